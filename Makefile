@@ -1,0 +1,58 @@
+# Each target sets up .venv when it is missing or older than pyproject.toml or constraints.txt.
+# `make install PYTHON=python3.12` chooses another interpreter for a new .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dreamloom-installed
+
+.PHONY: help install demo test check format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install   set up $(VENV) with DreamLoom and its development tools"
+	@echo "make demo      the whole journey on the embedded model, into runs/demo"
+	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
+	@echo "make check     formatting, lint and types"
+	@echo "make format    let ruff format and fix the code"
+	@echo "make clean     remove $(VENV) and caches; runs/ stays"
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "DreamLoom needs Python 3.11 or newer, and there is no '$(PYTHON)' here." >&2; \
+		echo "Install Python, or name it: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "DreamLoom needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name a newer one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "'$(PYTHON)' cannot make virtual environments." >&2; \
+		echo "On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The interpreter is an order-only prerequisite: its date says nothing about what is installed.
+# Torch goes first and alone, so that nothing else chooses a build of it.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,heic]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/dreamloom demo --out runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

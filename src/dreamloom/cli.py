@@ -1,0 +1,263 @@
+"""The command line: parse, call one function of the library, show what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from dreamloom.config import LoomConfig
+    from dreamloom.events import Observer
+    from dreamloom.runtime import Runtime
+
+# The libraries below us greet every import with advice that is not for our users.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+PATH = click.Path(path_type=Path)
+
+
+class Commands(click.Group):
+    """Shows what a user can mend as two plain lines, and the traceback only with --debug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn a known problem into its message and exit code."""
+        from dreamloom.errors import DreamLoomError  # noqa: PLC0415
+
+        try:
+            return super().invoke(ctx)
+        except DreamLoomError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.secho(f"Error: {error.problem}", fg="red", err=True)
+            if error.hint:
+                click.echo(error.hint, err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dreamloom")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
+    """Weave yourself into a diffusion model: teach, draw, measure, merge."""
+    ctx.obj = quiet or debug
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options by which every setting can be given."""
+    for option in (
+        click.option("--seed", type=int, help="Seed of every random draw."),
+        click.option("--device", help="auto, cpu, cuda, cuda:1 or mps."),
+        click.option("--config", "file", type=PATH, help="A TOML file of settings."),
+        click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting."),
+        click.option("--preset", default="standard", help="quick, standard or thorough."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True)
+@settings_options
+@click.pass_obj
+def demo(quiet: bool, out: Path, **given: Any) -> None:
+    """Run the whole journey on the embedded model: no GPU, no download."""
+    from dreamloom.demo import run_demo  # noqa: PLC0415
+
+    config = _settings(given)
+    with _watch(quiet) as observe:
+        report = run_demo(out, config, _runtime(config), observe)
+    click.echo(f"The report: {report}")
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@click.option("--resolution", default=1024, show_default=True, help="Side in pixels to train at.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def photos(folder: Path, resolution: int, as_json: bool) -> None:
+    """Check the photos in FOLDER: what is usable, what is not ideal, what to add."""
+    from dreamloom.photos import check_photos  # noqa: PLC0415
+
+    check = check_photos(folder, resolution)
+    click.echo(check.model_dump_json(indent=2) if as_json else check.as_text())
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@click.option("--subject", help='A rare word and the class noun, like "rraj person".')
+@click.option("--class-noun", help="What the subject is one of: person, dog, backpack.")
+@click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--prior", help="generated, base, none, or a folder of your own class images.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
+@settings_options
+@click.pass_obj
+def train(quiet: bool, folder: Path, out: Path, resume: bool, **given: Any) -> None:
+    """Teach a base model one subject from the photos in FOLDER."""
+    from dreamloom.journey import prepare_run, teach  # noqa: PLC0415
+
+    config = _settings(given)
+    with _watch(quiet) as observe:
+        run, model, config = prepare_run(out, config, _runtime(config), folder, resume)
+        teach(run, model, folder, config, observe)
+    click.echo(f"The adapter: {run.adapter}")
+    click.echo(f"Next: dreamloom generate --adapter {run.adapter} --pack seed-v1 --out {out}")
+
+
+@main.command()
+@click.option("--base", help="The base model; the adapter's own where it says so.")
+@click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help="May be repeated.")
+@click.option("--prompt", "prompts", multiple=True, help="May be repeated.")
+@click.option("--pack", help="A list of prompts: seed-v1, pixel-v1.")
+@click.option("--subject", help="The subject in prompts; the adapter's own where it says so.")
+@click.option("--scheduler", "schedulers", multiple=True, help="ddim, pndm, euler, dpm++ …")
+@click.option("--steps", multiple=True, type=int, help="Denoising steps; may be repeated.")
+@click.option("--seeds", type=int, help="Pictures of each prompt.")
+@click.option("--guidance", type=float, help="Classifier-free guidance.")
+@click.option("--floor", is_flag=True, help="Draw the same with the base model, to compare.")
+@click.option("--name", default="pictures", show_default=True, help="The set's name.")
+@click.option("--out", type=PATH, required=True, help="A run's folder, or a new one.")
+@settings_options
+@click.pass_obj
+def generate(quiet: bool, **given: Any) -> None:
+    """Draw prompts with adapters, seeds and schedulers."""
+    from dreamloom.journey import Wish, draw  # noqa: PLC0415
+
+    fields = ("adapters", "prompts", "pack", "subject", "floor", "name", "out")
+    wish = Wish(**{field: given.pop(field) for field in fields})
+    config = _settings(given)
+    with _watch(quiet) as observe:
+        folders = draw(wish, config, _runtime(config), observe)
+    for folder in folders:
+        click.echo(f"The pictures: {folder}")
+
+
+@main.command()
+@click.argument("images", type=PATH)
+@click.option("--photos", "photos_folder", type=PATH, required=True, help="The subject's photos.")
+@click.option("--floor", type=PATH, help="The base model's pictures of the same prompts and seeds.")
+@click.option("--subject", help='The subject\'s phrase in the prompts: "rraj person".')
+@click.option("--class-noun", help="What stands for it when prompts are scored.")
+@click.option("--json", "json_file", type=PATH, help="Write the scores there.")
+@settings_options
+@click.pass_obj
+def evaluate(quiet: bool, images: Path, json_file: Path | None, **given: Any) -> None:
+    """Score the pictures in IMAGES against the subject's photos."""
+    from dreamloom.journey import score  # noqa: PLC0415
+    from dreamloom.rundir import write_json  # noqa: PLC0415
+
+    photos_folder, floor = given.pop("photos_folder"), given.pop("floor")
+    config = _settings(given)
+    with _watch(quiet) as observe:
+        scorecard = score(images, photos_folder, config, floor, observe)
+    if json_file:
+        write_json(json_file, scorecard)
+    click.echo(scorecard.as_text())
+
+
+@main.command()
+@click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
+@click.option("-o", "--out", type=PATH, required=True, help="The merged .safetensors file.")
+@click.option("--method", default="sum", show_default=True, help="sum: the exact weighted sum.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.pass_obj
+def merge(quiet: bool, parts: tuple[str, ...], out: Path, method: str, overwrite: bool) -> None:
+    """Merge adapters into one file that can be loaded alone."""
+    from dreamloom.merge import merge_adapters, parse_part  # noqa: PLC0415
+
+    with _watch(quiet) as observe:
+        parsed = [parse_part(part) for part in parts]
+        merged = merge_adapters(parsed, out, method, overwrite, observe)
+    ranks = sorted(set(merged.ranks.values()))
+    click.echo(f"The merged adapter: {out} ({len(merged.layers)} layers, rank {ranks[-1]})")
+
+
+@main.command()
+@click.argument("file", type=PATH)
+def inspect(file: Path) -> None:
+    """Tell what an adapter file holds and how it was made."""
+    from dreamloom.adapters import describe_adapter  # noqa: PLC0415
+
+    click.echo(json.dumps(describe_adapter(file), indent=2))
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.pass_obj
+def report(quiet: bool, run: Path) -> None:
+    """Write RUN/report.html from the run's records."""
+    from dreamloom.report import write_report  # noqa: PLC0415
+
+    with _watch(quiet) as observe:
+        path = write_report(run, observe)
+    click.echo(f"The report: {path}")
+
+
+@main.command()
+def settings() -> None:
+    """List every setting with its default and its meaning."""
+    from dreamloom.config import describe_settings  # noqa: PLC0415
+
+    for name, default, description in describe_settings():
+        click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
+
+
+@main.group()
+def models() -> None:
+    """Find the models that DreamLoom uses."""
+
+
+@models.command("path")
+@click.argument("name")
+def models_path(name: str) -> None:
+    """Print the folder of an embedded model in diffusers' layout: picturebook."""
+    from dreamloom.errors import BaseModelError  # noqa: PLC0415
+    from dreamloom.picturebook import weights_folder  # noqa: PLC0415
+
+    if name != "picturebook":
+        raise BaseModelError(f"{name} is not embedded.", "The embedded model is picturebook.")
+    click.echo(weights_folder())
+
+
+def _settings(given: dict[str, Any]) -> LoomConfig:
+    """Put the command's options over the preset and the file."""
+    from dreamloom.config import load_config  # noqa: PLC0415
+
+    overrides = {
+        "seed": given.get("seed"),
+        "device": given.get("device"),
+        "base": given.get("base"),
+        "subject.phrase": given.get("subject"),
+        "subject.class_noun": given.get("class_noun"),
+        "generate.schedulers": given.get("schedulers") or None,
+        "generate.steps": given.get("steps") or None,
+        "generate.images_per_prompt": given.get("seeds"),
+        "generate.guidance": given.get("guidance"),
+    }
+    prior = given.get("prior")
+    if prior in {"generated", "base", "none"}:
+        overrides["priors.kind"] = prior
+    elif prior:
+        overrides |= {"priors.kind": "folder", "priors.folder": prior}
+    return load_config(given["preset"], given["file"], given["sets"], overrides)
+
+
+def _runtime(config: LoomConfig) -> Runtime:
+    from dreamloom.runtime import pick_runtime  # noqa: PLC0415
+
+    return pick_runtime(config.device, config.precision)
+
+
+def _watch(quiet: bool) -> AbstractContextManager[Observer]:
+    from dreamloom.console import watch  # noqa: PLC0415
+
+    return watch(quiet)

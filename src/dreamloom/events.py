@@ -1,0 +1,81 @@
+"""What happens during a run, as values: library code never prints, it tells an observer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage has begun its work."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageSkipped:
+    """A stage found its record with the same inputs, so nothing was done."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` units are finished; ``values`` are figures worth showing beside it."""
+
+    stage: str
+    task: str
+    done: int
+    total: int
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know; ``warning`` asks for attention."""
+
+    stage: str
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class LossLogged:
+    """The loss of one optimizer update; ``prior`` is None without class images."""
+
+    update: int
+    total: float
+    subject: float
+    prior: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage has written its record."""
+
+    stage: str
+    seconds: float
+    detail: str = ""
+
+
+Event: TypeAlias = StageStarted | StageSkipped | Progress | Note | LossLogged | StageDone
+Observer: TypeAlias = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Observe nothing: the default of every stage."""
+
+
+def tee(*observers: Observer) -> Observer:
+    """Tell several observers of each event, in order."""
+
+    def observe(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    return observe

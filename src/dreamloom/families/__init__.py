@@ -1,0 +1,34 @@
+"""The families of base models that DreamLoom can teach, and how one is found by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dreamloom.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from dreamloom.families.base import Family, Model
+    from dreamloom.runtime import Runtime
+
+
+def families() -> tuple[Family, ...]:
+    """Every family, in the order in which they are asked; a new family is one line here."""
+    from dreamloom.families.sdxl import SDXLFamily  # noqa: PLC0415  heavy: loads diffusers
+
+    return (SDXLFamily(),)
+
+
+def load_model(base: str, runtime: Runtime) -> Model:
+    """Load a base model with the first family that recognises its name.
+
+    Raises:
+        BaseModelError: If no family recognises it, or it cannot be found or read.
+    """
+    for family in families():
+        if family.recognises(base):
+            return family.load(base, runtime)
+    raise BaseModelError(
+        f"--base {base} is no base model that DreamLoom knows how to load.",
+        "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "
+        "or a .safetensors checkpoint.",
+    )

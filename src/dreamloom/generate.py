@@ -1,0 +1,198 @@
+"""Stage 4: prompts, seeds, schedulers and adapters in, pictures and their manifest out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamloom.adapters import read_adapter
+from dreamloom.config import GenerateConfig
+from dreamloom.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.families.base import Model, Sampler, Shot
+from dreamloom.pictures import (
+    MANIFEST,
+    ImageSet,
+    Picture,
+    WornAdapter,
+    read_image_set,
+    write_manifest,
+)
+from dreamloom.rundir import Record, RunDir, atomic_path, file_sha256, fingerprint
+from dreamloom.runtime import measure_effort
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw, and which kind of change it asks for."""
+
+    text: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Worn:
+    """An adapter file and the weight at which it is worn."""
+
+    path: Path
+    weight: float = 1.0
+
+
+def generate_images(
+    run: RunDir,
+    model: Model,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    worn: Sequence[Worn] = (),
+    name: str = "pictures",
+    observe: Observer = silent,
+) -> ImageSet:
+    """Draw every prompt with every seed, scheduler and number of steps into ``images/<name>``.
+
+    Two sets drawn with the same settings pair up picture by picture: same prompt, same seed,
+    same noise. An earlier set with the same inputs is kept.
+
+    Args:
+        run: Where the pictures and the record go.
+        model: A loaded base model.
+        prompts: One or more prompts.
+        config: Resolved settings: nothing is ``auto`` any more.
+        worn: Adapters to wear; none draws the base model.
+        name: The set's name: letters, digits, dash and underscore.
+        observe: Told of progress.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or belongs to another base model.
+        RunFolderError: If a finished set of that name was drawn otherwise.
+        ConfigError: If a scheduler or the set's name is not allowed, or there is no prompt.
+    """
+    _check(prompts, config, model, name)
+    stage = f"generate-{name}"
+    adapters = [read_adapter(part.path) for part in worn]
+    for part, adapter in zip(worn, adapters, strict=True):
+        _check_base(part.path, dict(adapter.metadata), model)
+    listed = tuple(
+        WornAdapter(file=part.path.name, sha256=file_sha256(part.path), weight=part.weight)
+        for part in worn
+    )
+    inputs = {
+        "base": model.identity.fingerprint,
+        "adapters": fingerprint([entry.model_dump() for entry in listed]),
+        "prompts": fingerprint(prompts),
+        "settings": fingerprint(config.model_dump(exclude={"batch"})),
+    }
+    folder = run.images / name
+    if run.finished(stage, inputs):
+        observe(StageSkipped(stage, "already drawn"))
+        return read_image_set(folder)
+    if (folder / MANIFEST).is_file() and run.read_record(stage):
+        raise RunFolderError(
+            f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
+            "Give this set another --name, or draw into another --out.",
+        )
+    plan = _plan(prompts, config)
+    observe(StageStarted(stage, f"{len(plan)} pictures"))
+    with measure_effort(model.runtime) as effort:
+        # What lies there is the beginning of a set that was never finished.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with model.wear(list(zip(adapters, [part.weight for part in worn], strict=True))):
+            _draw(model, plan, folder, config.batch, stage, observe)
+        images = ImageSet(
+            folder=folder,
+            base=model.identity.as_dict(),
+            adapters=listed,
+            resolution_px=model.advice.resolution_px,
+            pictures=tuple(plan),
+        )
+        manifest = write_manifest(images)
+    run.write_record(
+        Record(
+            stage=stage,
+            inputs=inputs,
+            settings=config.model_dump(mode="json"),
+            outputs=run.hash_outputs(manifest, *images.paths()),
+            results={"pictures": len(plan), "seconds_per_picture": effort.seconds / len(plan)},
+            base=model.identity.as_dict(),
+            seed=config.first_seed,
+            runtime=model.runtime.name,
+            seconds=effort.seconds,
+            peak_mib=effort.peak_mib,
+        )
+    )
+    observe(StageDone(stage, effort.seconds, str(folder)))
+    return images
+
+
+def _check(
+    prompts: Sequence[Prompt], config: GenerateConfig, model: Model, name: str
+) -> None:
+    if not prompts:
+        raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
+    unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
+    if unknown:
+        raise ConfigError(
+            f"There is no scheduler {unknown[0]!r}.",
+            f"Choose from: {', '.join(model.schedulers)}.",
+        )
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ConfigError(
+            f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
+        )
+
+
+def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:
+    made_for = metadata.get("dreamloom.base_fingerprint")
+    if made_for and made_for != model.identity.fingerprint:
+        raise AdapterError(
+            f"{path} was made for the base model {metadata.get('dreamloom.base', 'of another kind')}"
+            f", not for {model.identity.name} as it is here.",
+            "Name that base model with --base, or train the adapter again.",
+        )
+
+
+def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
+    seeds = range(config.first_seed, config.first_seed + config.images_per_prompt)
+    grid = itertools.product(config.schedulers, config.steps, prompts, seeds)
+    return [
+        Picture(
+            file=f"{index:04d}.png",
+            prompt=prompt.text,
+            category=prompt.category,
+            seed=seed,
+            scheduler=scheduler,
+            steps=steps,
+            guidance=float(config.guidance),
+        )
+        for index, (scheduler, steps, prompt, seed) in enumerate(grid)
+    ]
+
+
+def _draw(
+    model: Model,
+    plan: Sequence[Picture],
+    folder: Path,
+    batch: int,
+    stage: str,
+    observe: Observer,
+) -> None:
+    done = 0
+    observe(Progress(stage, "drawing", 0, len(plan)))
+    for sampler, group in itertools.groupby(plan, key=_sampler):
+        pictures = list(group)
+        for start in range(0, len(pictures), batch):
+            some = pictures[start : start + batch]
+            shots = [Shot(picture.prompt, picture.seed) for picture in some]
+            for picture, image in zip(some, model.sample(shots, sampler, batch=batch), strict=True):
+                with atomic_path(folder / picture.file) as temporary:
+                    image.save(temporary)
+            done += len(some)
+            observe(Progress(stage, "drawing", done, len(plan)))
+
+
+def _sampler(picture: Picture) -> Sampler:
+    return Sampler(picture.scheduler, picture.steps, picture.guidance)

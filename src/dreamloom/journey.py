@@ -1,0 +1,272 @@
+"""The stages in order: start reading here.
+
+photos → priors → train → generate → evaluate → report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dreamloom.adapters import read_adapter
+from dreamloom.config import LoomConfig, load_config, to_toml
+from dreamloom.errors import ConfigError, RunFolderError
+from dreamloom.evaluate import Scorecard, evaluate_images, read_pictures
+from dreamloom.events import Observer, silent, tee
+from dreamloom.families import load_model
+from dreamloom.families.base import Model
+from dreamloom.generate import Prompt, Worn, generate_images
+from dreamloom.merge import parse_part
+from dreamloom.photos import check_photos, load_class_images, load_photos
+from dreamloom.pictures import PriorSet
+from dreamloom.priors import make_priors
+from dreamloom.prompts import PACKS
+from dreamloom.rundir import Record, RunDir, write_text
+from dreamloom.runtime import Runtime
+from dreamloom.train import train_adapter
+
+# Pictures of unknown size are compared with photos of this size.
+PHOTO_SIDE_PX = 512
+# What may change between two commands on one run without making it another run.
+_FREE = ("device", "preset", "generate.", "evaluate.", "train.checkpoint_every", "train.save_memory")
+
+
+def settle(config: LoomConfig, model: Model) -> LoomConfig:
+    """Replace every ``auto`` by what suits the base model, and check names that it must know.
+
+    Raises:
+        ConfigError: If a scheduler is unknown to the base model's family.
+    """
+    for name in (config.priors.scheduler, *config.generate.schedulers):
+        if name not in model.schedulers:
+            raise ConfigError(
+                f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
+            )
+    return config.resolve(vars(model.advice))
+
+
+def open_run(out: Path, config: LoomConfig) -> RunDir:
+    """Claim a run's folder and write its settings, or go on with a run of the same settings.
+
+    Raises:
+        RunFolderError: If the folder holds other files, or a run whose settings differ.
+    """
+    run = RunDir(out)
+    run.claim()
+    if run.settings_file.is_file():
+        differing = name_differences(load_config(file=run.settings_file), config)
+        if differing:
+            raise RunFolderError(
+                f"{out} already holds another run: {'; '.join(differing[:4])}.",
+                "Name another --out, or give the same settings to go on with that run.",
+            )
+        return run
+    write_text(run.settings_file, to_toml(config))
+    return run
+
+
+def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
+    """Name the settings that make two runs different, with both values."""
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"{name} is {before[name]!r} there and {after[name]!r} here"
+        for name in after
+        if before.get(name) != after[name] and not name.startswith(_FREE)
+    ]
+
+
+def _flatten(config: LoomConfig) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump().items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def prepare_run(
+    out: Path, config: LoomConfig, runtime: Runtime, photos_folder: Path, resume: bool = False
+) -> tuple[RunDir, Model, LoomConfig]:
+    """Check everything that can be checked, load the base model, and only then make the folder.
+
+    Args:
+        out: The run's folder: new, empty, or a run with the same photos and settings.
+        config: Settings as given.
+        runtime: Where to compute.
+        photos_folder: The photos; all of them are read once here.
+        resume: Whether ``out`` must be a run already; its own settings are then taken.
+
+    Returns:
+        The claimed run, the model, and the settings without any ``auto``.
+
+    Raises:
+        PhotoError: If a photo cannot be read or there is none.
+        RunFolderError: If ``out`` holds something else, or is no run although ``resume`` is asked.
+        BaseModelError: If the base model cannot be found or read.
+    """
+    run = RunDir(out)
+    if resume:
+        if not run.settings_file.is_file():
+            raise RunFolderError(
+                f"There is no run in {out} to go on with.", "Leave out --resume to start one."
+            )
+        config = load_config(file=run.settings_file)
+    run.refuse_strangers()
+    check_photos(photos_folder, 1)
+    model = load_model(config.base, runtime)
+    config = settle(config, model)
+    return open_run(out, config), model, config
+
+
+def teach(
+    run: RunDir, model: Model, photos_folder: Path, config: LoomConfig, observe: Observer = silent
+) -> Record:
+    """Go from a folder of photos to an adapter: photos, class images, training."""
+    observe = tee(observe, run.observer())
+    photos = load_photos(photos_folder, run, _resolution(config), observe)
+    priors = find_priors(run, model, config, observe)
+    return train_adapter(run, model, photos, priors, config, observe)
+
+
+def find_priors(
+    run: RunDir, model: Model, config: LoomConfig, observe: Observer = silent
+) -> PriorSet | None:
+    """Draw, read or do without class images, as ``priors.kind`` says."""
+    if config.priors.kind == "generated":
+        return make_priors(
+            run,
+            model,
+            config.class_prompt(),
+            config.priors,
+            config.seed,
+            _resolution(config),
+            observe,
+        )
+    if config.priors.kind == "folder":
+        if not config.priors.folder:
+            raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
+        return load_class_images(
+            Path(config.priors.folder), run, _resolution(config), config.class_prompt(), observe
+        )
+    return None
+
+
+def _resolution(config: LoomConfig) -> int:
+    if config.photos.resolution_px == "auto":
+        raise ValueError("settings must be resolved first")
+    return config.photos.resolution_px
+
+
+def pack_prompts(pack: str, subject: str) -> list[Prompt]:
+    """Fill a prompt pack with the subject's phrase.
+
+    Raises:
+        ConfigError: If there is no pack of that name.
+    """
+    if pack not in PACKS:
+        raise ConfigError(f"There is no prompt pack {pack!r}.", f"Choose from: {', '.join(PACKS)}.")
+    return [Prompt(p.text.format(subject=subject), p.category) for p in PACKS[pack]]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user wants drawn.
+
+    Args:
+        adapters: ``FILE`` or ``FILE:WEIGHT``.
+        prompts: Texts; {subject} stands for the subject's phrase.
+        pack: The name of a prompt pack, or None.
+        subject: The phrase; None takes what the first adapter says of itself.
+        floor: Whether the base model draws the same, too.
+        name: The set's name.
+        out: A run's folder, or a new one.
+    """
+
+    adapters: tuple[str, ...]
+    prompts: tuple[str, ...]
+    pack: str | None
+    subject: str | None
+    floor: bool
+    name: str
+    out: Path
+
+
+def draw(
+    wish: Wish, config: LoomConfig, runtime: Runtime, observe: Observer = silent
+) -> list[Path]:
+    """Draw what is wished into ``out/images``; return the folders of the sets.
+
+    The base model is the one that the adapters were made for, unless the settings name another.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or was made for another base.
+        ConfigError: If nothing is to be drawn, or a name is unknown.
+        RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
+    """
+    parts = [parse_part(text) for text in wish.adapters]
+    stories = [read_adapter(part.path).metadata for part in parts]
+    subject = wish.subject or next(
+        (story["dreamloom.subject"] for story in stories if "dreamloom.subject" in story), None
+    )
+    prompts = [*_fill(wish.prompts, subject)]
+    if wish.pack:
+        prompts += pack_prompts(wish.pack, subject or config.subject.phrase)
+    if not prompts:
+        raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")
+    run = RunDir(wish.out)
+    run.refuse_strangers()
+    model = load_model(_choose_base(config, stories), runtime)
+    config = settle(config, model)
+    run.claim()
+    observe = tee(observe, run.observer())
+    worn = [Worn(part.path, part.weight) for part in parts]
+    sets = [generate_images(run, model, prompts, config.generate, worn, wish.name, observe)]
+    if wish.floor and worn:
+        name = f"{wish.name}_base"
+        sets.append(generate_images(run, model, prompts, config.generate, (), name, observe))
+    return [images.folder for images in sets]
+
+
+def _fill(texts: Sequence[str], subject: str | None) -> list[Prompt]:
+    if subject is None and any("{subject}" in text for text in texts):
+        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
+    return [Prompt(text.replace("{subject}", subject or "")) for text in texts]
+
+
+def _choose_base(config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> str:
+    """The base that was asked for, or else the one that the adapters name."""
+    told = [story["dreamloom.base"] for story in stories if "dreamloom.base" in story]
+    if "base" in config.model_fields_set or not told:
+        return config.base
+    return told[0]
+
+
+def score(
+    images: Path,
+    photos_folder: Path,
+    config: LoomConfig,
+    floor: Path | None = None,
+    observe: Observer = silent,
+) -> Scorecard:
+    """Score a folder of pictures against a folder of photos; nothing is written.
+
+    Raises:
+        EvaluationError: If a folder holds no picture.
+        PhotoError: If a photo cannot be read or there is none.
+    """
+    pictures = read_pictures(images)
+    with TemporaryDirectory() as folder:
+        side = pictures.resolution_px or PHOTO_SIDE_PX
+        photos = load_photos(photos_folder, RunDir(folder), side, observe)
+        return evaluate_images(
+            pictures,
+            photos,
+            floor=read_pictures(floor) if floor else None,
+            config=config.evaluate,
+            subject=config.subject,
+            device=config.device,
+            observe=observe,
+        )

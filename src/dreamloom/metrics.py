@@ -1,0 +1,185 @@
+"""What the scores are: pure functions over features of pictures, photos and prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score: what it asks, and which encoder answers.
+
+    Args:
+        name: Its name in records.
+        encoder: Which encoder's features it reads.
+        kind: Pictures against photos, pictures against prompts, or pictures among themselves.
+        question: What it answers, for pages and help.
+    """
+
+    name: str
+    encoder: Literal["identity", "clip", "dino"]
+    kind: Literal["subject", "prompt", "variety"]
+    question: str
+
+
+MEASURES = (
+    Measure("identity", "identity", "subject", "Is it the same subject?"),
+    Measure("clip_i", "clip", "subject", "Do the pictures look like the photos?"),
+    Measure("dino", "dino", "subject", "Do the pictures resemble the photos in detail?"),
+    Measure("clip_t", "clip", "prompt", "Do the pictures show what their prompts say?"),
+    Measure("variety", "clip", "variety", "Do pictures of one prompt differ?"),
+)
+"""Every score, in the order in which they are shown."""
+
+
+def cosines(
+    left: Float[Tensor, "left features"], right: Float[Tensor, "right features"]
+) -> Float[Tensor, "left right"]:
+    """Compare each row with each: the cosine of the angle between them, in double precision.
+
+    Raises:
+        ValueError: If a row is all zeros (it has no direction) or not finite.
+
+    Example:
+        >>> cosines(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+        tensor([[0., 1.]], dtype=torch.float64)
+    """
+    return _unit(left) @ _unit(right).T
+
+
+def subject_fidelity(
+    *, generated: Float[Tensor, "images features"], photos: Float[Tensor, "photos features"]
+) -> Float[Tensor, "images photos"]:
+    """Score how much each picture looks like the subject in each photo.
+
+    The cosine similarity of features; the score of a picture is the mean of its row. It rewards
+    copies: read it beside `variety`, which a copy cannot raise, and beside the ceiling.
+
+    Returns:
+        One value per picture and photo, in [-1, 1]; 1 means the same direction. Compare it only
+        with a floor and a ceiling from the same encoder, never with another encoder's.
+
+    Raises:
+        ValueError: If there is no picture or no photo, or a row is all zeros or not finite.
+
+    Source:
+        Ruiz et al., DreamBooth (arXiv:2208.12242), section 4.2, for DINO and CLIP-I.
+
+    Example:
+        >>> photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> subject_fidelity(generated=torch.tensor([[2.0, 0.0]]), photos=photos).mean(dim=1)
+        tensor([0.5000], dtype=torch.float64)
+    """
+    if len(generated) == 0 or len(photos) == 0:
+        raise ValueError(
+            f"there must be pictures and photos, got {len(generated)} and {len(photos)}"
+        )
+    return cosines(generated, photos)
+
+
+def photo_ceiling(photos: Float[Tensor, "photos features"]) -> Float[Tensor, " photos"]:
+    """Score each photo against the others: as like the subject as the subject itself.
+
+    A photo is never compared with itself; the self-pairs would lift the ceiling by (1 - c)/n.
+
+    Returns:
+        One value per photo, in [-1, 1]; their mean is the ceiling of `subject_fidelity`. Several
+        photos of one moment make it too high.
+
+    Raises:
+        ValueError: If there are fewer than two photos, or a row is all zeros or not finite.
+
+    Example:
+        >>> photo_ceiling(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+    if len(photos) < 2:
+        raise ValueError(f"a ceiling needs two photos or more, got {len(photos)}")
+    similar = cosines(photos, photos)
+    return (similar.sum(dim=1) - similar.diagonal()) / (len(photos) - 1)
+
+
+def prompt_fidelity(
+    *, generated: Float[Tensor, "images features"], prompts: Float[Tensor, "images features"]
+) -> Float[Tensor, " images"]:
+    """Score how much each picture shows what its own prompt says.
+
+    The cosine similarity of a picture's CLIP features with its prompt's: not times 100, not
+    cut off at 0.
+
+    Returns:
+        One value per picture, in [-1, 1]. Real encoders stay between about 0.15 (unrelated) and
+        0.35 (a good match), so differences of 0.05 are large.
+
+    Raises:
+        ValueError: If there is no picture, or a row is all zeros or not finite.
+
+    Source:
+        Ruiz et al., DreamBooth (arXiv:2208.12242), section 4.2 (CLIP-T).
+
+    Example:
+        >>> prompt_fidelity(
+        ...     generated=torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
+        ...     prompts=torch.tensor([[5.0, 0.0], [0.0, 1.0]]),
+        ... )
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    if len(generated) == 0:
+        raise ValueError("there must be at least one picture")
+    return (_unit(generated) * _unit(prompts)).sum(dim=1)
+
+
+def differences(features: Float[Tensor, "images features"]) -> Float[Tensor, "images images"]:
+    """Give 1 - cosine for every pair of pictures, in [0, 2]; 0 is the same direction.
+
+    Example:
+        >>> differences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))[0, 1].item()
+        1.0
+    """
+    return 1.0 - cosines(features, features)
+
+
+def variety(
+    features: Float[Tensor, "images features"],
+    together: Bool[Tensor, "images images"] | None = None,
+) -> Float[Tensor, ""]:
+    """Score how much pictures differ among themselves.
+
+    The mean of 1 - cosine over pairs of different pictures. Copies of a photo lower it; noise
+    raises it, so that more is not always better.
+
+    Args:
+        features: One row per picture.
+        together: Which pairs count, such as those of one prompt; None counts all.
+
+    Returns:
+        A number in [0, 2]; 0 means that all pictures have the same features.
+
+    Raises:
+        ValueError: If no pair counts, or a row is all zeros or not finite.
+
+    Example:
+        >>> variety(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        tensor(0.6667, dtype=torch.float64)
+    """
+    different = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    if together is not None:
+        different = different & together
+    if not different.any():
+        raise ValueError("variety needs at least two pictures that may be compared")
+    return differences(features)[different].mean()
+
+
+def _unit(features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
+    features = features.double()
+    if not torch.isfinite(features).all():
+        raise ValueError("features must be finite, but some are not a number or infinite")
+    lengths = features.norm(dim=1, keepdim=True)
+    if (lengths == 0).any():
+        raise ValueError("a row of features is all zeros, so it has no direction")
+    return features / lengths

@@ -1,0 +1,124 @@
+"""Training the autoencoder: pictures to latents and back."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamloom.picturebook.dataset import PICTURE_PX, PictureStore, to_signed
+from dreamloom.picturebook.models import LATENT_CHANNELS, build_autoencoder
+from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
+
+_CROP_PX = 64
+_BATCH = 12
+_WHOLE_PICTURE_BATCH = 6
+_WHOLE_PICTURE_SHARE = 0.1
+_GRADIENT_WEIGHT = 0.5
+_KL_WEIGHT = 1e-4
+_LOG_EVERY = 100
+
+logger = logging.getLogger(__name__)
+
+
+def reconstruction_loss(
+    redrawn: Float[Tensor, "n 3 h w"], pictures: Float[Tensor, "n 3 h w"]
+) -> Float[Tensor, ""]:
+    """Compare pixels and the steps between neighbouring pixels, so that edges stay sharp."""
+    across = (redrawn.diff(dim=-1) - pictures.diff(dim=-1)).abs().mean()
+    down = (redrawn.diff(dim=-2) - pictures.diff(dim=-2)).abs().mean()
+    return (redrawn - pictures).abs().mean() + _GRADIENT_WEIGHT * (across + down)
+
+
+def train_autoencoder(
+    work: Path, store: PictureStore, updates: int, device: torch.device
+) -> AutoencoderKL:
+    """Train on crops, for it is convolutional and updates matter more than pixels.
+
+    The last tenth is trained on whole pictures, whose borders the crops never show.
+
+    Returns:
+        The autoencoder with averaged weights and latents of zero mean and unit spread.
+    """
+    torch.manual_seed(0)
+    model = build_autoencoder().to(device)
+    run = Run("autoencoder", work, list(model.parameters()), Schedule(2e-3, updates), 1e-4)
+    bf16 = bf16_is_faster(device)
+    losses: list[float] = []
+    start, started_at = time.monotonic(), run.updates_done
+    while not run.finished:
+        pictures, noise = _batch(store, run.updates_done, updates)
+        pictures, noise = pictures.to(device), noise.to(device)
+        with autocast(device, bf16):
+            posterior = model.quant_conv(model.encoder(pictures)).float()
+            mean, log_variance = posterior.chunk(2, dim=1)
+            log_variance = log_variance.clamp(-20, 10)
+            latents = mean + noise * torch.exp(0.5 * log_variance)
+            redrawn = model.decoder(model.post_quant_conv(latents)).float()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = reconstruction_loss(redrawn, pictures)
+        run.step(loss + _KL_WEIGHT * kl)
+        losses.append(loss.item())
+        if run.updates_done % _LOG_EVERY == 0:
+            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
+            recent = float(np.mean(losses[-_LOG_EVERY:]))
+            logger.info("autoencoder %d/%d loss %.4f kl %.2f, %.3f s an update",
+                        run.updates_done, updates, recent, kl.item(), seconds)
+    run.average.swap(run.parameters)
+    model.eval()
+    fold_latent_statistics(model, encode_means(model, store, np.arange(0, len(store), 29)[:512]))
+    return model
+
+
+@torch.no_grad()
+def encode_means(
+    model: AutoencoderKL, store: PictureStore, indices: np.ndarray
+) -> Float[Tensor, "n c h w"]:
+    """Encode pictures to the means of their latents, unscaled."""
+    device = next(model.parameters()).device
+    return torch.cat([
+        model.encode(to_signed(store.pixels(part)).to(device)).latent_dist.mean.cpu()
+        for part in np.array_split(indices, max(1, len(indices) // 32))
+    ])
+
+
+@torch.no_grad()
+def fold_latent_statistics(model: AutoencoderKL, means: Float[Tensor, "n c h w"]) -> None:
+    """Give each latent channel zero mean and unit spread, without changing what is decoded.
+
+    Channels come out of training with spreads that differ by a factor of two, which the denoiser
+    would have to learn. The two 1x1 convolutions around the latents absorb the change exactly, so
+    the scaling factor is 1 and nobody who loads the model needs to know.
+    """
+    shift, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    shift, spread = shift.to(model.device), spread.to(model.device)
+    before, after = model.quant_conv, model.post_quant_conv
+    n = LATENT_CHANNELS
+    before.weight[:n] /= spread[:, None, None, None]
+    before.bias[:n] = (before.bias[:n] - shift) / spread
+    before.bias[n:] -= 2 * spread.log()
+    after.bias += after.weight[:, :, 0, 0] @ shift
+    after.weight *= spread[None, :, None, None]
+    model.register_to_config(scaling_factor=1.0)
+
+
+def _batch(
+    store: PictureStore, update: int, updates: int
+) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n c hl wl"]]:
+    """Take one update's pictures, and the noise for their latents."""
+    rng, torch_rng = seeded("autoencoder", update)
+    whole = update >= updates * (1 - _WHOLE_PICTURE_SHARE)
+    n = _WHOLE_PICTURE_BATCH if whole else _BATCH
+    pixels = store.pixels(np.sort(rng.integers(0, len(store), n)))
+    size = PICTURE_PX if whole else _CROP_PX
+    tops, lefts = rng.integers(0, PICTURE_PX - size + 1, (2, n))
+    cuts = [p[:, t : t + size, l : l + size] for p, t, l in zip(pixels, tops, lefts, strict=True)]
+    pictures = to_signed(torch.stack(cuts))
+    if rng.random() < 0.5:
+        pictures = pictures.flip(-1)
+    noise = torch.randn((n, LATENT_CHANNELS, size // 8, size // 8), generator=torch_rng)
+    return pictures, noise

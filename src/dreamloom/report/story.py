@@ -1,0 +1,331 @@
+"""Everything that the page tells, read from the folder as it lies there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dreamloom.config import LoomConfig, load_config
+from dreamloom.errors import DreamLoomError, RunFolderError
+from dreamloom.pictures import (
+    MANIFEST,
+    ImageSet,
+    PhotoSet,
+    PriorSet,
+    read_image_set,
+    read_photo_set,
+    read_prior_set,
+)
+from dreamloom.report.verdicts import LABELS, Figure, read_figure
+from dreamloom.rundir import Record, RunDir
+
+TABLE = "table"
+"""Sets whose names begin so fill the table of schedulers and steps."""
+
+_NAMES = {
+    "base": "base model",
+    "without_prior": "without prior",
+    "with_prior": "with prior",
+    "base_merged": "base model, merge prompt",
+    "style": "style alone",
+    "merged": "merge",
+}
+"""The demo's names, in the order of its story."""
+
+T = TypeVar("T")
+
+
+def label_set(name: str) -> str:
+    """The name of an image set or a run as a reader meets it."""
+    return _NAMES.get(name) or name.replace("_", " ")
+
+
+def order_of(name: str) -> tuple[int, str]:
+    """Sort key: the demo's own names first."""
+    known = list(_NAMES)
+    return (known.index(name) if name in known else len(known), name)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The losses of one training."""
+
+    updates: list[int]
+    lines: dict[str, list[float | None]]
+    """total, subject and, where there were class images, prior."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run's or a demo's folder, read."""
+
+    folder: Path
+    runs: dict[str, RunDir]
+    """The runs by name; the folder itself, where it is a run, has the name ''."""
+    summary: dict[str, Any]
+    photos: dict[str, PhotoSet]
+    """Photos by run: a demo keeps the subject's beside its runs, and a style has its own."""
+    priors: dict[str, PriorSet]
+    sets: dict[str, ImageSet]
+    cards: dict[str, dict[str, Any]]
+    """Scorecards by image set, as the evaluation wrote them."""
+    records: list[tuple[str, Record]]
+    """Each record with the name of its run."""
+    config: LoomConfig | None
+    """Settings of the first run that has readable ones."""
+    events: dict[str, list[dict[str, Any]]]
+    """What was logged, by run."""
+    damage: list[str]
+    """What could not be read, each in one sentence."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the folder is one run, not a demo."""
+        return not self.summary
+
+    @property
+    def subject(self) -> str:
+        """The subject as prompts name it."""
+        known = self.config.subject.phrase if self.config else "A run"
+        return str(self.summary.get("subject") or known)
+
+    @property
+    def class_noun(self) -> str:
+        """What the subject is one of."""
+        known = self.config.subject.class_noun if self.config else "subject"
+        return str(self.summary.get("class_noun") or known)
+
+    @property
+    def base(self) -> str:
+        """The base model's name; empty if nothing tells it."""
+        named = [r.base["name"] for _, r in self.records if "name" in r.base]
+        named += [s.base["name"] for s in self.sets.values() if "name" in s.base]
+        return named[0] if named else (self.config.base if self.config else "")
+
+    def scores(self) -> dict[str, dict[str, Figure]]:
+        """Scores by image set and name, over all prompts.
+
+        They come from the scorecards; a set without one takes what the summary says of it.
+        """
+        found = self.summary_scores()
+        for name, card in self.cards.items():
+            if not name.startswith(TABLE):
+                found[name] = read_scores(card)
+        return {name: found[name] for name in sorted(found, key=order_of) if found[name]}
+
+    def summary_scores(self) -> dict[str, dict[str, Figure]]:
+        """Scores by image set and name as the summary has them, often of one prompt only."""
+        found = {
+            name: {key: read_figure(value) for key, value in part.items() if _is_score(value)}
+            for name, part in self.summary.items()
+            if isinstance(part, dict)
+        }
+        return {name: scores for name, scores in found.items() if scores}
+
+    def losses(self) -> dict[str, Loss]:
+        """The losses of each run that logged any; an update taken again counts once, the last."""
+        found = {}
+        for name, events in self.events.items():
+            # A demo's own log repeats what its runs logged.
+            if not name and len(self.events) > 1:
+                continue
+            logged = {
+                int(event["update"]): event
+                for event in events
+                if event.get("event") == "LossLogged" and isinstance(event.get("update"), int)
+            }
+            updates = sorted(logged)
+            lines = {
+                part: [_float(logged[update].get(part)) for update in updates]
+                for part in ("total", "subject", "prior")
+            }
+            lines = {
+                part: values
+                for part, values in lines.items()
+                if any(value is not None for value in values)
+            }
+            if lines:
+                found[name] = Loss(updates, lines)
+        return found
+
+    def logged_warnings(self) -> list[str]:
+        """Notes that asked for attention while the runs went on, each once."""
+        texts: dict[str, str] = {}
+        for name, events in reversed(self.events.items()):
+            for event in events:
+                if event.get("event") == "Note" and event.get("warning") and event.get("text"):
+                    texts.setdefault(str(event["text"]), name)
+        return [f"{label_set(name)}: {text}" if name else text for text, name in texts.items()]
+
+
+def read_scores(group: object) -> dict[str, Figure]:
+    """Read the scores of a scorecard, or of one of its groups, in the usual order."""
+    scores = group.get("scores") if isinstance(group, dict) else None
+    found = scores if isinstance(scores, dict) else {}
+    known = [*LABELS, *(name for name in found if name not in LABELS)]
+    return {name: read_figure(found[name]) for name in known if name in found}
+
+
+def read_groups(card: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Read the groups of a scorecard: by_category, by_prompt or by_cell; none if it has none."""
+    groups = card.get(kind)
+    found = groups if isinstance(groups, list) else []
+    return [group for group in found if isinstance(group, dict)]
+
+
+def read_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Read each picture's own scores, by its file."""
+    pictures = card.get("pictures")
+    found = pictures if isinstance(pictures, list) else []
+    return {
+        str(entry["file"]): {
+            name: value for name in LABELS if (value := _float(entry.get(name))) is not None
+        }
+        for entry in found
+        if isinstance(entry, dict) and "file" in entry
+    }
+
+
+def texts_of(card: Mapping[str, Any], kind: str) -> list[str]:
+    """Read the sentences of a scorecard: alarms, warning or notes."""
+    told = card.get(kind)
+    return [str(text) for text in (told if isinstance(told, list) else [told]) if text]
+
+
+def read_story(folder: Path) -> Story:
+    """Read a run's or a demo's folder; what is damaged is named, and the rest still read.
+
+    Raises:
+        RunFolderError: If there is no such folder, or it is neither a run nor a demo.
+    """
+    if not folder.is_dir():
+        raise RunFolderError(f"There is no folder {folder}.", "Name the folder of a run.")
+    here, damage = RunDir(folder), list[str]()
+    summary_file = folder / "summary.json"
+    if not summary_file.is_file() and not here.is_run():
+        raise RunFolderError(
+            f"{folder} is neither a run of DreamLoom nor a folder with a summary.json.",
+            "Name the folder that was given with --out.",
+        )
+    inside = sorted(folder.iterdir(), key=lambda path: order_of(path.name))
+    runs = {path.name: RunDir(path) for path in inside if path.is_dir() and RunDir(path).is_run()}
+    places = {"": here, **(runs if summary_file.is_file() else {})}
+    return Story(
+        folder=folder,
+        runs={name: run for name, run in places.items() if run.is_run()},
+        summary=_read_json(summary_file, damage),
+        photos=_read_lists(read_photo_set, "photos", places, damage),
+        priors=_read_lists(read_prior_set, "priors", places, damage),
+        sets=_read_sets(places, damage),
+        cards=_read_cards(places, damage),
+        records=[(name, one) for name, run in places.items() for one in _records(run, damage)],
+        config=_first(_try_config(run, damage) for run in places.values()),
+        events={name: _events(run) for name, run in places.items()},
+        damage=damage,
+    )
+
+
+def _first(found: Iterable[T | None]) -> T | None:
+    return next((one for one in found if one is not None), None)
+
+
+def _try(read: Callable[[Path], T], folder: Path, damage: list[str]) -> T | None:
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        return read(folder)
+    except (DreamLoomError, ValueError):
+        damage.append(f"The list of pictures in {folder.parent.name}/{folder.name} is damaged.")
+        return None
+
+
+def _read_lists(
+    read: Callable[[Path], T], kind: str, places: Mapping[str, RunDir], damage: list[str]
+) -> dict[str, T]:
+    found = {}
+    for name, run in places.items():
+        listed = _try(read, run.path / kind, damage)
+        if listed is not None:
+            found[name] = listed
+    return found
+
+
+def _try_config(run: RunDir, damage: list[str]) -> LoomConfig | None:
+    if not run.settings_file.is_file():
+        return None
+    try:
+        return load_config(file=run.settings_file)
+    except DreamLoomError:
+        damage.append(f"The settings in {run.path.name}/loom.toml cannot be read.")
+        return None
+
+
+def _read_sets(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, ImageSet]:
+    sets = {}
+    for name, run in places.items():
+        folders = [path.parent for path in run.images.glob(f"*/{MANIFEST}")]
+        for folder in sorted(folders, key=lambda path: order_of(path.name)):
+            images = _try(read_image_set, folder, damage)
+            if images is not None:
+                sets[f"{name}/{folder.name}" if name else folder.name] = images
+    return sets
+
+
+def _read_cards(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, dict[str, Any]]:
+    cards = {}
+    for name, run in places.items():
+        for set_name, card in _read_json(run.scores, damage).items():
+            if isinstance(card, dict):
+                cards[f"{name}/{set_name}" if name else set_name] = card
+    return cards
+
+
+def _records(run: RunDir, damage: list[str]) -> Iterator[Record]:
+    for path in sorted(run.records.glob("*.json")):
+        record = run.read_record(path.stem)
+        if record is None:
+            damage.append(f"The record {path.name} of {run.path.name} is damaged.")
+        else:
+            yield record
+
+
+def _events(run: RunDir) -> list[dict[str, Any]]:
+    """Read what was logged; a line that was cut off when the run stopped is passed over."""
+    if not run.events_file.is_file():
+        return []
+    events = []
+    for line in run.events_file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events
+
+
+def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        data = None
+    if not isinstance(data, dict):
+        damage.append(f"{path.name} cannot be read.")
+        return {}
+    return data
+
+
+def _float(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, dict) and "value" in value

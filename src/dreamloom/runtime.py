@@ -1,0 +1,118 @@
+"""Where and how precisely to compute, and which dice to throw."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dreamloom.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and the precision of the frozen base model on it; adapters are always float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """The device and precision in words, for records: ``cpu fp32``."""
+        precision = next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} {precision}"
+        return f"{self.device.type} {precision}"
+
+
+def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime:
+    """Choose where to compute: a CUDA GPU if there is one, else Apple's, else the processor.
+
+    ``auto`` precision is bf16 on GPUs that compute in it, fp16 on older ones and fp32 elsewhere.
+
+    Raises:
+        ConfigError: If the asked device is unknown or not present on this machine.
+    """
+    if device == "auto":
+        device = "cpu"
+        if torch.cuda.is_available():
+            device = "cuda"
+        elif torch.backends.mps.is_available():
+            device = "mps"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--device {device} is not a device's name.", "Use auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {device} was asked for, but no CUDA GPU is visible here.",
+            "Use --device cpu, or install a CUDA build of torch and a driver.",
+        )
+    if precision == "auto":
+        precision = "fp32"
+        if chosen.type == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if chosen.type == "cpu":
+        # Values below 1e-38 slow CPU kernels tenfold and carry no information here.
+        torch.set_flush_denormal(True)
+    return Runtime(chosen, _DTYPES[precision])
+
+
+def seed_for(seed: int, purpose: str, *indices: int) -> int:
+    """Derive the seed of one random draw from the run's seed, its purpose and its place.
+
+    Returns:
+        A number in [0, 2**63). Distinct arguments give unrelated seeds, so a resumed run throws
+        the same dice as an uninterrupted one, whatever was drawn before.
+    """
+    text = ":".join([str(seed), purpose, *map(str, indices)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator_for(seed: int, purpose: str, *indices: int) -> torch.Generator:
+    """Make the CPU generator of one random draw; see `seed_for`."""
+    return torch.Generator("cpu").manual_seed(seed_for(seed, purpose, *indices))
+
+
+@dataclass
+class Effort:
+    """What a piece of work cost."""
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+@contextmanager
+def measure_effort(runtime: Runtime | None = None) -> Iterator[Effort]:
+    """Measure seconds and peak memory of a block.
+
+    Peak memory is the GPU's allocated memory within the block; without a GPU it is the largest
+    memory that this process has ever held, which a later and smaller block cannot lower.
+    """
+    effort = Effort()
+    on_gpu = runtime is not None and runtime.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    try:
+        yield effort
+    finally:
+        effort.seconds = time.perf_counter() - start
+        if on_gpu:
+            effort.peak_mib = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            effort.peak_mib = held / (2**20 if sys.platform == "darwin" else 2**10)

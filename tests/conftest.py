@@ -1,0 +1,103 @@
+"""What every test may rely on: no network, one thread, checked shapes, and a tiny base model."""
+
+import os
+
+# Before torch and the hub's client are first imported: they read these once.
+os.environ.update(
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_OFFLINE="1",
+    MKL_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before dreamloom is first imported: annotations of these rooms are checked at each call, shapes
+# included. Families and the rooms above them name protocols that only mypy can check.
+_CHECKED = (
+    *("config", "events", "rundir", "pictures", "runtime"),
+    *("objective", "combine", "metrics", "statistics", "verdicts", "plots"),
+    *("pixels", "features", "adapters", "checkpoints"),
+)
+jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")
+
+# A busy machine is no failure, and a test that passed passes again.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("house")
+
+_ON_REQUEST = ("slow", "gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for mark in _ON_REQUEST:
+        parser.addoption(f"--{mark}", action="store_true", help=f"also run tests marked {mark}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for mark in _ON_REQUEST:
+        if config.getoption(f"--{mark}"):
+            continue
+        skip = pytest.mark.skip(reason=f"marked {mark}: runs with --{mark}")
+        for item in items:
+            if mark in item.keywords:
+                item.add_marker(skip)
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test tried to reach another machine. Not an OSError, which clients catch and retry."""
+
+
+def _refuse_far_hosts(host: object) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost"):
+        return
+    try:
+        near = ipaddress.ip_address(str(name).partition("%")[0]).is_loopback
+    except ValueError:
+        near = False
+    if not near:
+        raise NetworkBlockedError(f"tests must not use the network, but one asked for {name!r}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Let sockets reach this machine only, and names of other machines stay unresolved."""
+    real = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}
+    real_lookup = socket.getaddrinfo
+
+    def guard(name: str) -> Any:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                _refuse_far_hosts(address[0])
+            return real[name](self, address)
+
+        return connect
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_far_hosts(host)
+        return real_lookup(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in real:
+            patch.setattr(socket.socket, name, guard(name))
+        patch.setattr(socket, "getaddrinfo", look_up)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a randomly initialised SDXL of 64 px; see `tiny.make_tiny_sdxl`."""
+    from tiny import make_tiny_sdxl
+
+    return make_tiny_sdxl(tmp_path_factory.mktemp("bases") / "tiny-sdxl")
