@@ -30,6 +30,9 @@ LAYERS = {
         "verdicts",
         "plots",
         "pixels",
+        "prompts",
+        "sharpness",
+        "lessons",
         "features",
         "adapters",
         "checkpoints",
@@ -39,7 +42,7 @@ LAYERS = {
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
     "journey": ("journey", "study", "demo"),
     "door": ("__init__",),
-    "faces": ("cli", "studio", "__main__"),
+    "faces": ("console", "cli", "studio", "__main__"),
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}

@@ -29,7 +29,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn a known problem into its message and exit code."""
-        from dreamloom.errors import DreamLoomError  # noqa: PLC0415
+        from dreamloom.errors import DreamLoomError
 
         try:
             return super().invoke(ctx)
@@ -69,9 +69,9 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True)
 @settings_options
 @click.pass_obj
-def demo(quiet: bool, out: Path, **given: Any) -> None:
+def demo(quiet: bool, /, out: Path, **given: Any) -> None:
     """Run the whole journey on the embedded model: no GPU, no download."""
-    from dreamloom.demo import run_demo  # noqa: PLC0415
+    from dreamloom.demo import run_demo
 
     config = _settings(given)
     with _watch(quiet) as observe:
@@ -85,10 +85,16 @@ def demo(quiet: bool, out: Path, **given: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def photos(folder: Path, resolution: int, as_json: bool) -> None:
     """Check the photos in FOLDER: what is usable, what is not ideal, what to add."""
-    from dreamloom.photos import check_photos  # noqa: PLC0415
+    from dreamloom.console import show_photo_check
+    from dreamloom.photos import check_photos
 
     check = check_photos(folder, resolution)
-    click.echo(check.model_dump_json(indent=2) if as_json else check.as_text())
+    if as_json:
+        click.echo(check.model_dump_json(indent=2))
+    else:
+        show_photo_check(check)
+    if not check.usable:
+        click.get_current_context().exit(1)
 
 
 @main.command()
@@ -101,9 +107,9 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @settings_options
 @click.pass_obj
-def train(quiet: bool, folder: Path, out: Path, resume: bool, **given: Any) -> None:
+def train(quiet: bool, /, folder: Path, out: Path, resume: bool, **given: Any) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
-    from dreamloom.journey import prepare_run, teach  # noqa: PLC0415
+    from dreamloom.journey import prepare_run, teach
 
     config = _settings(given)
     with _watch(quiet) as observe:
@@ -128,9 +134,9 @@ def train(quiet: bool, folder: Path, out: Path, resume: bool, **given: Any) -> N
 @click.option("--out", type=PATH, required=True, help="A run's folder, or a new one.")
 @settings_options
 @click.pass_obj
-def generate(quiet: bool, **given: Any) -> None:
+def generate(quiet: bool, /, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
-    from dreamloom.journey import Wish, draw  # noqa: PLC0415
+    from dreamloom.journey import Wish, draw
 
     fields = ("adapters", "prompts", "pack", "subject", "floor", "name", "out")
     wish = Wish(**{field: given.pop(field) for field in fields})
@@ -150,10 +156,11 @@ def generate(quiet: bool, **given: Any) -> None:
 @click.option("--json", "json_file", type=PATH, help="Write the scores there.")
 @settings_options
 @click.pass_obj
-def evaluate(quiet: bool, images: Path, json_file: Path | None, **given: Any) -> None:
+def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any) -> None:
     """Score the pictures in IMAGES against the subject's photos."""
-    from dreamloom.journey import score  # noqa: PLC0415
-    from dreamloom.rundir import write_json  # noqa: PLC0415
+    from dreamloom.console import show_scorecard
+    from dreamloom.journey import score
+    from dreamloom.rundir import write_json
 
     photos_folder, floor = given.pop("photos_folder"), given.pop("floor")
     config = _settings(given)
@@ -161,7 +168,7 @@ def evaluate(quiet: bool, images: Path, json_file: Path | None, **given: Any) ->
         scorecard = score(images, photos_folder, config, floor, observe)
     if json_file:
         write_json(json_file, scorecard)
-    click.echo(scorecard.as_text())
+    show_scorecard(scorecard)
 
 
 @main.command()
@@ -170,9 +177,9 @@ def evaluate(quiet: bool, images: Path, json_file: Path | None, **given: Any) ->
 @click.option("--method", default="sum", show_default=True, help="sum: the exact weighted sum.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.pass_obj
-def merge(quiet: bool, parts: tuple[str, ...], out: Path, method: str, overwrite: bool) -> None:
+def merge(quiet: bool, /, parts: tuple[str, ...], out: Path, method: str, overwrite: bool) -> None:
     """Merge adapters into one file that can be loaded alone."""
-    from dreamloom.merge import merge_adapters, parse_part  # noqa: PLC0415
+    from dreamloom.merge import merge_adapters, parse_part
 
     with _watch(quiet) as observe:
         parsed = [parse_part(part) for part in parts]
@@ -185,7 +192,7 @@ def merge(quiet: bool, parts: tuple[str, ...], out: Path, method: str, overwrite
 @click.argument("file", type=PATH)
 def inspect(file: Path) -> None:
     """Tell what an adapter file holds and how it was made."""
-    from dreamloom.adapters import describe_adapter  # noqa: PLC0415
+    from dreamloom.adapters import describe_adapter
 
     click.echo(json.dumps(describe_adapter(file), indent=2))
 
@@ -193,9 +200,9 @@ def inspect(file: Path) -> None:
 @main.command()
 @click.argument("run", type=PATH)
 @click.pass_obj
-def report(quiet: bool, run: Path) -> None:
+def report(quiet: bool, /, run: Path) -> None:
     """Write RUN/report.html from the run's records."""
-    from dreamloom.report import write_report  # noqa: PLC0415
+    from dreamloom.report import write_report
 
     with _watch(quiet) as observe:
         path = write_report(run, observe)
@@ -205,7 +212,7 @@ def report(quiet: bool, run: Path) -> None:
 @main.command()
 def settings() -> None:
     """List every setting with its default and its meaning."""
-    from dreamloom.config import describe_settings  # noqa: PLC0415
+    from dreamloom.config import describe_settings
 
     for name, default, description in describe_settings():
         click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
@@ -220,8 +227,8 @@ def models() -> None:
 @click.argument("name")
 def models_path(name: str) -> None:
     """Print the folder of an embedded model in diffusers' layout: picturebook."""
-    from dreamloom.errors import BaseModelError  # noqa: PLC0415
-    from dreamloom.picturebook import weights_folder  # noqa: PLC0415
+    from dreamloom.errors import BaseModelError
+    from dreamloom.picturebook import weights_folder
 
     if name != "picturebook":
         raise BaseModelError(f"{name} is not embedded.", "The embedded model is picturebook.")
@@ -230,7 +237,7 @@ def models_path(name: str) -> None:
 
 def _settings(given: dict[str, Any]) -> LoomConfig:
     """Put the command's options over the preset and the file."""
-    from dreamloom.config import load_config  # noqa: PLC0415
+    from dreamloom.config import load_config
 
     overrides = {
         "seed": given.get("seed"),
@@ -252,12 +259,12 @@ def _settings(given: dict[str, Any]) -> LoomConfig:
 
 
 def _runtime(config: LoomConfig) -> Runtime:
-    from dreamloom.runtime import pick_runtime  # noqa: PLC0415
+    from dreamloom.runtime import pick_runtime
 
     return pick_runtime(config.device, config.precision)
 
 
 def _watch(quiet: bool) -> AbstractContextManager[Observer]:
-    from dreamloom.console import watch  # noqa: PLC0415
+    from dreamloom.console import watch
 
     return watch(quiet)

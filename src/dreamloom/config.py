@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import json
+import string
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from dreamloom.errors import ConfigError
 
 Auto = Literal["auto"]
 Preset = Literal["quick", "standard", "thorough"]
 PriorKind = Literal["generated", "folder", "base", "none"]
+_AboveZero = Annotated[float, Field(gt=0)]
+_Guidance = Annotated[float, Field(ge=0)]
+# TOML has no word for nothing; "none" is ours, in files and in --set.
+_NONE = "none"
+_OrNone = BeforeValidator(lambda value: None if value == _NONE else value)
+
+
+def _check_blanks(allowed: str, text: str) -> str:
+    """Let a prompt be filled in later: it may hold one word in braces, and no other."""
+    try:
+        blanks = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError:
+        blanks = {text}
+    if blanks - {allowed}:
+        raise ValueError(f"the only word in braces may be {{{allowed}}}")
+    return text
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SubjectConfig(_Section):
@@ -28,16 +56,20 @@ class SubjectConfig(_Section):
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
     class_noun: str = Field("person", min_length=1)
     """What the subject is one of: person, dog, backpack."""
-    photo_prompt: str = "a photo of {subject}"
+    photo_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "subject"))] = (
+        "a photo of {subject}"
+    )
     """The prompt each photo is trained with; {subject} stands for the phrase."""
-    class_prompt: str = "a photo of a {class_noun}"
+    class_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))] = (
+        "a photo of a {class_noun}"
+    )
     """The prompt of the class images; {class_noun} stands for the noun."""
 
 
 class PhotosConfig(_Section):
     """How photos are read."""
 
-    resolution_px: Auto | int = "auto"
+    resolution_px: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Side of the square that is trained on; auto takes the base model's own."""
 
 
@@ -54,7 +86,7 @@ class PriorsConfig(_Section):
     """The scheduler that draws them."""
     steps: int = Field(25, ge=1, le=1000)
     """Denoising steps for each."""
-    guidance: Auto | float = "auto"
+    guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance for each; auto takes the base model's own."""
 
 
@@ -71,11 +103,11 @@ class TrainConfig(_Section):
     """Weight of the class images' loss (DreamBooth's lambda)."""
     rank: int = Field(16, ge=1)
     """Rank of the adapter's updates."""
-    alpha: Auto | float = "auto"
+    alpha: Auto | _AboveZero = "auto"
     """Updates are scaled by alpha / rank; auto means alpha = rank."""
     reach: Auto | Literal["attention", "linear", "all"] = "auto"
     """Layers that may change: attention, every linear layer, or all with convolutions."""
-    learning_rate: Auto | float = "auto"
+    learning_rate: Auto | _AboveZero = "auto"
     """Step size of AdamW; auto takes the base model's own advice."""
     warmup_updates: int = Field(10, ge=0)
     """Updates over which the learning rate rises from 0."""
@@ -85,7 +117,7 @@ class TrainConfig(_Section):
     """AdamW's weight decay."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    min_snr_gamma: float | None = Field(None, gt=0)
+    min_snr_gamma: Annotated[_AboveZero | None, _OrNone] = None
     """Clip of the signal-to-noise weights (min-SNR); none weighs all timesteps alike."""
     flip: bool = False
     """Mirror photos at random. Off by default: faces are not symmetric."""
@@ -102,9 +134,9 @@ class GenerateConfig(_Section):
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, pndm, euler, euler_a, dpm++, unipc, heun, lms."""
-    steps: tuple[int, ...] = Field((50,), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((50,), min_length=1)
     """Denoising steps; each scheduler is used with each number."""
-    guidance: Auto | float = "auto"
+    guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance; auto takes the base model's own."""
     images_per_prompt: int = Field(8, ge=1)
     """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
@@ -156,6 +188,9 @@ class LoomConfig(_Section):
     def resolve(self, advice: Mapping[str, Any]) -> LoomConfig:
         """Replace every 'auto' that the base model has advice for.
 
+        What depends on the machine or the encoders (device, precision, train.save_memory,
+        evaluate.encoders) stays as it was given.
+
         Args:
             advice: resolution_px, guidance, learning_rate and reach, as `families.base.Advice`.
         """
@@ -172,7 +207,9 @@ class LoomConfig(_Section):
         changed = {}
         for name, values in sections.items():
             section = getattr(self, name)
-            missing = {key: value for key, value in values.items() if getattr(section, key) == "auto"}
+            missing = {
+                key: value for key, value in values.items() if getattr(section, key) == "auto"
+            }
             changed[name] = section.model_copy(update=missing)
         return self.model_copy(update=changed)
 
@@ -203,7 +240,7 @@ def load_config(
     """Put the settings together: preset, then file, then the command's options, then ``--set``.
 
     Args:
-        preset: quick, standard or thorough.
+        preset: quick, standard or thorough; a preset named by any of the others goes before it.
         file: A TOML file with any of the settings.
         sets: Texts such as ``train.rank=32``; the value is read as TOML, or else as plain text.
         overrides: Settings by dotted name, such as ``{"subject.phrase": "sks dog"}``; None is
@@ -212,25 +249,25 @@ def load_config(
     Raises:
         ConfigError: If a name is unknown (with the nearest known ones), or a value not allowed.
     """
-    values: dict[str, Any] = {}
-    from_file = _read_toml(file) if file else {}
-    preset = str(from_file.get("preset", preset))
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}."
-        )
-    _merge(values, {**PRESETS[preset], "preset": preset})
-    _merge(values, from_file)
+    asked: dict[str, Any] = _read_toml(file) if file else {}
     for name, value in (overrides or {}).items():
         if value is not None:
-            _merge(values, _nest(name, value))
+            _merge(asked, _nest(name, value))
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(
                 f"--set {text} has no value.", "Write it as --set name=value, like train.rank=32."
             )
-        _merge(values, _nest(name.strip(), _parse(value.strip())))
+        _merge(asked, _nest(name.strip(), _parse(value.strip())))
+    preset = str(asked.get("preset", preset))
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}."
+        )
+    values: dict[str, Any] = {}
+    _merge(values, {**PRESETS[preset], "preset": preset})
+    _merge(values, asked)
     try:
         return LoomConfig.model_validate(values)
     except ValidationError as error:
@@ -242,7 +279,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no settings file {file}.", "Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
 
 
@@ -261,12 +300,11 @@ def _merge(target: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _parse(text: str) -> Any:
-    if text == "none":
-        return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def setting_names() -> list[str]:
@@ -294,26 +332,57 @@ def describe_settings() -> list[tuple[str, str, str]]:
 
 def _explain(error: ValidationError) -> ConfigError:
     """Turn pydantic's findings into one sentence per setting, all at once."""
-    problems, hints = [], []
+    unknown: list[str] = []
+    given: dict[str, Any] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for finding in error.errors():
-        place = [str(part) for part in finding["loc"] if str(part) not in {"literal['auto']"}]
-        name = ".".join(place)
+        place = ".".join(str(part) for part in finding["loc"])
         if finding["type"] == "extra_forbidden":
-            problems.append(f"There is no setting {name!r}.")
-            close = difflib.get_close_matches(name, setting_names(), n=2, cutoff=0.5)
-            section = name.split(".", maxsplit=1)[0]
-            if close:
-                hints.append(f"Did you mean {' or '.join(close)}?")
-            else:
-                near = [known for known in setting_names() if known.startswith(section + ".")]
-                hints.append(f"Known settings: {', '.join(near or setting_names())}.")
-        else:
-            known = [n for n in setting_names() if name.startswith(n)]
-            name = max(known, key=len) if known else name
-            problem = f"{name} = {finding['input']!r} is not allowed: {finding['msg'].lower()}."
-            if not any(name in p for p in problems):
-                problems.append(problem)
-    return ConfigError(" ".join(problems), " ".join(hints) or "Run 'dreamloom settings' for all.")
+            unknown += _leaves(place, finding["input"])
+            continue
+        # Behind the setting's own name, pydantic names the alternative or the item it tried.
+        within = [name for name in setting_names() if f"{place}.".startswith(f"{name}.")]
+        name = (within or [place])[0]
+        reason = _REASONS.get(finding["type"]) or finding["msg"].removeprefix("Value error, ")
+        given.setdefault(name, finding["input"])
+        reasons.setdefault(name, {})[reason[0].lower() + reason[1:]] = None
+    problems = [
+        f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
+        for name, value in given.items()
+    ]
+    problems += [f"There is no setting {name!r}." for name in unknown]
+    meant = {name: text for name, _, text in describe_settings()}
+    hints = [f"{name}: {meant[name]}" for name in given if name in meant]
+    hints += dict.fromkeys(_suggest(name) for name in unknown)
+    return ConfigError(" ".join(problems), " ".join(hints))
+
+
+_REASONS = {
+    "model_type": "it is a group of settings, such as train.rank",
+    "tuple_type": "input should be a list, such as [25, 50]",
+}
+
+
+def _leaves(name: str, value: Any) -> list[str]:
+    """Name what was typed: ``trian.rank`` where only the group ``trian`` is unknown."""
+    if not isinstance(value, Mapping) or not value:
+        return [name]
+    return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}", inner)]
+
+
+def _suggest(name: str) -> str:
+    names = setting_names()
+    group, _, last = name.rpartition(".")
+    same_last = [known for known in names if known.rpartition(".")[2] == last]
+    close = same_last or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    if not close:
+        # A bare name is compared with bare names: "lerning_rate" is near "train.learning_rate".
+        near = difflib.get_close_matches(last, [known.rpartition(".")[2] for known in names], n=2)
+        close = [known for known in names if known.rpartition(".")[2] in near]
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    siblings = [known for known in names if group and known.startswith(f"{group}.")]
+    return f"Known settings: {', '.join(siblings or names)}."
 
 
 def to_toml(config: LoomConfig) -> str:
@@ -321,18 +390,20 @@ def to_toml(config: LoomConfig) -> str:
     lines, tables = [], []
     for name, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):
-            tables += ["", f"[{name}]"] + [f"{k} = {_toml(v)}" for k, v in value.items() if v is not None]
+            tables += ["", f"[{name}]"] + [f"{k} = {_toml(v)}" for k, v in value.items()]
         else:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join(lines + tables) + "\n"
 
 
 def _toml(value: Any) -> str:
+    if value is None:
+        return f'"{_NONE}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # TOML's basic strings are JSON's, save that they want DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return repr(value)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,9 +17,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from dreamloom import events
 from dreamloom.events import Event, Observer, silent
+
+if TYPE_CHECKING:
+    from dreamloom.metrics import Score, Scorecard
+    from dreamloom.photos import PhotoCheck
 
 
 @contextmanager
@@ -26,9 +33,9 @@ def watch(quiet: bool = False) -> Iterator[Observer]:
     if quiet:
         yield silent
         return
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[values]}"),
@@ -54,15 +61,15 @@ class _Screen:
             case events.Progress():
                 self._move(event)
             case events.StageStarted(stage, detail):
-                self._console.print(f"[bold]{_spoken(stage)}[/bold] {detail}", markup=True)
+                self._console.print(f"[bold]{_spoken(stage)}[/bold] {escape(detail)}")
             case events.StageSkipped(stage, detail):
-                self._console.print(f"[dim]{_spoken(stage)}: {detail}[/dim]")
+                self._console.print(f"[dim]{_spoken(stage)}: {escape(detail)}[/dim]")
             case events.StageDone(stage, seconds, detail):
                 self._clear(stage)
-                self._console.print(f"  [green]done[/green] in {seconds:.1f} s  {detail}")
+                self._console.print(f"  [green]done[/green] in {seconds:.1f} s  {escape(detail)}")
             case events.Note(_, text, warning):
                 colour = "yellow" if warning else "dim"
-                self._console.print(f"  [{colour}]{text}[/{colour}]")
+                self._console.print(f"  [{colour}]{escape(text)}[/{colour}]")
             case _:
                 pass
 
@@ -81,4 +88,51 @@ class _Screen:
 
 def _spoken(stage: str) -> str:
     """``generate-with_prior`` reads better as ``generate with_prior``."""
-    return stage.replace("-", " ", 1)
+    return escape(stage.replace("-", " ", 1))
+
+
+def show_photo_check(check: PhotoCheck) -> None:
+    """Print what was found about a folder of photos."""
+    console = Console(highlight=False, emoji=False)
+    for photo in check.photos:
+        size = "{1} × {0}".format(*photo.original_px) if photo.original_px else "unreadable"
+        console.print(f"[bold]{escape(photo.file)}[/bold]  {size}")
+        for text in filter(None, (photo.unreadable, *photo.issues)):
+            console.print(f"  [yellow]{escape(text)}[/yellow]")
+        for text in photo.remarks:
+            console.print(f"  [dim]{escape(text)}[/dim]")
+    for text in check.notes:
+        console.print(escape(text))
+    for text in check.to_add:
+        console.print(f"[bold]To do:[/bold] {escape(text)}")
+    if check.usable and not check.to_add:
+        console.print("[green]These photos can be used as they are.[/green]")
+
+
+def show_scorecard(card: Scorecard) -> None:
+    """Print the scores with everything that belongs beside them."""
+    console = Console(highlight=False, emoji=False)
+    if card.warning:
+        console.print(f"[bold yellow]{escape(card.warning)}[/bold yellow]")
+    for text in card.alarms:
+        console.print(f"[yellow]{escape(text)}[/yellow]")
+    table = Table("score", "value", "n", "interval", "floor", "ceiling", "lift", box=None)
+    for name, score in card.scores.items():
+        table.add_row(name, *_cells(score))
+    console.print(table)
+    for name, score in card.scores.items():
+        if score.value is None and score.note:
+            console.print(f"[dim]{name} is not measured: {escape(score.note)}[/dim]")
+    for key in sorted({score.key for score in card.scores.values() if score.key}):
+        console.print(f"[dim]{escape(key)}[/dim]")
+    for text in card.notes:
+        console.print(f"[dim]{escape(text)}[/dim]")
+
+
+def _cells(score: Score) -> list[str]:
+    if score.value is None:
+        return ["not measured", "", "", "", "", ""]
+    numbers = [score.value, score.floor, score.ceiling, score.lift]
+    value, floor, ceiling, lift = ("–" if n is None else f"{n:.3f}" for n in numbers)
+    between = "–" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
+    return [value, str(score.n), between, floor, ceiling, lift]

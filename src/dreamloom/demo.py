@@ -12,13 +12,14 @@ from typing import Any
 
 from dreamloom.config import LoomConfig
 from dreamloom.errors import DreamLoomError
-from dreamloom.evaluate import Scorecard, evaluate_run
+from dreamloom.evaluate import evaluate_run, pick_encoders
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.generate import Prompt, Worn, generate_images
 from dreamloom.journey import open_run, pack_prompts, settle
 from dreamloom.merge import Part, merge_adapters, record_merge
+from dreamloom.metrics import Scorecard
 from dreamloom.photos import load_photos
 from dreamloom.pictures import ImageSet, PhotoSet, PriorSet
 from dreamloom.priors import make_priors
@@ -45,9 +46,7 @@ def examples_folder() -> Path:
     )
 
 
-def run_demo(
-    out: Path, config: LoomConfig, runtime: Runtime, observe: Observer = silent
-) -> Path:
+def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer = silent) -> Path:
     """Run everything and return the path of the report; a stopped demo goes on where it was.
 
     Raises:
@@ -169,16 +168,16 @@ def _score(
     config: LoomConfig,
     observe: Observer,
 ) -> dict[str, Scorecard]:
+    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
     return {
         name: evaluate_run(
             root,
             images,
             photos,
-            name=name,
             floor=sets[_FLOORS[name]] if name in _FLOORS else None,
             config=config.evaluate,
             subject=config.subject,
-            device=config.device,
+            encoders=encoders,
             observe=observe,
         )
         for name, images in sets.items()

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreamloom.errors import EvaluationError
-from dreamloom.pixels import crop_centre, to_tensor
+from dreamloom.pixels import to_tensor
 from dreamloom.rundir import file_sha256
 
 EncoderKind: TypeAlias = Literal["picturebook", "standard"]
@@ -32,7 +32,6 @@ EncoderKind: TypeAlias = Literal["picturebook", "standard"]
 _WEIGHTS = "model.safetensors"
 # Real encoders normalise to about -2.1 to 2.7. A picture in 0 to 255 would come out at some 480.
 _LARGEST_NORMALISED = 3.0
-_FLAT = 2  # of 255 grey levels: what is left of a black picture after JPEG
 
 
 @runtime_checkable
@@ -60,6 +59,17 @@ class TextExtractor(Extractor, Protocol):
         ...
 
 
+@runtime_checkable
+class PixelJudge(Protocol):
+    """What picturebook's identity encoder offers."""
+
+    key: str
+
+    def embed(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Turn pixels in [0, 1] into unit vectors."""
+        ...
+
+
 @dataclass(frozen=True)
 class Missing:
     """An encoder that is not here; ``reason`` is one clause to stand behind "not measured:"."""
@@ -69,6 +79,9 @@ class Missing:
 
 Familiarity: TypeAlias = Callable[[Sequence[Image.Image]], list[bool]]
 """Says for each picture whether it lies inside the world that the encoders know."""
+
+
+_NO_DINO = Missing("picturebook's judges have no DINO")
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class Encoders:
         clip: Knows what is shown, and reads prompts.
         dino: Knows how it looks in detail.
         familiar: Says which pictures the encoders know; None if they know every kind.
+        device: Where they compute.
     """
 
     kind: EncoderKind
@@ -88,6 +102,7 @@ class Encoders:
     clip: TextExtractor | Missing
     dino: Extractor | Missing
     familiar: Familiarity | None = None
+    device: str = "cpu"
 
     def named(self) -> dict[str, Extractor | Missing]:
         """The encoders by the names that measures use."""
@@ -129,8 +144,13 @@ class Preprocessing:
         ]
         if max(map(abs, ends)) > _LARGEST_NORMALISED:
             raise ValueError(
-                f"mean {self.mean} and deviation {self.deviation} send pictures outside "
-                f"[-{_LARGEST_NORMALISED:g}, {_LARGEST_NORMALISED:g}]: they are not meant for [0, 1]"
+                f"mean {self.mean} and deviation {self.deviation} send pictures beyond "
+                f"{_LARGEST_NORMALISED:g}: they are not meant for pixels in [0, 1]"
+            )
+        if max(self.deviation) > 1:
+            raise ValueError(
+                f"a deviation of {max(self.deviation)} would leave hardly any contrast: "
+                f"it is not meant for pixels in [0, 1]"
             )
 
     @property
@@ -225,9 +245,7 @@ class Pinned:
     def folder(self) -> Path | Missing:
         """Find the files on this machine; nothing is downloaded."""
         try:
-            path = snapshot_download(
-                self.repository, revision=self.revision, local_files_only=True
-            )
+            path = snapshot_download(self.repository, revision=self.revision, local_files_only=True)
         except OSError:
             return Missing(
                 f"the weights of {self.name} are not on this machine; fetch them with "
@@ -343,9 +361,48 @@ class DinoEncoder:
             return _unit(self._model(pixel_values=pixels).last_hidden_state[:, 0])
 
 
+class PixelEncoder:
+    """An encoder that takes pixels in [0, 1], as picturebook's judges do.
+
+    Args:
+        judge: Has a ``key``, and ``embed`` from pixels to unit vectors.
+        preprocessing: How pictures become pixels.
+    """
+
+    def __init__(self, judge: PixelJudge, preprocessing: Preprocessing) -> None:
+        self._judge, self._preprocessing = judge, preprocessing
+        self.key = f"{judge.key}/{preprocessing.key}"
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
+        """Turn RGB pictures of any sizes into unit vectors."""
+        with _steady(torch.device("cpu")):
+            return _unit(self._judge.embed(self._preprocessing(images)))
+
+
 def load_encoders(kind: EncoderKind, device: torch.device | str = "cpu") -> Encoders:
     """Load the encoders of one kind; those whose weights are not here are `Missing`."""
     return _picturebook(device) if kind == "picturebook" else _standard(device)
+
+
+def _picturebook(device: torch.device | str) -> Encoders:
+    from dreamloom.picturebook import judges
+
+    try:
+        clip = ClipEncoder(judges.clip_folder(), judges.clip_key(), device=device)
+        reader = judges.load_attribute_reader()
+        look = Preprocessing(judges.PICTURE_PX, judges.PICTURE_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        identity = PixelEncoder(judges.load_identity_encoder(), look)
+    except FileNotFoundError:
+        absent = Missing("picturebook's judges are not installed; install DreamLoom again")
+        return Encoders("picturebook", identity=absent, clip=absent, dino=_NO_DINO)
+    return Encoders(
+        kind="picturebook",
+        identity=identity,
+        clip=clip,
+        dino=_NO_DINO,
+        familiar=lambda images: reader.is_familiar(look(images)),
+        device=str(device),
+    )
 
 
 def _standard(device: torch.device | str) -> Encoders:
@@ -359,79 +416,8 @@ def _standard(device: torch.device | str) -> Encoders:
         dino=dino
         if isinstance(dino, Missing)
         else DinoEncoder(dino, DINO_VIT_S_16.name, device=device),
+        device=str(device),
     )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the encoders saw in some pictures.
-
-    Args:
-        features: One row per picture, by encoder.
-        prints: A hash of each picture's pixels: equal ones are copies, whatever their files.
-        flat: Whether each picture is one plain colour.
-        familiar: Whether each picture lies in the world that the encoders know.
-        broken: Encoders that gave no usable numbers, with how many pictures.
-    """
-
-    features: dict[str, Float[Tensor, "images features"]]
-    prints: list[str]
-    flat: list[bool]
-    familiar: list[bool]
-    broken: dict[str, int]
-
-
-def look_at(
-    paths: Sequence[Path],
-    encoders: Encoders,
-    on_pictures: Callable[[int], None] = lambda done: None,
-    batch: int = 16,
-) -> Seen:
-    """Show pictures to every encoder that is there: upright, and their largest centred square.
-
-    Args:
-        paths: The pictures' files.
-        encoders: The encoders; missing ones are left out.
-        on_pictures: Told how many pictures have been seen.
-        batch: Pictures looked at together; changes memory and speed, never the features.
-
-    Raises:
-        PhotoError: If a picture cannot be read.
-    """
-    present = {
-        name: encoder
-        for name, encoder in encoders.named().items()
-        if not isinstance(encoder, Missing)
-    }
-    rows: dict[str, list[Tensor]] = {name: [] for name in present}
-    prints, flat, familiar = [], [], []
-    for start in range(0, len(paths), batch):
-        squares = []
-        for path in paths[start : start + batch]:
-            image = open_upright(path)
-            prints.append(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest())
-            flat.append(all(high - low <= _FLAT for low, high in _extremes(image)))
-            squares.append(crop_centre(image))
-        for name, encoder in present.items():
-            rows[name].append(encoder.embed(squares))
-        familiar += encoders.familiar(squares) if encoders.familiar else [True] * len(squares)
-        on_pictures(len(prints))
-    features = {name: torch.cat(found) for name, found in rows.items() if found}
-    unusable = {
-        name: int((~torch.isfinite(found).all(dim=1) | (found.norm(dim=1) == 0)).sum())
-        for name, found in features.items()
-    }
-    broken = {name: count for name, count in unusable.items() if count}
-    return Seen(features, prints, flat, familiar, broken)
-
-
-def _extremes(image: Image.Image) -> list[tuple[int, int]]:
-    histogram = image.histogram()
-    ends = []
-    for channel in range(3):
-        used = [level for level in range(256) if histogram[channel * 256 + level]]
-        ends.append((used[0], used[-1]))
-    return ends
 
 
 def _name(folder: Path) -> str:

@@ -128,9 +128,7 @@ def generate_images(
     return images
 
 
-def _check(
-    prompts: Sequence[Prompt], config: GenerateConfig, model: Model, name: str
-) -> None:
+def _check(prompts: Sequence[Prompt], config: GenerateConfig, model: Model, name: str) -> None:
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
     unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
@@ -148,9 +146,10 @@ def _check(
 def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:
     made_for = metadata.get("dreamloom.base_fingerprint")
     if made_for and made_for != model.identity.fingerprint:
+        other = metadata.get("dreamloom.base", "of another kind")
         raise AdapterError(
-            f"{path} was made for the base model {metadata.get('dreamloom.base', 'of another kind')}"
-            f", not for {model.identity.name} as it is here.",
+            f"{path} was made for the base model {other}, not for {model.identity.name} "
+            "as it is here.",
             "Name that base model with --base, or train the adapter again.",
         )
 

@@ -13,14 +13,15 @@ from tempfile import TemporaryDirectory
 from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig, load_config, to_toml
 from dreamloom.errors import ConfigError, RunFolderError
-from dreamloom.evaluate import Scorecard, evaluate_images, read_pictures
+from dreamloom.evaluate import evaluate_images, read_pictures
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.generate import Prompt, Worn, generate_images
 from dreamloom.merge import parse_part
-from dreamloom.photos import check_photos, load_class_images, load_photos
-from dreamloom.pictures import PriorSet
+from dreamloom.metrics import Scorecard
+from dreamloom.photos import load_class_images, load_photos
+from dreamloom.pictures import MANIFEST, PriorSet, read_photo_set
 from dreamloom.priors import make_priors
 from dreamloom.prompts import PACKS
 from dreamloom.rundir import Record, RunDir, write_text
@@ -29,8 +30,17 @@ from dreamloom.train import train_adapter
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
+# Enough to read every photo through to its end, before anything is made of it.
+_GLANCE_PX = 32
 # What may change between two commands on one run without making it another run.
-_FREE = ("device", "preset", "generate.", "evaluate.", "train.checkpoint_every", "train.save_memory")
+_FREE = (
+    "device",
+    "preset",
+    "generate.",
+    "evaluate.",
+    "train.checkpoint_every",
+    "train.save_memory",
+)
 
 
 def settle(config: LoomConfig, model: Model) -> LoomConfig:
@@ -115,10 +125,24 @@ def prepare_run(
             )
         config = load_config(file=run.settings_file)
     run.refuse_strangers()
-    check_photos(photos_folder, 1)
+    _refuse_other_photos(run, photos_folder)
     model = load_model(config.base, runtime)
     config = settle(config, model)
     return open_run(out, config), model, config
+
+
+def _refuse_other_photos(run: RunDir, folder: Path) -> None:
+    """Read all photos before anything is made, and compare them with those of an earlier run."""
+    with TemporaryDirectory() as scratch:
+        new = load_photos(folder, RunDir(scratch), _GLANCE_PX)
+    if not (run.photos / MANIFEST).is_file():
+        return
+    old = read_photo_set(run.photos)
+    if [p.source_sha256 for p in old.photos] != [p.source_sha256 for p in new.photos]:
+        raise RunFolderError(
+            f"{run.path} already holds another run: its photos are not those in {folder}.",
+            "Name another --out; the finished run stays as it is.",
+        )
 
 
 def teach(
@@ -267,6 +291,5 @@ def score(
             floor=read_pictures(floor) if floor else None,
             config=config.evaluate,
             subject=config.subject,
-            device=config.device,
             observe=observe,
         )

@@ -30,13 +30,11 @@ def parse_part(text: str) -> Part:
         ConfigError: If what follows the colon is not a number.
     """
     path, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight:
+    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
         return Part(Path(text))
     try:
         return Part(Path(path), float(weight))
     except ValueError:
-        if Path(text).exists():
-            return Part(Path(text))
         raise ConfigError(
             f"{text!r} ends in {weight!r}, which is not a weight.", "Write FILE:0.8, or just FILE."
         ) from None
@@ -59,6 +57,8 @@ def merge_adapters(
         ConfigError: If the method is unknown or the weights are not usable.
         RunFolderError: If ``out`` exists and must not be overwritten.
     """
+    if out.is_dir():
+        raise RunFolderError(f"{out} is a folder.", "Name a .safetensors file.")
     if out.exists() and not overwrite:
         raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
     if method not in METHODS:
@@ -70,7 +70,7 @@ def merge_adapters(
         try:
             merged = METHODS[method](adapters, [part.weight for part in parts])
         except ValueError as error:
-            raise ConfigError(f"These adapters cannot be merged: {error}.", "") from error
+            raise ConfigError(f"These adapters cannot be merged: {error}.") from error
         if not merged.layers:
             raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
         merged = Adapter(merged.layers, _tell(parts, adapters, method))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -139,29 +139,33 @@ def read_image_set(folder: Path) -> ImageSet:
     Raises:
         DreamLoomError: If the folder has no manifest, or a damaged one.
     """
-    return ImageSet.model_validate(_read(folder))
+    return _read(ImageSet, folder)
 
 
 def read_photo_set(folder: Path) -> PhotoSet:
     """Read a folder of prepared photos; raises like `read_image_set`."""
-    return PhotoSet.model_validate(_read(folder))
+    return _read(PhotoSet, folder)
 
 
 def read_prior_set(folder: Path) -> PriorSet:
     """Read a folder of class images; raises like `read_image_set`."""
-    return PriorSet.model_validate(_read(folder))
+    return _read(PriorSet, folder)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+_Set = TypeVar("_Set", PhotoSet, PriorSet, ImageSet)
+
+
+def _read(kind: type[_Set], folder: Path) -> _Set:
     path = folder / MANIFEST
     try:
-        return {**json.loads(path.read_text(encoding="utf-8")), "folder": folder}
+        listed = dict(json.loads(path.read_text(encoding="utf-8")))
+        return kind.model_validate({**listed, "folder": folder})
     except FileNotFoundError:
         raise DreamLoomError(
             f"{folder} has no {MANIFEST}, so it is not a folder that DreamLoom wrote.",
             "Name a folder made by 'dreamloom generate'.",
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise DreamLoomError(f"{path} is damaged: {error}.", "Draw the pictures again.") from None
 
 

@@ -32,7 +32,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIF_BRANDS = {b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"}
+_HEIF_BRANDS = frozenset(b"heic heim heis heix hevc hevm hevs hevx mif1 msf1".split())
 
 
 class Upright(NamedTuple):
@@ -76,10 +76,13 @@ def read_upright(path: Path) -> Upright:
     except FileNotFoundError:
         raise PhotoError(f"There is no picture at {path}.", "Check the path.") from None
     except PermissionError:
-        raise PhotoError(f"{path} may not be read.", "Give yourself permission to read it.") from None
+        raise PhotoError(
+            f"{path} may not be read.", "Give yourself permission to read it."
+        ) from None
     except UnidentifiedImageError:
         raise PhotoError(
-            f"{path} is not a picture that can be read.", "Remove it, or save it again as JPEG or PNG."
+            f"{path} is not a picture that can be read.",
+            "Remove it, or save it again as JPEG or PNG.",
         ) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
@@ -108,9 +111,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    image = (_apply_profile(image, profile) if profile else None) or image.convert("RGB")
-    image.info = {}
-    return image
+    converted = _apply_profile(image, profile) if profile else None
+    plain = image.convert("RGB") if converted is None else converted
+    plain.info = {}
+    return plain
 
 
 def crop_centre(image: Image.Image) -> Image.Image:
@@ -150,8 +154,10 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height w
 
 def _read(path: Path) -> Upright:
     with Image.open(path) as file:
-        # Pillow turns TIFF as it loads, and pillow-heif as it opens: then `stored` still knows.
-        stored = file.info.get("original_orientation") or _orientation(file)
+        # Pillow turns TIFF as it loads, so only `stored` knows; the EXIF data of PNG may stand
+        # behind the pixels, so only `left` does. HEIC is turned by other means than EXIF, which
+        # says nothing there: pillow-heif opens it upright.
+        stored = _orientation(file)
         file.load()
         left = _orientation(file)
         image = file.transpose(_TURNS[left]) if left in _TURNS else file.copy()
@@ -169,7 +175,7 @@ def _is_heif(path: Path) -> bool:
 def _learn_heif() -> bool:
     """Let Pillow read HEIC, if the library for it is installed."""
     try:
-        import pillow_heif  # noqa: PLC0415 – an extra
+        import pillow_heif
     except ImportError:
         return False
     pillow_heif.register_heif_opener()

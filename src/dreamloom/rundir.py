@@ -44,7 +44,9 @@ class Record(BaseModel):
     runtime: str = ""
     seconds: float = 0.0
     peak_mib: float = 0.0
-    finished_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    finished_at: str = Field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
 
 
@@ -60,7 +62,11 @@ def library_versions() -> dict[str, str]:
 
 
 def fingerprint(*values: Any) -> str:
-    """Hash plain values (numbers, text, lists, dictionaries, dataclasses, paths) to 64 hex digits."""
+    """Hash plain values (numbers, text, lists, dictionaries, dataclasses, paths): 64 hex digits.
+
+    Names in dictionaries are text; their order does not matter. A list and a tuple of the same
+    values are the same.
+    """
     return hashlib.sha256(
         json.dumps(values, sort_keys=True, default=_plain, separators=(",", ":")).encode()
     ).hexdigest()
@@ -185,7 +191,9 @@ class RunDir:
             RunFolderError: If the path is a file, or a folder with other things in it.
         """
         if self.path.is_file():
-            raise RunFolderError(f"{self.path} is a file, not a folder.", "Name a folder with --out.")
+            raise RunFolderError(
+                f"{self.path} is a file, not a folder.", "Name a folder with --out."
+            )
         if self.path.is_dir() and any(self.path.iterdir()) and not self.is_run():
             raise RunFolderError(
                 f"{self.path} already holds other files and is not a run of DreamLoom.",
@@ -220,7 +228,7 @@ class RunDir:
             return None
 
     def finished(self, stage: str, inputs: Mapping[str, str]) -> Record | None:
-        """Return the record of a stage if it was made from just these inputs and its files exist."""
+        """Return a stage's record if it was made from just these inputs and its files exist."""
         record = self.read_record(stage)
         if record is None or record.inputs != dict(inputs):
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,9 @@ import torch
 from dreamloom.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+if sys.platform != "win32":
+    import resource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +42,7 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     """Choose where to compute: a CUDA GPU if there is one, else Apple's, else the processor.
 
     ``auto`` precision is bf16 on GPUs that compute in it, fp16 on older ones and fp32 elsewhere.
+    Choosing the processor also makes torch flush subnormal numbers to 0, for the whole process.
 
     Raises:
         ConfigError: If the asked device is unknown or not present on this machine.
@@ -50,17 +53,7 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
             device = "cuda"
         elif torch.backends.mps.is_available():
             device = "mps"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"--device {device} is not a device's name.", "Use auto, cpu, cuda, cuda:1 or mps."
-        ) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--device {device} was asked for, but no CUDA GPU is visible here.",
-            "Use --device cpu, or install a CUDA build of torch and a driver.",
-        )
+    chosen = _find_device(device)
     if precision == "auto":
         precision = "fp32"
         if chosen.type == "cuda":
@@ -71,6 +64,29 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     return Runtime(chosen, _DTYPES[precision])
 
 
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        known = device.type in {"cpu", "cuda", "mps"}
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ConfigError(
+            f"--device {name} is not a device's name.", "Use auto, cpu, cuda, cuda:1 or mps."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} was asked for, but {torch.cuda.device_count() or 'no'} CUDA GPU is "
+            "visible here.",
+            "Use --device cpu, or install a CUDA build of torch and a driver.",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"--device {name} was asked for, but there is no Apple GPU here.", "Use --device cpu."
+        )
+    return device
+
+
 def seed_for(seed: int, purpose: str, *indices: int) -> int:
     """Derive the seed of one random draw from the run's seed, its purpose and its place.
 
@@ -78,7 +94,8 @@ def seed_for(seed: int, purpose: str, *indices: int) -> int:
         A number in [0, 2**63). Distinct arguments give unrelated seeds, so a resumed run throws
         the same dice as an uninterrupted one, whatever was drawn before.
     """
-    text = ":".join([str(seed), purpose, *map(str, indices)])
+    # Colons separate the parts, so those of the purpose are doubled.
+    text = ":".join([str(seed), purpose.replace(":", "::"), *map(str, indices)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -100,19 +117,26 @@ def measure_effort(runtime: Runtime | None = None) -> Iterator[Effort]:
     """Measure seconds and peak memory of a block.
 
     Peak memory is the GPU's allocated memory within the block; without a GPU it is the largest
-    memory that this process has ever held, which a later and smaller block cannot lower.
+    memory that this process has ever held, which a later and smaller block cannot lower (and 0 on
+    Windows, where Python cannot tell).
     """
     effort = Effort()
-    on_gpu = runtime is not None and runtime.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    gpu = runtime.device if runtime is not None and runtime.device.type == "cuda" else None
+    if gpu is not None:
+        torch.cuda.reset_peak_memory_stats(gpu)
     start = time.perf_counter()
     try:
         yield effort
     finally:
         effort.seconds = time.perf_counter() - start
-        if on_gpu:
-            effort.peak_mib = torch.cuda.max_memory_allocated() / 2**20
+        if gpu is not None:
+            effort.peak_mib = torch.cuda.max_memory_allocated(gpu) / 2**20
         else:
-            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            effort.peak_mib = held / (2**20 if sys.platform == "darwin" else 2**10)
+            effort.peak_mib = _largest_held_mib()
+
+
+def _largest_held_mib() -> float:
+    if sys.platform == "win32":
+        return 0.0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held / (2**20 if sys.platform == "darwin" else 2**10)

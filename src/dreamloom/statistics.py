@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 Interval = tuple[float, float]
 """Lower and upper end."""
@@ -41,7 +42,7 @@ class Draws:
 
     @property
     def independent(self) -> int:
-        """How many things were drawn independently: prompts, or pictures where one prompt is all."""
+        """How many independent draws there were: of prompts, or of one prompt's pictures."""
         prompts = len(set(self.clusters))
         return prompts if prompts > 1 else len(self.clusters)
 
@@ -144,12 +145,14 @@ def sample_mean(
     """
     if values.ndim == 1:
         return Sampled(float(draws.plain @ values), draws.units @ values)
-    resampled = np.einsum("bu,up,bp->b", draws.units, values, draws.photos, optimize=True)
+    resampled = ((draws.units @ values) * draws.photos).sum(axis=1)
     return Sampled(float(draws.plain @ values.mean(axis=1)), resampled)
 
 
 def sample_pairs(
-    values: Float[np.ndarray, "units units"], allowed: Float[np.ndarray, "units units"], draws: Draws
+    values: Float[np.ndarray, "units units"],
+    allowed: Float[np.ndarray, "units units"],
+    draws: Draws,
 ) -> Sampled:
     """Take the mean over pairs of a prompt's pictures, then over prompts.
 
@@ -171,8 +174,8 @@ def sample_pairs(
         # Pairs that cannot be were multiplied away, so that nan there does no harm.
         counts = allowed[np.ix_(members, members)] * (1 - np.eye(len(members)))
         sums = np.where(counts > 0, values[np.ix_(members, members)], 0.0)
-        pairs = np.einsum("bi,ij,bj->b", inside, counts, inside, optimize=True)
-        found = np.einsum("bi,ij,bj->b", inside, sums, inside, optimize=True)
+        pairs = ((inside @ counts) * inside).sum(axis=1)
+        found = ((inside @ sums) * inside).sum(axis=1)
         defined = pairs > 0
         weight = np.where(defined, inside.sum(axis=1), 0.0)
         total += weight * np.divide(found, pairs, out=np.zeros_like(found), where=defined)
@@ -319,14 +322,17 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate = successes / trials
     middle = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
-    reach = z / (1 + z * z / trials) * math.sqrt(
-        rate * (1 - rate) / trials + z * z / (4 * trials * trials)
+    reach = (
+        z
+        / (1 + z * z / trials)
+        * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     )
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+@cache
 def _student_t_quantile(probability: float, freedom: int) -> float:
-    """Invert Student's distribution: with x = √ν·tan θ, its density is cos(θ) to the power ν − 1."""
+    """Invert Student's distribution: with x = √ν·tan θ the density is cos θ to the power ν − 1."""
     theta = np.linspace(-np.pi / 2, np.pi / 2, 40_001)
     density = np.cos(theta).clip(0) ** (freedom - 1)
     below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])

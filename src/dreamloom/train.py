@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,37 +31,12 @@ from dreamloom.events import (
     StageStarted,
     silent,
 )
-from dreamloom.families.base import Conditioning, Framing, Latents, LoraSpec, Model
+from dreamloom.families.base import LoraSpec, Model
+from dreamloom.lessons import Lesson, LessonPlan, choose_rows, prepare_lesson
 from dreamloom.objective import LossParts, dreambooth_loss, min_snr_weights
 from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.pixels import open_upright, to_tensor
 from dreamloom.rundir import Record, RunDir, fingerprint
 from dreamloom.runtime import generator_for, measure_effort, seed_for
-
-_ENCODE_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """All encoded pictures, their framings and prompts; row i of each belongs together.
-
-    Args:
-        latents: Encoded crops of photos, then class images.
-        framings: How each row was cut.
-        prompt_rows: Which row of ``conditioning`` each picture is trained with.
-        conditioning: Encoded prompts.
-        crops: For each photo, the rows of its crops.
-        prior_rows: The rows of the class images; none without.
-        class_row: The conditioning row of the class prompt.
-    """
-
-    latents: Latents
-    framings: tuple[Framing, ...]
-    prompt_rows: Int[Tensor, " rows"]
-    conditioning: Conditioning
-    crops: tuple[tuple[int, ...], ...]
-    prior_rows: tuple[int, ...]
-    class_row: int
 
 
 def train_adapter(
@@ -100,7 +74,14 @@ def train_adapter(
     settings = config.train
     observe(StageStarted("train", f"{settings.updates} updates"))
     with measure_effort(model.runtime) as effort:
-        lesson = prepare_lesson(model, photos, priors, config, observe)
+        lesson = prepare_lesson(
+            model,
+            photos,
+            priors,
+            (config.photo_prompt(), config.class_prompt()),
+            LessonPlan(settings.crops_per_photo, settings.flip, config.seed),
+            lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
+        )
         model.release_encoders()
         weights = model.attach_lora(_spec(config), save_memory=_saves_memory(settings, model))
         try:
@@ -108,7 +89,9 @@ def train_adapter(
                 weights, lr=float(settings.learning_rate), weight_decay=settings.weight_decay
             )
             start = _resume(run, weights, optimizer, inputs, observe)
-            losses = _teach(run, model, lesson, weights, optimizer, start, config, inputs, observe)
+            save = partial(save_checkpoint, _checkpoint_file(run), weights, optimizer, inputs)
+            updates = range(start, settings.updates)
+            losses = _teach(model, lesson, weights, optimizer, updates, config, save, observe)
             adapter = model.read_lora()
         finally:
             model.detach_lora()
@@ -143,7 +126,9 @@ def _name_inputs(
     return {
         "base": model.identity.fingerprint,
         "photos": photos.fingerprint,
-        "class images": priors.made_from + f":{len(priors.files)}" if priors else config.priors.kind,
+        "class images": priors.made_from + f":{len(priors.files)}"
+        if priors
+        else config.priors.kind,
         "prompts": fingerprint(config.photo_prompt(), config.class_prompt()),
         "settings": fingerprint(config.train.model_dump(exclude={"checkpoint_every"})),
         "seed": str(config.seed),
@@ -154,7 +139,9 @@ def _refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
     earlier = run.read_record("train")
     if earlier is None or not run.adapter.exists():
         return
-    differing = sorted(k for k in {*earlier.inputs, *inputs} if earlier.inputs.get(k) != inputs.get(k))
+    differing = sorted(
+        k for k in {*earlier.inputs, *inputs} if earlier.inputs.get(k) != inputs.get(k)
+    )
     if differing:
         raise RunFolderError(
             f"{run.path} already holds an adapter made with other {', '.join(differing)}.",
@@ -180,112 +167,44 @@ def _saves_memory(settings: TrainConfig, model: Model) -> bool:
     return settings.save_memory
 
 
-def prepare_lesson(
-    model: Model,
-    photos: PhotoSet,
-    priors: PriorSet | None,
-    config: LoomConfig,
-    observe: Observer = silent,
-) -> Lesson:
-    """Encode every crop, class image and prompt once; see `Lesson`."""
-    side = photos.resolution_px
-    pixels: list[Tensor] = []
-    framings: list[Framing] = []
-    prompts = [config.photo_prompt(), config.class_prompt()]
-    prompt_rows: list[int] = []
-    crops: list[tuple[int, ...]] = []
-    for number, (photo, path) in enumerate(zip(photos.photos, photos.paths(), strict=True)):
-        picture = to_tensor([open_upright(path)])[0]
-        if photo.caption and photo.caption not in prompts:
-            prompts.append(photo.caption)
-        places = choose_crops(photo.scaled_px, side, config.train.crops_per_photo, config.seed, number)
-        crops.append(tuple(range(len(pixels), len(pixels) + len(places))))
-        for top, left in places:
-            pixels.append(picture[:, top : top + side, left : left + side])
-            framings.append(Framing(photo.original_px, (top, left)))
-            prompt_rows.append(prompts.index(photo.caption or config.photo_prompt()))
-    prior_paths = priors.paths() if priors else []
-    prior_rows = tuple(range(len(pixels), len(pixels) + len(prior_paths)))
-    for path in prior_paths:
-        pixels.append(to_tensor([open_upright(path)])[0])
-        framings.append(Framing((side, side)))
-        prompt_rows.append(1)
-    return Lesson(
-        latents=_encode(model, pixels, observe),
-        framings=tuple(framings),
-        prompt_rows=torch.tensor(prompt_rows),
-        conditioning=model.encode_prompts(prompts),
-        crops=tuple(crops),
-        prior_rows=prior_rows,
-        class_row=1,
-    )
-
-
-def choose_crops(
-    scaled_px: tuple[int, int], side: int, count: int, seed: int, photo: int
-) -> list[tuple[int, int]]:
-    """Choose tops and lefts of square crops: the centre first, then random ones around it.
-
-    Random crops keep to the middle half of the room there is, so that a subject near the middle
-    is never cut off. A square photo has one crop.
-
-    Returns:
-        Up to ``count`` different (top, left) pairs, in pixels.
-    """
-    rooms = [length - side for length in scaled_px]
-    dice = random.Random(seed_for(seed, "crop", photo))
-    places = [(rooms[0] // 2, rooms[1] // 2)]
-    for _ in range(count - 1):
-        places.append(tuple(round(room * dice.uniform(0.25, 0.75)) for room in rooms))  # type: ignore[arg-type]
-    return list(dict.fromkeys(places))
-
-
-def _encode(model: Model, pixels: Sequence[Tensor], observe: Observer) -> Latents:
-    means, deviations = [], []
-    for start in range(0, len(pixels), _ENCODE_BATCH):
-        some = torch.stack(list(pixels[start : start + _ENCODE_BATCH])) * 2 - 1
-        latents = model.encode_images(some)
-        means.append(latents.mean)
-        deviations.append(latents.deviation)
-        observe(Progress("train", "encoding pictures", start + len(some), len(pixels)))
-    return Latents(torch.cat(means), torch.cat(deviations))
-
-
 def _teach(
-    run: RunDir,
     model: Model,
     lesson: Lesson,
     weights: Sequence[Parameter],
     optimizer: torch.optim.Optimizer,
-    start: int,
+    updates: range,
     config: LoomConfig,
-    inputs: dict[str, str],
+    save: Callable[[int], None],
     observe: Observer,
 ) -> list[float]:
-    """The training loop: from update ``start`` to the last; return each update's loss."""
+    """The training loop; ``save`` keeps the state after a number of updates. Returns the losses."""
     settings = config.train
     losses: list[float] = []
     began = time.perf_counter()
     with _watch_for_stop() as stop_asked:
-        for update in range(start, settings.updates):
+        for update in updates:
             rate = float(settings.learning_rate) * rate_factor(update, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = compute_loss(model, lesson, update, config)
             optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            loss.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
             _check_finite(loss, norm, update)
             optimizer.step()
 
             losses.append(loss.total.item())
-            _tell(observe, loss, update, rate, settings, (update + 1 - start, began))
-            last = update + 1 == settings.updates
-            if stop_asked.is_set() or ((update + 1) % settings.checkpoint_every == 0 and not last):
-                save_checkpoint(_checkpoint_file(run), weights, optimizer, update + 1, inputs)
+            _tell(
+                observe, loss, update, rate, settings, (time.perf_counter() - began) / len(losses)
+            )
+            done = update + 1
+            if stop_asked.is_set() or (
+                done % settings.checkpoint_every == 0 and done < updates.stop
+            ):
+                save(done)
             if stop_asked.is_set():
                 raise TrainingError(
-                    f"Stopped after update {update + 1} of {settings.updates}; nothing is lost.",
+                    f"Stopped after update {done} of {updates.stop}; nothing is lost.",
                     "Run the same command again to go on from there.",
                 )
     return losses
@@ -294,7 +213,8 @@ def _teach(
 def compute_loss(model: Model, lesson: Lesson, update: int, config: LoomConfig) -> LossParts:
     """Compute the loss of one update; a pure function of the model, the lesson and the update."""
     settings = config.train
-    rows, is_prior = choose_rows(lesson, update, config)
+    batch_priors = settings.batch_priors if settings.prior_weight > 0 else 0
+    rows, is_prior = choose_rows(lesson, update, settings.batch_photos, batch_priors, config.seed)
     prompt_rows = lesson.prompt_rows[rows]
     from_base = config.priors.kind == "base" and settings.prior_weight > 0
     if from_base:
@@ -328,38 +248,6 @@ def compute_loss(model: Model, lesson: Lesson, update: int, config: LoomConfig) 
         prior_weight=settings.prior_weight,
         timestep_weights=min_snr_weights(model.snr(timesteps), gamma) if gamma else None,
     )
-
-
-def choose_rows(
-    lesson: Lesson, update: int, config: LoomConfig
-) -> tuple[Int[Tensor, " images"], Bool[Tensor, " images"]]:
-    """Choose the pictures of one update, photos first, and say which are class images.
-
-    Photos and class images are each dealt like cards: every one is seen once before any is seen
-    again, in an order that the seed and the round decide.
-    """
-    settings = config.train
-    dice = random.Random(seed_for(config.seed, "crop choice", update))
-    photos = deal(len(lesson.crops), settings.batch_photos, update, config.seed, "photos")
-    rows = [dice.choice(lesson.crops[photo]) for photo in photos]
-    priors: list[int] = []
-    if lesson.prior_rows and settings.prior_weight > 0:
-        count = len(lesson.prior_rows)
-        dealt = deal(count, settings.batch_priors, update, config.seed, "class images")
-        priors = [lesson.prior_rows[card] for card in dealt]
-    is_prior = torch.tensor([False] * len(rows) + [True] * len(priors))
-    return torch.tensor(rows + priors), is_prior
-
-
-def deal(cards: int, per_update: int, update: int, seed: int, purpose: str) -> list[int]:
-    """Deal the cards of one update from freshly shuffled packs, one pack after the other."""
-    dealt = []
-    for place in range(update * per_update, (update + 1) * per_update):
-        pack, position = divmod(place, cards)
-        order = list(range(cards))
-        random.Random(seed_for(seed, purpose, pack)).shuffle(order)
-        dealt.append(order[position])
-    return dealt
 
 
 def _noise_like(
@@ -420,12 +308,11 @@ def _tell(
     update: int,
     rate: float,
     settings: TrainConfig,
-    pace: tuple[int, float],
+    pace_seconds: float,
 ) -> None:
     prior = loss.prior.item() if loss.prior is not None else None
     observe(LossLogged(update + 1, loss.total.item(), loss.subject.item(), prior, rate))
-    done, began = pace
-    values = {"loss": loss.total.item(), "s/update": (time.perf_counter() - began) / done}
+    values = {"loss": loss.total.item(), "s/update": pace_seconds}
     observe(Progress("train", "teaching", update + 1, settings.updates, values))
 
 

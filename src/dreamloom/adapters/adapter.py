@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -75,4 +76,5 @@ class Adapter:
         for layer in self.layers.values():
             up, down = layer.up.flatten(1).double(), layer.down.flatten(1).double()
             total += float(torch.sum((up.T @ up) * (down @ down.T)))
-        return total**0.5
+        # Rounding may leave a zero update just below 0.
+        return math.sqrt(max(total, 0.0))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +22,30 @@ from dreamloom.rundir import atomic_path
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMPONENTS = ("unet", "text_encoder_2", "text_encoder")
 _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+# How diffusers itself spells the factors of text encoders, and once spelled those of the U-Net.
+_SPELLINGS = {
+    ".lora_linear_layer.down.weight": _DOWN,
+    ".lora_linear_layer.up.weight": _UP,
+    ".lora.down.weight": _DOWN,
+    ".lora.up.weight": _UP,
+}
 # diffusers looks for the configuration of PEFT under this key of the header.
 _CONFIG_KEY = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """How PEFT's configuration of one component scales its layers."""
+
+    alpha: float
+    alpha_by_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+
+    def of(self, layer: str, rank: int) -> float:
+        # PEFT's rule: the first pattern that matches the name, or its end after a dot, counts.
+        matching = (p for p in self.alpha_by_pattern if re.match(rf"(.*\.)?({p})$", layer))
+        alpha = self.alpha_by_pattern.get(next(matching, layer), self.alpha)
+        return alpha / rank**0.5 if self.rank_stabilised else alpha / rank
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -33,13 +59,18 @@ def read_adapter(path: Path) -> Adapter:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = {_respell(key): key for key in file.keys()}  # noqa: SIM118
+            if len(keys) < len(file.keys()):
+                raise AdapterError(f"{path} names a layer's factors twice.", "Get the file again.")
+            tensors = {key: file.get_tensor(found) for key, found in keys.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{path} cannot be read as safetensors: {error}.",
             "The file may be cut off; copy or download it again.",
         ) from error
-    return Adapter(_fold(path, tensors, _configured_alphas(metadata)), metadata)
+    layers = _fold(path, tensors, _read_scalings(path, metadata.get(_CONFIG_KEY)))
+    # PEFT's configuration describes the factors before their scales were folded in.
+    return Adapter(layers, {k: v for k, v in metadata.items() if k not in (_CONFIG_KEY, "format")})
 
 
 def _refuse_bad_path(path: Path) -> None:
@@ -54,36 +85,57 @@ def _refuse_bad_path(path: Path) -> None:
         raise AdapterError(f"There is no adapter at {path}.", "Check the path.")
 
 
-def _configured_alphas(metadata: dict[str, str]) -> dict[str, tuple[float, dict[str, float], bool]]:
-    """Read (alpha, alpha by layer, rank-stabilised?) per component from PEFT's configuration."""
-    try:
-        config = json.loads(metadata.get(_CONFIG_KEY, "{}"))
-    except json.JSONDecodeError:
+def _respell(key: str) -> str:
+    for old, new in _SPELLINGS.items():
+        if key.endswith(old):
+            return key.removesuffix(old) + new
+    return key
+
+
+def _read_scalings(path: Path, header: str | None) -> dict[str, _Scaling]:
+    """Read how each component is scaled, from PEFT's configuration."""
+    if header is None:
         return {}
-    found = {}
-    for component in _COMPONENTS:
-        alpha = config.get(f"{component}.lora_alpha")
-        if alpha is not None:
-            pattern = config.get(f"{component}.alpha_pattern") or {}
-            found[component] = (float(alpha), pattern, bool(config.get(f"{component}.use_rslora")))
-    return found
+    try:
+        config = dict(json.loads(header))
+        return {
+            component: _Scaling(
+                float(config[f"{component}.lora_alpha"]),
+                _read_pattern(config.get(f"{component}.alpha_pattern")),
+                bool(config.get(f"{component}.use_rslora")),
+            )
+            for component in _COMPONENTS
+            if config.get(f"{component}.lora_alpha") is not None
+        }
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise AdapterError(
+            f"The configuration in the header of {path} cannot be read: {error}.",
+            "Without it the strength of the adapter is unknown; get the file again.",
+        ) from error
+
+
+def _read_pattern(pattern: Any) -> dict[str, float]:
+    return {re.compile(key).pattern: float(alpha) for key, alpha in (pattern or {}).items()}
 
 
 def _fold(
-    path: Path,
-    tensors: dict[str, Tensor],
-    configured: dict[str, tuple[float, dict[str, float], bool]],
+    path: Path, tensors: dict[str, Tensor], scalings: Mapping[str, _Scaling]
 ) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
-    known = set()
+    known: set[str] = set()
     for key in sorted(tensors):
-        if not key.endswith(_DOWN):
-            continue
         name = key.removesuffix(_DOWN)
-        if name + _UP not in tensors or name.split(".")[0] not in _COMPONENTS:
+        component, _, inner = name.partition(".")
+        if name == key or name + _UP not in tensors or component not in _COMPONENTS:
             continue
         down, up = tensors[key].float(), tensors[name + _UP].float()
-        scale = _scale(name, down.shape[0], tensors.get(name + _ALPHA), configured)
+        alpha = tensors.get(name + _ALPHA)
+        _refuse_other_shapes(path, name, down, up, alpha)
+        rank = down.shape[0]
+        if alpha is not None:
+            scale = float(alpha) / rank
+        else:
+            scale = scalings[component].of(inner, rank) if component in scalings else 1.0
         layers[name] = Layer(down.contiguous(), (up * scale).contiguous())
         known |= {key, name + _UP, name + _ALPHA}
     unknown = sorted(set(tensors) - known)
@@ -97,20 +149,23 @@ def _fold(
     return layers
 
 
-def _scale(
-    name: str,
-    rank: int,
-    alpha_tensor: Tensor | None,
-    configured: dict[str, tuple[float, dict[str, float], bool]],
-) -> float:
-    if alpha_tensor is not None:
-        return float(alpha_tensor) / rank
-    component, _, inner = name.partition(".")
-    if component not in configured:
-        return 1.0
-    alpha, pattern, rank_stabilised = configured[component]
-    chosen = float(pattern.get(inner, alpha))
-    return chosen / rank**0.5 if rank_stabilised else chosen / rank
+def _refuse_other_shapes(
+    path: Path, name: str, down: Tensor, up: Tensor, alpha: Tensor | None
+) -> None:
+    fits = (
+        down.ndim >= 2
+        and down.shape[0] > 0
+        and up.ndim == down.ndim
+        and up.shape[1] == down.shape[0]
+        and all(side == 1 for side in up.shape[2:])
+        and (alpha is None or alpha.numel() == 1)
+    )
+    if not fits:
+        raise AdapterError(
+            f"The factors of {name} in {path} do not fit together: down is {tuple(down.shape)}, "
+            f"up is {tuple(up.shape)}.",
+            "The file may be damaged; get it again.",
+        )
 
 
 def write_adapter(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
@@ -120,18 +175,21 @@ def write_adapter(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float
     header and for readers that look at no header, so that all of them apply the same ΔW.
 
     Raises:
-        AdapterError: If the name does not end in .safetensors, or a weight is not finite.
+        AdapterError: If the name does not end in .safetensors, there is no layer, or a weight is
+            not finite in ``dtype``.
     """
     if path.suffix != ".safetensors":
         raise AdapterError(
             f"{path} does not end in .safetensors.", "DreamLoom writes no other format here."
         )
+    if not adapter.layers:
+        raise AdapterError(f"There is no layer to write to {path}.", "Nothing was written.")
     tensors: dict[str, Tensor] = {}
     for name, layer in adapter.layers.items():
-        if not (torch.isfinite(layer.down).all() and torch.isfinite(layer.up).all()):
+        down, up = layer.down.to(dtype).contiguous(), layer.up.to(dtype).contiguous()
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise AdapterError(f"The update of {name} is not finite.", "Nothing was written.")
-        tensors[name + _DOWN] = layer.down.to(dtype).contiguous()
-        tensors[name + _UP] = layer.up.to(dtype).contiguous()
+        tensors |= {name + _DOWN: down, name + _UP: up}
     header = {**adapter.metadata, "format": "pt", _CONFIG_KEY: json.dumps(_peft_config(adapter))}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
@@ -149,7 +207,8 @@ def _peft_config(adapter: Adapter) -> dict[str, object]:
         if not ranks:
             continue
         common = Counter(ranks.values()).most_common(1)[0][0]
-        special = {name: rank for name, rank in ranks.items() if rank != common}
+        # PEFT reads these names as patterns of names' ends; "^" ties each to its own layer.
+        special = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
         config |= {
             f"{component}.peft_type": "LORA",
             f"{component}.r": common,
@@ -174,5 +233,5 @@ def describe_adapter(path: Path) -> dict[str, object]:
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "parameters": adapter.parameters,
         "norm": adapter.norm(),
-        "metadata": {k: v for k, v in adapter.metadata.items() if k not in {_CONFIG_KEY, "format"}},
+        "metadata": dict(adapter.metadata),
     }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def families() -> tuple[Family, ...]:
     """Every family, in the order in which they are asked; a new family is one line here."""
-    from dreamloom.families.sdxl import SDXLFamily  # noqa: PLC0415  heavy: loads diffusers
+    from dreamloom.families.sdxl import SDXLFamily
 
     return (SDXLFamily(),)
 

@@ -119,6 +119,7 @@ class Latents:
     deviation: Float[Tensor, "images channels height width"]
 
 
+@runtime_checkable
 class Conditioning(Protocol):
     """Encoded prompts, opaque outside their family."""
 
@@ -233,6 +234,7 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
 class Family(Protocol):
     """A kind of base model that DreamLoom can load."""
 
@@ -242,11 +244,10 @@ class Family(Protocol):
         """Say whether this family can load what ``--base`` names."""
         ...
 
-    def load(self, base: str, runtime: Runtime, offline: bool = False) -> Model:
+    def load(self, base: str, runtime: Runtime) -> Model:
         """Load a base model.
 
         Raises:
             BaseModelError: If it cannot be found or read.
         """
         ...
-

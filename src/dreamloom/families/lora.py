@@ -44,7 +44,7 @@ def attach(unet: nn.Module, spec: LoraSpec) -> list[nn.Parameter]:
     )
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        unet.add_adapter(config, adapter_name=TAUGHT)
+        unet.add_adapter(config, adapter_name=TAUGHT)  # type: ignore[operator]
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
     for weight in weights:
         # AdamW steps of 1e-4 vanish in bfloat16: adapters are taught in float32.
@@ -133,7 +133,7 @@ def folded(
     finally:
         with torch.no_grad():
             for module, original in kept.items():
-                module.weight.copy_(original)  # type: ignore[operator,union-attr]
+                module.weight.copy_(original)  # type: ignore[operator]
 
 
 def as_state_dict(adapter: Adapter) -> dict[str, Tensor]:

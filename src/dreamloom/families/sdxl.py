@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dreamloom.families import lora
 from dreamloom.families.base import (
     Advice,
     BaseIdentity,
+    Conditioning,
     Framing,
     Latents,
     LoraSpec,
@@ -152,17 +154,19 @@ class SDXLModel:
 
     def snr(self, timesteps: Int[Tensor, " images"]) -> Float[Tensor, " images"]:
         """Signal-to-noise ratio, a / (1 - a)."""
-        signal = self._training.alphas_cumprod.to(timesteps.device)[timesteps]
+        signal: Tensor = self._training.alphas_cumprod.to(timesteps.device)[timesteps]
         return signal / (1 - signal)
 
     def predict(
         self,
         noisy: Float[Tensor, "images channels height width"],
         timesteps: Int[Tensor, " images"],
-        conditioning: SDXLConditioning,
+        conditioning: Conditioning,
         framings: Sequence[Framing],
     ) -> Float[Tensor, "images channels height width"]:
         """Predict the target for each image, each with its own size and crop."""
+        if not isinstance(conditioning, SDXLConditioning):
+            raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = torch.tensor(
             [[*f.original_px, *f.crop_top_left_px, height, width] for f in framings],
@@ -222,8 +226,11 @@ class SDXLModel:
             lora.locate(self._components, adapter, self.identity.name)
         names = [f"part{i}" for i in range(len(parts))]
         try:
-            for name, (adapter, _) in zip(names, parts, strict=True):
-                self._pipeline.load_lora_weights(lora.as_state_dict(adapter), adapter_name=name)
+            with warnings.catch_warnings():
+                # PEFT warns whenever a second adapter joins the first, which is meant here.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                for name, (adapter, _) in zip(names, parts, strict=True):
+                    self._pipeline.load_lora_weights(lora.as_state_dict(adapter), adapter_name=name)
             if names:
                 self._pipeline.set_adapters(names, [weight for _, weight in parts])
             yield

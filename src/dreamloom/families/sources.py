@@ -54,7 +54,8 @@ def load_source(base: str, runtime: Runtime) -> Source:
 
 
 def _quieten() -> None:
-    """The libraries draw progress bars of their own for loading; ours tell what matters."""
+    """The libraries tell much that is meant for their own users; ours hear what matters."""
+    diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -80,7 +81,7 @@ def _load_checkpoint(path: Path, options: dict[str, Any]) -> Source:
 
 
 def _load_from_hub(base: str, options: dict[str, Any]) -> Source:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  only when a hub is asked
+    from huggingface_hub import snapshot_download
 
     name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
     folder = Path(
@@ -145,5 +146,3 @@ def _explain(base: str, error: Exception) -> BaseModelError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-

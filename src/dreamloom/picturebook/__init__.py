@@ -1,7 +1,5 @@
 """The picturebook: a tiny SDXL, and the drawn world that it learned from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -108,7 +108,9 @@ def cut(original: Image.Image, rng: random.Random) -> tuple[Image.Image, Framing
     width_px, height_px = original.size
     scale = PICTURE_PX / min(width_px, height_px)
     scaled = (max(PICTURE_PX, round(width_px * scale)), max(PICTURE_PX, round(height_px * scale)))
-    picture = original if scaled == original.size else original.resize(scaled, Image.Resampling.LANCZOS)
+    picture = (
+        original if scaled == original.size else original.resize(scaled, Image.Resampling.LANCZOS)
+    )
     left = rng.randrange(scaled[0] - PICTURE_PX + 1)
     top = rng.randrange(scaled[1] - PICTURE_PX + 1)
     picture = picture.crop((left, top, left + PICTURE_PX, top + PICTURE_PX))
@@ -131,7 +133,7 @@ class PictureStore:
 
     def __len__(self) -> int:
         """Count the pictures that are drawn by now; it grows while another process draws."""
-        return int(self._drawn_file.read_text())
+        return read_count(self._drawn_file)
 
     @property
     def capacity(self) -> int:
@@ -149,6 +151,18 @@ class PictureStore:
     def record(self, index: int) -> Drawing:
         """Return what one picture shows."""
         return record(self.collection, index)
+
+
+def read_count(file: Path) -> int:
+    """Return how much of something is done."""
+    return int(file.read_text())
+
+
+def write_count(file: Path, count: int) -> None:
+    """Say how much is done, in one go, for other processes read it meanwhile."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(str(count))
+    partial.replace(file)
 
 
 def to_signed(pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -182,18 +196,20 @@ def draw_ahead(
         shape = (count, PICTURE_PX, PICTURE_PX, 3)
         np.lib.format.open_memmap(pixels_file, "w+", np.uint8, shape).flush()
         np.lib.format.open_memmap(framings_file, "w+", np.int32, (count, 6)).flush()
-        drawn_file.write_text("0")
+        write_count(drawn_file, 0)
     stored = len(np.load(pixels_file, mmap_mode="r"))
     if stored != count:
         raise ValueError(f"{pixels_file} holds {stored} pictures, not {count}; delete it to redraw")
     pixels = np.load(pixels_file, mmap_mode="r+")
     framings = np.load(framings_file, mmap_mode="r+")
-    drawn = int(drawn_file.read_text())
-    chunks = [(collection, start, min(start + _CHUNK, count)) for start in range(drawn, count, _CHUNK)]
+    drawn = read_count(drawn_file)
+    chunks = [
+        (collection, start, min(start + _CHUNK, count)) for start in range(drawn, count, _CHUNK)
+    ]
     for start, chunk_pixels, chunk_framings in _draw_chunks(chunks, processes):
         stop = start + len(chunk_pixels)
         pixels[start:stop], framings[start:stop] = chunk_pixels, chunk_framings
-        drawn_file.write_text(str(stop))
+        write_count(drawn_file, stop)
         observe(stop)
 
 

@@ -60,7 +60,9 @@ class Trunk(nn.Module):
             down = nn.Conv2d(before, channels, 3, stride=2, padding=1)
             stages.append(
                 nn.Sequential(
-                    nn.GroupNorm(_GROUPS, before), nn.SiLU(), down,
+                    nn.GroupNorm(_GROUPS, before),
+                    nn.SiLU(),
+                    down,
                     *(_Block(channels) for _ in range(blocks)),
                 )
             )
@@ -135,6 +137,10 @@ class AttributeReader(nn.Module):
         vocabulary: Every attribute with its possible values. An empty value means that the
             attribute cannot be seen, such as hair colour in a pencil sketch.
     """
+
+    familiar_mean: Float[Tensor, " statistics"]
+    familiar_whitening: Float[Tensor, "statistics statistics"]
+    familiar_limit: Float[Tensor, ""]
 
     def __init__(self, vocabulary: dict[str, list[str]]) -> None:
         super().__init__()

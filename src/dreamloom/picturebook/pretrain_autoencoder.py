@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.picturebook.dataset import PICTURE_PX, PictureStore, to_signed
+from dreamloom.picturebook.dataset import PICTURE_PX, PictureStore, read_count, to_signed
 from dreamloom.picturebook.models import LATENT_CHANNELS, build_autoencoder
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
 
@@ -66,8 +66,14 @@ def train_autoencoder(
         if run.updates_done % _LOG_EVERY == 0:
             seconds = (time.monotonic() - start) / (run.updates_done - started_at)
             recent = float(np.mean(losses[-_LOG_EVERY:]))
-            logger.info("autoencoder %d/%d loss %.4f kl %.2f, %.3f s an update",
-                        run.updates_done, updates, recent, kl.item(), seconds)
+            logger.info(
+                "autoencoder %d/%d loss %.4f kl %.2f, %.3f s an update",
+                run.updates_done,
+                updates,
+                recent,
+                kl.item(),
+                seconds,
+            )
     run.average.swap(run.parameters)
     model.eval()
     fold_latent_statistics(model, encode_means(model, store, np.arange(0, len(store), 29)[:512]))
@@ -80,10 +86,12 @@ def encode_means(
 ) -> Float[Tensor, "n c h w"]:
     """Encode pictures to the means of their latents, unscaled."""
     device = next(model.parameters()).device
-    return torch.cat([
-        model.encode(to_signed(store.pixels(part)).to(device)).latent_dist.mean.cpu()
-        for part in np.array_split(indices, max(1, len(indices) // 32))
-    ])
+    return torch.cat(
+        [
+            model.encode(to_signed(store.pixels(part)).to(device)).latent_dist.mean.cpu()
+            for part in np.array_split(indices, max(1, len(indices) // 32))
+        ]
+    )
 
 
 @torch.no_grad()
@@ -106,6 +114,51 @@ def fold_latent_statistics(model: AutoencoderKL, means: Float[Tensor, "n c h w"]
     model.register_to_config(scaling_factor=1.0)
 
 
+def polish_decoder(
+    work: Path, store: PictureStore, model: AutoencoderKL, updates: int
+) -> AutoencoderKL:
+    """Train the decoder on, with the encoder fixed, so that the denoiser's latents stay valid.
+
+    Reads the latents that `encode_ahead` made, so it can run beside the denoiser's training.
+    """
+    latents = np.load(work / "latents.npy", mmap_mode="r")
+    trained = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+    run = Run("decoder", work, trained, Schedule(1e-3, updates, decay_share=0.5), 1e-4)
+    bf16 = bf16_is_faster(model.device)
+    losses: list[float] = []
+    while not run.finished:
+        update = run.updates_done
+        rng, torch_rng = seeded("decoder", update)
+        whole = update >= updates * (1 - _WHOLE_PICTURE_SHARE)
+        n = _WHOLE_PICTURE_BATCH if whole else _BATCH
+        size = PICTURE_PX if whole else _CROP_PX
+        rows = np.sort(rng.integers(0, read_count(work / "latents.done"), n))
+        tops, lefts = rng.integers(0, (PICTURE_PX - size) // 8 + 1, (2, n))
+        posteriors, pixels = torch.from_numpy(latents[rows]).float(), store.pixels(rows)
+        places = list(zip(range(n), tops, lefts, strict=True))
+        pictures = torch.stack(
+            [pixels[i, :, 8 * t : 8 * t + size, 8 * x : 8 * x + size] for i, t, x in places]
+        )
+        small = size // 8
+        posteriors = torch.stack(
+            [posteriors[i, :, t : t + small, x : x + small] for i, t, x in places]
+        )
+        mean, log_variance = posteriors.chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=torch_rng)
+        codes = (mean + noise * torch.exp(0.5 * log_variance)).to(model.device)
+        with autocast(model.device, bf16):
+            redrawn = model.decoder(model.post_quant_conv(codes)).float()
+        loss = reconstruction_loss(redrawn, to_signed(pictures).to(model.device))
+        run.step(loss)
+        losses.append(loss.item())
+        if run.updates_done % _LOG_EVERY == 0:
+            logger.info(
+                "decoder %d/%d loss %.4f", run.updates_done, updates, np.mean(losses[-_LOG_EVERY:])
+            )
+    run.average.swap(run.parameters)
+    return model.eval()
+
+
 def _batch(
     store: PictureStore, update: int, updates: int
 ) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n c hl wl"]]:
@@ -116,7 +169,10 @@ def _batch(
     pixels = store.pixels(np.sort(rng.integers(0, len(store), n)))
     size = PICTURE_PX if whole else _CROP_PX
     tops, lefts = rng.integers(0, PICTURE_PX - size + 1, (2, n))
-    cuts = [p[:, t : t + size, l : l + size] for p, t, l in zip(pixels, tops, lefts, strict=True)]
+    cuts = [
+        p[:, t : t + size, left : left + size]
+        for p, t, left in zip(pixels, tops, lefts, strict=True)
+    ]
     pictures = to_signed(torch.stack(cuts))
     if rng.random() < 0.5:
         pictures = pictures.flip(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dreamloom.picturebook.captions import caption
-from dreamloom.picturebook.dataset import PictureStore, to_signed
+from dreamloom.picturebook.dataset import PictureStore, read_count, to_signed, write_count
 from dreamloom.picturebook.models import LATENT_CHANNELS, LATENT_PX, build_noise_schedule
 from dreamloom.picturebook.pretrain_text import TextEncoders, encode_text, tokenize
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
@@ -37,16 +37,16 @@ def encode_ahead(work: Path, store: PictureStore, model: AutoencoderKL) -> None:
     shape = (store.capacity, 2 * LATENT_CHANNELS, LATENT_PX, LATENT_PX)
     if not done_file.exists():
         np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
-        done_file.write_text("0")
+        write_count(done_file, 0)
     latents = np.load(file, mmap_mode="r+")
     bf16 = bf16_is_faster(model.device)
-    for start in range(int(done_file.read_text()), pixels_drawn, _ENCODE_BATCH):
+    for start in range(read_count(done_file), pixels_drawn, _ENCODE_BATCH):
         stop = min(start + _ENCODE_BATCH, pixels_drawn)
         pictures = to_signed(store.pixels(np.arange(start, stop))).to(model.device)
         with autocast(model.device, bf16):
             posterior = model.encode(pictures).latent_dist
         latents[start:stop] = posterior.parameters.float().cpu().numpy()
-        done_file.write_text(str(stop))
+        write_count(done_file, stop)
 
 
 def snr_weights(
@@ -86,11 +86,13 @@ def train_denoiser(
     start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         rng, torch_rng = seeded("denoiser", run.updates_done)
-        encoded = int((work / "latents.done").read_text())
+        encoded = read_count(work / "latents.done")
         rows = np.sort(rng.integers(0, encoded, _BATCH))
         clean = _sample_latents(torch.from_numpy(latents[rows]).float(), torch_rng).to(device)
         noise = torch.randn(clean.shape, generator=torch_rng).to(device)
-        timesteps = _spread_timesteps(torch_rng, noise_schedule.config.num_train_timesteps).to(device)
+        timesteps = _spread_timesteps(torch_rng, noise_schedule.config.num_train_timesteps).to(
+            device
+        )
         words_rng = random.Random(int(rng.integers(2**62)))
         tokens = tokenize(tokenizer, [caption(store.record(int(row)), words_rng) for row in rows])
         kept = torch.from_numpy(rng.random(_BATCH) >= _DROPPED_PROMPTS).float().to(device)
@@ -110,8 +112,13 @@ def train_denoiser(
         losses.append(loss.item())
         if run.updates_done % _LOG_EVERY == 0:
             seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            logger.info("denoiser %d/%d loss %.4f, %.3f s an update",
-                        run.updates_done, updates, np.mean(losses[-200:]), seconds)
+            logger.info(
+                "denoiser %d/%d loss %.4f, %.3f s an update",
+                run.updates_done,
+                updates,
+                np.mean(losses[-200:]),
+                seconds,
+            )
     return run
 
 

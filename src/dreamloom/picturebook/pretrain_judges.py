@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import random
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,8 +21,9 @@ from dreamloom.picturebook.judges import (
 )
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
 
-_IDENTITIES = 18
+_IDENTITIES = 12
 _DRAWINGS_EACH = 4
+_PICTURES = 16
 _TEMPERATURE = 0.07
 _PEAK_RATE = 1.5e-3
 _LOG_EVERY = 50
@@ -57,9 +56,7 @@ def soften(pixels: Float[Tensor, "n 3 h w"], rng: np.random.Generator) -> Float[
     return (pixels * gains + offsets + noise * levels.float()).clamp(0, 1)
 
 
-def contrast_identities(
-    vectors: Float[Tensor, "n d"], who: Int[Tensor, " n"]
-) -> Float[Tensor, ""]:
+def contrast_identities(vectors: Float[Tensor, "n d"], who: Int[Tensor, " n"]) -> Float[Tensor, ""]:
     """Pull pictures of the same figure together, and push all others away.
 
     Source:
@@ -125,7 +122,8 @@ def _train(
 ) -> None:
     parameters = judges.parameters(tasks)
     device = parameters[0].device
-    run = Run(name, work, parameters, Schedule(_PEAK_RATE if len(tasks) > 1 else 5e-4, updates))
+    peak = _PEAK_RATE if len(tasks) > 1 else _PEAK_RATE / 3
+    run = Run(name, work, parameters, Schedule(peak, updates, max(1, updates // 10)))
     bf16 = bf16_is_faster(device)
     losses: list[list[float]] = []
     start, started_at = time.monotonic(), run.updates_done
@@ -143,40 +141,49 @@ def _train(
                 readings = judges.reader.head(features).float()
         if "identity" in tasks:
             parts.append(contrast_identities(vectors, batch.who.to(device)))
-            parts.append(0.1 * _answers(looks, batch.looks.to(device), _looks_vocabulary()))
+            parts.append(0.1 * answer_loss(looks, batch.looks.to(device), _looks_vocabulary()))
         if "reader" in tasks:
             vocabulary = judges.reader.vocabulary
-            parts.append(0.2 * _answers(readings, batch.stated.to(device), vocabulary))
+            parts.append(0.2 * answer_loss(readings, batch.stated.to(device), vocabulary))
         run.step(torch.stack(parts).sum())
         losses.append([part.item() for part in parts])
         if run.updates_done % _LOG_EVERY == 0:
             seconds = (time.monotonic() - start) / (run.updates_done - started_at)
             recent = np.round(np.mean(losses[-_LOG_EVERY:], axis=0), 4).tolist()
-            logger.info("%s %d/%d losses %s, %.3f s an update",
-                        name, run.updates_done, updates, recent, seconds)
+            logger.info(
+                "%s %d/%d losses %s, %.3f s an update",
+                name,
+                run.updates_done,
+                updates,
+                recent,
+                seconds,
+            )
     run.average.swap(run.parameters)
 
 
-def _take(
-    purpose: str, update: int, stores: Stores, vocabulary: dict[str, list[str]]
-) -> _Batch:
+def _take(purpose: str, update: int, stores: Stores, vocabulary: dict[str, list[str]]) -> _Batch:
     """Take several drawings each of some figures, and a few of the world's own pictures."""
     rng, _ = seeded(purpose, update)
     people = len(stores.people) // DRAWINGS_PER_IDENTITY
     chosen = rng.choice(people, _IDENTITIES, replace=False)
-    drawings = np.concatenate([
-        who * DRAWINGS_PER_IDENTITY + rng.choice(DRAWINGS_PER_IDENTITY, _DRAWINGS_EACH, replace=False)
-        for who in chosen
-    ])
-    pixels = soften(stores.people.pixels(drawings).float() / 255, rng)
+    drawings = np.concatenate(
+        [
+            who * DRAWINGS_PER_IDENTITY
+            + rng.choice(DRAWINGS_PER_IDENTITY, _DRAWINGS_EACH, replace=False)
+            for who in chosen
+        ]
+    )
+    pictures = rng.integers(0, len(stores.pictures), _PICTURES)
+    pixels = torch.cat([stores.people.pixels(drawings), stores.pictures.pixels(pictures)])
     records = [stores.people.record(int(i)) for i in drawings]
-    stated = [attributes(r) for r in records]
-    looks = [_looks(asdict(r.identity)) for r in records]
+    records += [stores.pictures.record(int(i)) for i in pictures]
+    # Nobody in the world's own pictures is anybody else in the batch.
+    who = np.concatenate([drawings // DRAWINGS_PER_IDENTITY, -1 - np.arange(_PICTURES)])
     return _Batch(
-        pixels,
-        torch.from_numpy(drawings // DRAWINGS_PER_IDENTITY),
-        _choices(looks, _looks_vocabulary()),
-        _choices(stated, vocabulary),
+        soften(pixels.float() / 255, rng),
+        torch.from_numpy(who),
+        choices([_looks(asdict(r.identity)) for r in records], _looks_vocabulary()),
+        choices([attributes(r) for r in records], vocabulary),
     )
 
 
@@ -203,18 +210,20 @@ def _vocabulary() -> dict[str, list[str]]:
     return vocabulary_of([attributes(record("people", index)) for index in range(4000)])
 
 
-def _choices(
+def choices(
     stated: list[dict[str, str]], vocabulary: dict[str, list[str]]
 ) -> Int[Tensor, "n attributes"]:
+    """Turn stated attributes into the numbers of their values; unstated ones are 0."""
     rows = [[v.index(s.get(name, "")) for name, v in vocabulary.items()] for s in stated]
     return torch.tensor(rows)
 
 
-def _answers(
+def answer_loss(
     logits: Float[Tensor, "n values"],
     truths: Int[Tensor, "n attributes"],
     vocabulary: dict[str, list[str]],
 ) -> Float[Tensor, ""]:
+    """Sum every attribute's cross-entropy."""
     parts = logits.split([len(values) for values in vocabulary.values()], dim=1)
     losses = [
         nn.functional.cross_entropy(part, truth)

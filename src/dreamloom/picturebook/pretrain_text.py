@@ -84,8 +84,13 @@ def train_text_encoders(
         losses.append(loss.item())
         if run.updates_done % _LOG_EVERY == 0:
             seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            logger.info("text %d/%d loss %.4f, %.3f s an update",
-                        run.updates_done, updates, np.mean(losses[-_LOG_EVERY:]), seconds)
+            logger.info(
+                "text %d/%d loss %.4f, %.3f s an update",
+                run.updates_done,
+                updates,
+                np.mean(losses[-_LOG_EVERY:]),
+                seconds,
+            )
     run.average.swap(run.parameters)
 
 
@@ -114,7 +119,9 @@ def _batch(
 ) -> tuple[list[str], Int[Tensor, "n questions"]]:
     rng = random.Random(f"text {update}")
     numbers, _ = seeded("text", update)
-    pairs = [_stated(record("pictures", int(i)), rng) for i in numbers.integers(0, 1_000_000, _BATCH)]
+    pairs = [
+        _stated(record("pictures", int(i)), rng) for i in numbers.integers(0, 1_000_000, _BATCH)
+    ]
     truths = [
         [values.index(stated.get(name, _UNSAID)) for name, values in questions.items()]
         for _, stated in pairs

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CHECKPOINT_SECONDS = 180.0
-_AVERAGE_DECAY = 0.9995
+_AVERAGE_DECAY = 0.998
 
 
 def prepare_threads(threads: int) -> None:
@@ -28,7 +28,7 @@ def prepare_threads(threads: int) -> None:
 def bf16_is_faster(device: torch.device) -> bool:
     """Time a convolution both ways: some processors run bf16 twice as fast, others far slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     layer, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(8, 64, 32, 32)
     layer_bf16, x_bf16 = nn.Conv2d(64, 64, 3, padding=1).bfloat16(), x.bfloat16()
 
@@ -188,5 +188,6 @@ class Run:
                 parameter.copy_(stored.get_tensor(f"{i}.weight"))
                 self.average.tensors[i].copy_(stored.get_tensor(f"{i}.average"))
                 self.optimizer.state[parameter] = {
-                    key: stored.get_tensor(f"{i}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: stored.get_tensor(f"{i}.{key}")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
                 }

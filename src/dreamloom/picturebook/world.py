@@ -144,24 +144,23 @@ class DrawingFields(TypedDict, total=False):
 
 def sample_identity(rng: random.Random, kind: Kind | None = None) -> Identity:
     """Invent somebody: a person in about two of three cases, unless ``kind`` says what."""
-    if kind is None:
-        kind = _pick(rng, KINDS, (65, 13, 13, 9))
+    chosen: Kind = _pick(rng, KINDS, (65, 13, 13, 9)) if kind is None else kind
     eyes = rng.choice(EYE_COLOURS)
     face_width = round(rng.uniform(0.84, 1.16), 3)
     nose = round(rng.uniform(0.6, 1.6), 3)
-    if kind != "person":
+    if chosen != "person":
         return Identity(
-            kind=kind,
+            kind=chosen,
             eyes=eyes,
             face_width=face_width,
             nose=nose,
-            coat=rng.choice(METAL_COLOURS if kind == "robot" else FUR_COLOURS),
+            coat=rng.choice(METAL_COLOURS if chosen == "robot" else FUR_COLOURS),
             patch=rng.choice(PATCHES),
             # Round ears make a bear of a dog or a cat.
-            ears=rng.choice(EAR_SHAPES if kind == "robot" else EAR_SHAPES[:2]),
+            ears=rng.choice(EAR_SHAPES if chosen == "robot" else EAR_SHAPES[:2]),
         )
     return Identity(
-        kind=kind,
+        kind=chosen,
         eyes=eyes,
         face_width=face_width,
         nose=nose,

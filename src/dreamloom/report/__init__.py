@@ -1,23 +1,26 @@
 """Stage 7: a folder's records in, one page out that tells its story offline.
 
-Start at `write_report`. It reads a `Story` (`story.py`), lays it out (`page.py`, with the pictures
-in `gallery.py`) in words that follow from the numbers (`verdicts.py`) and small drawings
-(`plots.py`), and fills the template in ``templates/``.
+Start at `write_report`. It reads a `Story` (`story.py`), lays it out (`page.py`, with pictures in
+`gallery.py`, scores in `tables.py`, and how it was made in `making.py`) in words that follow from
+the numbers (`dreamloom.verdicts`) and with small drawings (`dreamloom.plots`), and fills the
+template in ``templates/``.
 """
 
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dreamloom.events import Observer, StageDone, StageStarted, silent
+from dreamloom.plots import Bar, score_bars
 from dreamloom.report.page import lay_out
 from dreamloom.report.story import Story, read_story
-from dreamloom.report.verdicts import tell
 from dreamloom.rundir import RunDir, write_text
+from dreamloom.verdicts import Verdict, tell
 
 __all__ = ["render", "write_report"]
 
@@ -51,15 +54,39 @@ def write_report(folder: Path, observe: Observer = silent) -> Path:
 
 def render(story: Story) -> str:
     """Fill the page's template; every text from outside is escaped."""
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(page=lay_out(story), css=_read("page.css"), js=_read("page.js"))
+    )
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["tell"] = tell
-    return environment.get_template("page.html").render(
-        page=lay_out(story), css=_read("page.css"), js=_read("page.js")
+    environment.filters.update(tell=tell, bars=_draw_bars, minus=_use_minus)
+    return environment
+
+
+def _use_minus(number: str) -> str:
+    return number.replace("-", "−")
+
+
+def _draw_bars(verdict: Verdict) -> Markup:
+    """Draw a verdict's scores between floor and ceiling; the last one's own are marked."""
+    bars = [
+        Bar(label, figure.value, figure.interval, f"k-{kind}")
+        for label, kind, figure in verdict.bars
+        if figure.value is not None
+    ]
+    last = verdict.bars[-1][2]
+    return Markup(
+        score_bars(bars, last.floor, last.ceiling, floor_label="base model", ceiling_label="photos")
     )
 
 

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 
 from dreamloom.errors import PhotoError
 from dreamloom.pictures import ImageSet, Picture
 from dreamloom.pixels import open_upright
 from dreamloom.report.story import TABLE, label_set
-from dreamloom.report.verdicts import label_of
+from dreamloom.verdicts import label_of
 
 BADGES = ("identity", "clip_t")
 """Scores written below each picture."""
@@ -30,7 +31,7 @@ _KINDS = ("base", "without", "with", "style", "merged")
 class Shot:
     """One picture as the page embeds it."""
 
-    source: str
+    source: Markup
     """A data address; empty if the file cannot be read."""
     alt: str
     size: tuple[int, int] = (0, 0)
@@ -79,7 +80,7 @@ def kind_of(name: str) -> str:
     return next((kind for kind in _KINDS if own.split("_")[0] == kind), "other")
 
 
-def embed(path: Path, longest_px: int = SHOT_PX) -> tuple[str, tuple[int, int]]:
+def embed(path: Path, longest_px: int = SHOT_PX) -> tuple[Markup, tuple[int, int]]:
     """Encode a picture for the page: upright, without metadata, no larger than needed.
 
     Returns:
@@ -88,13 +89,15 @@ def embed(path: Path, longest_px: int = SHOT_PX) -> tuple[str, tuple[int, int]]:
     try:
         image = open_upright(path)
     except PhotoError:
-        return "", (0, 0)
+        return Markup(), (0, 0)
     image.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # A small picture costs little, so it may stay nearly as it was.
     quality = 90 if max(image.size) <= _SMALL_PX else 82
-    image.save(buffer, "WEBP", quality=quality, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", image.size
+    image.save(buffer, "WEBP", quality=quality, method=4, exif=b"", xmp=b"")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    # Base64 has no sign that needs escaping, and looking for one takes long.
+    return Markup("data:image/webp;base64," + encoded), image.size
 
 
 def build_gallery(

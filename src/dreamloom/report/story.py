@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from dreamloom.config import LoomConfig, load_config
 from dreamloom.errors import DreamLoomError, RunFolderError
@@ -20,8 +20,8 @@ from dreamloom.pictures import (
     read_photo_set,
     read_prior_set,
 )
-from dreamloom.report.verdicts import LABELS, Figure, read_figure
 from dreamloom.rundir import Record, RunDir
+from dreamloom.verdicts import LABELS, Figure, read_figure
 
 TABLE = "table"
 """Sets whose names begin so fill the table of schedulers and steps."""
@@ -36,12 +36,20 @@ _NAMES = {
 }
 """The demo's names, in the order of its story."""
 
+Facts: TypeAlias = list[tuple[str, str]]
+"""Names, and what they are in words."""
+
 T = TypeVar("T")
 
 
 def label_set(name: str) -> str:
     """The name of an image set or a run as a reader meets it."""
     return _NAMES.get(name) or name.replace("_", " ")
+
+
+def label_run(name: str) -> str:
+    """The name of a run inside a demo as a reader meets it."""
+    return name.replace("_", " ")
 
 
 def order_of(name: str) -> tuple[int, str]:
@@ -56,7 +64,7 @@ class Loss:
 
     updates: list[int]
     lines: dict[str, list[float | None]]
-    """total, subject and, where there were class images, prior."""
+    """subject; and with class images also prior, and the total of both."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,8 @@ class Story:
 
     @property
     def is_single(self) -> bool:
-        """Whether the folder is one run, not a demo."""
-        return not self.summary
+        """Whether the folder is one run, without a summary and without runs inside."""
+        return not self.summary and not any(self.runs)
 
     @property
     def subject(self) -> str:
@@ -148,6 +156,8 @@ class Story:
                 for part, values in lines.items()
                 if any(value is not None for value in values)
             }
+            if "prior" not in lines and "subject" in lines:
+                lines.pop("total", None)  # it is the same line
             if lines:
                 found[name] = Loss(updates, lines)
         return found
@@ -159,7 +169,10 @@ class Story:
             for event in events:
                 if event.get("event") == "Note" and event.get("warning") and event.get("text"):
                     texts.setdefault(str(event["text"]), name)
-        return [f"{label_set(name)}: {text}" if name else text for text, name in texts.items()]
+        return [
+            f"{label_run(name).capitalize()}: {text}" if name else text
+            for text, name in texts.items()
+        ]
 
 
 def read_scores(group: object) -> dict[str, Figure]:
@@ -213,7 +226,7 @@ def read_story(folder: Path) -> Story:
         )
     inside = sorted(folder.iterdir(), key=lambda path: order_of(path.name))
     runs = {path.name: RunDir(path) for path in inside if path.is_dir() and RunDir(path).is_run()}
-    places = {"": here, **(runs if summary_file.is_file() else {})}
+    places = {"": here, **runs}
     return Story(
         folder=folder,
         runs={name: run for name, run in places.items() if run.is_run()},

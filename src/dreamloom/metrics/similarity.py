@@ -182,4 +182,5 @@ def _unit(features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows featu
     lengths = features.norm(dim=1, keepdim=True)
     if (lengths == 0).any():
         raise ValueError("a row of features is all zeros, so it has no direction")
-    return features / lengths
+    unit: Tensor = features / lengths
+    return unit

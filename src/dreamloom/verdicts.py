@@ -175,12 +175,27 @@ def tell(figure: Figure) -> str:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One score on two sides of a change."""
+
+    label: str
+    outcome: str
+    first: Figure
+    second: Figure
+    pairs: str = ""
+    """The mean difference between pictures of one prompt and seed, in words."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """An answer at the top of the page."""
 
     question: str
     answer: str
     tone: Literal["good", "bad", "same", "unknown"]
+    changes: tuple[Change, ...] = ()
+    words: tuple[str, str] = ("", "")
+    """How the two sides of the changes are called."""
     sentences: tuple[str, ...] = ()
     bars: tuple[tuple[str, str, Figure], ...] = ()
     """Label, kind and score of each bar."""
@@ -223,7 +238,9 @@ def judge_likeness(question: str, contenders: Sequence[Named]) -> Verdict:
             answer = "Yes, as alike as the photos are to each other"
         elif figure.lift is not None:
             answer = f"{figure.lift:.0%} of the way from the base model to the photos"
-    return Verdict(question, answer, _tone(outcome), tuple(sentences), tuple(measured))
+    return Verdict(
+        question, answer, _tone(outcome), sentences=tuple(sentences), bars=tuple(measured)
+    )
 
 
 def judge_following(
@@ -248,7 +265,9 @@ def judge_following(
     if base is not None and base.measured:
         sentences.append(f"The base model with the same prompts and seeds: {tell(base)}.")
     bars = [("base model", "base", base)] if base is not None and base.measured else []
-    return Verdict(question, answer, _tone(outcome), tuple(sentences), (*bars, *measured))
+    return Verdict(
+        question, answer, _tone(outcome), sentences=tuple(sentences), bars=(*bars, *measured)
+    )
 
 
 def judge_change(
@@ -257,6 +276,7 @@ def judge_change(
     second: Mapping[str, Figure],
     *,
     words: tuple[str, str],
+    pairs: Mapping[str, Figure],
     caution: str,
 ) -> Verdict:
     """Answer what a change of settings did to each score that both sides have.
@@ -266,10 +286,12 @@ def judge_change(
         first: Scores by name before the change.
         second: Scores by name after it.
         words: How the two are called in a sentence.
+        pairs: Mean differences between pictures of the same prompt and seed, by score. They are
+            told, and hint at what the intervals of the two means cannot show; they do not decide.
         caution: What the comparison does not show.
     """
     outcomes: dict[Outcome, list[str]] = {}
-    sentences = []
+    changes = []
     for name in [name for name in first if name in second]:
         outcome = compare(first[name], second[name])
         word: str = outcome
@@ -278,12 +300,11 @@ def judge_change(
         else:
             outcomes.setdefault(outcome, []).append(label_of(name))
         if outcome != "not measured":
-            sentences.append(
-                f"{label_of(name)}, {word}: {tell(first[name])} {words[0]}, "
-                f"{tell(second[name])} {words[1]}."
-            )
-    if not sentences:
-        return Verdict(question, "Not measured", "unknown", ("No score exists on both sides.",))
+            told = _tell_pairs(pairs.get(name, Figure()), outcome)
+            changes.append(Change(label_of(name), word, first[name], second[name], told))
+    if not changes:
+        told = "No score exists on both sides."
+        return Verdict(question, "Not measured", "unknown", sentences=(told,))
     better, worse = outcomes.get("better", []), outcomes.get("worse", [])
     parts = []
     if better:
@@ -302,14 +323,28 @@ def judge_change(
     elif "too few" in answer:
         tone = "too few images"
     return Verdict(
-        question, answer[0].upper() + answer[1:], _tone(tone), (*sentences, caution)
+        question,
+        answer[0].upper() + answer[1:],
+        _tone(tone),
+        changes=tuple(changes),
+        words=words,
+        sentences=(caution,),
     )
+
+
+def _tell_pairs(difference: Figure, outcome: Outcome) -> str:
+    if difference.value is None or difference.interval is None:
+        return ""
+    low, high = difference.interval
+    told = f"pair by pair {difference.value:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
+    hints = outcome == "no difference detected" and (low > 0 or high < 0)
+    return told + (", a hint that more pictures could confirm" if hints else "")
 
 
 def _unmeasured(question: str, what: str, contenders: Sequence[Named]) -> Verdict:
     notes = [figure.note for _, _, figure in contenders if figure.note]
     reason = notes[0] if notes else f"There is no score for {what} in this folder."
-    return Verdict(question, "Not measured", "unknown", (reason,))
+    return Verdict(question, "Not measured", "unknown", sentences=(reason,))
 
 
 def _listed(names: Sequence[str]) -> str:

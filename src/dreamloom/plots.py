@@ -12,8 +12,8 @@ from html import escape
 from typing import TypeAlias
 
 _BAR_WIDTH, _BAR_ROW, _BAR_LABEL = 360.0, 24.0, 104.0
-_CHART_WIDTH, _CHART_HEIGHT = 560.0, 264.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 26.0, 36.0
+_CHART_WIDTH, _CHART_HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 10.0, 26.0, 36.0
 _MOST_POINTS = 800
 
 _Scale: TypeAlias = Callable[[float], float]
@@ -134,7 +134,7 @@ def loss_chart(
         raise ValueError("each line needs as many values as there are updates, and at least one")
     known = [v for values in lines.values() for v in values if v is not None and math.isfinite(v)]
     rows = ticks(0.0, highest or max(known, default=1.0) or 1.0)
-    first, last = updates[0], max(updates[-1], updates[0] + 1)
+    first, last = float(updates[0]), float(max(updates[-1], updates[0] + 1))
 
     def x(update: float) -> float:
         return _LEFT + (_CHART_WIDTH - _LEFT - _RIGHT) * (update - first) / (last - first)
@@ -144,7 +144,8 @@ def loss_chart(
         return _CHART_HEIGHT - _BOTTOM - (_CHART_HEIGHT - _TOP - _BOTTOM) * share
 
     parts = _axes(rows, [t for t in ticks(first, last) if first <= t <= last], x, y)
-    strong, legend = [], []
+    strong: list[str] = []
+    legend: list[str] = []
     for name, values in lines.items():
         points = [
             (float(u), v)

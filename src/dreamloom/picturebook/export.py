@@ -1,0 +1,64 @@
+"""Writing the trained parts as the folder that ships: diffusers' layout, half precision."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor2_0
+from safetensors import safe_open
+from transformers import CLIPTokenizer
+
+from dreamloom.picturebook.models import assemble_pipeline, build_text_encoders, build_unet
+
+_JUDGES = ("clip", "identity", "reader")
+
+
+def export_weights(work: Path, folder: Path) -> None:
+    """Write the base model's averaged weights, and the judges that are trained by now.
+
+    Args:
+        work: The work folder of the training runs.
+        folder: Where the pipeline goes; its parts are replaced, other files are left.
+
+    Raises:
+        FileNotFoundError: If the denoiser has no checkpoint yet.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    polished = work / "autoencoder-polished"
+    autoencoder = AutoencoderKL.from_pretrained(
+        polished if polished.exists() else work / "autoencoder"
+    )
+    unet, encoders = build_unet(), build_text_encoders(tokenizer)
+    parts = (unet, *encoders)
+    parameters = [p for part in parts for p in part.parameters()]
+    with torch.no_grad(), safe_open(work / "denoiser.safetensors", "pt") as stored:
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(stored.get_tensor(f"{i}.average"))
+    unet.set_attn_processor(AttnProcessor2_0())
+    for part in (autoencoder, *parts):
+        part.eval().half()
+    pipeline = assemble_pipeline(autoencoder, encoders, tokenizer, unet)
+    pipeline.save_pretrained(folder)
+    for part in ("tokenizer", "tokenizer_2"):
+        _write_clip_files(folder / part)
+    _export_judges(work, folder)
+    for file in folder.rglob("*"):
+        # safetensors writes files that only their owner can read.
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _export_judges(work: Path, folder: Path) -> None:
+    for judge in _JUDGES:
+        trained = work / "judges" / judge
+        if trained.exists():
+            shutil.copytree(trained, folder / "judges" / judge, dirs_exist_ok=True)
+
+
+def _write_clip_files(folder: Path) -> None:
+    """Write the vocabulary in CLIP's older two files too, which other tools look for."""
+    learned = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False) + "\n")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")

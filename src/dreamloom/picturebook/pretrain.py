@@ -1,0 +1,202 @@
+"""Train the picturebook from nothing: ``python -m dreamloom.picturebook.pretrain --work DIR``.
+
+Every stage continues where it was stopped, and may run in a process of its own beside others.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dreamloom.picturebook import weights_folder
+from dreamloom.picturebook.dataset import Collection, PictureStore, draw_ahead
+from dreamloom.picturebook.export import export_weights
+from dreamloom.picturebook.models import build_text_encoders, build_unet
+from dreamloom.picturebook.pretrain_autoencoder import polish_decoder, train_autoencoder
+from dreamloom.picturebook.pretrain_clip import save_clip, train_clip
+from dreamloom.picturebook.pretrain_denoiser import encode_ahead, train_denoiser
+from dreamloom.picturebook.pretrain_judges import Stores, train_judges
+from dreamloom.picturebook.pretrain_text import TextEncoders, train_text_encoders
+from dreamloom.picturebook.tokenizer import train_tokenizer
+from dreamloom.picturebook.training import prepare_threads
+
+_PICTURES = 40_960
+_PEOPLE_PICTURES = 15_360
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is told.
+
+    Args:
+        work: The folder for drawings, latents and checkpoints; about 4 GB.
+        out: Where the trained weights go.
+        device: Where to train.
+        updates: Optimizer updates of the stage; None for its default.
+        threads: Processes that draw, or torch's threads.
+    """
+
+    work: Path
+    out: Path
+    device: torch.device
+    updates: int | None
+    threads: int
+
+    def updates_or(self, default: int) -> int:
+        """Return how many updates to do."""
+        return default if self.updates is None else self.updates
+
+
+def draw_stage(job: Job) -> None:
+    """Draw the training pictures."""
+    counts: dict[Collection, int] = {"pictures": _PICTURES, "people": _PEOPLE_PICTURES}
+    for collection, count in counts.items():
+        draw_ahead(job.work, collection, count, job.threads, lambda n: logger.info("drew %d", n))
+
+
+def tokenizer_stage(job: Job) -> None:
+    """Learn the tokenizer."""
+    train_tokenizer(job.work / "tokenizer")
+
+
+def autoencoder_stage(job: Job) -> None:
+    """Train the autoencoder."""
+    store = PictureStore(job.work, "pictures")
+    model = train_autoencoder(job.work, store, job.updates_or(4000), job.device)
+    model.save_pretrained(job.work / "autoencoder")
+
+
+def text_stage(job: Job) -> None:
+    """Teach the text encoders to read."""
+    tokenizer = _tokenizer(job)
+    torch.manual_seed(2)
+    encoders = build_text_encoders(tokenizer)
+    train_text_encoders(job.work, encoders, tokenizer, job.updates_or(1500), job.device)
+    for number, encoder in enumerate(encoders):
+        encoder.save_pretrained(job.work / f"text_encoder_{number}")
+
+
+def latents_stage(job: Job) -> None:
+    """Encode the training pictures."""
+    model = AutoencoderKL.from_pretrained(job.work / "autoencoder").to(job.device)
+    encode_ahead(job.work, PictureStore(job.work, "pictures"), model)
+
+
+def denoiser_stage(job: Job) -> None:
+    """Train the denoiser and the text encoders."""
+    torch.manual_seed(5)
+    parts = (build_unet(), _read_text_encoders(job))
+    store = PictureStore(job.work, "pictures")
+    train_denoiser(job.work, store, parts, _tokenizer(job), job.updates_or(6000), job.device)
+
+
+def decoder_stage(job: Job) -> None:
+    """Polish the autoencoder's decoder."""
+    model = AutoencoderKL.from_pretrained(job.work / "autoencoder").to(job.device)
+    store = PictureStore(job.work, "pictures")
+    model = polish_decoder(job.work, store, model, job.updates_or(4000))
+    model.save_pretrained(job.work / "autoencoder-polished")
+
+
+def judges_stage(job: Job) -> None:
+    """Train the identity encoder and the attribute reader."""
+    identity, reader = train_judges(job.work, _stores(job), job.updates_or(1800), job.device)
+    identity.cpu().save(job.work / "judges" / "identity")
+    reader.cpu().save(job.work / "judges" / "reader")
+
+
+def clip_stage(job: Job) -> None:
+    """Train the judges' CLIP."""
+    tokenizer = _tokenizer(job)
+    model = train_clip(job.work, _stores(job), tokenizer, job.updates_or(2500), job.device)
+    save_clip(model.cpu(), tokenizer, job.work / "judges" / "clip")
+
+
+def export_stage(job: Job) -> None:
+    """Write what ships."""
+    export_weights(job.work, job.out)
+
+
+STAGES: dict[str, Callable[[Job], None]] = {
+    "draw": draw_stage,
+    "tokenizer": tokenizer_stage,
+    "text": text_stage,
+    "autoencoder": autoencoder_stage,
+    "latents": latents_stage,
+    "denoiser": denoiser_stage,
+    "decoder": decoder_stage,
+    "judges": judges_stage,
+    "clip": clip_stage,
+    "export": export_stage,
+}
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Work folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where the weights go; the package's own folder if not given.",
+)
+@click.option(
+    "--stage",
+    "stages",
+    type=click.Choice(list(STAGES)),
+    multiple=True,
+    help="Stages to run; all of them, in order, if not given.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to train.")
+@click.option(
+    "--updates",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Optimizer updates of the stage, instead of its default.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Drawing processes, or torch's threads.",
+)
+def main(
+    work: Path,
+    out: Path | None,
+    stages: tuple[str, ...],
+    device: str,
+    updates: int | None,
+    threads: int,
+) -> None:
+    """Train the embedded base model and its judges."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    prepare_threads(threads)
+    job = Job(work, out or weights_folder(), torch.device(device), updates, threads)
+    work.mkdir(parents=True, exist_ok=True)
+    for stage in stages or STAGES:
+        logger.info("stage %s", stage)
+        STAGES[stage](job)
+
+
+def _tokenizer(job: Job) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(job.work / "tokenizer")
+
+
+def _read_text_encoders(job: Job) -> TextEncoders:
+    first = CLIPTextModel.from_pretrained(job.work / "text_encoder_0")
+    return first, CLIPTextModelWithProjection.from_pretrained(job.work / "text_encoder_1")
+
+
+def _stores(job: Job) -> Stores:
+    return Stores(PictureStore(job.work, "people"), PictureStore(job.work, "pictures"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""The page's blocks, each made from the story; the template only sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from dreamloom.pictures import ImageSet
+from dreamloom.report.gallery import (
+    BADGES,
+    Gallery,
+    Shot,
+    build_gallery,
+    embed,
+    kind_of,
+    prompts_of,
+    split_by_prompts,
+)
+from dreamloom.report.making import (
+    command,
+    curves,
+    hash_facts,
+    merge_facts,
+    peak,
+    record_rows,
+    times,
+    version_facts,
+)
+from dreamloom.report.story import (
+    TABLE,
+    Facts,
+    Story,
+    label_run,
+    label_set,
+    order_of,
+    read_scores,
+    read_values,
+    texts_of,
+)
+from dreamloom.report.tables import (
+    Block,
+    HeatMap,
+    heat_maps,
+    key_facts,
+    score_folds,
+    score_table,
+)
+from dreamloom.statistics import mean_with_interval
+from dreamloom.verdicts import (
+    FEWEST,
+    LABELS,
+    Figure,
+    Named,
+    Verdict,
+    judge_change,
+    judge_following,
+    judge_likeness,
+    label_of,
+)
+
+_PRIOR_PX = 128
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Photos or class images in a row, each with what is to be said of it."""
+
+    title: str
+    intro: str
+    shots: list[tuple[Shot, tuple[str, ...]]]
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template sets, in the order of the page."""
+
+    kind: str
+    title: str
+    lede: str
+    contents: Facts
+    verdicts: list[Verdict]
+    alarms: list[str]
+    warnings: list[str]
+    all_quiet: str
+    galleries: list[Gallery]
+    badges: str
+    merge_gallery: Gallery | None
+    merge: Facts
+    strips: list[Strip]
+    maps: list[HeatMap]
+    table_gallery: Gallery | None
+    scores: list[Block]
+    score_folds: list[tuple[str, list[Block]]]
+    keys: Facts
+    curves: list[tuple[str, Markup, str]]
+    times: list[tuple[str, float, str]]
+    peak: str
+    command: str
+    settings: Facts
+    records: list[tuple[str, ...]]
+    hashes: Facts
+    versions: Facts
+    limits: list[str]
+    footer: str
+
+
+def lay_out(story: Story) -> Page:
+    """Make every block of the page."""
+    values = {name: read_values(card) for name, card in story.cards.items()}
+    galleries, merge_gallery, table_gallery = _galleries(story, values)
+    alarms = _told(story, "alarms")
+    maps = heat_maps(story.cards)
+    merge = merge_facts(story)
+    shown = {name for per_file in values.values() for own in per_file.values() for name in own}
+    return Page(
+        kind="report of a run"
+        if story.is_single
+        else f"{story.summary.get('kind', 'study')} report",
+        title=story.subject,
+        lede=_lede(story),
+        contents=_contents(bool(merge or merge_gallery), bool(maps or table_gallery)),
+        verdicts=_verdicts(story),
+        alarms=alarms,
+        warnings=_warnings(story, alarms),
+        all_quiet="No alarm and no warning was raised."
+        if story.cards
+        else "Nothing was scored here, so nothing could raise an alarm.",
+        galleries=galleries,
+        badges=" and ".join(label_of(name) for name in BADGES if name in shown),
+        merge_gallery=merge_gallery,
+        merge=merge,
+        strips=_strips(story),
+        maps=maps,
+        table_gallery=table_gallery,
+        scores=score_table(story.scores()),
+        score_folds=score_folds(story),
+        keys=key_facts(story),
+        curves=curves(story),
+        times=times(story),
+        peak=peak(story),
+        command=command(story),
+        settings=[
+            (label_run(name), run.settings_file.read_text(encoding="utf-8", errors="replace"))
+            for name, run in story.runs.items()
+            if run.settings_file.is_file()
+        ],
+        records=record_rows(story),
+        hashes=hash_facts(story),
+        versions=version_facts(story),
+        limits=_limits(story),
+        footer=_footer(story),
+    )
+
+
+def _contents(has_merge: bool, has_table: bool) -> Facts:
+    parts = [("verdict", "In short"), ("pictures", "Side by side")]
+    if has_merge:
+        parts.append(("merge", "The merge"))
+    parts.append(("photos", "Photos"))
+    if has_table:
+        parts.append(("table", "Scheduler and steps"))
+    return [
+        *parts,
+        ("scores", "Scores"),
+        ("training", "Training"),
+        ("making", "How it was made"),
+        ("limits", "Limits"),
+    ]
+
+
+def _lede(story: Story) -> str:
+    photos = story.photos.get("") or next(iter(story.photos.values()), None)
+    priors = story.priors.get("") or next(iter(story.priors.values()), None)
+    parts = [f"A {story.class_noun}"]
+    if photos:
+        parts.append(f"taught from {_count(len(photos.photos), 'photo')}")
+    if priors:
+        parts.append(f"with {_count(len(priors.files), 'class image')} at hand")
+    if story.base:
+        parts.append(f"on the base model {story.base}")
+    told = ", ".join([" ".join(parts[:2]), *parts[2:]])
+    preset = story.summary.get("preset") or (story.config.preset if story.config else "")
+    return f"{told}; preset {preset}." if preset else f"{told}."
+
+
+# -- verdicts, alarms ------------------------------------------------------------------------------
+
+
+def _verdicts(story: Story) -> list[Verdict]:
+    scores = story.scores()
+    drawn = [n for n in scores if kind_of(n) not in {"base", "style", "merged"}]
+    verdicts = [
+        judge_likeness(f"Is it the {story.class_noun}?", _named(scores, drawn, "identity")),
+        judge_following(
+            "Does it follow the prompts?",
+            _named(scores, drawn, "clip_t"),
+            _base_figure(story, drawn),
+        ),
+    ]
+    if "without_prior" in scores and "with_prior" in scores:
+        verdicts.append(
+            judge_change(
+                "What did prior preservation change?",
+                scores["without_prior"],
+                scores["with_prior"],
+                words=("without", "with"),
+                pairs=paired_differences(story, "without_prior", "with_prior"),
+                caution="Each was trained once: this compares these two adapters, not the method.",
+            )
+        )
+    elif not story.is_single:
+        verdicts.append(
+            Verdict(
+                "What did prior preservation change?",
+                "Not measured",
+                "unknown",
+                sentences=(
+                    "That needs scores of one adapter taught without and one with class images.",
+                ),
+            )
+        )
+    merged = [name for name in scores if kind_of(name) in {"style", "merged"}]
+    if "merged" in scores:
+        verdicts.append(
+            judge_likeness(
+                f"Is the {story.class_noun} still there after the merge?",
+                _named(scores, merged, "identity"),
+            )
+        )
+    return verdicts
+
+
+def _named(
+    scores: Mapping[str, Mapping[str, Figure]], sets: Sequence[str], name: str
+) -> list[Named]:
+    return [(label_set(s), kind_of(s), scores[s].get(name, Figure())) for s in sets]
+
+
+def _base_figure(story: Story, drawn: Sequence[str]) -> Figure | None:
+    """Find the base model's CLIP-T for the same prompts: as floor of a set, or as its own set."""
+    for name in reversed(drawn):
+        floors = story.cards.get(name, {}).get("floors")
+        figure = read_scores({"scores": floors}).get("clip_t")
+        if figure is not None and figure.measured:
+            return figure
+    return story.scores().get("base", {}).get("clip_t")
+
+
+def paired_differences(story: Story, first: str, second: str) -> dict[str, Figure]:
+    """Compare two sets picture by picture: same prompt, seed and sampler, with intervals."""
+    sides = [_by_place(story, name) for name in (first, second)]
+    differences = {}
+    for name in LABELS:
+        places = [p for p in sides[0] if name in sides[0][p] and name in sides[1].get(p, {})]
+        if len(places) < 2:
+            continue
+        gaps = np.array([sides[1][place][name] - sides[0][place][name] for place in places])
+        estimate = mean_with_interval(gaps, [place[0] for place in places])
+        differences[name] = Figure(estimate.value, estimate.n, estimate.interval)
+    return differences
+
+
+def _by_place(story: Story, name: str) -> dict[tuple[str, int, str, int], dict[str, float]]:
+    images = story.sets.get(name)
+    values = read_values(story.cards.get(name, {}))
+    return {
+        (p.prompt, p.seed, p.scheduler, p.steps): values[p.file]
+        for p in (images.pictures if images else ())
+        if p.file in values
+    }
+
+
+def _told(story: Story, kind: str) -> list[str]:
+    return [
+        f"{label_set(name).capitalize()}: {text}"
+        for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
+        for text in texts_of(card, kind)
+    ]
+
+
+def _warnings(story: Story, alarms: Sequence[str]) -> list[str]:
+    warnings = _told(story, "warning")
+    # The evaluation also logs what its scorecards say.
+    known = [*alarms, *warnings]
+    logged = [t for t in story.logged_warnings() if not any(k.endswith(t) for k in known)]
+    return list(dict.fromkeys([*warnings, *logged, *story.damage]))
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def _galleries(
+    story: Story, values: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> tuple[list[Gallery], Gallery | None, Gallery | None]:
+    sets = dict(sorted(story.sets.items(), key=lambda item: order_of(item[0])))
+    table = {name: images for name, images in sets.items() if name.startswith(TABLE)}
+    own = [
+        name
+        for name in sets
+        if name not in table and (kind_of(name) in {"style", "merged"} or name.startswith("base_"))
+    ]
+    if not any(kind_of(name) == "merged" for name in own):
+        own = []
+    main = {n: images for n, images in sets.items() if n not in table and n not in own}
+    groups = split_by_prompts(main)
+    galleries = [
+        build_gallery(
+            f"gallery{number}", group, values, title=", ".join(map(label_set, group)) * (number > 0)
+        )
+        for number, group in enumerate(groups)
+    ]
+    return (
+        galleries,
+        build_gallery("gallery-merge", _beside_merge(sets, own), values, only=own) if own else None,
+        build_gallery("gallery-table", table, values) if table else None,
+    )
+
+
+def _beside_merge(sets: Mapping[str, ImageSet], own: Sequence[str]) -> dict[str, ImageSet]:
+    """Put style, merge and base beside each other; the main base set stands in where it fits."""
+    wanted = set().union(*(prompts_of(sets[name]) for name in own))
+    names = sorted(own, key=lambda name: (kind_of(name) == "base", order_of(name)))
+    if not any(kind_of(name) == "base" for name in own) and "base" in sets:
+        names += ["base"] if prompts_of(sets["base"]) & wanted else []
+    return {name: sets[name] for name in names}
+
+
+def _strips(story: Story) -> list[Strip]:
+    strips = []
+    for name, photos in story.photos.items():
+        shots = []
+        for path, photo in zip(photos.paths(), photos.photos, strict=True):
+            source, size = embed(path)
+            height, width = photo.original_px
+            alt = f"{photo.source}, {width} × {height}" if source else f"{photo.file} is missing"
+            shots.append((Shot(source, alt, size), photo.issues))
+        title = f"Training pictures: {label_run(name)}" if name else ""
+        counted = _count(len(shots), "picture" if name else "photo")
+        intro = f"{counted}, trained on at {photos.resolution_px} pixels."
+        strips.append(Strip(title, " ".join([intro, *photos.notes]), shots))
+    for name, priors in story.priors.items():
+        shots = []
+        for number, path in enumerate(priors.paths()):
+            source, size = embed(path, _PRIOR_PX)
+            alt = f"class image {number}" if source else f"{path.name} is missing"
+            shots.append((Shot(source, alt, size), ()))
+        title = f"Class images: {label_run(name)}" if name else "Class images"
+        intro = (
+            f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
+        )
+        strips.append(Strip(title, intro + "idea of the class.", shots, dense=True))
+    return strips
+
+
+# -- the end of the page ---------------------------------------------------------------------------
+
+
+def _limits(story: Story) -> list[str]:
+    limits = []
+    if story.base == "picturebook":
+        limits.append(
+            "Picturebook is a small model of a drawn toy world, and its judges come from the same "
+            "world. What holds here need not hold for SDXL and photographs."
+        )
+    counts = [f.n for scores in story.scores().values() for f in scores.values() if f.n is not None]
+    if counts:
+        spread = (
+            f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        )
+        limits.append(
+            f"Each score rests on {spread} pictures of a few prompts. Its interval says how far "
+            "other pictures like these could move it, not other subjects, photos of another day or "
+            f"other kinds of prompts. With fewer than {FEWEST} pictures nothing is concluded."
+        )
+    limits += [
+        "Each adapter was trained once, from one seed. A difference between two adapters may come "
+        "from that seed; only several trainings of each kind can speak for a method.",
+        "A likeness score also rewards copies of the photos: look at the pictures, and read it "
+        "beside variety.",
+        "Scores of different encoders have different scales. They are not to be compared with each "
+        "other, nor with published figures.",
+    ]
+    return limits
+
+
+def _footer(story: Story) -> str:
+    finished = max((record.finished_at for _, record in story.records), default="")
+    made = f" The last stage finished at {finished}." if finished else ""
+    return f"Written by DreamLoom from the files of this folder alone.{made}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

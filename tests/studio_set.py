@@ -1,0 +1,58 @@
+"""Small photo sets and settings for tests of the stages."""
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dreamloom.config import LoomConfig, load_config
+from dreamloom.families.base import Model
+from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.rundir import RunDir
+
+
+def make_photos(folder: Path, count: int = 3, size: tuple[int, int] = (96, 72)) -> Path:
+    """Write a few different JPEG photos of a coloured shape; return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = Image.new("RGB", size, (40 + 50 * number, 90, 200 - 40 * number))
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((20 + 4 * number, 10, 70, 60), fill=(220, 60 + 30 * number, 40))
+        pen.line((0, 5 * number, size[0], size[1]), fill="white", width=2)
+        image.save(folder / f"IMG_{number}.jpg", quality=92)
+    return folder
+
+
+def small_config(model: Model, **overrides: object) -> LoomConfig:
+    """Settings for seconds of work, resolved for the model."""
+    settings = {
+        "base": model.identity.name,
+        "train.updates": 4,
+        "train.checkpoint_every": 2,
+        "train.rank": 2,
+        "train.batch_photos": 2,
+        "train.batch_priors": 2,
+        "train.warmup_updates": 1,
+        "priors.count": 3,
+        "priors.steps": 2,
+        "generate.steps": (2,),
+        "generate.images_per_prompt": 2,
+        "evaluate.resamples": 100,
+        **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+    return load_config(overrides=settings).resolve(vars(model.advice))
+
+
+def make_lesson(
+    model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig
+) -> Lesson:
+    plan = LessonPlan(config.train.crops_per_photo, config.train.flip, config.seed)
+    return prepare_lesson(
+        model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
+    )
+
+
+def claimed(path: Path) -> RunDir:
+    run = RunDir(path)
+    run.claim()
+    return run

@@ -1,0 +1,380 @@
+"""Settings: closed, complete, put together in order, and read back as they were written."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from dreamloom import config
+from dreamloom.config import (
+    PRESETS,
+    LoomConfig,
+    describe_settings,
+    load_config,
+    setting_names,
+    to_toml,
+)
+from dreamloom.errors import ConfigError
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """Write a settings file and return its path."""
+
+    def write(text):
+        path = tmp_path / "loom.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refusal(**given):
+    with pytest.raises(ConfigError) as caught:
+        load_config(**given)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+# ------------------------------------------------------------------ names and descriptions
+
+
+def flatten(settings):
+    flat = {}
+    for name, value in settings:
+        inner = flatten(value) if isinstance(value, BaseModel) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): item for key, item in inner.items()}
+    return flat
+
+
+def test_every_setting_is_named_once():
+    assert setting_names() == list(flatten(LoomConfig()))
+
+
+def test_every_setting_has_a_description_of_its_own():
+    rows = describe_settings()
+    assert [name for name, _, _ in rows] == setting_names()
+    assert {name: default for name, default, _ in rows} == {
+        name: str(value) for name, value in flatten(LoomConfig()).items()
+    }
+    undescribed = [name for name, _, text in rows if not text.strip().endswith(".")]
+    assert undescribed == []
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(ValueError, match="frozen"):
+        LoomConfig().train.rank = 3
+
+
+# ------------------------------------------------------------------ unknown names
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("train.rnak", "train.rank"),
+        ("train.lerning_rate", "train.learning_rate"),
+        ("trian.rank", "train.rank"),
+        ("rank", "train.rank"),
+        ("lerning_rate", "train.learning_rate"),
+        ("images_per_prompt", "generate.images_per_prompt"),
+        ("generate.image_per_prompt", "generate.images_per_prompt"),
+        ("sede", "seed"),
+        ("subject.prase", "subject.phrase"),
+        ("train.rank.value", "train.rank"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_one_that_was_meant(typed, meant):
+    error = refusal(sets=[f"{typed}=3"])
+    if typed != "train.rank.value":
+        assert f"There is no setting {typed!r}." in error.problem
+        assert error.hint.startswith("Did you mean ")
+    assert meant in error.hint.removeprefix("Did you mean ").rstrip("?").split(" or ")[0]
+
+
+def test_a_name_that_several_groups_know_is_offered_from_each():
+    hint = refusal(sets=["train.guidance=3"]).hint
+    assert hint == "Did you mean priors.guidance or generate.guidance?"
+
+
+def test_a_name_like_no_other_gets_the_list_of_its_group():
+    hint = refusal(sets=["photos.xyzzyq=3"]).hint
+    assert hint == "Known settings: photos.resolution_px."
+    assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
+
+
+def test_an_unknown_setting_in_a_file_is_refused_alike(toml):
+    error = refusal(file=toml("sedd = 1\n[train]\nrnak = 3\nrank = 8\n"))
+    assert "There is no setting 'sedd'." in error.problem
+    assert "There is no setting 'train.rnak'." in error.problem
+    assert "train.rank" in error.hint
+    assert "seed" in error.hint
+
+
+def test_an_unknown_option_of_a_command_is_refused_alike():
+    assert "'subject.prase'" in refusal(overrides={"subject.prase": "sks dog"}).problem
+
+
+# ------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("train.rank=0", "greater than or equal to 1"),
+        ("train.rank=two", "valid integer"),
+        ("train.rank=1.5", "valid integer"),
+        ("train.prior_weight=-0.1", "greater than or equal to 0"),
+        ("train.prior_weight=nan", "finite number"),
+        ("train.prior_weight=inf", "finite number"),
+        ("train.learning_rate=0", "greater than 0"),
+        ("train.learning_rate=inf", "finite number"),
+        ("train.alpha=-4", "greater than 0"),
+        ("train.min_snr_gamma=0", "greater than 0"),
+        ("train.flip=maybe", "valid boolean"),
+        ("train.schedule=linear", "'constant' or 'cosine'"),
+        ("photos.resolution_px=0", "greater than or equal to 8"),
+        ("photos.resolution_px=wide", "'auto', or input should be a valid integer"),
+        ("priors.guidance=-1", "greater than or equal to 0"),
+        ("priors.kind=some", "'generated', 'folder', 'base' or 'none'"),
+        ("generate.steps=[25, 0]", "greater than or equal to 1"),
+        ("generate.steps=[]", "at least 1 item"),
+        ("generate.steps=25", "should be a list, such as [25, 50]"),
+        ("evaluate.confidence=1", "less than 1"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("subject.phrase=", "at least 1 character"),
+        ("subject.photo_prompt=a photo of {name}", "the only word in braces may be {subject}"),
+        ("subject.photo_prompt=a photo of {}", "the only word in braces may be {subject}"),
+        ("subject.photo_prompt=a photo of {subject", "the only word in braces may be {subject}"),
+        ("subject.class_prompt=a {subject}", "the only word in braces may be {class_noun}"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_its_limit(setting, reason):
+    error = refusal(sets=[setting])
+    name = setting.partition("=")[0]
+    assert error.problem.startswith(f"{name} = ")
+    assert reason in error.problem
+    assert "config" not in error.problem.lower()
+    description = next(text for known, _, text in describe_settings() if known == name)
+    assert error.hint == f"{name}: {description}"
+
+
+def test_a_group_is_not_a_setting():
+    problem = refusal(sets=["photos=3"]).problem
+    assert problem == "photos = 3 is not allowed: it is a group of settings, such as train.rank."
+
+
+def test_all_problems_are_told_at_once(toml):
+    error = refusal(
+        file=toml("[train]\nrank = 0\n[generate]\nfirst_seed = -1\n"),
+        sets=["seed=-1", "train.updates=many", "train.rnak=3"],
+    )
+    for name in ("train.rank", "generate.first_seed", "seed", "train.updates"):
+        assert f"{name} = " in error.problem
+    assert "There is no setting 'train.rnak'." in error.problem
+    # "seed" is told although "generate.first_seed" holds its letters.
+    assert error.problem.count("is not allowed") == 4
+
+
+@pytest.mark.parametrize("text", ["train.rank", "train.rank 32", ""])
+def test_a_set_without_a_value_shows_how_to_write_it(text):
+    error = refusal(sets=[text])
+    assert error.problem == f"--set {text} has no value."
+    assert "train.rank=32" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("train.rank=32", 32),
+        (" train.rank = 32 ", 32),
+        ("train.learning_rate=1e-4", 1e-4),
+        ("train.learning_rate=auto", "auto"),
+        ("train.flip=true", True),
+        ("train.min_snr_gamma=none", None),
+        ("train.min_snr_gamma=5", 5.0),
+        ("priors.kind=none", "none"),
+        ("subject.phrase=sks dog", "sks dog"),
+        ('subject.phrase="sks = dog"', "sks = dog"),
+        ("subject.phrase=sks = dog", "sks = dog"),
+        ("subject.phrase=sks # dog", "sks # dog"),
+        ("subject.phrase=1\nbase = 2", "1\nbase = 2"),
+        ("generate.steps=[25, 50]", (25, 50)),
+        ('generate.schedulers=["ddim", "dpm++"]', ("ddim", "dpm++")),
+        ("base=C:\\models\\base.safetensors", "C:\\models\\base.safetensors"),
+    ],
+)
+def test_set_reads_toml_or_else_plain_text(text, value):
+    assert flatten(load_config(sets=[text]))[text.partition("=")[0].strip()] == value
+
+
+# ------------------------------------------------------------------ order
+
+
+def test_each_source_goes_before_the_one_under_it(toml):
+    assert load_config("quick").train.updates == 120
+    file = toml("[train]\nupdates = 7\nrank = 2\n")
+    assert load_config("quick", file).train.updates == 7
+    options = {"train.updates": 8, "train.alpha": None}
+    assert load_config("quick", file, overrides=options).train.updates == 8
+    settings = load_config("quick", file, ["train.updates=9", "train.updates=10"], options)
+    assert settings.train.updates == 10
+    # What the others leave open stays: the file's rank, the preset's number of class images.
+    assert (settings.train.rank, settings.priors.count) == (2, 24)
+    assert settings.train.alpha == "auto"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_changes_what_it_names_and_nothing_else(preset):
+    changed = {
+        f"{group}.{name}": value
+        for group, values in PRESETS[preset].items()
+        for name, value in values.items()
+    }
+    assert flatten(load_config(preset)) == {
+        **flatten(LoomConfig()),
+        **changed,
+        "preset": preset,
+    }
+
+
+def test_loading_leaves_the_presets_alone():
+    load_config("quick", sets=["train.updates=1", "priors.count=1"])
+    assert load_config("quick").train.updates == 120
+
+
+def test_a_preset_named_in_a_file_or_a_set_takes_effect(toml):
+    assert load_config(file=toml('preset = "quick"\n')).train.updates == 120
+    assert load_config("thorough", sets=["preset=quick"]) == load_config("quick")
+    assert load_config(overrides={"preset": "quick"}) == load_config("quick")
+
+
+@pytest.mark.parametrize("sets", [[], ["preset=fast"]])
+def test_an_unknown_preset_is_refused_with_the_known_ones(sets):
+    error = refusal(preset="quick" if sets else "fast", sets=sets)
+    assert error.problem == "There is no preset 'fast'."
+    assert error.hint == "Choose one of: quick, standard, thorough."
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_missing_file_a_folder_and_damaged_toml_are_told_apart(toml, tmp_path):
+    missing = tmp_path / "missing.toml"
+    assert f"There is no settings file {missing}." in refusal(file=missing).problem
+    assert "cannot be read" in refusal(file=tmp_path).problem
+    damaged = refusal(file=toml("[train\nrank = 3\n")).problem
+    assert "loom.toml is not valid TOML" in damaged
+    assert "line 1" in damaged
+    path = tmp_path / "latin.toml"
+    path.write_bytes('base = "J\xfcrgen"'.encode("latin-1"))
+    assert "is not valid TOML" in refusal(file=path).problem
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_written_is_read_back(preset, toml):
+    settings = load_config(preset)
+    assert load_config(file=toml(to_toml(settings))) == settings
+
+
+def test_nothing_is_read_back_as_nothing_whatever_the_preset_says(toml, monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"min_snr_gamma": 5.0}})
+    assert load_config("quick").train.min_snr_gamma == 5.0
+    settings = load_config("quick", sets=["train.min_snr_gamma=none"])
+    assert settings.train.min_snr_gamma is None
+    assert load_config(file=toml(to_toml(settings))).train.min_snr_gamma is None
+
+
+def test_a_written_file_does_not_depend_on_what_a_preset_means_later(toml, monkeypatch):
+    settings = load_config("quick")
+    text = to_toml(settings)
+    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"updates": 1, "rank": 1}})
+    assert load_config(file=toml(text)) == settings
+
+
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="{}"), min_size=1, max_size=12
+) | st.sampled_from(
+    ['"', "\\", '\\"', "\n", "\r\n", "\t", "\x00", "\x7f", "\x1b", "ü", "🐶", "none"]
+)
+NUMBER = st.floats(1e-300, 1e300, allow_nan=False)
+
+
+@given(
+    phrase=TEXT,
+    folder=TEXT,
+    prompt=TEXT,
+    rate=NUMBER | st.just("auto"),
+    gamma=NUMBER | st.none(),
+    steps=st.lists(st.integers(1, 1000), min_size=1, max_size=3),
+    flip=st.booleans(),
+)
+def test_any_settings_are_read_back_as_they_were(
+    tmp_path_factory, phrase, folder, prompt, rate, gamma, steps, flip
+):
+    settings = load_config(
+        overrides={
+            "subject.phrase": phrase,
+            "subject.photo_prompt": prompt + "{subject}",
+            "priors.folder": folder,
+            "train.learning_rate": rate,
+            "train.min_snr_gamma": gamma,
+            "train.flip": flip,
+            "generate.steps": steps,
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(to_toml(settings), encoding="utf-8", newline="")
+    assert load_config(file=path) == settings
+
+
+# ------------------------------------------------------------------ what the base model advises
+
+ADVICE = {"resolution_px": 64, "guidance": 4.0, "learning_rate": 2e-3, "reach": "all"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_advice_fills_every_auto_that_the_base_model_decides(preset):
+    flat = flatten(load_config(preset, sets=["train.rank=8"]).resolve(ADVICE))
+    left = {name for name, value in flat.items() if value == "auto"}
+    # These depend on the machine, and on where the pictures come from.
+    assert left == {"device", "precision", "train.save_memory", "evaluate.encoders"}
+    assert flat["photos.resolution_px"] == 64
+    assert flat["priors.guidance"] == flat["generate.guidance"] == 4.0
+    assert (flat["train.learning_rate"], flat["train.reach"]) == (2e-3, "all")
+    assert flat["train.alpha"] == 8.0
+
+
+def test_advice_changes_nothing_that_was_chosen():
+    chosen = load_config(
+        sets=[
+            *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
+            *("train.learning_rate=0.5", "train.reach=linear", "train.alpha=3.0"),
+        ]
+    )
+    assert chosen.resolve(ADVICE) == chosen
+    settled = load_config().resolve(ADVICE)
+    assert settled.resolve({**ADVICE, "guidance": 9.0, "reach": "linear"}) == settled
+
+
+def test_settled_settings_are_read_back(toml):
+    settled = load_config("thorough").resolve(ADVICE)
+    assert load_config(file=toml(to_toml(settled))) == settled
+
+
+# ------------------------------------------------------------------ prompts
+
+
+def test_prompts_are_filled_in():
+    settings = load_config(sets=["subject.phrase=sks {dog}", "subject.class_noun=dog"])
+    assert settings.photo_prompt() == "a photo of sks {dog}"
+    assert settings.class_prompt() == "a photo of a dog"
+
+
+@pytest.mark.parametrize("name", ["photo_prompt", "class_prompt"])
+def test_a_prompt_need_not_have_a_blank(name):
+    settings = load_config(overrides={f"subject.{name}": "a drawing"})
+    assert getattr(settings, name)() == "a drawing"
+    assert list(string.Formatter().parse(getattr(LoomConfig().subject, name)))

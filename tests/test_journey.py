@@ -1,0 +1,175 @@
+"""Commands that span several stages, as library calls: runs, settings, drawing, scoring."""
+
+from pathlib import Path
+
+import pytest
+
+from dreamloom.config import load_config
+from dreamloom.errors import BaseModelError, ConfigError, PhotoError, RunFolderError
+from dreamloom.families import load_model
+from dreamloom.journey import (
+    Wish,
+    draw,
+    name_differences,
+    open_run,
+    pack_prompts,
+    prepare_run,
+    score,
+    settle,
+    teach,
+)
+from dreamloom.pictures import read_image_set
+from dreamloom.prompts import PACKS
+from dreamloom.runtime import Runtime, pick_runtime
+from studio_set import make_photos
+
+SMALL = {
+    "train.updates": 2,
+    "train.rank": 2,
+    "train.batch_photos": 1,
+    "train.batch_priors": 1,
+    "priors.count": 2,
+    "priors.steps": 2,
+    "generate.steps": (2,),
+    "generate.images_per_prompt": 1,
+    "evaluate.resamples": 100,
+}
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return pick_runtime("cpu")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "photos")
+
+
+def test_photos_to_adapter_to_pictures_to_scores(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    asked = load_config(overrides={"base": str(tiny_sdxl), "subject.phrase": "sks dog", **SMALL})
+    run, model, config = prepare_run(tmp_path / "run", asked, runtime, photos)
+    record = teach(run, model, photos, config)
+    assert record.results["class_images"] == 2
+    assert record.results["photo_exposures"] == 2
+    for name in ("photos", "priors", "train"):
+        assert run.read_record(name) is not None
+    assert run.events_file.read_text().count("LossLogged") == 2
+
+    wish = Wish(
+        (str(run.adapter),), ("a {subject} at night",), "seed-v1", None, True, "p", run.path
+    )
+    pictures, floor = draw(wish, load_config(overrides=SMALL), runtime)
+    drawn = read_image_set(pictures)
+    assert drawn.pictures[0].prompt == "a sks dog at night"
+    assert len(drawn.pictures) == 1 + len(PACKS["seed-v1"])
+    assert read_image_set(floor).adapters == ()
+
+    card = score(pictures, photos, asked, floor)
+    assert card.photos == 3
+    assert card.scores["identity"].value is None
+    assert card.scores["identity"].note
+
+
+def test_bad_input_makes_no_folder(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    out = tmp_path / "run"
+    good = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PhotoError):
+        prepare_run(out, good, runtime, tmp_path / "empty")
+    (photos / "IMG_9.jpg").write_bytes((photos / "IMG_0.jpg").read_bytes()[:900])
+    with pytest.raises(PhotoError, match="IMG_9.jpg"):
+        prepare_run(out, good, runtime, photos)
+    (photos / "IMG_9.jpg").unlink()
+    with pytest.raises(BaseModelError):
+        prepare_run(out, load_config(overrides={"base": "sdxl"}), runtime, photos)
+    with pytest.raises(ConfigError, match="no scheduler 'ddin'"):
+        wrong = load_config(overrides={"base": str(tiny_sdxl), "priors.scheduler": "ddin"})
+        prepare_run(out, wrong, runtime, photos)
+    assert not out.exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    config = load_config(overrides={"base": str(tiny_sdxl)})
+    before = sorted(photos.iterdir())
+    with pytest.raises(RunFolderError, match="already holds other files"):
+        prepare_run(photos, config, runtime, photos)
+    with pytest.raises(RunFolderError, match="is a file"):
+        prepare_run(before[0], config, runtime, photos)
+    assert sorted(photos.iterdir()) == before
+
+
+def test_another_run_in_the_folder_is_refused_by_its_differences(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    run, model, config = prepare_run(tmp_path / "run", first, runtime, photos)
+    teach(run, model, photos, config)
+    changed = load_config(overrides={"base": str(tiny_sdxl), **SMALL, "train.rank": 3})
+    with pytest.raises(RunFolderError, match="train.rank is 2 there and 3 here"):
+        prepare_run(run.path, changed, runtime, photos)
+    others = make_photos(tmp_path / "others", count=4)
+    with pytest.raises(RunFolderError, match="its photos are not those in"):
+        prepare_run(run.path, first, runtime, others)
+    drawing_only = load_config(overrides={"base": str(tiny_sdxl), **SMALL, "generate.steps": (9,)})
+    prepare_run(run.path, drawing_only, runtime, photos)
+
+
+def test_resume_takes_the_runs_own_settings(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    with pytest.raises(RunFolderError, match="no run in .* to go on with"):
+        prepare_run(tmp_path / "none", load_config(), runtime, photos, resume=True)
+    first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    run, _, config = prepare_run(tmp_path / "run", first, runtime, photos)
+    _, _, again = prepare_run(run.path, load_config(), runtime, photos, resume=True)
+    assert again == config
+
+
+def test_settling_leaves_nothing_automatic(tiny_sdxl: Path, runtime: Runtime) -> None:
+    model = load_model(str(tiny_sdxl), runtime)
+    config = settle(load_config(), model)
+    assert config.photos.resolution_px == 64
+    assert config.train.reach == "all"
+    assert config.train.alpha == 16.0
+
+
+def test_a_run_writes_its_settings_once(tmp_path: Path) -> None:
+    config = load_config()
+    run = open_run(tmp_path / "run", config)
+    assert load_config(file=run.settings_file) == config
+    stamp = run.settings_file.stat().st_mtime_ns
+    open_run(tmp_path / "run", config)
+    assert run.settings_file.stat().st_mtime_ns == stamp
+
+
+def test_differences_are_named_with_both_values() -> None:
+    one = load_config()
+    other = load_config(overrides={"subject.phrase": "sks dog", "device": "cpu"})
+    assert name_differences(one, other) == [
+        "subject.phrase is 'rraj person' there and 'sks dog' here"
+    ]
+
+
+def test_packs_are_filled_with_the_subject() -> None:
+    prompts = pack_prompts("seed-v1", "sks dog")
+    assert prompts[0].text == "a photo of sks dog"
+    assert all("sks dog" in prompt.text and prompt.category for prompt in prompts)
+    with pytest.raises(ConfigError, match=r"no prompt pack 'seed'.*seed-v1"):
+        pack_prompts("seed", "x")
+
+
+def test_a_prompt_that_names_nobody_is_explained(tmp_path: Path, runtime: Runtime) -> None:
+    nobody = Wish((), ("a photo of {subject}",), None, None, False, "p", tmp_path / "out")
+    with pytest.raises(ConfigError, match="nobody is named"):
+        draw(nobody, load_config(), runtime)
+    nothing = Wish((), (), None, None, False, "p", tmp_path / "out")
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        draw(nothing, load_config(), runtime)
+    assert not (tmp_path / "out").exists()

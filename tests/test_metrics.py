@@ -1,0 +1,133 @@
+"""Scores have their known values, refuse what has none, and do not depend on order."""
+
+import doctest
+
+import pytest
+import torch
+
+from dreamloom.metrics import (
+    PictureScores,
+    Score,
+    cosines,
+    find_alarms,
+    photo_ceiling,
+    prompt_fidelity,
+    similarity,
+    subject_fidelity,
+    variety,
+)
+
+FEATURES = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+OTHERS = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_examples_run():
+    assert doctest.testmod(similarity).failed == 0
+
+
+def test_likeness_with_oneself_is_one():
+    assert cosines(FEATURES, FEATURES).diagonal() == pytest.approx(torch.ones(6).double())
+
+
+def test_length_does_not_matter():
+    longer = subject_fidelity(generated=5 * FEATURES, photos=OTHERS / 3)
+    assert torch.allclose(longer, subject_fidelity(generated=FEATURES, photos=OTHERS))
+
+
+def test_order_does_not_matter():
+    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    plain = subject_fidelity(generated=FEATURES, photos=OTHERS)
+    mixed = subject_fidelity(generated=FEATURES[order], photos=OTHERS.flip(0))
+    assert torch.allclose(mixed, plain[order].flip(1))
+    assert variety(FEATURES[order]) == pytest.approx(variety(FEATURES).item())
+    assert photo_ceiling(FEATURES[order]).mean() == pytest.approx(
+        photo_ceiling(FEATURES).mean().item()
+    )
+
+
+def test_swapping_pictures_and_prompts_shows():
+    right = prompt_fidelity(generated=FEATURES, prompts=FEATURES.roll(1, 0))
+    wrong = prompt_fidelity(generated=FEATURES.flip(0), prompts=FEATURES.roll(1, 0))
+    assert not torch.allclose(right, wrong)
+    with pytest.raises(TypeError):
+        subject_fidelity(FEATURES, OTHERS)
+
+
+def test_the_ceiling_leaves_out_self_pairs():
+    by_hand = [
+        torch.cosine_similarity(FEATURES[i], FEATURES[torch.arange(6) != i]).mean()
+        for i in range(6)
+    ]
+    assert photo_ceiling(FEATURES).float() == pytest.approx(torch.stack(by_hand), abs=1e-6)
+
+
+def test_copies_have_no_variety():
+    assert variety(FEATURES[:1].repeat(5, 1)).item() == pytest.approx(0, abs=1e-12)
+    together = torch.zeros(6, 6, dtype=torch.bool)
+    together[0, 1] = together[1, 0] = True
+    expected = 1 - torch.cosine_similarity(FEATURES[0], FEATURES[1], dim=0).item()
+    assert variety(FEATURES, together).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: subject_fidelity(generated=FEATURES, photos=OTHERS[:0]), "got 6 and 0"),
+        (lambda: subject_fidelity(generated=FEATURES[:0], photos=OTHERS), "got 0 and 4"),
+        (lambda: photo_ceiling(FEATURES[:1]), "two photos or more, got 1"),
+        (lambda: prompt_fidelity(generated=OTHERS[:0], prompts=OTHERS[:0]), "at least one picture"),
+        (lambda: variety(FEATURES[:1]), "at least two pictures"),
+        (lambda: cosines(FEATURES * 0, OTHERS), "all zeros"),
+        (lambda: cosines(FEATURES / 0, OTHERS), "must be finite"),
+    ],
+)
+def test_what_has_no_score_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def alarms(**changed):
+    pictures = [
+        PictureScores(
+            file=f"{i}.png", prompt="a", category="", seed=i, scheduler="ddim", steps=5, identity=v
+        )
+        for i, v in enumerate(changed.pop("values", [0.1, 0.2, 0.3]))
+    ]
+    given = {
+        "scores": {"identity": Score(value=0.2, n=3)},
+        "ceilings": {},
+        "pictures": pictures,
+        "prints": ["a", "b", "c"],
+        "copied": [False] * 3,
+        "flat": [False] * 3,
+        "floor_prints": [None] * 3,
+    }
+    return find_alarms(**{**given, **changed})
+
+
+def test_good_pictures_raise_no_alarm():
+    assert alarms() == []
+    assert alarms(ceilings={"identity": Score(value=0.15, n=6, interval=(0.1, 0.25))}) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"copied": [False, True, False]},
+            "1 pictures are photos of the subject, unchanged, first 1",
+        ),
+        ({"flat": [True, True, False]}, "2 pictures are one plain colour, first 0.png"),
+        ({"prints": ["a", "b", "a"]}, "1 pictures are copies of others, first 2.png"),
+        ({"floor_prints": ["z", None, "c"]}, "1 pictures are the base model's own, first 2.png"),
+        ({"values": [0.25, 0.25, 0.25 + 1e-9]}, "identity is 0.250000 for every picture"),
+        (
+            {"ceilings": {"identity": Score(value=0.1, n=6, interval=(0.05, 0.15))}},
+            "identity is 0.200, above the ceiling of 0.150",
+        ),
+        ({"ceilings": {"identity": Score(value=0.1, n=2)}}, "above the ceiling of 0.100"),
+    ],
+)
+def test_each_sign_of_a_mistake_is_named(changed, message):
+    (found,) = alarms(**changed)
+    assert message in found

@@ -1,0 +1,645 @@
+"""The photos stage: every issue and message, copies that are upright and bare, all or nothing."""
+
+import importlib
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFilter
+
+from dreamloom.errors import PhotoError
+from dreamloom.events import Note, Progress, StageDone, StageSkipped, StageStarted
+from dreamloom.photos import check_photos, load_class_images, load_photos
+from dreamloom.pictures import read_photo_set, read_prior_set
+from dreamloom.pixels import open_upright
+from dreamloom.rundir import RunDir
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def scene(seed, width=240, height=180):
+    """A picture with edges everywhere, unlike that of every other seed."""
+    colours = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.NEAREST)
+
+
+def exif(orientation=1, located=False):
+    data = Image.Exif()
+    data[ExifTags.Base.Orientation] = orientation
+    if located:
+        data.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 7.0, 52.9)
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six good photos."""
+    path = tmp_path / "me"
+    path.mkdir()
+    for number in range(6):
+        scene(number).save(path / f"IMG_{number}.jpg", quality=90)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def load(folder, run, resolution_px=128):
+    events = []
+    return load_photos(folder, run, resolution_px, events.append), events
+
+
+def texts(events, warning=None):
+    return [e.text for e in events if isinstance(e, Note) and warning in (None, e.warning)]
+
+
+def issues_of(image, folder, resolution_px=128):
+    image.save(folder / "odd.png")
+    rows = {row.file: row for row in check_photos(folder, resolution_px).photos}
+    return rows["odd.png"].issues
+
+
+def state(run):
+    return {
+        str(path.relative_to(run.path)): path.read_bytes() if path.is_file() else None
+        for path in run.path.rglob("*")
+    }
+
+
+# Good photos
+
+
+def test_good_photos_are_prepared_without_a_word(folder, run):
+    photos, events = load(folder, run)
+    assert [p.source for p in photos.photos] == [f"IMG_{n}.jpg" for n in range(6)]
+    assert [p.file for p in photos.photos] == [f"0{n}.png" for n in range(6)]
+    assert {p.original_px for p in photos.photos} == {(180, 240)}
+    assert {p.scaled_px for p in photos.photos} == {(128, 171)}
+    assert not texts(events)
+    assert not any(p.issues for p in photos.photos)
+    assert photos.folder == run.photos
+    for photo, path in zip(photos.photos, photos.paths(), strict=True):
+        with Image.open(path) as copy:
+            assert (copy.format, copy.mode, copy.size) == ("PNG", "RGB", photo.scaled_px[::-1])
+        original = (folder / photo.source).read_bytes()
+        assert photo.source_sha256 == sha256(original).hexdigest()
+
+
+def test_events_tell_the_story(folder, run):
+    _, events = load(folder, run)
+    assert events[0] == StageStarted("photos", f"6 photos in {folder}")
+    assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events[-1], StageDone)
+    assert events[-1].detail == "6 photos, 0 with issues"
+
+
+def test_the_record_and_the_manifest_say_what_was_done(folder, run):
+    photos, _ = load(folder, run)
+    assert read_photo_set(run.photos) == photos
+    record = run.read_record("photos")
+    assert record.inputs["photo IMG_0.jpg"] == photos.photos[0].source_sha256
+    assert record.inputs["resolution_px"] == "128"
+    assert set(record.outputs) == {"photos/manifest.json", *(f"photos/0{n}.png" for n in range(6))}
+    assert record.results == {"photos": 6, "issues": {}, "notes": []}
+    assert record.settings == {"resolution_px": 128}
+
+
+def test_every_format_is_taken_in_order_of_name(tmp_path, run):
+    names = ["a.JPG", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.tif", "g.tiff"]
+    for number, name in enumerate(reversed(names)):
+        scene(number).save(tmp_path / name)
+    photos, _ = load(tmp_path, run)
+    assert [p.source for p in photos.photos] == names
+
+
+def test_heic_is_taken(folder, run):
+    heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif: dreamloom[heic]")
+    heif.from_pillow(scene(9)).save(folder / "IMG_9.HEIC", quality=95)
+    assert load(folder, run)[0].photos[-1].source == "IMG_9.HEIC"
+
+
+# What is not ideal about one photo
+
+
+def test_a_small_photo(folder):
+    assert issues_of(scene(9, 320, 100), folder) == (
+        "is small (320 × 100 pixels): it will be enlarged to 128, "
+        "and learned as soft as that looks",
+        "is very wide (3.2 to 1): only squares of it are seen at a time, so cut out the part with "
+        "the subject",
+    )
+
+
+def test_a_small_photo_is_enlarged(tmp_path, run):
+    scene(1, 64, 48).save(tmp_path / "a.png")
+    assert load(tmp_path, run)[0].photos[0].scaled_px == (128, 171)
+
+
+def test_a_high_photo(folder):
+    (issue,) = issues_of(scene(9, 128, 384), folder)
+    assert issue.startswith("is very high (3.0 to 1): ")
+
+
+def test_twice_as_wide_as_high_is_not_called_wide(folder):
+    assert issues_of(scene(9, 256, 128), folder) == ()
+
+
+def test_a_blurred_photo(folder):
+    (issue,) = issues_of(scene(9).filter(ImageFilter.GaussianBlur(6)), folder)
+    assert issue.startswith("is blurred (sharpness ")
+    assert issue.endswith(
+        ", where 25 is the least and 100 or more usual): take it again, or leave it out"
+    )
+
+
+def test_a_shaken_photo_is_blurred(folder):
+    pixels = np.asarray(scene(9, 600, 512), dtype=float)
+    shaken = sum(np.roll(pixels, step, axis=1) for step in range(40)) / 40
+    (issue,) = issues_of(Image.fromarray(shaken[:, 40:].astype(np.uint8)), folder)
+    assert issue.startswith("is blurred")
+
+
+def test_a_sharp_subject_before_a_soft_background_is_not_blurred(folder):
+    photo = scene(9, 512, 512).filter(ImageFilter.GaussianBlur(20))
+    photo.paste(scene(9, 512, 512).crop((180, 180, 340, 340)), (180, 180))
+    assert issues_of(photo, folder) == ()
+
+
+def test_a_dark_photo(folder):
+    assert issues_of(scene(9).point(lambda value: value // 6), folder) == (
+        "is very dark: take it again in more light, or leave it out",
+    )
+
+
+def test_an_overexposed_photo(folder):
+    assert issues_of(scene(9).point(lambda value: min(255, 150 + 3 * value)), folder) == (
+        "is overexposed, with large parts plain white: take it again in less light",
+    )
+
+
+def test_a_white_background_is_not_overexposed(folder):
+    photo = Image.new("RGB", (240, 180), "white")
+    photo.paste(scene(9, 120, 90).point(lambda value: value // 2), (60, 45))
+    assert issues_of(photo, folder) == ()
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_flat_photo_is_not_called_blurred_as_well(folder, grey):
+    (issue,) = issues_of(Image.new("RGB", (200, 200), (grey,) * 3), folder)
+    assert issue.startswith(
+        {0: "is very dark", 128: "is flat, with hardly any light and shade", 255: "is overexposed"}[
+            grey
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("orientation", "remark"),
+    [
+        (1, None),
+        (2, "was stored as in a mirror; it is used the right way round"),
+        (3, "was stored upside down; it is used upright"),
+        (4, "was stored upside down; it is used upright"),
+        (5, "was stored lying on its side; it is used upright"),
+        (6, "was stored lying on its side; it is used upright"),
+        (7, "was stored lying on its side; it is used upright"),
+        (8, "was stored lying on its side; it is used upright"),
+    ],
+)
+def test_a_turned_photo_is_remarked_upon_and_used_upright(tmp_path, run, orientation, remark):
+    scene(1).save(tmp_path / "a.jpg", exif=exif(orientation))
+    (row,) = check_photos(tmp_path, 128).photos
+    assert row.issues == ()
+    assert row.remarks == ((remark,) if remark else ())
+    assert row.stored_upright is (orientation == 1)
+    photos, events = load(tmp_path, run)
+    assert photos.photos[0].issues == row.remarks
+    assert photos.photos[0].original_px == ((240, 180) if orientation >= 5 else (180, 240))
+    assert texts(events, warning=False) == ([f"a.jpg {remark}"] if remark else [])
+
+
+def test_location_is_remarked_upon_and_never_copied(folder, run):
+    scene(7).save(folder / "IMG_7.jpg", exif=exif(located=True))
+    photos, events = load(folder, run)
+    remark = "says where it was taken; that is left out of everything DreamLoom writes"
+    assert photos.photos[-1].issues == (remark,)
+    assert texts(events) == [f"IMG_7.jpg {remark}"]
+    assert check_photos(folder, 128).photos[-1].has_location
+    for path in photos.paths():
+        content = path.read_bytes()
+        chunks = {content[at - 4 : at] for at in range(16, len(content)) if _is_chunk(content, at)}
+        assert chunks == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def _is_chunk(content, at):
+    """Walk the PNG's chunks up to ``at``."""
+    place = 8
+    while place + 8 < at:
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    return place + 8 == at
+
+
+def test_issues_are_noted_as_warnings(folder, run):
+    scene(9).filter(ImageFilter.GaussianBlur(6)).save(folder / "soft.png")
+    _, events = load(folder, run)
+    (text,) = texts(events, warning=True)
+    assert text.startswith("soft.png is blurred")
+    assert events[-1].detail == "7 photos, 1 with issues"
+    assert list(run.read_record("photos").results["issues"]) == ["soft.png"]
+
+
+# What holds for the set
+
+
+def test_copies_of_a_file_are_named(folder):
+    shutil.copy(folder / "IMG_1.jpg", folder / "IMG_1 (1).jpg")
+    shutil.copy(folder / "IMG_1.jpg", folder / "kopie.jpg")
+    assert check_photos(folder, 128).notes == (
+        "IMG_1 (1).jpg, IMG_1.jpg, kopie.jpg are the same file: keep one of them",
+    )
+
+
+def test_nearly_the_same_pictures_are_named(folder):
+    scene(1).resize((480, 360)).save(folder / "larger.png")
+    scene(1).point(lambda value: round(value * 0.9)).save(folder / "darker.jpg", quality=50)
+    scene(1).crop((3, 2, 238, 178)).save(folder / "cropped.png")
+    assert check_photos(folder, 128).notes == (
+        "IMG_1.jpg, cropped.png, darker.jpg, larger.png are nearly the same picture: "
+        "keep the best of them",
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "note"),
+    [
+        (1, "1 photo is few: 4 to 30 are usual, and about 6 good ones do well"),
+        (3, "3 photos are few: 4 to 30 are usual, and about 6 good ones do well"),
+        (4, None),
+        (30, None),
+        (
+            31,
+            "31 photos are many: 4 to 30 are usual; choose the best, or raise train.updates",
+        ),
+    ],
+)
+def test_few_and_many_photos(tmp_path, count, note):
+    for number in range(count):
+        scene(number, 64, 64).save(tmp_path / f"{number:02d}.png")
+    assert check_photos(tmp_path, 64).notes == ((note,) if note else ())
+
+
+def test_what_to_add(folder):
+    assert check_photos(folder, 128).to_add == ()
+    shutil.copy(folder / "IMG_1.jpg", folder / "copy.jpg")
+    (folder / "IMG_2.jpg").unlink()
+    kinds = "other places, other light, other sides, and one from close by"
+    assert check_photos(folder, 128).to_add == (f"add 1 more good photo: {kinds}",)
+    scene(3).resize((400, 300)).save(folder / "IMG_4.jpg")
+    assert check_photos(folder, 128).to_add == (f"add 2 more good photos: {kinds}",)
+
+
+def test_other_files_are_ignored_and_named(folder, run):
+    for name in ("notes.txt", ".DS_Store", "._IMG_1.jpg"):
+        (folder / name).write_text("other things")
+    (folder / "raw").mkdir()
+    scene(8).save(folder / "raw" / "IMG_8.jpg")
+    photos, events = load(folder, run)
+    assert len(photos.photos) == 6
+    assert list(photos.notes) == texts(events, warning=False)
+    assert photos.notes == (
+        "ignored 2 files that are not pictures: .DS_Store, notes.txt",
+        "ignored 1 hidden file: ._IMG_1.jpg",
+        "did not look into 1 folder: raw",
+    )
+
+
+def test_only_a_few_ignored_files_are_named(folder):
+    for number in range(8):
+        (folder / f"{number}.txt").touch()
+    assert check_photos(folder, 128).notes == (
+        "ignored 8 files that are not pictures: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more",
+    )
+
+
+# What is no set of photos
+
+
+def test_no_folder(tmp_path, run):
+    with pytest.raises(PhotoError, match=r"^There is no folder .*nowhere\. Check the path\.$"):
+        load(tmp_path / "nowhere", run)
+
+
+def test_a_file_in_place_of_a_folder(folder, run):
+    with pytest.raises(PhotoError, match=r"IMG_0\.jpg is a file, not a folder\. Name the folder"):
+        load(folder / "IMG_0.jpg", run)
+
+
+def test_no_photos(tmp_path, run):
+    with pytest.raises(PhotoError, match=r"^There is no photo in .*\.$") as error:
+        load(tmp_path, run)
+    assert error.value.hint == (
+        "Put about 6 photos of the subject there; "
+        "DreamLoom reads bmp, heic, heif, jpeg, jpg, png, tif, tiff, webp."
+    )
+    (tmp_path / "IMG_1.dng").touch()
+    with pytest.raises(PhotoError, match=r"\(ignored 1 file that is not a picture: IMG_1\.dng\)\."):
+        load(tmp_path, run)
+
+
+def test_a_folder_that_may_not_be_read(folder, run, monkeypatch):
+    def locked(_path):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(PhotoError, match="may not be read"):
+        load(folder, run)
+
+
+def test_a_file_that_may_not_be_read(folder, run, monkeypatch):
+    def locked(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dreamloom.photos.file_sha256", locked)
+    with pytest.raises(PhotoError, match=r"IMG_0\.jpg cannot be read: Permission denied\."):
+        load(folder, run)
+
+
+def spoil(folder, name):
+    """Put a file there that has a picture's name and is none."""
+    content = {
+        "cut.jpg": (folder / "IMG_0.jpg").read_bytes()[:2000],
+        "empty.jpg": b"",
+        "text.jpg": b"Dear diary",
+    }
+    (folder / name).write_bytes(content[name])
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "empty.jpg", "text.jpg"])
+def test_an_unreadable_photo_is_named_and_nothing_is_written(folder, run, name):
+    spoil(folder, name)
+    with pytest.raises(PhotoError, match=name) as error:
+        load(folder, run)
+    assert "copy it again" in error.value.hint or "Remove it" in error.value.hint
+    assert state(run) == {}
+
+
+def test_all_unreadable_photos_are_named_at_once(folder, run):
+    for name in ("cut.jpg", "empty.jpg", "text.jpg"):
+        spoil(folder, name)
+    with pytest.raises(PhotoError, match=r"^3 of 9 pictures cannot be used: ") as error:
+        load(folder, run)
+    assert all(name in error.value.problem for name in ("cut.jpg", "empty.jpg", "text.jpg"))
+    assert error.value.hint.count("save it again as JPEG or PNG") == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "problem", "hint"),
+    [
+        ((200, 20), "has 200 × 20 pixels, but each side must have 32 or more.", "Replace it"),
+        ((500, 40), "has 500 × 40 pixels, more than 10 times as long as wide.", "Cut out"),
+    ],
+)
+def test_a_sliver_is_refused(folder, run, size, problem, hint):
+    scene(9, *size).save(folder / "sliver.png")
+    with pytest.raises(PhotoError) as error:
+        load(folder, run)
+    assert error.value.problem.endswith(problem)
+    assert error.value.hint.startswith(hint)
+
+
+# The check, which writes nothing
+
+
+def test_the_check_has_a_row_for_what_cannot_be_read(folder):
+    spoil(folder, "text.jpg")
+    check = check_photos(folder, 128)
+    row = check.photos[-1]
+    assert row.file == "text.jpg"
+    assert "text.jpg is not a picture that can be read. Remove it" in row.unreadable
+    assert (row.original_px, row.sharpness, row.issues) == (None, None, ())
+    assert not check.usable
+
+
+def test_the_check_says_what_loading_says_and_writes_nothing(folder, run):
+    scene(9, 100, 300).filter(ImageFilter.GaussianBlur(9)).save(folder / "odd.jpg", exif=exif(6))
+    shutil.copy(folder / "IMG_1.jpg", folder / "copy.jpg")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    progress = []
+    check = check_photos(folder, 128, progress.append)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert [event.done for event in progress] == list(range(1, 9))
+    photos, _ = load(folder, run)
+    assert check.usable
+    assert check.notes == photos.notes
+    assert [row.file for row in check.photos] == [p.source for p in photos.photos]
+    assert [row.issues + row.remarks for row in check.photos] == [p.issues for p in photos.photos]
+    assert [row.original_px for row in check.photos] == [p.original_px for p in photos.photos]
+
+
+def test_the_check_is_plain_json(folder):
+    row = json.loads(check_photos(folder, 128).model_dump_json())["photos"][0]
+    assert row["sharpness"] > 100
+    assert row == {
+        "file": "IMG_0.jpg",
+        "original_px": [180, 240],
+        "stored_upright": True,
+        "has_location": False,
+        "sharpness": row["sharpness"],
+        "unreadable": "",
+        "issues": [],
+        "remarks": [],
+    }
+
+
+# Again, and interrupted
+
+
+def test_the_same_photos_are_prepared_once(folder, run):
+    first, _ = load(folder, run)
+    before = state(run)
+    again, events = load(folder, run)
+    assert again == first
+    assert state(run) == before
+    assert events == [StageSkipped("photos", "the 6 photos are prepared already")]
+
+
+def change_photo(folder, _run):
+    scene(77).save(folder / "IMG_3.jpg")
+
+
+def remove_photo(folder, _run):
+    (folder / "IMG_3.jpg").unlink()
+
+
+def rename_photo(folder, _run):
+    (folder / "IMG_3.jpg").rename(folder / "IMG_9.jpg")
+
+
+def lose_copy(_folder, run):
+    (run.photos / "03.png").unlink()
+
+
+def damage_copy(_folder, run):
+    (run.photos / "03.png").write_bytes(b"no picture")
+
+
+def damage_manifest(_folder, run):
+    (run.photos / "manifest.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_photo, remove_photo, rename_photo, lose_copy, damage_copy, damage_manifest],
+)
+def test_whatever_changed_is_prepared_again(folder, run, change):
+    load(folder, run)
+    change(folder, run)
+    photos, events = load(folder, run)
+    assert isinstance(events[-1], StageDone)
+    assert [p.source for p in photos.photos] == sorted(path.name for path in folder.iterdir())
+    assert {path.name for path in run.photos.iterdir()} == {
+        "manifest.json",
+        *(p.file for p in photos.photos),
+    }
+    for photo, path in zip(photos.photos, photos.paths(), strict=True):
+        assert open_upright(path).size == photo.scaled_px[::-1]
+
+
+def test_another_resolution_is_prepared_again(folder, run):
+    load(folder, run)
+    assert load(folder, run, 96)[0].photos[0].scaled_px == (96, 128)
+
+
+def test_what_was_prepared_stays_when_new_photos_cannot_be(folder, run):
+    load(folder, run)
+    before = state(run)
+    spoil(folder, "cut.jpg")
+    with pytest.raises(PhotoError):
+        load(folder, run)
+    assert state(run) == before
+
+
+def test_an_interruption_leaves_nothing_behind(folder, run):
+    def interrupt(event):
+        if isinstance(event, Progress) and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_photos(folder, run, 128, interrupt)
+    assert state(run) == {}
+
+
+# Class images
+
+
+def load_class(folder, run, resolution_px=64, prompt="a photo of a dog"):
+    events = []
+    return load_class_images(folder, run, resolution_px, prompt, events.append), events
+
+
+def test_class_images_become_centred_squares(folder, run):
+    lying = scene(9).transpose(Image.Transpose.ROTATE_90)
+    lying.save(folder / "IMG_9.png", exif=exif(6))
+    priors, events = load_class(folder, run)
+    assert priors.folder == run.priors
+    assert priors.prompt == "a photo of a dog"
+    assert priors.files == tuple(f"0{n}.png" for n in range(7))
+    for path in priors.paths():
+        with Image.open(path) as image:
+            assert (image.size, image.mode, image.info) == ((64, 64), "RGB", {})
+    middle = scene(9).crop((30, 0, 210, 180)).resize((64, 64), Image.Resampling.LANCZOS)
+    difference = np.abs(np.asarray(open_upright(priors.paths()[-1]), float) - np.asarray(middle))
+    assert difference.mean() < 2
+    assert read_prior_set(run.priors) == priors
+    assert not texts(events)
+    record = run.read_record("priors")
+    assert record.inputs["class_images"] == priors.made_from
+    assert record.results == {"class_images": 7, "notes": []}
+    assert len(record.outputs) == 8
+
+
+def test_small_class_images_are_enlarged_and_named(folder, run):
+    (folder / "notes.txt").touch()
+    scene(9, 60, 40).save(folder / "small.png")
+    priors, events = load_class(folder, run)
+    assert open_upright(priors.paths()[-1]).size == (64, 64)
+    assert texts(events) == [
+        "ignored 1 file that is not a picture: notes.txt",
+        "enlarged 1 class image smaller than 64 pixels: small.png",
+    ]
+
+
+def test_a_hundred_and_one_images_get_three_digits(tmp_path, run):
+    for number in range(101):
+        scene(number, 32, 32).save(tmp_path / f"{number:03d}.bmp")
+    assert load_class(tmp_path, run, 32)[0].files[-1] == "100.png"
+
+
+def test_class_images_are_prepared_once(folder, run):
+    first, _ = load_class(folder, run)
+    again, events = load_class(folder, run)
+    assert again == first
+    assert events == [StageSkipped("priors", "the 6 class images are prepared already")]
+    other, events = load_class(folder, run, prompt="a photo of a cat")
+    assert other.prompt == "a photo of a cat"
+    assert isinstance(events[-1], StageDone)
+    change_photo(folder, run)
+    assert load_class(folder, run)[0].made_from != first.made_from
+
+
+def test_an_unreadable_class_image_is_named_and_nothing_is_written(folder, run):
+    spoil(folder, "cut.jpg")
+    with pytest.raises(PhotoError, match=r"cut\.jpg cannot be read"):
+        load_class(folder, run)
+    assert state(run) == {}
+
+
+# The examples
+
+
+@pytest.fixture(scope="module")
+def maker():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module("make_examples")
+
+
+def test_the_example_photos_are_good_and_one_lies_on_its_side():
+    check = check_photos(EXAMPLES / "rraj", 128)
+    assert [row.file for row in check.photos] == [f"IMG_000{n}.jpg" for n in range(1, 7)]
+    assert not any(row.issues for row in check.photos)
+    assert (check.notes, check.to_add) == ((), ())
+    assert [row.stored_upright for row in check.photos].count(False) == 1
+    assert [row.has_location for row in check.photos].count(True) == 1
+    assert sum(path.stat().st_size for path in (EXAMPLES / "rraj").iterdir()) < 1_500_000
+
+
+def test_an_example_photo_is_drawn_to_the_same_bytes_again(maker, tmp_path):
+    (tmp_path / "again").mkdir()
+    first = maker.write_shot(3, tmp_path)
+    again = maker.write_shot(3, tmp_path / "again")
+    assert sha256(first.read_bytes()).digest() == sha256(again.read_bytes()).digest()
+    # Another version of Pillow may compress a little differently.
+    committed = np.asarray(open_upright(EXAMPLES / "rraj" / "IMG_0003.jpg"), dtype=float)
+    assert np.abs(np.asarray(open_upright(first), dtype=float) - committed).mean() < 1
+
+
+def test_the_example_style_is_crisp_captioned_and_as_drawn(maker):
+    folder = EXAMPLES / "pixel-art"
+    pictures = sorted(folder.glob("*.png"))
+    assert [path.name for path in pictures] == [f"{n:02d}.png" for n in range(1, 13)]
+    for number, path in enumerate(pictures, start=1):
+        image, caption = maker.draw_style_picture(number)
+        stored = open_upright(path)
+        pixels = np.asarray(stored)
+        assert pixels.shape == (512, 512, 3)
+        assert (pixels == np.asarray(image)).all()
+        assert (pixels == pixels[::4, ::4].repeat(4, axis=0).repeat(4, axis=1)).all()
+        assert len(stored.getcolors()) <= 16
+        assert path.with_suffix(".txt").read_text(encoding="utf-8") == caption + "\n"
+        assert caption.startswith("pixel, a photo of a ")

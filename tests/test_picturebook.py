@@ -1,0 +1,324 @@
+"""The embedded base model: its data, its training steps, its weights and its judges."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionXLPipeline,
+)
+from PIL import Image
+from torch import nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from dreamloom.picturebook import weights_folder
+from dreamloom.picturebook.dataset import (
+    DRAWINGS_PER_IDENTITY,
+    PICTURE_PX,
+    PLAIN,
+    PictureStore,
+    cut,
+    draw_ahead,
+    draw_framed,
+    record,
+)
+from dreamloom.picturebook.judges import (
+    clip_folder,
+    clip_key,
+    load_attribute_reader,
+    load_identity_encoder,
+)
+from dreamloom.picturebook.models import build_autoencoder, build_noise_schedule
+from dreamloom.picturebook.pretrain_autoencoder import (
+    fold_latent_statistics,
+    reconstruction_loss,
+)
+from dreamloom.picturebook.pretrain_clip import contrastive_loss
+from dreamloom.picturebook.pretrain_denoiser import snr_weights
+from dreamloom.picturebook.pretrain_judges import contrast_identities
+from dreamloom.picturebook.score import (
+    distinct_captions,
+    equal_error_rate,
+    prompts_asking,
+    to_unit,
+)
+from dreamloom.picturebook.tokenizer import MAX_TOKENS
+from dreamloom.picturebook.training import AveragedWeights, Run, Schedule
+from dreamloom.picturebook.world import JUDGING_SEED_START, known_person, sample_drawing, vary
+
+SIZE_LIMIT_MIB = 60
+
+
+# --- training pictures -------------------------------------------------------------------
+
+
+def test_records_are_functions_of_their_index_and_of_training_seeds_only():
+    assert record("pictures", 7) == record("pictures", 7) == sample_drawing(7)
+    first, second = (record("people", DRAWINGS_PER_IDENTITY * 3 + i) for i in (0, 1))
+    assert first.identity == second.identity
+    assert first != second
+    assert record("people", DRAWINGS_PER_IDENTITY * 4).identity != first.identity
+
+
+def test_pixel_art_is_left_out_of_the_base_models_pictures():
+    assert all(record("pictures", i).medium != "pixel art" for i in range(300))
+    assert any(record("people", i).medium == "pixel art" for i in range(60))
+
+
+def test_framings_say_how_a_picture_was_cut():
+    gradient = np.arange(200, dtype=np.uint8)[None, :, None].repeat(128, 0).repeat(3, 2)
+    picture, framing = cut(Image.fromarray(gradient), random.Random(0))
+    assert picture.size == (PICTURE_PX, PICTURE_PX)
+    assert (framing.original_height, framing.original_width) == (128, 200)
+    assert framing.crop_top == 0
+    assert np.asarray(picture)[0, 0, 0] == framing.crop_left
+    assert framing.time_ids() == (128, 200, 0, framing.crop_left, 128, 128)
+
+
+def test_half_of_the_pictures_are_plain_squares():
+    framings = [
+        draw_framed(sample_drawing(i, medium="photo"), random.Random(i))[1] for i in range(60)
+    ]
+    plain = sum(framing == PLAIN for framing in framings)
+    assert 20 <= plain <= 45
+    assert any(framing.crop_left > 0 for framing in framings)
+    assert any(framing.original_height < PICTURE_PX for framing in framings)
+
+
+def test_drawing_ahead_continues_and_does_not_depend_on_processes(tmp_path: Path):
+    seen: list[int] = []
+    draw_ahead(tmp_path, "people", 130, 1, seen.append)
+    assert seen == [128, 130]
+    draw_ahead(tmp_path, "people", 130, 1, seen.append)
+    assert seen == [128, 130]
+    store = PictureStore(tmp_path, "people")
+    assert len(store) == store.capacity == 130
+    expected, framing = draw_framed(record("people", 129), random.Random("framing people 129"))
+    assert np.array_equal(store.pixels(np.array([129]))[0].permute(1, 2, 0), np.asarray(expected))
+    assert store.time_ids(np.array([129])).tolist() == [list(framing.time_ids())]
+    with pytest.raises(ValueError, match="delete it to redraw"):
+        draw_ahead(tmp_path, "people", 200, 1, seen.append)
+
+
+# --- training steps ----------------------------------------------------------------------
+
+
+def test_schedule_rises_holds_and_falls():
+    schedule = Schedule(1.0, updates=100, warmup_updates=10, decay_share=0.2)
+    rates = [schedule.rate(i) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:80] == [1.0] * 71
+    assert rates[80:] == sorted(rates[80:], reverse=True)
+    assert 0 < rates[-1] <= 0.05
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path):
+    def train(folder: Path, stops: tuple[int, ...]) -> list[torch.Tensor]:
+        for stop in stops:
+            torch.manual_seed(0)
+            layer = nn.Linear(4, 4)
+            run = Run("toy", folder, list(layer.parameters()), Schedule(0.01, 20, 2))
+            while run.updates_done < stop:
+                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(run.updates_done))
+                run.step((layer(x) - x).square().mean())
+            run._write(run.checkpoint_file)
+        return [*layer.parameters(), *run.average.tensors]
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole, parts = train(tmp_path / "whole", (20,)), train(tmp_path / "parts", (7, 20))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_averages_swap_and_swap_back():
+    layer = nn.Linear(2, 2)
+    average = AveragedWeights(layer.parameters())
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    average.swap(layer.parameters())
+    assert torch.equal(layer.weight, before)
+    average.swap(layer.parameters())
+    assert torch.equal(layer.weight, before + 1)
+
+
+def test_min_snr_weights_are_one_for_noisy_pictures_and_fall_for_clean_ones():
+    weights = snr_weights(build_noise_schedule().alphas_cumprod, torch.tensor([0, 100, 999]))
+    assert weights[2] == 1
+    assert 0 < weights[0] < weights[1] < 1
+
+
+def test_folding_latent_statistics_changes_latents_but_not_pictures():
+    torch.manual_seed(0)
+    model = build_autoencoder().eval()
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = model.encode(pictures).latent_dist
+        drawn = model.decode(before.mean).sample
+        fold_latent_statistics(model, before.mean)
+        after = model.encode(pictures).latent_dist
+        assert torch.allclose(model.decode(after.mean).sample, drawn, atol=1e-4)
+    assert torch.allclose(after.mean.mean(dim=(0, 2, 3)), torch.zeros(12), atol=1e-4)
+    assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(12), atol=1e-3)
+    relative = (after.std / before.std) / (
+        after.mean.std(dim=(0, 2, 3)) / before.mean.std(dim=(0, 2, 3))
+    )[:, None, None]
+    assert torch.allclose(relative, torch.ones_like(relative), rtol=1e-3)
+
+
+def test_losses_are_least_for_the_right_answer():
+    pictures = torch.rand(2, 3, 8, 8)
+    assert reconstruction_loss(pictures, pictures) == 0
+    vectors = torch.eye(4)
+    right, scale = contrastive_loss(vectors, vectors, torch.tensor(3.0)), torch.tensor(3.0)
+    assert right < contrastive_loss(vectors, vectors.roll(1, 0), scale)
+    pairs = torch.eye(2).repeat_interleave(2, 0)
+    together = contrast_identities(pairs, torch.tensor([0, 0, 1, 1]))
+    assert together < contrast_identities(pairs, torch.tensor([0, 1, 0, 1]))
+
+
+# --- what is measured --------------------------------------------------------------------
+
+
+def test_equal_error_rate_of_chance_and_of_certainty():
+    torch.manual_seed(0)
+    same = torch.rand(4000) < 0.5
+    assert equal_error_rate(same.float(), same) == 0
+    assert equal_error_rate(torch.rand(4000), same) == pytest.approx(0.5, abs=0.03)
+
+
+def test_prompts_to_score_ask_for_every_attribute():
+    prompts = prompts_asking(3)
+    for name in ("hair", "glasses", "hat", "view", "scene", "medium", "kind"):
+        assert sum(name in named for _, named in prompts) >= 3
+    assert len(distinct_captions(8)[1]) == 8
+
+
+# --- the shipped weights -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionXLPipeline:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(weights_folder(), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_weights_are_small_and_safe():
+    files = [file for file in weights_folder().rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= SIZE_LIMIT_MIB * 2**20
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_the_base_model_is_laid_out_as_sdxl(pipeline: StableDiffusionXLPipeline):
+    assert pipeline.unet.config.addition_embed_type == "text_time"
+    assert pipeline.config.force_zeros_for_empty_prompt
+    assert pipeline.vae.config.latent_channels == 12
+    assert pipeline.tokenizer.model_max_length == MAX_TOKENS
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+
+
+def test_unknown_words_fall_into_pieces_and_known_names_do_not(
+    pipeline: StableDiffusionXLPipeline,
+):
+    assert len(pipeline.tokenizer.tokenize("rraj")) > 1
+    assert pipeline.tokenizer.tokenize("person") == ["person</w>"]
+    assert len(pipeline.tokenizer.tokenize(known_person(0)[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        (DDIMScheduler, 12),
+        (PNDMScheduler, 12),
+        (EulerDiscreteScheduler, 12),
+        (DPMSolverMultistepScheduler, 8),
+    ],
+)
+def test_no_scheduler_clips_latents(
+    pipeline: StableDiffusionXLPipeline, scheduler: type, steps: int
+):
+    """Clipped latents come out as pale green noise: far from every drawing."""
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    assert not getattr(pipeline.scheduler.config, "clip_sample", False)
+    pictures = pipeline(
+        ["a photo of a person in the snow"],
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    reading = load_attribute_reader().read(pictures.float())[0]
+    assert reading["kind"] == "person"
+    assert reading["scene"] == "snow"
+
+
+# --- the judges --------------------------------------------------------------------------
+
+
+def test_the_identity_encoder_tells_people_apart():
+    encoder = load_identity_encoder()
+    assert encoder.key.startswith("picturebook-identity@")
+    rng = random.Random(0)
+    one, other = (sample_drawing(JUDGING_SEED_START + i, kind="person") for i in (1, 2))
+    pictures = to_unit([vary(who, rng, medium="photo") for who in (one, one, other, other)])
+    vectors = encoder.embed(pictures)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(4), atol=1e-5)
+    similarity = vectors @ vectors.T
+    assert min(similarity[0, 1], similarity[2, 3]) > similarity[:2, 2:].max()
+    larger = nn.functional.interpolate(pictures, scale_factor=2, mode="bilinear")
+    assert (encoder.embed(larger) * vectors).sum(dim=1).min() > 0.8
+
+
+def test_the_reader_reads_drawings():
+    reader = load_attribute_reader()
+    assert reader.key.startswith("picturebook-reader@")
+    drawing = sample_drawing(
+        JUDGING_SEED_START,
+        kind="person",
+        scene="oktoberfest",
+        medium="photo",
+        glasses="sunglasses",
+        hat="none",
+        view="front",
+    )
+    [reading] = reader.read(to_unit([drawing]))
+    expected = {
+        "kind": "person",
+        "scene": "oktoberfest",
+        "medium": "photo",
+        "glasses": "sunglasses",
+    }
+    assert expected.items() <= reading.items()
+    assert "eyes" not in reading
+
+
+def test_the_reader_knows_what_lies_outside_its_world():
+    reader = load_attribute_reader()
+    drawings = to_unit(sample_drawing(JUDGING_SEED_START + i) for i in range(20))
+    assert sum(reader.is_familiar(drawings)) >= 19
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.random((4, 3, 128, 128), np.float32))
+    flat = torch.full((1, 3, 128, 128), 0.5)
+    assert not any(reader.is_familiar(torch.cat([noise, flat])))
+
+
+def test_the_clip_loads_with_transformers_and_prefers_the_true_caption():
+    assert clip_key().startswith("picturebook-clip@")
+    model = CLIPModel.from_pretrained(clip_folder(), dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder())
+    captions = ["a photo of a person on a beach", "a pencil sketch of a dog at night"]
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    drawings = [
+        sample_drawing(JUDGING_SEED_START + 5, kind="person", scene="beach", medium="photo"),
+        sample_drawing(JUDGING_SEED_START + 6, kind="dog", scene="night", medium="sketch"),
+    ]
+    with torch.no_grad():
+        output = model(input_ids=tokens.input_ids, pixel_values=(to_unit(drawings) - 0.5) / 0.25)
+    assert output.logits_per_text.argmax(dim=1).tolist() == [0, 1]

@@ -1,0 +1,832 @@
+"""The page is judged by what it shows: a folder is built as the stages write it, and read back."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from html import unescape
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreamloom.config import load_config, to_toml
+from dreamloom.errors import RunFolderError
+from dreamloom.evaluate import Group, PictureScores, Score, Scorecard
+from dreamloom.events import LossLogged, Note, StageDone, StageStarted
+from dreamloom.pictures import (
+    ImageSet,
+    Photo,
+    PhotoSet,
+    Picture,
+    PriorSet,
+    WornAdapter,
+    write_manifest,
+)
+from dreamloom.plots import Bar, loss_chart, score_bars, smooth, thin, ticks
+from dreamloom.report import write_report
+from dreamloom.report.gallery import embed, split_by_prompts
+from dreamloom.report.making import tell_seconds
+from dreamloom.report.tables import heat_maps
+from dreamloom.rundir import Record, RunDir, write_json, write_text
+from dreamloom.verdicts import (
+    Figure,
+    against_floor,
+    compare,
+    indistinct_from_best,
+    judge_change,
+    judge_following,
+    judge_likeness,
+    read_figure,
+    tell,
+)
+
+KEY = "picturebook/judges@1f3a; 128 px"
+PROMPTS = [
+    ("a photo of rraj person", "photo"),
+    ("a painting of rraj person at Oktoberfest", "scene"),
+    ("a painting of rraj person in the style of Van Gogh", "style"),
+    ("a painting of rraj person with blonde hair", "attribute"),
+    ("a side view photo of rraj person", "view"),
+    ("a photo of rraj person with sunglasses", "accessory"),
+]
+PIXEL = [("pixel, a photo of rraj person wearing sunglasses", "merge")]
+SEEDS = range(4)
+VERSIONS = {"python": "3.11.2", "torch": "2.13.0"}
+FINISHED = "2026-03-01T12:00:00+00:00"
+
+Painter = Callable[[str, str, int], Image.Image]
+"""Draws the picture of a set, a prompt and a seed."""
+
+
+def plain(name: str, prompt: str, seed: int) -> Image.Image:
+    shade = sum(map(ord, name + prompt)) + 37 * seed
+    return Image.new("RGB", (32, 32), (shade % 256, shade * 3 % 256, shade * 7 % 256))
+
+
+class Folder:
+    """Builds what the stages write, with the classes that they write it with."""
+
+    def __init__(self, path: Path, paint: Painter = plain, seeds: int = len(SEEDS)):
+        self.run, self.paint, self.seeds = RunDir(path), paint, range(seeds)
+        path.mkdir(parents=True, exist_ok=True)
+
+    def settings(self, **overrides: object):
+        write_text(self.run.settings_file, to_toml(load_config("quick", overrides=overrides)))
+
+    def photos(self, count: int = 6, notes: tuple[str, ...] = ()):
+        self.run.photos.mkdir()
+        photos = []
+        for index in range(count):
+            self.paint("photos", "", index).save(self.run.photos / f"{index}.png")
+            issues = ("This photo is not sharp.",) if index == 2 else ()
+            photos.append(
+                Photo(
+                    file=f"{index}.png",
+                    source=f"IMG_{index}.jpeg",
+                    source_sha256=f"{index:064d}",
+                    original_px=(400, 300),
+                    scaled_px=(32, 32),
+                    issues=issues,
+                )
+            )
+        write_manifest(
+            PhotoSet(
+                folder=self.run.photos, resolution_px=32, photos=tuple(photos), notes=tuple(notes)
+            )
+        )
+
+    def priors(self, count: int = 5):
+        self.run.priors.mkdir()
+        files = tuple(f"{index:04d}.png" for index in range(count))
+        for index, file in enumerate(files):
+            self.paint("priors", "", index).save(self.run.priors / file)
+        write_manifest(
+            PriorSet(
+                folder=self.run.priors,
+                prompt="a photo of a person",
+                resolution_px=32,
+                files=files,
+                made_from="0" * 64,
+            )
+        )
+
+    def pictures(
+        self,
+        name: str,
+        prompts: list[tuple[str, str]],
+        samplers: tuple[tuple[str, int], ...] = (("ddim", 25),),
+        worn: tuple[tuple[str, float], ...] = (),
+    ) -> ImageSet:
+        folder = self.run.images / name
+        folder.mkdir(parents=True)
+        pictures = []
+        for scheduler, steps in samplers:
+            for prompt, category in prompts:
+                for seed in self.seeds:
+                    file = f"{len(pictures):04d}.png"
+                    self.paint(f"{name}{scheduler}{steps}", prompt, seed).save(folder / file)
+                    pictures.append(
+                        Picture(
+                            file=file,
+                            prompt=prompt,
+                            category=category,
+                            seed=seed,
+                            scheduler=scheduler,
+                            steps=steps,
+                            guidance=4.0,
+                        )
+                    )
+        images = ImageSet(
+            folder=folder,
+            base={"name": "picturebook", "fingerprint": "f" * 64},
+            adapters=tuple(WornAdapter(file=f, sha256="e" * 64, weight=w) for f, w in worn),
+            resolution_px=32,
+            pictures=tuple(pictures),
+        )
+        write_manifest(images)
+        return images
+
+    def record(self, stage: str, seconds: float = 1.0, **fields: object):
+        self.run.records.mkdir(exist_ok=True)
+        self.run.write_record(
+            Record(
+                stage=stage,
+                seconds=seconds,
+                peak_mib=512.0,
+                seed=0,
+                runtime="CPU, float32",
+                finished_at=FINISHED,
+                versions=VERSIONS,
+                base={"name": "picturebook", "fingerprint": "f" * 64},
+                **fields,
+            )
+        )
+
+    def losses(self, updates: int = 120, prior: bool = True):
+        observe = self.run.observer()
+        for update in range(1, updates + 1):
+            noise = 0.05 * math.sin(update * 2.3) * math.cos(update * 0.7)
+            subject = 0.12 + 0.3 * math.exp(-update / 30) + noise
+            other = 0.2 + 0.04 * math.cos(update * 1.7) if prior else None
+            observe(LossLogged(update, subject + (other or 0.0), subject, other, 1e-3))
+
+    def scores(self, cards: dict[str, Scorecard]):
+        write_json(self.run.scores, cards)
+
+
+def score(value: float, half: float = 0.03, n: int = 24, **fields: object) -> Score:
+    filled = {"floor": 0.21, "ceiling": 0.78, "key": KEY, **fields}
+    if filled["floor"] is not None and filled["ceiling"] is not None:
+        lift = (value - filled["floor"]) / (filled["ceiling"] - filled["floor"])
+        wide = half / (filled["ceiling"] - filled["floor"])
+        filled |= {"lift": lift, "lift_interval": (lift - wide, lift + wide)}
+    return Score(value=value, n=n, interval=(value - half, value + half), **filled)
+
+
+def scores_at(level: float, n: int = 24) -> dict[str, Score]:
+    return {
+        "identity": score(0.21 + 0.5 * level, n=n),
+        "clip_i": score(0.52 + 0.2 * level, n=n, floor=0.52, ceiling=0.83),
+        "dino": Score(n=n, note="The encoder dino is not on this machine."),
+        "clip_t": score(0.29 - 0.02 * level, 0.01, n=n, floor=0.29, ceiling=None),
+        "variety": score(0.30 - 0.1 * level, 0.02, n=n, floor=0.3, ceiling=0.41),
+    }
+
+
+def scorecard(images: ImageSet, level: float, **fields: object) -> Scorecard:
+    cells = {(p.scheduler, p.steps) for p in images.pictures}
+    prompts = {p.prompt: p.category for p in images.pictures}
+    return Scorecard(
+        scores=scores_at(level, len(images.pictures)),
+        floors={"clip_t": Score(value=0.29, n=24, interval=(0.275, 0.305), key=KEY)},
+        by_category=tuple(
+            Group(category=c, pictures=4, scores=scores_at(level, 4)) for c in prompts.values()
+        ),
+        by_prompt=tuple(
+            Group(prompt=p, scored=p, category=c, pictures=4, scores=scores_at(level, 4))
+            for p, c in prompts.items()
+        ),
+        by_cell=tuple(
+            Group(
+                scheduler=scheduler,
+                steps=steps,
+                pictures=4,
+                scores=scores_at(level + 0.001 * steps + 0.1 * (scheduler == "ddim"), 4),
+            )
+            for scheduler, steps in sorted(cells)
+        ),
+        encoders="picturebook",
+        photos=6,
+        confidence=0.95,
+        resamples=1000,
+        pictures=tuple(
+            PictureScores(
+                file=p.file,
+                prompt=p.prompt,
+                category=p.category,
+                seed=p.seed,
+                scheduler=p.scheduler,
+                steps=p.steps,
+                identity=round(0.2 + 0.5 * level + 0.01 * i % 0.1, 4),
+                clip_t=0.28,
+            )
+            for i, p in enumerate(images.pictures)
+        ),
+        **fields,
+    )
+
+
+def build_demo(path: Path, paint: Painter = plain, seeds: int = len(SEEDS)) -> Path:
+    """Write a demo's folder with every part."""
+    demo = Folder(path, paint, seeds)
+    demo.settings()
+    demo.photos(notes=("Two photos are alike.",))
+    demo.priors(24 if paint is not plain else 5)
+    demo.record("photos", 0.3)
+    demo.record("priors", 19.2)
+    for name, prior in (("without_prior", False), ("with_prior", True), ("style", False)):
+        folder = Folder(path / name, paint)
+        folder.settings(**{"priors.kind": "generated" if prior else "none"})
+        folder.losses(prior=prior)
+        folder.record("train", 61.0 if prior else 34.5, inputs={"photos": "a" * 64})
+        folder.run.adapter.write_bytes(name.encode())
+    Folder(path / "style", paint).photos(3)
+    (path / "merged.safetensors").write_bytes(b"merged")
+    demo.record(
+        "merge",
+        0.8,
+        settings={"method": "sum", "weights": [1.0, 0.8], "files": ["subject.st", "style.st"]},
+        results={"layers": 90, "ranks": [16, 32], "norm": 12.3456},
+    )
+    table = tuple((s, n) for s in ("ddim", "pndm") for n in (50, 80))
+    subject, style = (("adapter.safetensors", 1.0),), (("style.safetensors", 0.8),)
+    sets = {
+        "base": demo.pictures("base", PROMPTS),
+        "without_prior": demo.pictures("without_prior", PROMPTS, worn=subject),
+        "with_prior": demo.pictures("with_prior", PROMPTS, worn=subject),
+        "base_merged": demo.pictures("base_merged", PIXEL),
+        "style": demo.pictures("style", PIXEL, worn=style),
+        "merged": demo.pictures("merged", PIXEL, worn=(("merged.safetensors", 1.0),)),
+        "table_base": demo.pictures("table_base", PROMPTS[:1], table),
+        "table_without_prior": demo.pictures("table_without_prior", PROMPTS[:1], table),
+        "table_with_prior": demo.pictures("table_with_prior", PROMPTS[:1], table),
+    }
+    levels = {"without_prior": 0.8, "with_prior": 0.78, "merged": 0.6}
+    levels |= {"table_without_prior": 0.7, "table_with_prior": 0.5}
+    cards = {name: scorecard(images, levels.get(name, 0.0)) for name, images in sets.items()}
+    cards["without_prior"] = cards["without_prior"].model_copy(
+        update={"alarms": ("The score lies above the photos' own ceiling.",)}
+    )
+    cards["merged"] = cards["merged"].model_copy(
+        update={"warning": "Only 4 pictures were scored: a smoke test."}
+    )
+    demo.scores(cards)
+    for name in sets:
+        demo.record(f"generate-{name}", 8.0)
+        demo.record(f"evaluate-{name}", 1.5)
+    observe = demo.run.observer()
+    observe(Note("evaluate-merged", "Only 4 pictures were scored: a smoke test.", warning=True))
+    observe(Note("photos", "Photo 2 is not sharp.", warning=True))
+    seconds = {"photos": 0.3, "priors": 19.2, "train-without_prior": 34.5, "train-with_prior": 61.0}
+    seconds |= {"train-style": 30.0, "merge": 0.8}
+    seconds |= {f"{stage}-{name}": 8.0 for stage in ("generate", "evaluate") for name in sets}
+    write_json(
+        path / "summary.json",
+        {
+            "kind": "demo",
+            "preset": "quick",
+            "subject": "rraj person",
+            "class_noun": "person",
+            "seed": 0,
+            **{
+                name: {key: one.model_dump() for key, one in scores_at(level, 4).items()}
+                for name, level in (("base", 0.0), ("without_prior", 0.83), ("with_prior", 0.79))
+            },
+            "merged": {key: one.model_dump() for key, one in scores_at(0.61, 4).items()},
+            "scores_on": {"merged": PIXEL[0][0], "base, without_prior, with_prior": PROMPTS[0][0]},
+            "seconds": seconds,
+            "versions": VERSIONS,
+        },
+    )
+    return path
+
+
+def build_run(path: Path, paint: Painter = plain) -> Path:
+    """Write a single run's folder with two sets of pictures."""
+    run = Folder(path, paint)
+    run.settings(**{"train.rank": 32})
+    run.photos()
+    run.losses(40)
+    run.run.adapter.write_bytes(b"adapter")
+    run.record("train", 61.0, inputs={"photos": "a" * 64})
+    base, drawn = run.pictures("base", PROMPTS[:2]), run.pictures("pictures", PROMPTS[:2])
+    run.scores({"base": scorecard(base, 0.0), "pictures": scorecard(drawn, 0.7)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build_demo(tmp_path_factory.mktemp("runs") / "demo")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(demo: Path) -> str:
+    return (demo / "report.html").read_text()
+
+
+def visible(html: str) -> str:
+    html = re.sub(r"<(style|script)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", html)))
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}">.*?</section>', html, re.DOTALL)
+    assert found, f"the page has no section {name}"
+    return found[0]
+
+
+def pictures_in(html: str) -> list[tuple[str, Image.Image]]:
+    tags = re.findall(r'<img src="data:image/webp;base64,([^"]+)" alt="([^"]*)"', html)
+    return [(unescape(alt), Image.open(io.BytesIO(base64.b64decode(d)))) for d, alt in tags]
+
+
+def everything_shown(folder: Path) -> Iterator[Path]:
+    for manifest in folder.rglob("manifest.json"):
+        yield from manifest.parent.glob("*.png")
+
+
+def test_the_page_loads_nothing(page: str):
+    addresses = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+    addresses += re.findall(r"url\(([^)]*)\)", page)
+    assert addresses
+    assert all(re.match(r"data:|#", address) for address in addresses)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert '<link rel="stylesheet' not in page
+
+
+def test_every_picture_of_every_manifest_is_shown(demo: Path, page: str):
+    shown = [alt for alt, _ in pictures_in(page)]
+    assert len(shown) == len(list(everything_shown(demo)))
+    for prompt, _ in PROMPTS[1:]:
+        for seed in SEEDS:
+            assert shown.count(f"{prompt}, seed {seed}") == 3
+
+
+def test_pictures_keep_their_pixels_and_place(demo: Path, page: str):
+    found = dict(pictures_in(section(page, "merge")))
+    alt = f"{PIXEL[0][0]}, seed 3"
+    want = Image.open(demo / "images" / "base_merged" / "0003.png").getpixel((16, 16))
+    got = found[alt].convert("RGB").getpixel((16, 16))
+    # The merge's columns are style, merge, base: the last of an equal name is the base's.
+    assert all(abs(a - b) < 12 for a, b in zip(want, got, strict=True))
+    assert found[alt].size == (32, 32)
+    assert 'class="pixelated"' in section(page, "merge")
+
+
+def test_columns_and_rows_of_the_gallery(page: str):
+    pictures = section(page, "pictures")
+    assert re.findall(r"<b>([^<]*)</b><small>", pictures) == [
+        "base model",
+        "without prior",
+        "with prior",
+    ]
+    assert [unescape(p) for p in re.findall(r'data-prompt="([^"]*)"', pictures)] == [
+        prompt for prompt, _ in PROMPTS
+    ]
+    assert re.findall(r'class="category">([^<]*)<', pictures) == [c for _, c in PROMPTS]
+    assert re.findall(r"<b>([^<]*)</b><small>", section(page, "merge")) == [
+        "style alone",
+        "merge",
+        "base model, merge prompt",
+    ]
+
+
+def test_badges_are_the_scorecards_own(demo: Path, page: str):
+    card = json.loads((demo / "scores.json").read_text())["with_prior"]
+    row = re.findall(r'<div class="row".*?</div>\s*</div>\s*</div>', page, re.DOTALL)[0]
+    cell = row.split('<div class="shots">')[3]
+    badges = re.findall(r'<span title="Identity">([^<]*)</span>', cell)
+    assert badges == [f"{entry['identity']:.2f}" for entry in card["pictures"][:4]]
+
+
+def test_scores_equal_the_json(demo: Path, page: str):
+    cards = json.loads((demo / "scores.json").read_text())
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", section(page, "scores"), re.DOTALL)
+    told = [visible(row).strip() for row in rows]
+    for name, label in (("with_prior", "with prior"), ("merged", "merge")):
+        for measure in ("identity", "clip_t"):
+            one = cards[name]["scores"][measure]
+            low, high = one["interval"]
+            start = f"{label} {one['value']:.3f} {low:.3f} to {high:.3f} {one['n']} "
+            assert any(start in row for row in told), start
+    identity = cards["with_prior"]["scores"]["identity"]
+    low, high = identity["lift_interval"]
+    tail = f"0.210 0.780 {identity['lift']:.3f} {low:.3f} to {high:.3f}"
+    assert any(tail in row for row in told)
+    assert any("all pictures not measured: The encoder dino is not on this" in row for row in told)
+    assert KEY in visible(section(page, "scores"))
+
+
+def test_the_summarys_scores_are_told_apart_from_those_of_all_prompts(page: str):
+    text = visible(section(page, "scores"))
+    assert f"As in summary.json (merged: {PIXEL[0][0]}; base, without_prior" in text
+    assert tell(read_figure(scores_at(0.79, 4)["identity"].model_dump())) in text
+
+
+def test_the_verdict_is_at_the_top(page: str):
+    text = visible(section(page, "verdict"))
+    with_prior = scores_at(0.78)["identity"]
+    assert f"Is it the person? {with_prior.lift:.0%} of the way from the base model" in text
+    assert "With prior: 0.600 (0.570 to 0.630, n = 24)." in text
+    assert "Does it follow the prompts? No difference from the base model detected" in text
+    assert "What did prior preservation change? No difference detected" in text
+    assert "this compares these two adapters, not the method" in text
+    assert "Is the person still there after the merge? Too few images to say" in text
+    assert page.index('id="verdict"') < page.index('id="pictures"') < page.index('id="table"')
+
+
+def test_alarms_and_warnings_are_told_once(page: str):
+    text = visible(section(page, "verdict"))
+    assert text.count("Without prior: The score lies above the photos' own ceiling.") == 1
+    assert text.count("Only 4 pictures were scored: a smoke test.") == 1
+    assert "Photo 2 is not sharp." in text
+    assert "No alarm" not in text
+
+
+def test_the_table_of_schedulers_and_steps(demo: Path, page: str):
+    cards = json.loads((demo / "scores.json").read_text())
+    text = visible(section(page, "table"))
+    assert "DDIM 50" in text
+    assert "PNDM 80" in text
+    for name in ("table_without_prior", "table_with_prior"):
+        for group in cards[name]["by_cell"]:
+            for measure in ("identity", "clip_i", "clip_t"):
+                one = group["scores"][measure]
+                low, high = one["interval"]
+                assert f"{one['value']:.3f} {low:.3f} to {high:.3f} n = {one['n']}" in text
+    shown = re.findall(r'class="map">.*?<h3>(.*?)</h3>', page, re.DOTALL)
+    assert shown == ["Identity", "CLIP-I", "CLIP-T"]
+
+
+def cell(scheduler: str, steps: int, value: float, half: float) -> dict:
+    one = {"value": value, "n": 8, "interval": [value - half, value + half], "key": KEY}
+    return {"scheduler": scheduler, "steps": steps, "scores": {"identity": one}}
+
+
+def test_cells_like_the_best_are_marked():
+    (heat,) = heat_maps(
+        {
+            "table_with_prior": {
+                "by_cell": [cell("ddim", 50, 0.7, 0.02), cell("pndm", 50, 0.4, 0.02)]
+            },
+            "table_without_prior": {
+                "by_cell": [cell("ddim", 50, 0.69, 0.02), {"scheduler": "pndm"}]
+            },
+            "table_base": {"by_cell": [cell("ddim", 50, 0.9, 0.02)]},
+        }
+    )
+    assert heat.columns == ["without prior", "with prior"]
+    assert [name for name, _ in heat.rows] == ["DDIM 50", "PNDM 0", "PNDM 50"]
+    assert [c.mark for _, cells in heat.rows for c in cells] == ["like-best", "best"] + [""] * 4
+    assert heat.told == "1 of 2 other cells cannot be told apart from the best."
+    shades = [c.shade for _, cells in heat.rows for c in cells if c.figure.measured]
+    assert max(shades) == pytest.approx(1.0)
+    assert min(shades) == pytest.approx(0.0)
+
+
+def test_differences_within_the_intervals_look_small():
+    (heat,) = heat_maps(
+        {"drawn": {"by_cell": [cell("ddim", 50, 0.70, 0.2), cell("ddim", 80, 0.71, 0.2)]}}
+    )
+    shades = [c.shade for _, cells in heat.rows for c in cells]
+    assert abs(shades[0] - shades[1]) < 0.05
+    assert heat.told == "No cell can be told apart from the best: the table chooses none."
+
+
+def test_losses_of_each_training_are_drawn(page: str):
+    training = section(page, "training")
+    assert re.findall(r"<h3>(.*?)</h3>", training) == ["without prior", "with prior", "style"]
+    assert training.count('class="raw subject"') == 3
+    assert training.count('class="raw total"') == 1
+    assert training.count('class="raw prior"') == 1
+    assert "120 updates" in visible(training)
+
+
+def test_how_it_was_made(page: str):
+    text = visible(page)
+    assert "Parts 1.0 × subject.st + 0.8 × style.st" in text
+    assert "Ranks 16, 32" in text
+    assert "train, with prior 1 min 01 s" in text
+    assert "generate, 9 sets 1 min 12 s" in text
+    assert "Peak memory: 0.50 GiB" in text
+    assert "dreamloom demo --preset quick" in text
+    assert 'phrase = "rraj person"' in text
+    assert "torch 2.13.0" in text
+    assert f"The last stage finished at {FINISHED}." in text
+
+
+def test_limits_are_told(page: str):
+    text = visible(section(page, "limits"))
+    assert "toy world" in text
+    assert "rests on 4 to 24 pictures" in text
+    assert "trained once" in text
+
+
+def test_the_same_folder_gives_the_same_page(demo: Path, page: str):
+    assert write_report(demo).read_text() == page
+
+
+def test_observers_hear_of_it(demo: Path):
+    heard: list[object] = []
+    path = write_report(demo, heard.append)
+    assert path == demo / "report.html"
+    assert [type(event) for event in heard] == [StageStarted, StageDone]
+    assert not list(demo.glob(".writing-*"))
+
+
+def test_a_single_run(tmp_path: Path):
+    html = write_report(build_run(tmp_path / "run")).read_text()
+    text = visible(html)
+    assert "Is it the person?" in text
+    assert "What did prior preservation change" not in text
+    assert len(pictures_in(html)) == 6 + 2 * 2 * 4
+    assert "40 updates" in text
+    command = visible(section(html, "making"))
+    assert "dreamloom train PHOTOS --base picturebook --subject 'rraj person'" in command
+    assert "--set train.rank=32" in command
+    assert 'id="merge"' not in html
+    assert 'id="table"' not in html
+
+
+def test_an_empty_run_says_what_was_not_measured(tmp_path: Path):
+    RunDir(tmp_path).records.mkdir()
+    text = visible(write_report(tmp_path).read_text())
+    assert text.count("Not measured") == 3
+    assert "No pictures have been drawn" in text
+    assert "holds neither photos nor class images" in text
+    assert "No loss was logged" in text
+    assert "Peak memory was not measured." in text
+    assert "Nothing was scored here" in text
+
+
+PARTS = {
+    "summary": ["summary.json"],
+    "records": ["scores.json", "events.jsonl", "records/merge.json", "with_prior/events.jsonl"],
+    "pictures": ["photos/manifest.json", "images/base/manifest.json", "images/merged/0000.png"],
+    "runs": ["loom.toml", "priors/manifest.json", "with_prior/loom.toml"],
+}
+PARTS["all"] = [file for files in PARTS.values() for file in files]
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_demo(tmp_path_factory.mktemp("small") / "demo", seeds=1)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("harm", ["missing", "cut off", "of another kind"])
+def test_missing_and_damaged_parts_do_not_stop_it(small_demo: Path, part: str, harm: str):
+    whole = {small_demo / name: (small_demo / name).read_bytes() for name in PARTS[part]}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2] if harm == "cut off" else b"[1, null]")
+        if harm == "missing":
+            path.unlink()
+    text = visible(write_report(small_demo).read_text())
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert "What this page cannot tell you" in text
+    if part in ("records", "all"):
+        assert "How the merge was made is not recorded" in text
+        assert "Is the person still there after the merge? Too few" in text or part == "all"
+        assert ("scores.json cannot be read" in text) == (harm != "missing")
+    if part in ("pictures", "all"):
+        assert "Training pictures: style" in text
+        assert ("The list of pictures in demo/photos is damaged" in text) == (harm != "missing")
+    if part == "pictures":
+        assert "0000.png is missing" in text
+
+
+def test_prompts_cannot_write_into_the_page(tmp_path: Path):
+    nasty = "<script>alert('x')</script>\"><img src=x>"
+    run = Folder(tmp_path)
+    run.record("train")
+    images = run.pictures("drawn", [(nasty, "<b>bold</b>")])
+    run.scores({"drawn": scorecard(images, 0.5, alarms=(nasty,))})
+    run.run.observer()(Note("train", nasty + "!", warning=True))
+    html = write_report(tmp_path).read_text()
+    assert "<script>alert" not in html
+    assert "<img src=x>" not in html
+    assert "<b>bold" not in html
+    assert html.count("<script>") == 1
+    assert nasty in visible_text_of_headings(html)
+
+
+def visible_text_of_headings(html: str) -> list[str]:
+    return [unescape(text) for text in re.findall(r"<h4>(.*?)</h4>", html)]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file", "other"])
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("text")
+    with pytest.raises(RunFolderError, match=name):
+        write_report(tmp_path / name)
+    assert not (tmp_path / name / "report.html").exists()
+
+
+def test_pictures_lose_their_metadata_and_stand_upright(tmp_path: Path):
+    image = Image.new("RGB", (60, 40), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8825)[1] = "N"
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    source, size = embed(tmp_path / "photo.jpg")
+    again = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    assert size == again.size == (40, 60)
+    assert not again.getexif()
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path):
+    Image.new("RGB", (1024, 512), "red").save(tmp_path / "large.png")
+    assert embed(tmp_path / "large.png")[1] == (320, 160)
+    assert embed(tmp_path / "none.png") == ("", (0, 0))
+
+
+def test_sets_that_share_no_prompt_are_not_laid_side_by_side(tmp_path: Path):
+    folder = Folder(tmp_path)
+    sets = {
+        "a": folder.pictures("a", PROMPTS[:1]),
+        "b": folder.pictures("b", PROMPTS[2:3]),
+        "c": folder.pictures("c", PROMPTS[:2]),
+    }
+    assert [list(group) for group in split_by_prompts(sets)] == [["b"], ["a", "c"]]
+
+
+def figure(value: float, half: float, n: int = 24, **fields: object) -> Figure:
+    return Figure(value=value, n=n, interval=(value - half, value + half), key=KEY, **fields)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (figure(0.5, 0.02), figure(0.6, 0.02), "better"),
+        (figure(0.6, 0.02), figure(0.5, 0.02), "worse"),
+        (figure(0.5, 0.06), figure(0.6, 0.06), "no difference detected"),
+        (figure(0.5, 0.05), figure(0.6, 0.05), "no difference detected"),
+        (figure(0.5, 0.02, n=7), figure(0.6, 0.02), "too few images"),
+        (Figure(value=0.5, n=24, key=KEY), figure(0.6, 0.02), "too few images"),
+        (Figure(), figure(0.6, 0.02), "not measured"),
+        (Figure(value=0.5, n=24, interval=(0.4, 0.5), key="else"), figure(0.6, 0), "not measured"),
+    ],
+)
+def test_a_comparison_says_what_the_intervals_say(first: Figure, second: Figure, outcome: str):
+    assert compare(first, second) == outcome
+
+
+@pytest.mark.parametrize(
+    ("one", "outcome"),
+    [
+        (figure(0.5, 0.02, floor=0.4), "better"),
+        (figure(0.3, 0.02, floor=0.4), "worse"),
+        (figure(0.41, 0.02, floor=0.4), "no difference detected"),
+        # The lift is paired with its floor, so its own interval decides.
+        (figure(0.41, 0.02, floor=0.4, lift_interval=(0.01, 0.2)), "better"),
+        (figure(0.5, 0.02, floor=0.4, lift_interval=(-0.1, 0.2)), "no difference detected"),
+        (figure(0.5, 0.02), "not measured"),
+        (figure(0.5, 0.02, n=4, floor=0.4), "too few images"),
+    ],
+)
+def test_a_score_stands_to_its_floor(one: Figure, outcome: str):
+    assert against_floor(one) == outcome
+
+
+def test_likeness_in_words():
+    near = judge_likeness("?", [("it", "with", figure(0.75, 0.05, floor=0.2, ceiling=0.78))])
+    assert near.answer == "Yes, as alike as the photos are to each other"
+    half = figure(0.5, 0.05, floor=0.2, ceiling=0.8, lift=0.5)
+    assert judge_likeness("?", [("it", "with", half)]).answer.startswith("50% of the way")
+    absent = Figure(note="The encoder is not here.")
+    verdict = judge_likeness("?", [("it", "with", absent)])
+    assert verdict.answer == "Not measured"
+    assert verdict.sentences == ("The encoder is not here.",)
+
+
+def test_following_is_judged_against_the_base_model():
+    worse = judge_following("?", [("it", "with", figure(0.2, 0.01))], figure(0.3, 0.01))
+    assert (worse.answer, worse.tone) == ("Worse than the base model", "bad")
+    assert [label for label, _, _ in worse.bars] == ["base model", "it"]
+    alone = judge_following("?", [("it", "with", figure(0.2, 0.01))])
+    assert alone.answer == "Measured, but not against the base model"
+
+
+def test_a_change_is_told_score_by_score():
+    first = {
+        "identity": figure(0.5, 0.02),
+        "clip_t": figure(0.3, 0.02),
+        "variety": figure(0.1, 0.01),
+    }
+    second = {
+        "identity": figure(0.7, 0.02),
+        "clip_t": figure(0.3, 0.02),
+        "variety": figure(0.3, 0.01),
+    }
+    verdict = judge_change(
+        "?",
+        first,
+        second,
+        words=("without", "with"),
+        pairs={"clip_t": figure(0.02, 0.01)},
+        caution="Mind.",
+    )
+    assert verdict.answer == "Better in Identity"
+    assert verdict.tone == "good"
+    assert [change.label for change in verdict.changes] == ["Identity", "CLIP-T", "Variety"]
+    # More variety may be noise: it is neither good nor bad.
+    outcomes = ["better", "no difference detected", "higher"]
+    assert [change.outcome for change in verdict.changes] == outcomes
+    assert verdict.changes[0].second == second["identity"]
+    assert "a hint that more pictures could confirm" in verdict.changes[1].pairs
+    assert verdict.sentences == ("Mind.",)
+
+
+def test_the_best_and_what_is_like_it():
+    figures = [figure(0.5, 0.1), Figure(), figure(0.7, 0.15), figure(0.2, 0.1)]
+    assert indistinct_from_best(figures) == (2, [True, False, False, False])
+    assert indistinct_from_best([Figure()]) == (None, [False])
+
+
+@pytest.mark.parametrize("data", [None, "0.5", True, [0.5], {"value": None}, {"value": "nan"}])
+def test_what_is_no_score_is_not_measured(data: object):
+    assert not read_figure(data).measured
+    assert tell(read_figure(data)) == "not measured"
+
+
+def test_scores_are_read_tolerantly():
+    one = read_figure({"value": 1, "n": 3, "interval": None, "floor": {"value": 0.5}, "key": None})
+    assert one == Figure(value=1.0, n=3, floor=0.5)
+    assert read_figure({"value": float("nan")}) == Figure()
+    assert tell(one) == "1.000 (n = 3)"
+
+
+def test_bars_keep_scores_above_the_ceiling_visible():
+    svg = score_bars([Bar("a <b>", 0.9, (0.8, 1.0)), Bar("c", 0.3)], 0.2, 0.6)
+    assert "a &lt;b&gt;" in svg
+    assert "floor 0.200" in svg
+    assert "ceiling 0.600" in svg
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
+    assert places[1] < places[0] < 360
+    with pytest.raises(ValueError, match="at least one"):
+        score_bars([])
+
+
+def test_a_chart_of_losses():
+    svg = loss_chart([1, 2, 3], {"total": [0.3, None, 0.1], "prior": [None, None, None]})
+    assert 'class="raw total"' in svg
+    assert "raw prior" not in svg
+    with pytest.raises(ValueError, match="as many values"):
+        loss_chart([1, 2], {"total": [0.1]})
+
+
+def test_the_moving_mean_keeps_a_constant_and_the_length():
+    assert smooth([2.0] * 9, 5) == [2.0] * 9
+    assert smooth([1.0], 7) == [1.0]
+
+
+def test_thinning_keeps_peaks():
+    points = [(float(i), 9.0 if i == 1234 else 0.5) for i in range(5000)]
+    kept = thin(points, 400)
+    assert len(kept) <= 400
+    assert (1234.0, 9.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_ticks_are_round():
+    assert ticks(0.0, 0.37) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert ticks(1.0, 120.0)[-1] >= 120
+
+
+def test_seconds_in_words():
+    assert [tell_seconds(s) for s in (0.42, 48.0, 125.2, 4200.0)] == [
+        "0.4 s",
+        "48 s",
+        "2 min 05 s",
+        "1 h 10 min",
+    ]
+
+
+def test_events_hold_what_the_page_reads():
+    assert set(asdict(LossLogged(1, 1.0, 1.0, None, 0.1))) >= {
+        "update",
+        "total",
+        "subject",
+        "prior",
+    }

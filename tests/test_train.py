@@ -1,0 +1,186 @@
+"""Training on a small random SDXL: what is learned from, in which order, and how it goes on."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreamloom.adapters import read_adapter
+from dreamloom.config import LoomConfig
+from dreamloom.errors import RunFolderError, TrainingError
+from dreamloom.events import Event, LossLogged, StageSkipped
+from dreamloom.families import load_model
+from dreamloom.families.base import Model
+from dreamloom.photos import load_photos
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.priors import make_priors
+from dreamloom.runtime import pick_runtime
+from dreamloom.train import compute_loss, rate_factor, train_adapter
+from studio_set import claimed, make_lesson, make_photos, small_config
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sdxl: Path) -> Model:
+    return load_model(str(tiny_sdxl), pick_runtime("cpu"))
+
+
+@pytest.fixture(scope="module")
+def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
+    folder = tmp_path_factory.mktemp("sets")
+    run, config = claimed(folder / "run"), small_config(model)
+    side = model.advice.resolution_px
+    photos = load_photos(make_photos(folder / "photos"), run, side)
+    return photos, make_priors(run, model, config.class_prompt(), config.priors, 0, side)
+
+
+def train(
+    path: Path,
+    model: Model,
+    sets: tuple[PhotoSet, PriorSet | None],
+    config: LoomConfig | None = None,
+) -> tuple[dict[str, torch.Tensor], list[Event]]:
+    told: list[Event] = []
+    run = claimed(path)
+    train_adapter(run, model, *sets, config or small_config(model), told.append)
+    return load_file(run.adapter), told
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_training_moves_every_layer_and_signs_the_file(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    weights, told = train(tmp_path, model, sets)
+    moved = [key for key in weights if key.endswith("lora_B.weight")]
+    assert moved
+    assert all(weights[key].abs().max() > 0 for key in moved)
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    story = read_adapter(tmp_path / "adapter.safetensors").metadata
+    assert story["dreamloom.subject"] == "rraj person"
+    assert story["dreamloom.base_fingerprint"] == model.identity.fingerprint
+    losses = [event for event in told if isinstance(event, LossLogged)]
+    assert [event.update for event in losses] == [1, 2, 3, 4]
+    assert all(event.prior is not None for event in losses)
+
+
+def test_the_same_call_gives_the_same_weights_bit_for_bit(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    first, _ = train(tmp_path / "a", model, sets)
+    torch.manual_seed(12345)
+    second, _ = train(tmp_path / "b", model, sets)
+    other, _ = train(tmp_path / "c", model, sets, small_config(model, seed=1))
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    whole, _ = train(tmp_path / "whole", model, sets)
+    run = claimed(tmp_path / "stopped")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, LossLogged) and event.update == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingError, match="Stopped after update 3 of 4; nothing is lost"):
+        train_adapter(run, model, *sets, small_config(model), interrupt)
+    assert not run.adapter.exists()
+    resumed, told = train(run.path, model, sets)
+    assert [event.update for event in told if isinstance(event, LossLogged)] == [4]
+    assert equal(whole, resumed)
+    assert not any(run.checkpoints.iterdir())
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, LossLogged):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingError, match="Stopped after update 1"):
+        train_adapter(run, model, *sets, small_config(model), interrupt)
+    with pytest.raises(TrainingError, match="made with other seed"):
+        train_adapter(run, model, *sets, small_config(model, seed=5))
+    resumed, _ = train(tmp_path, model, sets)
+    assert resumed
+
+
+def test_a_finished_run_is_not_done_again_nor_overwritten(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    first, _ = train(tmp_path, model, sets)
+    again, told = train(tmp_path, model, sets)
+    assert isinstance(told[0], StageSkipped)
+    with pytest.raises(RunFolderError, match="already holds an adapter made with other settings"):
+        train(tmp_path, model, sets, small_config(model, train__rank=3))
+    assert equal(first, again)
+    assert equal(first, load_file(tmp_path / "adapter.safetensors"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_update_named(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    wild = small_config(model, train__learning_rate=1e30, train__warmup_updates=0)
+    run = claimed(tmp_path)
+    with pytest.raises(TrainingError, match=r"not finite at update \d"):
+        train_adapter(run, model, *sets, wild)
+    assert not run.adapter.exists()
+    assert run.read_record("train") is None
+
+
+def test_photos_meet_the_same_dice_with_and_without_class_images(
+    model: Model, sets: tuple[PhotoSet, PriorSet]
+) -> None:
+    """Else a comparison of the two would compare luck as well."""
+    config = small_config(model)
+    photos, priors = sets
+    with_prior = make_lesson(model, photos, priors, config)
+    without = make_lesson(model, photos, None, config)
+    for update in range(3):
+        one = compute_loss(model, with_prior, update, config)
+        other = compute_loss(model, without, update, config)
+        torch.testing.assert_close(one.subject, other.subject)
+        assert one.prior is not None
+        assert other.prior is None
+
+
+def test_base_predictions_stand_in_for_class_images(
+    model: Model, sets: tuple[PhotoSet, PriorSet]
+) -> None:
+    config = small_config(model, priors__kind="base")
+    lesson = make_lesson(model, sets[0], None, config)
+    from dreamloom.families.base import LoraSpec
+
+    weights = model.attach_lora(LoraSpec(2, 2.0, "attention", 0))
+    fresh = compute_loss(model, lesson, 0, config)
+    assert fresh.prior is not None
+    assert fresh.prior.item() == pytest.approx(0, abs=1e-9)
+    for weight in weights:
+        torch.nn.init.normal_(weight.data, std=0.3)
+    changed = compute_loss(model, lesson, 0, config)
+    model.detach_lora()
+    assert changed.prior is not None
+    assert changed.prior.item() > 1e-4
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    from dreamloom.config import TrainConfig
+
+    settings = TrainConfig(updates=100, warmup_updates=10)
+    factors = [rate_factor(update, settings) for update in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.01
+    constant = TrainConfig(updates=100, warmup_updates=0, schedule="constant")
+    assert {rate_factor(update, constant) for update in range(100)} == {1.0}
