@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 
+import jaxtyping
 import peft
 import pytest
 import torch
@@ -92,8 +93,13 @@ def test_the_update_of_a_convolution_is_down_then_up():
 
 
 def test_factors_of_different_ranks_are_refused():
-    with pytest.raises(ValueError, match="up has 3, down 2"):
+    with pytest.raises(jaxtyping.TypeCheckError):
         Layer(torch.zeros(2, 4), torch.zeros(5, 3))
+    # Outside of tests nothing checks shapes at each call, so the class does it itself.
+    layer = Layer(torch.zeros(2, 4), torch.zeros(5, 2))
+    object.__setattr__(layer, "up", torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="up has 3, down 2"):
+        layer.__post_init__()
 
 
 def test_an_adapter_counts_itself(small):
@@ -119,13 +125,18 @@ def test_a_story_is_added_to_without_changing_the_old_one(small):
 # ------------------------------------------------------------------ our own files
 
 
+def header_of(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
 def test_what_is_written_is_read_back(tmp_path, small):
     path = tmp_path / "deep" / "a.safetensors"
     write_adapter(path, small)
     assert_equal(read_adapter(path), small)
     # And once more, so that nothing piles up in the header.
     write_adapter(tmp_path / "again.safetensors", read_adapter(path))
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert header_of(tmp_path / "again.safetensors") == header_of(path)
 
 
 def test_half_precision_is_rounded_once(tmp_path, small):
@@ -284,8 +295,13 @@ def test_many_unknown_keys_are_shortened(tmp_path):
 
 @pytest.mark.parametrize(
     ("down", "up"),
-    [((2, 4), (3, 5)), ((2, 4), (3, 2, 1, 1)), ((2, 4, 3, 3), (3, 2, 3, 3)), ((4,), (3, 1))]
-    + [((0, 4), (3, 0))],
+    [
+        ((2, 4), (3, 5)),
+        ((2, 4), (3, 2, 1, 1)),
+        ((2, 4, 3, 3), (3, 2, 3, 3)),
+        ((4,), (3, 1)),
+        ((0, 4), (3, 0)),
+    ],
 )
 def test_factors_that_do_not_fit_together_are_refused(tmp_path, down, up):
     tensors = {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)}

@@ -95,7 +95,7 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
         (("train", "{broken}", "--out", "{out}"), "IMG_0.jpg", 1),
         (("train", "{photos}", "--out", "{photos}"), "already holds other files", 1),
         (("train", "{photos}", "--out", "{out}", "--device", "tpu"), "--device tpu", 2),
-        (("train", "{photos}"), "--out", 2),
+        (("train",), "Missing argument 'FOLDER'", 2),
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),

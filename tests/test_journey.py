@@ -11,6 +11,7 @@ from dreamloom.journey import (
     Wish,
     draw,
     name_differences,
+    name_folder,
     open_run,
     pack_prompts,
     prepare_run,
@@ -82,13 +83,13 @@ def test_bad_input_makes_no_folder(
     with pytest.raises(PhotoError):
         prepare_run(out, good, runtime, tmp_path / "empty")
     (photos / "IMG_9.jpg").write_bytes((photos / "IMG_0.jpg").read_bytes()[:900])
-    with pytest.raises(PhotoError, match="IMG_9.jpg"):
+    with pytest.raises(PhotoError, match=r"IMG_9\.jpg"):
         prepare_run(out, good, runtime, photos)
     (photos / "IMG_9.jpg").unlink()
     with pytest.raises(BaseModelError):
         prepare_run(out, load_config(overrides={"base": "sdxl"}), runtime, photos)
+    wrong = load_config(overrides={"base": str(tiny_sdxl), "priors.scheduler": "ddin"})
     with pytest.raises(ConfigError, match="no scheduler 'ddin'"):
-        wrong = load_config(overrides={"base": str(tiny_sdxl), "priors.scheduler": "ddin"})
         prepare_run(out, wrong, runtime, photos)
     assert not out.exists()
 
@@ -112,7 +113,7 @@ def test_another_run_in_the_folder_is_refused_by_its_differences(
     run, model, config = prepare_run(tmp_path / "run", first, runtime, photos)
     teach(run, model, photos, config)
     changed = load_config(overrides={"base": str(tiny_sdxl), **SMALL, "train.rank": 3})
-    with pytest.raises(RunFolderError, match="train.rank is 2 there and 3 here"):
+    with pytest.raises(RunFolderError, match=r"train\.rank is 2 there and 3 here"):
         prepare_run(run.path, changed, runtime, photos)
     others = make_photos(tmp_path / "others", count=4)
     with pytest.raises(RunFolderError, match="its photos are not those in"):
@@ -124,7 +125,7 @@ def test_another_run_in_the_folder_is_refused_by_its_differences(
 def test_resume_takes_the_runs_own_settings(
     tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
 ) -> None:
-    with pytest.raises(RunFolderError, match="no run in .* to go on with"):
+    with pytest.raises(RunFolderError, match=r"no run in .* to go on with"):
         prepare_run(tmp_path / "none", load_config(), runtime, photos, resume=True)
     first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
     run, _, config = prepare_run(tmp_path / "run", first, runtime, photos)
@@ -147,6 +148,13 @@ def test_a_run_writes_its_settings_once(tmp_path: Path) -> None:
     stamp = run.settings_file.stat().st_mtime_ns
     open_run(tmp_path / "run", config)
     assert run.settings_file.stat().st_mtime_ns == stamp
+
+
+def test_a_run_without_a_folder_is_named_after_its_subject() -> None:
+    assert name_folder(load_config(overrides={"subject.phrase": "Sks Dog!"})) == Path(
+        "runs/sks-dog"
+    )
+    assert name_folder(load_config(overrides={"subject.phrase": "???"})) == Path("runs/run")
 
 
 def test_differences_are_named_with_both_values() -> None:

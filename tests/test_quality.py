@@ -31,7 +31,7 @@ def test_sharpness_falls_with_every_blur():
         for radius in (0, 1, 2, 4, 8)
     ]
     assert figures == sorted(figures, reverse=True)
-    assert figures[0] > 1000 > LEAST_SHARPNESS > figures[-1]
+    assert figures[0] > 100 > LEAST_SHARPNESS > figures[-1]
 
 
 @pytest.mark.parametrize("step", [(0, 1), (1, 0), (1, 1), (1, -1)])

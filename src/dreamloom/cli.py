@@ -40,6 +40,9 @@ class Commands(click.Group):
             if error.hint:
                 click.echo(error.hint, err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Stopped. What is finished is kept: run the command again.", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,16 +105,17 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--subject", help='A rare word and the class noun, like "rraj person".')
 @click.option("--class-noun", help="What the subject is one of: person, dog, backpack.")
 @click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
-@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @settings_options
 @click.pass_obj
-def train(quiet: bool, /, folder: Path, out: Path, resume: bool, **given: Any) -> None:
+def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
-    from dreamloom.journey import prepare_run, teach
+    from dreamloom.journey import name_folder, prepare_run, teach
 
     config = _settings(given)
+    out = out or name_folder(config)
     with _watch(quiet) as observe:
         run, model, config = prepare_run(out, config, _runtime(config), folder, resume)
         teach(run, model, folder, config, observe)

@@ -5,6 +5,7 @@ photos → priors → train → generate → evaluate → report
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ def settle(config: LoomConfig, model: Model) -> LoomConfig:
                 f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
             )
     return config.resolve(vars(model.advice))
+
+
+def name_folder(config: LoomConfig) -> Path:
+    """Name the folder of a run that was given none: ``runs/sks-dog``."""
+    return Path("runs") / (re.sub(r"\W+", "-", config.subject.phrase.lower()).strip("-") or "run")
 
 
 def open_run(out: Path, config: LoomConfig) -> RunDir:

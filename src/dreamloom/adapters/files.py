@@ -206,9 +206,12 @@ def _peft_config(adapter: Adapter) -> dict[str, object]:
         }
         if not ranks:
             continue
-        common = Counter(ranks.values()).most_common(1)[0][0]
+        counts = Counter(ranks.values())
+        common = max(counts, key=lambda rank: (counts[rank], rank))
         # PEFT reads these names as patterns of names' ends; "^" ties each to its own layer.
-        special = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
+        special = {
+            f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != common
+        }
         config |= {
             f"{component}.peft_type": "LORA",
             f"{component}.r": common,

@@ -136,7 +136,7 @@ def build_gallery(
         title=title,
         intro=f"Drawn with {samplers.pop()}." if len(samplers) == 1 else "",
         columns=[
-            Column(label_set(set_name), kind_of(set_name), _worn(images))
+            Column(label_set(set_name.removeprefix(f"{TABLE}_")), kind_of(set_name), _worn(images))
             for set_name, images in sets.items()
         ],
         groups=_by_category(rows),

@@ -296,7 +296,9 @@ def _warnings(story: Story, alarms: Sequence[str]) -> list[str]:
 def _galleries(
     story: Story, values: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> tuple[list[Gallery], Gallery | None, Gallery | None]:
-    sets = dict(sorted(story.sets.items(), key=lambda item: order_of(item[0])))
+    sets = dict(
+        sorted(story.sets.items(), key=lambda item: order_of(item[0].removeprefix(f"{TABLE}_")))
+    )
     table = {name: images for name, images in sets.items() if name.startswith(TABLE)}
     own = [
         name
