@@ -15,6 +15,7 @@ os.environ.update(
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ def no_network() -> Iterator[None]:
             patch.setattr(socket.socket, name, guard(name))
         patch.setattr(socket, "getaddrinfo", look_up)
         yield
+
+
+@pytest.fixture(autouse=True)
+def small_numbers_count() -> Iterator[None]:
+    """Undo what choosing the processor does to subnormal numbers: hypothesis wants them all."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

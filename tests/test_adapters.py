@@ -508,11 +508,11 @@ def weights_of(components):
     }
 
 
-@pytest.mark.parametrize("weight", [1.0, -0.5])
-def test_diffusers_applies_the_updates_that_we_say(tmp_path, pipeline, components, mixed, weight):
+def test_diffusers_applies_the_updates_that_we_say(tmp_path, pipeline, components, mixed):
     assert {len(layer.update().shape) for layer in mixed.layers.values()} == {2, 4}
     assert {name.split(".")[0] for name in mixed.layers} == set(components)
     write_adapter(tmp_path / "a.safetensors", mixed)
+    weight = -0.5
     before = weights_of(components)
     pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors", adapter_name="a")
     pipeline.set_adapters(["a"], [weight])

@@ -31,7 +31,7 @@ LAYERS = {
         "plots",
         "pixels",
         "prompts",
-        "sharpness",
+        "quality",
         "lessons",
         "features",
         "adapters",

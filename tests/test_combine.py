@@ -36,7 +36,7 @@ def merges(draw):
                 }
             )
         )
-    weight = st.floats(-2, 2, allow_subnormal=False)
+    weight = st.floats(-2, 2)
     weights = draw(st.lists(weight, min_size=len(adapters), max_size=len(adapters)))
     return adapters, weights
 
@@ -97,7 +97,7 @@ def test_order_does_not_matter(merge, dice):
 
 
 @settings(max_examples=25)
-@given(merges(), st.floats(-2, 2, allow_subnormal=False).filter(bool))
+@given(merges(), st.floats(-2, 2).filter(bool))
 def test_it_is_linear_in_the_weights(merge, factor):
     adapters, weights = merge
     weights = [w or 1.0 for w in weights]

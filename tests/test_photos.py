@@ -351,6 +351,17 @@ def test_no_photos(tmp_path, run):
         load(tmp_path, run)
 
 
+def test_a_run_does_not_take_its_own_copies_for_originals(folder, run):
+    load(folder, run)
+    load_class(folder, run)
+    before = state(run)
+    with pytest.raises(PhotoError, match="is where the run keeps its own copies"):
+        load(run.photos, run)
+    with pytest.raises(PhotoError, match="is where the run keeps its own copies"):
+        load_class(run.path / "photos" / ".." / "priors", run)
+    assert state(run) == before
+
+
 def test_a_folder_that_may_not_be_read(folder, run, monkeypatch):
     def locked(_path):
         raise PermissionError
@@ -643,3 +654,22 @@ def test_the_example_style_is_crisp_captioned_and_as_drawn(maker):
         assert len(stored.getcolors()) <= 16
         assert path.with_suffix(".txt").read_text(encoding="utf-8") == caption + "\n"
         assert caption.startswith("pixel, a photo of a ")
+
+
+def test_a_text_beside_a_photo_is_its_caption(folder, run):
+    (folder / "IMG_1.txt").write_text("pixel, a photo\n  of a dog\n", encoding="utf-8")
+    (folder / "notes.txt").write_text("of no picture", encoding="utf-8")
+    photos = load_photos(folder, run, 64)
+    assert [photo.caption for photo in photos.photos] == [
+        *("", "pixel, a photo of a dog"),
+        *("", "", "", ""),
+    ]
+    assert any("notes.txt" in note for note in photos.notes)
+    assert not any("IMG_1.txt" in note for note in photos.notes)
+    (folder / "IMG_1.txt").write_text("pixel, a photo of a cat", encoding="utf-8")
+    again = load_photos(folder, run, 64)
+    assert again.photos[1].caption == "pixel, a photo of a cat"
+    assert again.fingerprint != photos.fingerprint
+    (folder / "IMG_1.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(PhotoError, match=r"IMG_1\.txt cannot be read as text"):
+        load_photos(folder, run, 64)

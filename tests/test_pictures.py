@@ -1,13 +1,10 @@
-"""What passes between stages survives the way to disk and back."""
-
-import json
-from pathlib import Path
+"""Sets of pictures: a manifest beside them says what they are, and comes back whole."""
 
 import pytest
-from PIL import Image
 
 from dreamloom.errors import DreamLoomError
 from dreamloom.pictures import (
+    MANIFEST,
     ImageSet,
     Photo,
     PhotoSet,
@@ -22,114 +19,108 @@ from dreamloom.pictures import (
 )
 
 
-def photo_set(folder: Path) -> PhotoSet:
-    photo = Photo(
-        file="00.png",
-        source="Grüße an Mama.jpg",
-        source_sha256="ab" * 32,
-        original_px=(3024, 4032),
-        scaled_px=(768, 1024),
-        issues=("is blurred",),
-    )
-    return PhotoSet(folder=folder, resolution_px=768, photos=(photo,), notes=("1 photo is few",))
+def picture(file, **changes):
+    drawn = {"prompt": "a photo of rraj person", "seed": 1, "scheduler": "ddim", "steps": 25}
+    return Picture(file=file, **{**drawn, "guidance": 4.0, **changes})
 
 
-def prior_set(folder: Path) -> PriorSet:
-    files = ("0000.png", "0001.png")
-    return PriorSet(
-        folder=folder, prompt="a photo of a dog", resolution_px=64, files=files, made_from="cd" * 32
-    )
-
-
-def image_set(folder: Path) -> ImageSet:
-    pictures = tuple(
-        Picture(
-            file=f"{seed}-{steps}.png",
-            prompt="a photo of rraj person",
-            category="photo",
-            seed=seed,
-            scheduler="ddim",
-            steps=steps,
-            guidance=5.0,
-        )
-        for seed in (0, 1)
-        for steps in (25, 50)
-    )
+@pytest.fixture
+def images(tmp_path):
+    pictures = [picture("0.png"), picture("1.png", seed=2), picture("2.png", steps=50)]
+    for number, one in enumerate(pictures):
+        (tmp_path / one.file).write_bytes(bytes([number]))
     return ImageSet(
-        folder=folder,
+        folder=tmp_path,
         base={"name": "picturebook"},
-        adapters=(WornAdapter(file="a.safetensors", sha256="ef" * 32, weight=0.7),),
+        adapters=(WornAdapter(file="a.safetensors", sha256="00", weight=-0.5),),
         resolution_px=64,
-        pictures=pictures,
+        pictures=tuple(pictures),
     )
+
+
+def photo(**changes):
+    known = {"file": "0.png", "source": "a.jpg", "source_sha256": "ab", "original_px": (9, 8)}
+    return Photo(**{**known, "scaled_px": (64, 64), **changes})
+
+
+def test_sets_come_back_as_they_were(tmp_path, images):
+    assert write_manifest(images) == tmp_path / MANIFEST
+    assert read_image_set(tmp_path) == images
+    photos = PhotoSet(
+        folder=tmp_path / "photos",
+        resolution_px=64,
+        photos=(photo(issues=("It is dark.",)),),
+        notes=("Only 1 photo.",),
+    )
+    write_manifest(photos)
+    assert read_photo_set(photos.folder) == photos
+    priors = PriorSet(
+        folder=tmp_path / "priors", prompt="a person", resolution_px=64, files=(), made_from="cd"
+    )
+    write_manifest(priors)
+    assert read_prior_set(priors.folder) == priors
+
+
+def test_a_set_may_be_moved(tmp_path, images):
+    write_manifest(images)
+    assert str(tmp_path) not in (tmp_path / MANIFEST).read_text()
+    moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "-moved"))
+    assert read_image_set(moved).paths() == [moved / f"{n}.png" for n in range(3)]
+    assert (
+        read_image_set(moved).fingerprint == images.model_copy(update={"folder": moved}).fingerprint
+    )
+
+
+def test_a_folder_without_a_manifest_is_told_as_such(tmp_path):
+    with pytest.raises(DreamLoomError, match=f"has no {MANIFEST}") as caught:
+        read_image_set(tmp_path)
+    assert str(tmp_path) in caught.value.problem
 
 
 @pytest.mark.parametrize(
-    ("make", "read"),
-    [(photo_set, read_photo_set), (prior_set, read_prior_set), (image_set, read_image_set)],
+    "damaged", ["", "{half", "3", "[]", "{}", '{"colour": 1}', '{"pictures": 3}', "[1, 2]"]
 )
-def test_a_set_survives_the_disk(tmp_path, make, read):
-    written = make(tmp_path)
-    path = write_manifest(written)
-    assert read(tmp_path) == written
-    assert "folder" not in json.loads(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("read", [read_image_set, read_photo_set, read_prior_set])
+def test_a_damaged_manifest_is_told_as_such(tmp_path, damaged, read):
+    (tmp_path / MANIFEST).write_text(damaged)
+    with pytest.raises(DreamLoomError, match="is damaged"):
+        read(tmp_path)
 
 
-def test_a_set_may_be_moved(tmp_path):
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.mkdir()
-    write_manifest(photo_set(old))
-    old.rename(new)
-    assert read_photo_set(new).paths() == [new / "00.png"]
+def test_pictures_are_selected_by_their_fields(images):
+    assert [p.file for p in images.select(steps=25).pictures] == ["0.png", "1.png"]
+    assert [p.file for p in images.select(steps=25, seed=2).pictures] == ["1.png"]
+    assert images.select().pictures == images.pictures
+    assert images.select(seed=9).pictures == ()
 
 
-def test_paths_are_in_order(tmp_path):
-    assert prior_set(tmp_path).paths() == [tmp_path / "0000.png", tmp_path / "0001.png"]
-    assert image_set(tmp_path).paths()[1] == tmp_path / "0-50.png"
+def test_the_fingerprint_of_pictures_depends_on_manifest_and_bytes(images):
+    before = images.fingerprint
+    assert images.select(seed=2).fingerprint != before
+    assert images.model_copy(update={"adapters": ()}).fingerprint != before
+    images.paths()[0].write_bytes(b"another")
+    assert images.fingerprint != before
 
 
-def test_a_photo_set_is_known_by_its_originals_and_resolution(tmp_path):
-    here, there = photo_set(tmp_path / "here"), photo_set(tmp_path / "there")
-    assert here.fingerprint == there.fingerprint
-    assert here.fingerprint != here.model_copy(update={"resolution_px": 512}).fingerprint
-    other = here.photos[0].model_copy(update={"source_sha256": "00" * 32})
-    assert here.fingerprint != here.model_copy(update={"photos": (other,)}).fingerprint
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"source_sha256": "cd"}, False),
+        ({"caption": "a photo at night"}, False),
+        ({"source": "renamed.jpg"}, True),
+        ({"issues": ("It is dark.",)}, True),
+    ],
+)
+def test_the_fingerprint_of_photos_depends_on_what_training_sees(tmp_path, changes, same):
+    def of(one, resolution_px=64):
+        return PhotoSet(folder=tmp_path, resolution_px=resolution_px, photos=(one,)).fingerprint
+
+    assert (of(photo(**changes)) == of(photo())) == same
+    assert of(photo(), 128) != of(photo())
 
 
-def test_an_image_set_is_known_by_its_manifest_and_pixels(tmp_path):
-    images = image_set(tmp_path)
-    for path in images.paths():
-        Image.new("RGB", (4, 4)).save(path)
-    first = images.fingerprint
-    assert images.fingerprint == first
-    assert images.model_copy(update={"adapters": ()}).fingerprint != first
-    Image.new("RGB", (4, 4), "red").save(images.paths()[0])
-    assert images.fingerprint != first
-
-
-def test_select_keeps_what_equals_everything_asked_for(tmp_path):
-    images = image_set(tmp_path)
-    assert [p.file for p in images.select(steps=50).pictures] == ["0-50.png", "1-50.png"]
-    assert [p.file for p in images.select(steps=50, seed=1).pictures] == ["1-50.png"]
-    assert images.select(scheduler="pndm").pictures == ()
-    assert images.select() == images
-
-
-def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(DreamLoomError, match=r"has no manifest\.json") as error:
-        read_image_set(tmp_path)
-    assert error.value.hint
-
-
-def test_a_damaged_manifest_is_refused(tmp_path):
-    path = write_manifest(image_set(tmp_path))
-    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
-    with pytest.raises(DreamLoomError, match=r"manifest\.json is damaged"):
-        read_image_set(tmp_path)
-
-
-def test_image_files_are_sorted_and_chosen_by_suffix(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.txt"):
+def test_files_are_found_by_their_ending_in_order(tmp_path):
+    for name in ("b.JPG", "a.png", "c.txt", "a.jpg.part"):
         (tmp_path / name).touch()
-    (tmp_path / "d.png").mkdir()
-    assert [path.name for path in image_files(tmp_path, (".png", ".jpg"))] == ["a.jpg", "b.PNG"]
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in image_files(tmp_path, (".png", ".jpg"))] == ["a.png", "b.JPG"]

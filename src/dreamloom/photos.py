@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +29,7 @@ from dreamloom.pixels import (
     scale_shorter_side,
 )
 from dreamloom.quality import Look, group_alike, judge, nearly_same
-from dreamloom.rundir import Record, RunDir, file_sha256, fingerprint
+from dreamloom.rundir import Record, RunDir, atomic_folder, file_sha256, fingerprint
 
 FEW_PHOTOS, USUAL_PHOTOS, MANY_PHOTOS = 4, 6, 30
 
@@ -91,9 +89,10 @@ class PhotoCheck(_Report):
 
 
 class _Listing(NamedTuple):
-    """A folder's pictures by name, and what to say about its other entries."""
+    """A folder's pictures by name, their captions, and what to say about its other entries."""
 
     pictures: list[Path]
+    captions: dict[Path, Path]
     notes: list[str]
 
 
@@ -147,8 +146,9 @@ def load_photos(
     """Prepare a subject's photos: upright copies, scaled, without metadata, under ``run.photos``.
 
     Each photo's shorter side is scaled to ``resolution_px``; nothing is cut off. What is not
-    ideal about a photo or the set is noted and does no harm to the others. If the same photos
-    were prepared before, nothing is done. ``run.photos`` appears whole or not at all.
+    ideal about a photo or the set is noted and does no harm to the others. A text file of a
+    photo's name (IMG_1.txt) is its caption: the prompt that it is trained with. If the same
+    photos were prepared before, nothing is done. ``run.photos`` appears whole or not at all.
 
     Args:
         folder: Where the photos lie, not in folders of their own; other files are ignored.
@@ -157,19 +157,21 @@ def load_photos(
         observe: Hears of the progress and of every issue.
 
     Raises:
-        PhotoError: If the folder is missing, is a file, or holds no picture; or if pictures in it
-            cannot be read, each of which is named with its reason.
+        PhotoError: If the folder is missing, is a file, is ``run.photos`` itself, or holds no
+            picture; or if pictures in it cannot be read, each of which is named with its reason.
     """
     started = time.perf_counter()
+    _refuse_own(folder, run.photos)
     listing = _list_pictures(folder)
     inputs = {f"photo {path.name}": _hash(path) for path in listing.pictures}
+    inputs |= {f"caption {path.name}": _read_caption(listing, path) for path in listing.captions}
     inputs["resolution_px"] = str(resolution_px)
     if _is_done(run, "photos", inputs):
         observe(StageSkipped("photos", f"the {len(listing.pictures)} photos are prepared already"))
         return read_photo_set(run.photos)
     observe(StageStarted("photos", f"{_count(listing.pictures, 'photo')} in {folder}"))
-    with _whole_folder(run, run.photos) as fresh:
-        photos, seen = _prepare(listing.pictures, fresh, resolution_px, observe)
+    with atomic_folder(run.photos) as fresh:
+        photos, seen = _prepare(listing, fresh, resolution_px, observe)
         notes = (*listing.notes, *_judge_set(seen))
         for note in notes:
             observe(Note("photos", note, warning=note not in listing.notes))
@@ -215,6 +217,7 @@ def load_class_images(
         PhotoError: As `load_photos`.
     """
     started = time.perf_counter()
+    _refuse_own(folder, run.priors)
     listing = _list_pictures(folder)
     made_from = fingerprint([_hash(path) for path in listing.pictures], resolution_px)
     inputs = {"class_images": made_from, "prompt": prompt, "resolution_px": str(resolution_px)}
@@ -223,7 +226,7 @@ def load_class_images(
         observe(StageSkipped("priors", f"the {count} class images are prepared already"))
         return read_prior_set(run.priors)
     observe(StageStarted("priors", f"{_count(listing.pictures, 'class image')} in {folder}"))
-    with _whole_folder(run, run.priors) as fresh:
+    with atomic_folder(run.priors) as fresh:
         names, small = _crop_squares(listing.pictures, fresh, resolution_px, observe)
         notes = list(listing.notes)
         if small:
@@ -256,6 +259,14 @@ def load_class_images(
     return prepared.model_copy(update={"folder": run.priors})
 
 
+def _refuse_own(folder: Path, target: Path) -> None:
+    """Keep pictures from being replaced by their own copies."""
+    if folder.resolve() == target.resolve():
+        raise PhotoError(
+            f"{folder} is where the run keeps its own copies.", "Name the folder they came from."
+        )
+
+
 def _list_pictures(folder: Path) -> _Listing:
     if folder.is_file():
         raise PhotoError(f"{folder} is a file, not a folder.", "Name the folder that it lies in.")
@@ -271,7 +282,10 @@ def _list_pictures(folder: Path) -> _Listing:
     pictures = [path for path in named_so if not path.name.startswith(".")]
     hidden = [path.name for path in named_so if path.name.startswith(".")]
     folders = [path.name for path in entries if path.is_dir()]
-    others = [path.name for path in entries if path.is_file() and path not in named_so]
+    beside = {path: path.with_suffix(".txt") for path in pictures}
+    captions = {path: text for path, text in beside.items() if text in entries}
+    known = {*named_so, *captions.values()}
+    others = [path.name for path in entries if path.is_file() and path not in known]
     notes = []
     if others:
         verb = "are not pictures" if len(others) > 1 else "is not a picture"
@@ -287,7 +301,20 @@ def _list_pictures(folder: Path) -> _Listing:
             f"There is no photo in {folder}{holds}.",
             f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {kinds}.",
         )
-    return _Listing(pictures, notes)
+    return _Listing(pictures, captions, notes)
+
+
+def _read_caption(listing: _Listing, path: Path) -> str:
+    """Read the prompt that lies beside a picture, as IMG_1.txt beside IMG_1.jpg."""
+    text = listing.captions.get(path)
+    if text is None:
+        return ""
+    try:
+        return " ".join(text.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        raise PhotoError(
+            f"{text} cannot be read as text.", "Save it as UTF-8, or remove it."
+        ) from None
 
 
 def _hash(path: Path) -> str:
@@ -305,19 +332,6 @@ def _is_done(run: RunDir, stage: str, inputs: dict[str, str]) -> bool:
     if record is None:
         return False
     return run.hash_outputs(*(run.path / name for name in record.outputs)) == record.outputs
-
-
-@contextmanager
-def _whole_folder(run: RunDir, target: Path) -> Iterator[Path]:
-    """Give an empty folder; if the block succeeds, it takes the place of ``target``."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".writing-") as workplace:
-        fresh = Path(workplace) / target.name
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            target.rename(Path(workplace) / "old")
-        fresh.rename(target)
 
 
 def _for_each(
@@ -343,7 +357,7 @@ def _for_each(
 
 
 def _prepare(
-    paths: Sequence[Path], fresh: Path, resolution_px: int, observe: Observer
+    listing: _Listing, fresh: Path, resolution_px: int, observe: Observer
 ) -> tuple[tuple[Photo, ...], list[_Seen]]:
     photos: list[Photo] = []
     seen: list[_Seen] = []
@@ -363,12 +377,13 @@ def _prepare(
                 source_sha256=one.sha256,
                 original_px=(one.image.height, one.image.width),
                 scaled_px=(scaled.height, scaled.width),
+                caption=_read_caption(listing, path),
                 issues=one.checked.issues + one.checked.remarks,
             )
         )
         seen.append(one._replace(image=scaled))
 
-    _for_each(paths, prepare, "photos", observe)
+    _for_each(listing.pictures, prepare, "photos", observe)
     return tuple(photos), seen
 
 

@@ -163,10 +163,10 @@ def _read(kind: type[_Set], folder: Path) -> _Set:
     except FileNotFoundError:
         raise DreamLoomError(
             f"{folder} has no {MANIFEST}, so it is not a folder that DreamLoom wrote.",
-            "Name a folder made by 'dreamloom generate'.",
+            "Name a folder made by DreamLoom.",
         ) from None
     except (ValueError, TypeError, OSError) as error:
-        raise DreamLoomError(f"{path} is damaged: {error}.", "Draw the pictures again.") from None
+        raise DreamLoomError(f"{path} is damaged: {error}.", "Make that folder again.") from None
 
 
 def image_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -108,6 +108,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder; if the block succeeds, it takes the place of ``path``.
+
+    A block that fails leaves ``path`` as it was, and nothing beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as workplace:
+        fresh = Path(workplace) / path.name
+        fresh.mkdir()
+        yield fresh
+        if path.exists():
+            path.rename(Path(workplace) / "old")
+        fresh.rename(path)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -199,6 +199,12 @@ def _grouped_blocks(grouped: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -
             ],
         )
         for name in names
+        if any(
+            scores[name].measured
+            for groups in grouped.values()
+            for scores in groups.values()
+            if name in scores
+        )
     ]
 
 
