@@ -288,10 +288,9 @@ def test_the_merged_file_alone_draws_what_the_parts_draw_together(pipeline, tmp_
     pipeline.unload_lora_weights()
     pipeline.load_lora_weights(out.parent, weight_name=out.name)
     alone = draw()
-    assert psnr(alone, together) > 45
+    assert psnr(alone, together) > 80
     # The test can fail: adapters and weights change the picture by more than that.
-    pipeline.set_adapters(["default_0"], [0.9])
+    pipeline.set_adapters(["default_0"], [0.7])
     weaker = draw()
-    print("PSNR", psnr(alone, together), psnr(plain, together), psnr(weaker, together))
     assert psnr(plain, together) < 40
-    assert psnr(weaker, together) < 45
+    assert psnr(weaker, together) < 60

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 CHECKPOINT_SECONDS = 180.0
 _AVERAGE_DECAY = 0.998
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def prepare_threads(threads: int) -> None:
@@ -184,10 +185,12 @@ class Run:
     def _read(self, file: Path) -> None:
         with safe_open(file, "pt") as stored:
             self.updates_done = int(json.loads(stored.metadata()["updates_done"]))
+            kept = set(stored.keys())
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(stored.get_tensor(f"{i}.weight"))
                 self.average.tensors[i].copy_(stored.get_tensor(f"{i}.average"))
-                self.optimizer.state[parameter] = {
-                    key: stored.get_tensor(f"{i}.{key}")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+                # SDXL never reads the first text encoder's last layer: it has no gradient.
+                if f"{i}.step" in kept:
+                    self.optimizer.state[parameter] = {
+                        key: stored.get_tensor(f"{i}.{key}") for key in _ADAM_STATE
+                    }

@@ -1,0 +1,134 @@
+"""The whole journey on the embedded model, with as little work as possible."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreamloom.adapters import read_adapter
+from dreamloom.config import LoomConfig, load_config
+from dreamloom.demo import TABLE, examples_folder, run_demo
+from dreamloom.errors import RunFolderError
+from dreamloom.events import Event, StageSkipped, StageStarted
+from dreamloom.pictures import read_image_set, read_photo_set
+from dreamloom.rundir import RunDir
+from dreamloom.runtime import pick_runtime
+
+SCORE = {"value", "n", "interval", "floor", "ceiling", "lift", "key"}
+
+
+@pytest.fixture(scope="module")
+def settings() -> LoomConfig:
+    return load_config(
+        "quick",
+        overrides={
+            "train.updates": 2,
+            "train.rank": 2,
+            "priors.count": 2,
+            "priors.steps": 2,
+            "generate.steps": (2,),
+            "generate.images_per_prompt": 2,
+            "evaluate.resamples": 100,
+        },
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_table() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TABLE, "steps", (2, 3))
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo(settings: LoomConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    report = run_demo(out, settings, pick_runtime("cpu"))
+    assert report == out / "report.html"
+    return out
+
+
+def test_the_summary_tells_programs_what_was_measured(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    for name in ("base", "without_prior", "with_prior", "merged"):
+        for score in ("identity", "clip_i", "clip_t"):
+            assert set(summary[name][score]) >= SCORE
+            assert summary[name][score]["n"] == 2
+            assert summary[name][score]["key"].startswith("picturebook")
+    assert summary["base"]["identity"]["floor"] is None
+    assert summary["with_prior"]["identity"]["floor"] is not None
+    assert summary["with_prior"]["identity"]["ceiling"] is not None
+    stages = ("photos", "priors", "train-with_prior", "train-style", "merge", "generate-base")
+    assert all(summary["seconds"][stage] >= 0 for stage in stages)
+
+
+def test_photos_are_seen_equally_often_with_and_without_class_images(demo: Path) -> None:
+    records = [RunDir(demo / name).read_record("train") for name in ("without_prior", "with_prior")]
+    exposures = {record.results["photo_exposures"] for record in records if record}
+    assert len(exposures) == 1
+    assert [record.results["class_images"] for record in records if record] == [0, 2]
+    seeds = {record.seed for record in records if record}
+    assert len(seeds) == 1
+
+
+def test_compared_sets_share_prompts_seeds_and_samplers(demo: Path) -> None:
+    for names in (
+        ("base", "without_prior", "with_prior"),
+        ("base_merged", "style", "merged"),
+        ("table_base", "table_without_prior", "table_with_prior"),
+    ):
+        plans = [read_image_set(demo / "images" / name).pictures for name in names]
+        assert plans[0] == plans[1] == plans[2]
+    cells = {(p.scheduler, p.steps) for p in read_image_set(demo / "images/table_base").pictures}
+    assert cells == {("ddim", 2), ("ddim", 3), ("pndm", 2), ("pndm", 3)}
+
+
+def test_the_merge_is_the_sum_of_its_parts(demo: Path) -> None:
+    subject = read_adapter(demo / "with_prior" / "adapter.safetensors")
+    style = read_adapter(demo / "style" / "adapter.safetensors")
+    merged = read_adapter(demo / "merged.safetensors")
+    for name, layer in merged.layers.items():
+        expected = subject.layers[name].update() + style.layers[name].update()
+        assert (layer.update() - expected).abs().max() < 1e-6
+
+
+def test_the_style_is_taught_with_each_pictures_own_caption(demo: Path) -> None:
+    captions = [photo.caption for photo in read_photo_set(demo / "style" / "photos").photos]
+    assert len(set(captions)) == len(captions) == 12
+    assert all(caption.startswith("pixel, a photo of") for caption in captions)
+
+
+def test_the_page_is_one_file_that_loads_nothing(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert "a painting of rraj person at Oktoberfest" in page
+    assert 'src="http' not in page
+    assert "url(http" not in page
+
+
+def test_a_finished_demo_is_not_done_again(demo: Path, settings: LoomConfig) -> None:
+    told: list[Event] = []
+    run_demo(demo, settings, pick_runtime("cpu"), told.append)
+    started = [event.stage for event in told if isinstance(event, StageStarted)]
+    assert started == ["report"]
+    assert sum(isinstance(event, StageSkipped) for event in told) > 15
+
+
+def test_a_demo_with_other_settings_needs_another_folder(demo: Path, settings: LoomConfig) -> None:
+    other = settings.model_copy(update={"seed": 1})
+    with pytest.raises(RunFolderError, match="seed is 0 there and 1 here"):
+        run_demo(demo, other, pick_runtime("cpu"))
+
+
+def test_the_example_photos_are_as_a_phone_writes_them() -> None:
+    photos = sorted((examples_folder() / "rraj").glob("*.jpg"))
+    assert len(photos) == 6
+    turned, located = [], []
+    for path in photos:
+        with Image.open(path) as photo:
+            exif = photo.getexif()
+            assert max(photo.size) * 3 == min(photo.size) * 4
+            turned += [path.name] if exif.get(0x0112, 1) == 6 else []
+            located += [path.name] if exif.get_ifd(0x8825) else []
+    assert len(turned) == len(located) == 1
