@@ -42,7 +42,7 @@ demo: $(STAMP)
 	$(BIN)/dreamloom demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

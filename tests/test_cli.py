@@ -57,13 +57,15 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
     assert (out / "images" / "pictures" / "manifest.json").is_file()
 
     scored = run(
-        *("evaluate", out / "images" / "pictures", "--photos", photos, "--subject", "sks dog"),
+        *("evaluate", out / "images" / "pictures", "--photos", photos),
         *("--floor", out / "images" / "pictures_base", "--json", tmp_path / "scores.json"),
-        *("--class-noun", "dog", "--device", "cpu", *SMALL),
+        *("--device", "cpu", *SMALL),
     )
     assert scored.exit_code == 0, scored.output
     assert "not measured" in scored.output
     card = json.loads((tmp_path / "scores.json").read_text())
+    assert card["by_prompt"][0]["scored"] == "a photo of dog"
+    assert json.loads((out / "scores.json").read_text())["pictures"] == card
     assert {"value", "n", "interval", "floor", "ceiling", "lift", "key"} <= set(
         card["scores"]["identity"]
     )

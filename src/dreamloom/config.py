@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from dreamloom.errors import ConfigError
@@ -55,7 +56,7 @@ class SubjectConfig(_Section):
     phrase: str = Field("rraj person", min_length=1)
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
     class_noun: str = Field("person", min_length=1)
-    """What the subject is one of: person, dog, backpack."""
+    """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
     photo_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "subject"))] = (
         "a photo of {subject}"
     )
@@ -64,6 +65,14 @@ class SubjectConfig(_Section):
         "a photo of a {class_noun}"
     )
     """The prompt of the class images; {class_noun} stands for the noun."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_noun_from_the_phrase(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "class_noun" not in given:
+            words = str(given.get("phrase", "")).split()
+            return {**given, "class_noun": words[-1]} if words else given
+        return given
 
 
 class PhotosConfig(_Section):

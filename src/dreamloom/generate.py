@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.adapters import read_adapter
+from dreamloom.adapters import Adapter, read_adapter
 from dreamloom.config import GenerateConfig
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
@@ -106,6 +106,8 @@ def generate_images(
             folder=folder,
             base=model.identity.as_dict(),
             adapters=listed,
+            subject=_first(adapters, "dreamloom.subject"),
+            class_noun=_first(adapters, "dreamloom.class_noun"),
             resolution_px=model.advice.resolution_px,
             pictures=tuple(plan),
         )
@@ -152,6 +154,11 @@ def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:
             "as it is here.",
             "Name that base model with --base, or train the adapter again.",
         )
+
+
+def _first(adapters: Sequence[Adapter], key: str) -> str:
+    """Read an entry of the first adapter that has it."""
+    return next((a.metadata[key] for a in adapters if key in a.metadata), "")
 
 
 def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:

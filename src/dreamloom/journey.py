@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dreamloom.adapters import read_adapter
-from dreamloom.config import LoomConfig, load_config, to_toml
+from dreamloom.config import LoomConfig, SubjectConfig, load_config, to_toml
 from dreamloom.errors import ConfigError, RunFolderError
-from dreamloom.evaluate import evaluate_images, read_pictures
+from dreamloom.evaluate import evaluate_images, evaluate_run, pick_encoders, read_pictures
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
@@ -281,21 +281,43 @@ def score(
     floor: Path | None = None,
     observe: Observer = silent,
 ) -> Scorecard:
-    """Score a folder of pictures against a folder of photos; nothing is written.
+    """Score a folder of pictures against a folder of photos.
+
+    The scores of a set that lies in a run are kept there, for its report. Where the settings do
+    not name the subject, the pictures' own manifest does.
 
     Raises:
         EvaluationError: If a folder holds no picture.
         PhotoError: If a photo cannot be read or there is none.
     """
     pictures = read_pictures(images)
-    with TemporaryDirectory() as folder:
+    beneath = read_pictures(floor) if floor else None
+    subject = config.subject
+    if "subject" not in config.model_fields_set and pictures.subject:
+        subject = SubjectConfig(phrase=pictures.subject, class_noun=pictures.class_noun)
+    settings = config.evaluate
+    encoders = pick_encoders(settings, pictures, config.device)
+    run = RunDir(images.parent.parent)
+    with TemporaryDirectory() as scratch:
         side = pictures.resolution_px or PHOTO_SIDE_PX
-        photos = load_photos(photos_folder, RunDir(folder), side, observe)
+        photos = load_photos(photos_folder, RunDir(scratch), side, observe)
+        if images.parent == run.images and run.is_run():
+            return evaluate_run(
+                run,
+                pictures,
+                photos,
+                floor=beneath,
+                config=settings,
+                subject=subject,
+                encoders=encoders,
+                observe=tee(observe, run.observer()),
+            )
         return evaluate_images(
             pictures,
             photos,
-            floor=read_pictures(floor) if floor else None,
-            config=config.evaluate,
-            subject=config.subject,
+            floor=beneath,
+            config=settings,
+            subject=subject,
+            encoders=encoders,
             observe=observe,
         )

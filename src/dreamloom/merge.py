@@ -113,7 +113,13 @@ def _tell(parts: Sequence[Part], adapters: Sequence[Adapter], method: str) -> di
             ]
         ),
     }
-    for key in ("dreamloom.base", "dreamloom.base_fingerprint"):
+    # The first part is the subject, by custom; its words still name it in the merge.
+    for key in (
+        "dreamloom.base",
+        "dreamloom.base_fingerprint",
+        "dreamloom.subject",
+        "dreamloom.class_noun",
+    ):
         found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
         if found:
             story[key] = found[0]

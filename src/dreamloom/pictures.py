@@ -100,6 +100,9 @@ class ImageSet(_Listed):
     base: dict[str, str]
     """The base model, as `families.base.BaseIdentity.as_dict`."""
     adapters: tuple[WornAdapter, ...] = ()
+    subject: str = ""
+    """The phrase that names the subject in prompts, where an adapter told it."""
+    class_noun: str = ""
     resolution_px: int
     pictures: tuple[Picture, ...]
 
