@@ -558,3 +558,13 @@ def test_files_of_diffusers_are_read_at_their_strength(
     assert found.keys() == expected.keys()
     for name, update in expected.items():
         torch.testing.assert_close(found[name].update(), update, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_adapters_are_equal_files(tmp_path):
+    layers = {"unet.a": Layer(torch.ones(2, 3), torch.ones(4, 2))}
+    story = {f"entry {number}": "ü" * number for number in range(12)}
+    names = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for name in names:
+        write_adapter(name, Adapter(layers, story))
+    assert len({name.read_bytes() for name in names}) == 1
+    assert dict(read_adapter(names[0]).metadata) == story

@@ -161,7 +161,8 @@ def test_differences_are_named_with_both_values() -> None:
     one = load_config()
     other = load_config(overrides={"subject.phrase": "sks dog", "device": "cpu"})
     assert name_differences(one, other) == [
-        "subject.phrase is 'rraj person' there and 'sks dog' here"
+        "subject.phrase is 'rraj person' there and 'sks dog' here",
+        "subject.class_noun is 'person' there and 'dog' here",
     ]
 
 

@@ -62,7 +62,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", help="auto, cpu, cuda, cuda:1 or mps."),
         click.option("--config", "file", type=PATH, help="A TOML file of settings."),
         click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting."),
-        click.option("--preset", default="standard", help="quick, standard or thorough."),
+        click.option("--preset", help="quick, standard (the default) or thorough."),
     ):
         command = option(command)
     return command
@@ -244,6 +244,7 @@ def _settings(given: dict[str, Any]) -> LoomConfig:
     from dreamloom.config import load_config
 
     overrides = {
+        "preset": given["preset"],
         "seed": given.get("seed"),
         "device": given.get("device"),
         "base": given.get("base"),
@@ -259,7 +260,7 @@ def _settings(given: dict[str, Any]) -> LoomConfig:
         overrides["priors.kind"] = prior
     elif prior:
         overrides |= {"priors.kind": "folder", "priors.folder": prior}
-    return load_config(given["preset"], given["file"], given["sets"], overrides)
+    return load_config(file=given["file"], sets=given["sets"], overrides=overrides)
 
 
 def _runtime(config: LoomConfig) -> Runtime:

@@ -193,6 +193,22 @@ def write_adapter(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float
     header = {**adapter.metadata, "format": "pt", _CONFIG_KEY: json.dumps(_peft_config(adapter))}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header's entries in order, so that equal adapters are equal files.
+
+    safetensors writes the entries of the metadata in an order of chance. The header keeps its
+    length, since only the order changes; the tensors' offsets count from its end.
+    """
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust((len(text) + 7) // 8 * 8)
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + content[8 + length :])
 
 
 def _peft_config(adapter: Adapter) -> dict[str, object]:

@@ -21,12 +21,15 @@ from dreamloom.picturebook.judges import (
 )
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
 
-_IDENTITIES = 12
+_BATCH = 64
 _DRAWINGS_EACH = 4
-_PICTURES = 16
+# How many figures a batch shows in several drawings each; the world's own pictures fill it up.
+_IDENTITIES: dict[str, int] = {"judges": 12, "identity": 12, "reader": 6}
 _TEMPERATURE = 0.07
 _PEAK_RATE = 1.5e-3
 _LOG_EVERY = 50
+# Of the people's drawings, those that show what is familiar, and those that set its limit.
+_FAMILIAR_FROM, _FAMILIAR_HELD_OUT = np.arange(0, 6000), np.arange(6000, 8400)
 # What an identity's looks are asked about; its two sizes are cut into five ranges.
 _SIZES = {"face_width": (0.84, 1.16), "nose": (0.6, 1.6)}
 _SIZE_RANGES = 5
@@ -44,8 +47,8 @@ class Stores:
 
 def soften(pixels: Float[Tensor, "n 3 h w"], rng: np.random.Generator) -> Float[Tensor, "n 3 h w"]:
     """Make some pictures a little soft, noisy or off in brightness, as redrawn pictures are."""
-    if rng.random() < 0.5:
-        size = int(rng.integers(56, 120))
+    if rng.random() < 0.4:
+        size = int(rng.integers(80, 120))
         small = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         pixels = nn.functional.interpolate(small, pixels.shape[-2:], mode="bilinear")
     n = len(pixels)
@@ -75,7 +78,7 @@ def train_judges(
 ) -> tuple[IdentityEncoder, AttributeReader]:
     """Train a trunk on both tasks, then each judge apart from it on its own task.
 
-    Two thirds of the updates train the common trunk, the rest is shared by the two judges.
+    Two fifths of the updates train a common trunk, one tunes the identity encoder, two the reader.
     """
     torch.manual_seed(3)
     identity = IdentityEncoder().to(device)
@@ -83,13 +86,13 @@ def train_judges(
     reader.trunk = identity.trunk
     looks = nn.Linear(FEATURES, sum(len(v) for v in _looks_vocabulary().values())).to(device)
     judges = _Judges(identity, reader, looks)
-    _train(work, "judges", judges, stores, updates * 2 // 3, tasks=("identity", "reader"))
+    _train(work, "judges", judges, stores, updates * 2 // 5, tasks=("identity", "reader"))
     reader.trunk = copy.deepcopy(identity.trunk)
-    _train(work, "identity", judges, stores, updates // 6, tasks=("identity",))
-    _train(work, "reader", judges, stores, updates // 6, tasks=("reader",))
+    _train(work, "identity", judges, stores, updates // 5, tasks=("identity",))
+    _train(work, "reader", judges, stores, updates * 2 // 5, tasks=("reader",))
     reader.eval().requires_grad_(False)
-    drawings = _pixels(stores, np.arange(0, 3000))
-    reader.learn_familiar(drawings[::2], drawings[1::2])
+    # Whole identities are held out: drawings of one figure resemble each other.
+    reader.learn_familiar(_pixels(stores, _FAMILIAR_FROM), _pixels(stores, _FAMILIAR_HELD_OUT))
     return identity.eval(), reader
 
 
@@ -122,7 +125,7 @@ def _train(
 ) -> None:
     parameters = judges.parameters(tasks)
     device = parameters[0].device
-    peak = _PEAK_RATE if len(tasks) > 1 else _PEAK_RATE / 3
+    peak = _PEAK_RATE if len(tasks) > 1 else _PEAK_RATE * 2 / 3
     run = Run(name, work, parameters, Schedule(peak, updates, max(1, updates // 10)))
     bf16 = bf16_is_faster(device)
     losses: list[list[float]] = []
@@ -165,7 +168,7 @@ def _take(purpose: str, update: int, stores: Stores, vocabulary: dict[str, list[
     """Take several drawings each of some figures, and a few of the world's own pictures."""
     rng, _ = seeded(purpose, update)
     people = len(stores.people) // DRAWINGS_PER_IDENTITY
-    chosen = rng.choice(people, _IDENTITIES, replace=False)
+    chosen = rng.choice(people, _IDENTITIES[purpose], replace=False)
     drawings = np.concatenate(
         [
             who * DRAWINGS_PER_IDENTITY
@@ -173,12 +176,12 @@ def _take(purpose: str, update: int, stores: Stores, vocabulary: dict[str, list[
             for who in chosen
         ]
     )
-    pictures = rng.integers(0, len(stores.pictures), _PICTURES)
+    pictures = rng.integers(0, len(stores.pictures), _BATCH - len(drawings))
     pixels = torch.cat([stores.people.pixels(drawings), stores.pictures.pixels(pictures)])
     records = [stores.people.record(int(i)) for i in drawings]
     records += [stores.pictures.record(int(i)) for i in pictures]
     # Nobody in the world's own pictures is anybody else in the batch.
-    who = np.concatenate([drawings // DRAWINGS_PER_IDENTITY, -1 - np.arange(_PICTURES)])
+    who = np.concatenate([drawings // DRAWINGS_PER_IDENTITY, -1 - np.arange(len(pictures))])
     return _Batch(
         soften(pixels.float() / 255, rng),
         torch.from_numpy(who),
