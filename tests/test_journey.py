@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from dreamloom.adapters import Adapter, Layer, write_adapter
 from dreamloom.config import load_config
-from dreamloom.errors import BaseModelError, ConfigError, PhotoError, RunFolderError
+from dreamloom.errors import AdapterError, BaseModelError, ConfigError, PhotoError, RunFolderError
 from dreamloom.families import load_model
 from dreamloom.journey import (
     Wish,
@@ -182,3 +184,19 @@ def test_a_prompt_that_names_nobody_is_explained(tmp_path: Path, runtime: Runtim
     with pytest.raises(ConfigError, match="nothing to draw"):
         draw(nothing, load_config(), runtime)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_does_not_fit_leaves_no_folder(
+    tiny_sdxl: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    foreign = Adapter({"unet.nowhere": Layer(torch.ones(1, 4), torch.ones(4, 1))})
+    write_adapter(tmp_path / "foreign.safetensors", foreign)
+    config = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    out = tmp_path / "out"
+    wish = Wish((str(tmp_path / "foreign.safetensors"),), ("x",), None, None, False, "p", out)
+    with pytest.raises(AdapterError, match="does not fit"):
+        draw(wish, config, runtime)
+    bad_name = Wish((), ("x",), None, None, False, "../p", out)
+    with pytest.raises(ConfigError, match="cannot name a set"):
+        draw(bad_name, config, runtime)
+    assert not out.exists()

@@ -52,7 +52,7 @@ class Commands(click.Group):
 @click.pass_context
 def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
     """Weave yourself into a diffusion model: teach, draw, measure, merge."""
-    ctx.obj = quiet or debug
+    ctx.obj = quiet
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -70,11 +70,8 @@ def generate_images(
         RunFolderError: If a finished set of that name was drawn otherwise.
         ConfigError: If a scheduler or the set's name is not allowed, or there is no prompt.
     """
-    _check(prompts, config, model, name)
+    adapters = check_wish(model, prompts, config, worn, name)
     stage = f"generate-{name}"
-    adapters = [read_adapter(part.path) for part in worn]
-    for part, adapter in zip(worn, adapters, strict=True):
-        _check_base(part.path, dict(adapter.metadata), model)
     listed = tuple(
         WornAdapter(file=part.path.name, sha256=file_sha256(part.path), weight=part.weight)
         for part in worn
@@ -130,7 +127,19 @@ def generate_images(
     return images
 
 
-def _check(prompts: Sequence[Prompt], config: GenerateConfig, model: Model, name: str) -> None:
+def check_wish(
+    model: Model,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    worn: Sequence[Worn],
+    name: str,
+) -> list[Adapter]:
+    """Check everything about a set before anything is written; return the adapters, read.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or does not fit the base model.
+        ConfigError: If a scheduler or the set's name is not allowed, or there is no prompt.
+    """
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
     unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
@@ -143,6 +152,12 @@ def _check(prompts: Sequence[Prompt], config: GenerateConfig, model: Model, name
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
+    adapters = [read_adapter(part.path) for part in worn]
+    for part, adapter in zip(worn, adapters, strict=True):
+        _check_base(part.path, dict(adapter.metadata), model)
+        with model.wear([(adapter, part.weight)]):
+            pass  # it fits
+    return adapters
 
 
 def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:

@@ -18,7 +18,7 @@ from dreamloom.evaluate import evaluate_images, evaluate_run, pick_encoders, rea
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
-from dreamloom.generate import Prompt, Worn, generate_images
+from dreamloom.generate import Prompt, Worn, check_wish, generate_images
 from dreamloom.merge import parse_part
 from dreamloom.metrics import Scorecard
 from dreamloom.photos import load_class_images, load_photos
@@ -250,9 +250,10 @@ def draw(
     run.refuse_strangers()
     model = load_model(_choose_base(config, stories), runtime)
     config = settle(config, model)
+    worn = [Worn(part.path, part.weight) for part in parts]
+    check_wish(model, prompts, config.generate, worn, wish.name)
     run.claim()
     observe = tee(observe, run.observer())
-    worn = [Worn(part.path, part.weight) for part in parts]
     sets = [generate_images(run, model, prompts, config.generate, worn, wish.name, observe)]
     if wish.floor and worn:
         name = f"{wish.name}_base"
