@@ -143,7 +143,7 @@ class GenerateConfig(_Section):
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, pndm, euler, euler_a, dpm++, unipc, heun, lms."""
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((50,), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30,), min_length=1)
     """Denoising steps; each scheduler is used with each number."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance; auto takes the base model's own."""

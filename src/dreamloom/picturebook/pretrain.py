@@ -107,7 +107,7 @@ def decoder_stage(job: Job) -> None:
 
 def judges_stage(job: Job) -> None:
     """Train the identity encoder and the attribute reader."""
-    identity, reader = train_judges(job.work, _stores(job), job.updates_or(1600), job.device)
+    identity, reader = train_judges(job.work, _stores(job), job.updates_or(2000), job.device)
     identity.cpu().save(job.work / "judges" / "identity")
     reader.cpu().save(job.work / "judges" / "reader")
 

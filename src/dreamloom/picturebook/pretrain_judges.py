@@ -24,7 +24,7 @@ from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_fast
 _BATCH = 64
 _DRAWINGS_EACH = 4
 # How many figures a batch shows in several drawings each; the world's own pictures fill it up.
-_IDENTITIES: dict[str, int] = {"judges": 12, "identity": 12, "reader": 6}
+_IDENTITIES: dict[str, int] = {"judges": 12, "identity": 12, "reader": 10}
 _TEMPERATURE = 0.07
 _PEAK_RATE = 1.5e-3
 _LOG_EVERY = 50
@@ -78,7 +78,7 @@ def train_judges(
 ) -> tuple[IdentityEncoder, AttributeReader]:
     """Train a trunk on both tasks, then each judge apart from it on its own task.
 
-    Two fifths of the updates train a common trunk, one tunes the identity encoder, two the reader.
+    A quarter of the updates train a common trunk, one tunes the identity encoder, two the reader.
     """
     torch.manual_seed(3)
     identity = IdentityEncoder().to(device)
@@ -86,10 +86,10 @@ def train_judges(
     reader.trunk = identity.trunk
     looks = nn.Linear(FEATURES, sum(len(v) for v in _looks_vocabulary().values())).to(device)
     judges = _Judges(identity, reader, looks)
-    _train(work, "judges", judges, stores, updates * 2 // 5, tasks=("identity", "reader"))
+    _train(work, "judges", judges, stores, updates // 4, tasks=("identity", "reader"))
     reader.trunk = copy.deepcopy(identity.trunk)
-    _train(work, "identity", judges, stores, updates // 5, tasks=("identity",))
-    _train(work, "reader", judges, stores, updates * 2 // 5, tasks=("reader",))
+    _train(work, "identity", judges, stores, updates // 4, tasks=("identity",))
+    _train(work, "reader", judges, stores, updates // 2, tasks=("reader",))
     reader.eval().requires_grad_(False)
     # Whole identities are held out: drawings of one figure resemble each other.
     reader.learn_familiar(_pixels(stores, _FAMILIAR_FROM), _pixels(stores, _FAMILIAR_HELD_OUT))

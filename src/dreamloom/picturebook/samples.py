@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dreamloom.picturebook.dataset import PICTURE_PX
-from dreamloom.picturebook.score import load_pipeline
+from dreamloom.picturebook.score import GUIDANCE, load_pipeline
 from dreamloom.picturebook.training import prepare_threads
 
 PROMPTS = (
@@ -27,9 +27,9 @@ PROMPTS = (
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A PNG or JPEG file.")
-@click.option("--columns", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--columns", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True)
-@click.option("--guidance", type=float, default=4.0, show_default=True)
+@click.option("--guidance", type=float, default=GUIDANCE, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 def main(out: Path, columns: int, steps: int, guidance: float, threads: int) -> None:
     """Draw one row of pictures per prompt."""

@@ -52,7 +52,8 @@ ATTRIBUTE_GOALS = {
     "hat": 0.90,
     "view": 0.90,
 }
-_GUIDANCE = 4.0
+GUIDANCE = 4.0
+_BATCH = 8
 _STEPS = 25
 _CAPTIONS_COMPARED = 64
 _MIB = 2**20
@@ -124,11 +125,13 @@ def prompts_asking(per_attribute: int) -> list[tuple[str, dict[str, str]]]:
 def score_prompts(pipeline: StableDiffusionXLPipeline, per_attribute: int) -> list[Row]:
     """Draw from held-out captions, and let the reader say which of their words were obeyed."""
     reader = load_attribute_reader()
+    asked = prompts_asking(per_attribute)
     obeyed: dict[str, list[bool]] = defaultdict(list)
-    for number, (words, named) in enumerate(prompts_asking(per_attribute)):
-        [reading] = reader.read(draw_prompt(pipeline, words, number))
-        for name in ATTRIBUTE_GOALS:
-            if name in named:
+    for start in range(0, len(asked), _BATCH):
+        part = asked[start : start + _BATCH]
+        pictures = draw_prompts(pipeline, [words for words, _ in part], start)
+        for (_, named), reading in zip(part, reader.read(pictures), strict=True):
+            for name in ATTRIBUTE_GOALS.keys() & named.keys():
                 obeyed[name].append(reading.get(name) == named[name])
     return [
         at_least(f"prompt obeyed: {name}", float(np.mean(obeyed[name])), goal)
@@ -136,15 +139,19 @@ def score_prompts(pipeline: StableDiffusionXLPipeline, per_attribute: int) -> li
     ]
 
 
-def draw_prompt(
-    pipeline: StableDiffusionXLPipeline, prompt: str, seed: int
-) -> Float[Tensor, "1 3 h w"]:
-    """Draw one picture with values in [0, 1]."""
+def draw_prompts(
+    pipeline: StableDiffusionXLPipeline,
+    prompts: list[str],
+    first_seed: int,
+    guidance: float = GUIDANCE,
+) -> Float[Tensor, "n 3 h w"]:
+    """Draw one picture of each prompt, with values in [0, 1]."""
+    seeds = range(first_seed, first_seed + len(prompts))
     pictures: Any = pipeline(
-        prompt,
+        prompts,
         num_inference_steps=_STEPS,
-        guidance_scale=_GUIDANCE,
-        generator=torch.Generator().manual_seed(seed),
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="pt",
     ).images
     return torch.as_tensor(pictures).float()
