@@ -123,6 +123,7 @@ def test_the_file_tells_what_it_is_made_of(parts, out):
         "dreamloom.method": "sum",
         "dreamloom.base": "picturebook",
         "dreamloom.base_fingerprint": "f00",
+        "dreamloom.subject": "rraj person",
     }
 
 

@@ -142,7 +142,7 @@ class GenerateConfig(_Section):
     """How pictures are drawn."""
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
-    """Names of schedulers: ddim, pndm, euler, euler_a, dpm++, unipc, heun, lms."""
+    """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30,), min_length=1)
     """Denoising steps; each scheduler is used with each number."""
     guidance: Auto | _Guidance = "auto"

@@ -18,7 +18,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
 }
 
 # SDXL's published scheduler file says so; a base whose file lacks a key would otherwise get the

@@ -232,7 +232,7 @@ class AttributeReader(nn.Module):
 
 
 # Redrawn pictures are softer than drawings: they may lie a little farther out.
-_FAMILIAR_MARGIN = 1.05
+_FAMILIAR_MARGIN = 1.02
 
 
 def fit(pixels: Pixels) -> Pixels:

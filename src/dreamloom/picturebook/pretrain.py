@@ -69,7 +69,7 @@ def tokenizer_stage(job: Job) -> None:
 def autoencoder_stage(job: Job) -> None:
     """Train the autoencoder."""
     store = PictureStore(job.work, "pictures")
-    model = train_autoencoder(job.work, store, job.updates_or(4000), job.device)
+    model = train_autoencoder(job.work, store, job.updates_or(5400), job.device)
     model.save_pretrained(job.work / "autoencoder")
 
 
@@ -94,14 +94,14 @@ def denoiser_stage(job: Job) -> None:
     torch.manual_seed(5)
     parts = (build_unet(), _read_text_encoders(job))
     store = PictureStore(job.work, "pictures")
-    train_denoiser(job.work, store, parts, _tokenizer(job), job.updates_or(6000), job.device)
+    train_denoiser(job.work, store, parts, _tokenizer(job), job.updates_or(4850), job.device)
 
 
 def decoder_stage(job: Job) -> None:
     """Polish the autoencoder's decoder."""
     model = AutoencoderKL.from_pretrained(job.work / "autoencoder").to(job.device)
     store = PictureStore(job.work, "pictures")
-    model = polish_decoder(job.work, store, model, job.updates_or(4000))
+    model = polish_decoder(job.work, store, model, job.updates_or(1000))
     model.save_pretrained(job.work / "autoencoder-polished")
 
 
@@ -115,7 +115,7 @@ def judges_stage(job: Job) -> None:
 def clip_stage(job: Job) -> None:
     """Train the judges' CLIP."""
     tokenizer = _tokenizer(job)
-    model = train_clip(job.work, _stores(job), tokenizer, job.updates_or(2500), job.device)
+    model = train_clip(job.work, _stores(job), tokenizer, job.updates_or(1550), job.device)
     save_clip(model.cpu(), tokenizer, job.work / "judges" / "clip")
 
 
