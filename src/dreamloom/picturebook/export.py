@@ -41,12 +41,20 @@ def export_weights(work: Path, folder: Path) -> None:
         part.eval().half()
     pipeline = assemble_pipeline(autoencoder, encoders, tokenizer, unet)
     pipeline.save_pretrained(folder)
+    _forget_origin(folder / "vae" / "config.json")
     for part in ("tokenizer", "tokenizer_2"):
         _write_clip_files(folder / part)
     _export_judges(work, folder)
     for file in folder.rglob("*"):
         # safetensors writes files that only their owner can read.
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _forget_origin(config_file: Path) -> None:
+    """Leave out the work folder's name, which diffusers notes in a configuration."""
+    config = json.loads(config_file.read_text())
+    config.pop("_name_or_path", None)
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _export_judges(work: Path, folder: Path) -> None:
