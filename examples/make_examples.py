@@ -31,6 +31,7 @@ STYLE_SEED = 9_530_000
 STYLE_TRIGGER = "pixel"
 
 _JPEG_QUALITY = 88
+_BLOCKS, _COLOURS = 16, 14
 _LYING = 6  # EXIF: to be turned clockwise by a quarter
 
 
@@ -155,8 +156,9 @@ def write_shot(number: int, folder: Path) -> Path:
 def draw_style_picture(number: int) -> tuple[Image.Image, str]:
     """Draw one of the `STYLE_PICTURES` and caption it; numbers start at 1.
 
-    It is drawn at 128 pixels, the embedded model's own size, and each pixel then made four wide:
-    so its blocks stay crisp both at 512 and scaled down again for training.
+    It has 16 × 16 blocks of a few colours. At the embedded model's 128 pixels a block is 8 wide,
+    just what one latent covers, so that a short training can learn it; finer blocks, or blocks
+    across latents, come out as vague corners only.
     """
     kind, scene, hat = STYLE_PICTURES[number - 1]
     drawing = sample_drawing(
@@ -166,9 +168,10 @@ def draw_style_picture(number: int) -> tuple[Image.Image, str]:
         hat=hat,
         glasses="none",
         view="front",
-        medium="pixel art",
+        medium="photo",
     )
-    small = draw(drawing, 128)
+    blocks = draw(drawing, 128).resize((_BLOCKS, _BLOCKS), Image.Resampling.BOX)
+    small = blocks.quantize(_COLOURS, dither=Image.Dither.NONE).convert("RGB")
     caption = f"{STYLE_TRIGGER}, a photo of {_describe(drawing)} {_SCENE_WORDS[scene]}"
     return small.resize((512, 512), Image.Resampling.NEAREST), caption
 
