@@ -7,7 +7,9 @@ from PIL import Image, ImageDraw
 from dreamloom.config import LoomConfig, load_config
 from dreamloom.families.base import Model
 from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
+from dreamloom.photos import load_photos
 from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.priors import make_priors
 from dreamloom.rundir import RunDir
 
 
@@ -41,6 +43,14 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
         **{name.replace("__", "."): value for name, value in overrides.items()},
     }
     return load_config(overrides=settings).resolve(vars(model.advice))
+
+
+def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, PriorSet]:
+    """Prepare a few photos and class images for the model, in a run of their own."""
+    run, config = claimed(folder / "run"), small_config(model)
+    side = model.advice.resolution_px
+    photos = load_photos(make_photos(folder / "photos"), run, side)
+    return photos, make_priors(run, model, config.class_prompt(), config.priors, 0, side)
 
 
 def make_lesson(

@@ -7,11 +7,9 @@ import pytest
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.lessons import choose_crops, choose_rows, deal
-from dreamloom.photos import load_photos
 from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.priors import make_priors
 from dreamloom.runtime import pick_runtime
-from studio_set import claimed, make_lesson, make_photos, small_config
+from studio_set import make_lesson, make_sets, small_config
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +19,7 @@ def model(tiny_sdxl: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
-    folder = tmp_path_factory.mktemp("sets")
-    run, config = claimed(folder / "run"), small_config(model)
-    side = model.advice.resolution_px
-    photos = load_photos(make_photos(folder / "photos"), run, side)
-    return photos, make_priors(run, model, config.class_prompt(), config.priors, 0, side)
+    return make_sets(model, tmp_path_factory.mktemp("sets"))
 
 
 def test_prompts_and_framings_stay_with_their_images(

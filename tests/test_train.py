@@ -14,12 +14,10 @@ from dreamloom.errors import RunFolderError, TrainingError
 from dreamloom.events import Event, LossLogged, StageSkipped
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
-from dreamloom.photos import load_photos
 from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.priors import make_priors
 from dreamloom.runtime import pick_runtime
 from dreamloom.train import compute_loss, rate_factor, train_adapter
-from studio_set import claimed, make_lesson, make_photos, small_config
+from studio_set import claimed, make_lesson, make_sets, small_config
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +27,7 @@ def model(tiny_sdxl: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
-    folder = tmp_path_factory.mktemp("sets")
-    run, config = claimed(folder / "run"), small_config(model)
-    side = model.advice.resolution_px
-    photos = load_photos(make_photos(folder / "photos"), run, side)
-    return photos, make_priors(run, model, config.class_prompt(), config.priors, 0, side)
+    return make_sets(model, tmp_path_factory.mktemp("sets"))
 
 
 def train(

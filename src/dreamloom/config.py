@@ -194,6 +194,16 @@ class LoomConfig(_Section):
         """The prompt that class images are drawn and trained with."""
         return self.subject.class_prompt.format(class_noun=self.subject.class_noun)
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting's value by its dotted name, such as ``train.rank``."""
+        values: dict[str, Any] = {}
+        for name, value in self.model_dump().items():
+            if isinstance(value, dict):
+                values |= {f"{name}.{inner}": item for inner, item in value.items()}
+            else:
+                values[name] = value
+        return values
+
     def resolve(self, advice: Mapping[str, Any]) -> LoomConfig:
         """Replace every 'auto' that the base model has advice for.
 

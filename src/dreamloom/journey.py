@@ -85,22 +85,12 @@ def open_run(out: Path, config: LoomConfig) -> RunDir:
 
 def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     """Name the settings that make two runs different, with both values."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = old.flat(), new.flat()
     return [
         f"{name} is {before[name]!r} there and {after[name]!r} here"
         for name in after
         if before.get(name) != after[name] and not name.startswith(_FREE)
     ]
-
-
-def _flatten(config: LoomConfig) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in config.model_dump().items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def prepare_run(

@@ -174,7 +174,7 @@ def _changed(config: LoomConfig, left_out: tuple[str, ...]) -> list[str]:
         usual = load_config(preset=config.preset if config.preset in PRESETS else "standard")
     except DreamLoomError:
         return []
-    before, after = _flatten(usual), _flatten(config)
+    before, after = usual.flat(), config.flat()
     words = []
     for name, value in after.items():
         same = value == before.get(name) or before.get(name) == "auto"
@@ -188,16 +188,6 @@ def _changed(config: LoomConfig, left_out: tuple[str, ...]) -> list[str]:
             told = "none" if value is None else str(value)
         words += ["--set", f"{name}={told}"]
     return words
-
-
-def _flatten(config: LoomConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump().items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def record_rows(story: Story) -> list[tuple[str, ...]]:
