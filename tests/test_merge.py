@@ -238,6 +238,20 @@ def test_a_merge_inside_a_run_is_recorded(parts, tmp_path):
     assert record.results == {"layers": 3, "ranks": [2, 4], "norm": pytest.approx(merged.norm())}
 
 
+def test_the_record_tells_parts_of_one_name_apart(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.claim()
+    parts = [Part(run.path / name / "adapter.safetensors") for name in ("with_prior", "style")]
+    for seed, part in enumerate(parts):
+        write_adapter(part.path, random_adapter(seed))
+    out = run.path / "merged.safetensors"
+    record = record_merge(run, parts, out, merge_adapters(parts, out), 1.5)
+    assert record.settings["files"] == [
+        "with_prior/adapter.safetensors",
+        "style/adapter.safetensors",
+    ]
+
+
 # ------------------------------------------------------------------ the pictures
 
 

@@ -236,7 +236,8 @@ class LoomConfig(_Section):
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         "priors": {"count": 24, "steps": 15},
-        "train": {"updates": 120, "checkpoint_every": 60},
+        # So few updates teach too little of a subject if the rate falls on the way.
+        "train": {"updates": 120, "schedule": "constant", "checkpoint_every": 60},
         "generate": {"images_per_prompt": 4, "steps": (25,)},
         "evaluate": {"resamples": 1000},
     },

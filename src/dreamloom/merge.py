@@ -136,7 +136,7 @@ def record_merge(
         settings={
             "method": merged.metadata["dreamloom.method"],
             "weights": [part.weight for part in parts],
-            "files": [part.path.name for part in parts],
+            "files": [_name_within(run, part.path) for part in parts],
         },
         outputs=run.hash_outputs(out),
         results={
@@ -148,3 +148,9 @@ def record_merge(
     )
     run.write_record(record)
     return record
+
+
+def _name_within(run: RunDir, path: Path) -> str:
+    """Name a file of the run by its place there, for every run calls its adapter the same."""
+    inside = path.resolve().is_relative_to(run.path.resolve())
+    return path.resolve().relative_to(run.path.resolve()).as_posix() if inside else path.name
