@@ -56,7 +56,7 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, PriorSet]:
 def make_lesson(
     model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig
 ) -> Lesson:
-    plan = LessonPlan(config.train.crops_per_photo, config.train.flip, config.seed)
+    plan = LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos)
     return prepare_lesson(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
     )

@@ -101,7 +101,7 @@ def test_a_name_that_several_groups_know_is_offered_from_each():
 
 def test_a_name_like_no_other_gets_the_list_of_its_group():
     hint = refusal(sets=["photos.xyzzyq=3"]).hint
-    assert hint == "Known settings: photos.resolution_px."
+    assert hint == "Known settings: photos.resolution_px, photos.shape, photos.flip."
     assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
 
 
@@ -132,9 +132,9 @@ def test_an_unknown_option_of_a_command_is_refused_alike():
         ("train.learning_rate=0", "greater than 0"),
         ("train.learning_rate=inf", "finite number"),
         ("train.alpha=-4", "greater than 0"),
-        ("train.min_snr_gamma=0", "greater than 0"),
-        ("train.flip=maybe", "valid boolean"),
-        ("train.schedule=linear", "'constant' or 'cosine'"),
+        ("objective.snr_gamma=0", "greater than 0"),
+        ("photos.flip=maybe", "valid boolean"),
+        ("train.schedule=stepwise", "'constant'"),
         ("photos.resolution_px=0", "greater than or equal to 8"),
         ("photos.resolution_px=wide", "'auto', or input should be a valid integer"),
         ("priors.guidance=-1", "greater than or equal to 0"),
@@ -192,9 +192,9 @@ def test_a_set_without_a_value_shows_how_to_write_it(text):
         (" train.rank = 32 ", 32),
         ("train.learning_rate=1e-4", 1e-4),
         ("train.learning_rate=auto", "auto"),
-        ("train.flip=true", True),
-        ("train.min_snr_gamma=none", None),
-        ("train.min_snr_gamma=5", 5.0),
+        ("photos.flip=true", True),
+        ("train.average_decay=none", None),
+        ("train.average_decay=0.5", 0.5),
         ("priors.kind=none", "none"),
         ("subject.phrase=sks dog", "sks dog"),
         ('subject.phrase="sks = dog"', "sks = dog"),
@@ -280,11 +280,11 @@ def test_what_is_written_is_read_back(preset, toml):
 
 
 def test_nothing_is_read_back_as_nothing_whatever_the_preset_says(toml, monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"min_snr_gamma": 5.0}})
-    assert load_config("quick").train.min_snr_gamma == 5.0
-    settings = load_config("quick", sets=["train.min_snr_gamma=none"])
-    assert settings.train.min_snr_gamma is None
-    assert load_config(file=toml(to_toml(settings))).train.min_snr_gamma is None
+    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"average_decay": 0.9}})
+    assert load_config("quick").train.average_decay == 0.9
+    settings = load_config("quick", sets=["train.average_decay=none"])
+    assert settings.train.average_decay is None
+    assert load_config(file=toml(to_toml(settings))).train.average_decay is None
 
 
 def test_a_written_file_does_not_depend_on_what_a_preset_means_later(toml, monkeypatch):
@@ -307,22 +307,22 @@ NUMBER = st.floats(1e-300, 1e300, allow_nan=False)
     folder=TEXT,
     prompt=TEXT,
     rate=NUMBER | st.just("auto"),
-    gamma=NUMBER | st.none(),
+    decay=st.floats(0.001, 0.999) | st.none(),
+    words=st.dictionaries(TEXT, TEXT, max_size=2),
     steps=st.lists(st.integers(1, 1000), min_size=1, max_size=3),
     flip=st.booleans(),
 )
-def test_any_settings_are_read_back_as_they_were(
-    tmp_path_factory, phrase, folder, prompt, rate, gamma, steps, flip
-):
+def test_any_settings_are_read_back_as_they_were(tmp_path_factory, **given):
     settings = load_config(
         overrides={
-            "subject.phrase": phrase,
-            "subject.photo_prompt": prompt + "{subject}",
-            "priors.folder": folder,
-            "train.learning_rate": rate,
-            "train.min_snr_gamma": gamma,
-            "train.flip": flip,
-            "generate.steps": steps,
+            "subject.phrase": given["phrase"],
+            "subject.photo_prompt": given["prompt"] + "{subject}",
+            "priors.folder": given["folder"],
+            "train.learning_rate": given["rate"],
+            "train.average_decay": given["decay"],
+            "adapter.new_words": given["words"],
+            "photos.flip": given["flip"],
+            "generate.steps": given["steps"],
         }
     )
     path = tmp_path_factory.getbasetemp() / "any.toml"
@@ -340,11 +340,16 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     flat = flatten(load_config(preset, sets=["train.rank=8"]).resolve(ADVICE))
     left = {name for name, value in flat.items() if value == "auto"}
     # These depend on the machine, and on where the pictures come from.
-    assert left == {"device", "precision", "train.save_memory", "evaluate.encoders"}
+    assert left == {
+        *("device", "precision", "train.save_memory", "watch.tracker", "evaluate.encoders")
+    }
     assert flat["photos.resolution_px"] == 64
     assert flat["priors.guidance"] == flat["generate.guidance"] == 4.0
     assert (flat["train.learning_rate"], flat["train.reach"]) == (2e-3, "all")
     assert flat["train.alpha"] == 8.0
+    assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
+    assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
+    assert flat["photos.shape"] == "square"
 
 
 def test_advice_changes_nothing_that_was_chosen():
@@ -352,6 +357,8 @@ def test_advice_changes_nothing_that_was_chosen():
         sets=[
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
             *("train.learning_rate=0.5", "train.reach=linear", "train.alpha=3.0"),
+            *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
+            "photos.shape=buckets",
         ]
     )
     assert chosen.resolve(ADVICE) == chosen

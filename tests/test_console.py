@@ -10,12 +10,14 @@ from rich.progress import TextColumn
 from dreamloom import console
 from dreamloom.console import watch
 from dreamloom.events import (
+    Looked,
     LossLogged,
     Note,
     Progress,
     StageDone,
     StageSkipped,
     StageStarted,
+    Validated,
 )
 
 
@@ -50,6 +52,20 @@ def test_a_stage_is_told_from_start_to_end(capsys):
         "  goes on after update 100",
         "  done in 12.3 s  runs/a",
     ]
+
+
+def test_looks_are_told_with_what_they_found(capsys):
+    text = heard(
+        capsys,
+        Validated(100, 0.01234, held_out=True),
+        Validated(200, 0.02, held_out=False),
+        Looked(100, "runs/a/looks/000100", {"identity": 0.5}),
+        Looked(200, "runs/a/looks/000200"),
+    )
+    assert "after 100 updates: loss 0.0123 on held-out photos" in text
+    assert "after 200 updates: loss 0.0200 on the photos, with fixed noise" in text
+    assert "after 100 updates: identity 0.500 in runs/a/looks/000100" in text
+    assert "after 200 updates: pictures in runs/a/looks/000200" in text
 
 
 def test_a_stage_of_a_picture_set_reads_as_two_words(capsys):

@@ -11,8 +11,8 @@ from torch.nn.functional import mse_loss
 from dreamloom.adapters import Adapter, Layer, write_adapter
 from dreamloom.errors import AdapterError, BaseModelError, ConfigError
 from dreamloom.families import load_model
-from dreamloom.families.base import Framing, LoraSpec, Model, Sampler, Shot
-from dreamloom.families.lora import choose_layers
+from dreamloom.families.base import AdapterSpec, Framing, Model, Sampler, Shot, Weights
+from dreamloom.families.layers import list_layers
 from dreamloom.families.schedulers import SCHEDULERS, make_scheduler
 from dreamloom.families.sdxl import SDXLModel
 from dreamloom.families.sources import fingerprint_weights
@@ -39,10 +39,14 @@ def weights_of(model: SDXLModel) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in model._pipeline.unet.state_dict().items()}
 
 
+def flat(groups: list[Weights]) -> list[torch.nn.Parameter]:
+    return [weight for group in groups for weight in group.parameters]
+
+
 def make_adapter(model: Model, strength: float = 0.2, seed: int = 0, reach: str = "all") -> Adapter:
-    model.attach_lora(LoraSpec(rank=2, alpha=2.0, reach=reach, seed=seed))
-    fresh = model.read_lora()
-    model.detach_lora()
+    model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach=reach, seed=seed))
+    fresh = model.read_adapter()
+    model.detach_adapter()
     dice = torch.Generator().manual_seed(seed)
     return Adapter(
         {
@@ -118,10 +122,10 @@ def test_a_fresh_lora_changes_nothing_and_leaves_no_trace(model: Model) -> None:
     prompts, at = model.encode_prompts(["a dog"]), torch.tensor([300])
     framing = [Framing((side, side))]
     before = model.predict(latents, at, prompts, framing)
-    weights = model.attach_lora(LoraSpec(rank=4, alpha=4.0, reach="all", seed=1))
+    weights = flat(model.attach_adapter(AdapterSpec(rank=4, alpha=4.0, reach="all", seed=1)))
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in weights)
     torch.testing.assert_close(model.predict(latents, at, prompts, framing), before)
-    model.detach_lora()
+    model.detach_adapter()
     assert torch.equal(model.predict(latents, at, prompts, framing), before)
 
 
@@ -129,20 +133,20 @@ def test_a_loras_first_weights_depend_on_its_seed_alone(model: Model) -> None:
     found = []
     for seed, disturbance in ((1, 0), (1, 99), (2, 0)):
         torch.manual_seed(disturbance)
-        model.attach_lora(LoraSpec(rank=2, alpha=2.0, reach="attention", seed=seed))
-        found.append(next(iter(model.read_lora().layers.values())).down)
-        model.detach_lora()
+        model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=seed))
+        found.append(next(iter(model.read_adapter().layers.values())).down)
+        model.detach_adapter()
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
 
 def test_alpha_is_folded_into_what_is_read(tiny: SDXLModel) -> None:
-    weights = tiny.attach_lora(LoraSpec(rank=2, alpha=6.0, reach="attention", seed=0))
+    weights = flat(tiny.attach_adapter(AdapterSpec(rank=2, alpha=6.0, reach="attention", seed=0)))
     with torch.no_grad():
         for weight in weights:
             weight.fill_(0.5)
-    layer = next(iter(tiny.read_lora().layers.values()))
-    tiny.detach_lora()
+    layer = next(iter(tiny.read_adapter().layers.values()))
+    tiny.detach_adapter()
     torch.testing.assert_close(layer.up, torch.full_like(layer.up, 0.5 * 6.0 / 2))
 
 
@@ -152,13 +156,13 @@ def test_the_lora_can_be_switched_off_for_a_block(tiny: SDXLModel) -> None:
     prompts, at = tiny.encode_prompts(["a dog"]), torch.tensor([300])
     framing = [Framing((side, side))]
     before = tiny.predict(latents, at, prompts, framing)
-    for weight in tiny.attach_lora(LoraSpec(rank=2, alpha=2.0, reach="all", seed=0)):
+    for weight in flat(tiny.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach="all", seed=0))):
         torch.nn.init.normal_(weight.data, std=0.3)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
-    with tiny.lora_off():
+    with tiny.adapter_off():
         torch.testing.assert_close(tiny.predict(latents, at, prompts, framing), before)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
-    tiny.detach_lora()
+    tiny.detach_adapter()
 
 
 def test_saving_memory_gives_the_same_gradients(tiny: SDXLModel) -> None:
@@ -167,10 +171,11 @@ def test_saving_memory_gives_the_same_gradients(tiny: SDXLModel) -> None:
     prompts, at = tiny.encode_prompts(["a dog"]), torch.tensor([300])
     gradients = []
     for save_memory in (False, True):
-        weights = tiny.attach_lora(LoraSpec(2, 2.0, "attention", 0), save_memory=save_memory)
+        spec = AdapterSpec(2, 2.0, "attention", 0)
+        weights = flat(tiny.attach_adapter(spec, save_memory=save_memory))
         tiny.predict(latents, at, prompts, [Framing((side, side))]).square().mean().backward()
         gradients.append([w.grad.clone() for w in weights if w.grad is not None])
-        tiny.detach_lora()
+        tiny.detach_adapter()
     assert len(gradients[0]) == len(gradients[1]) > 0
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second)
@@ -274,7 +279,7 @@ def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
 def test_reach_widens_from_attention_to_all(tiny: SDXLModel) -> None:
     unet = tiny._pipeline.unet
     attention, linear, everything = (
-        set(choose_layers(unet, reach)) for reach in ("attention", "linear", "all")
+        set(list_layers(unet, reach)) for reach in ("attention", "linear", "all")
     )
     assert attention < linear < everything
     assert all(".attn" in name for name in attention)

@@ -11,7 +11,7 @@ from dreamloom.config import GenerateConfig
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Event, Progress, StageSkipped
 from dreamloom.families import load_model
-from dreamloom.families.base import LoraSpec, Model
+from dreamloom.families.base import AdapterSpec, Model
 from dreamloom.generate import Prompt, Worn, generate_images
 from dreamloom.pictures import read_image_set
 from dreamloom.priors import make_priors
@@ -34,9 +34,9 @@ def settings(model: Model) -> GenerateConfig:
 
 @pytest.fixture
 def adapter(model: Model, tmp_path: Path) -> Path:
-    model.attach_lora(LoraSpec(2, 2.0, "attention", 0))
-    fresh = model.read_lora()
-    model.detach_lora()
+    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
+    fresh = model.read_adapter()
+    model.detach_adapter()
     layers = {
         name: Layer(layer.down, 0.3 * torch.randn(layer.up.shape))
         for name, layer in fresh.layers.items()

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageFilter
 
 from dreamloom.errors import PhotoError
 from dreamloom.events import Note, Progress, StageDone, StageSkipped, StageStarted
-from dreamloom.photos import check_photos, load_class_images, load_photos
+from dreamloom.photos import check_photos, fingerprint_photos, load_class_images, load_photos
 from dreamloom.pictures import read_photo_set, read_prior_set
 from dreamloom.pixels import open_upright
 from dreamloom.rundir import RunDir
@@ -106,11 +106,11 @@ def test_the_record_and_the_manifest_say_what_was_done(folder, run):
     assert record.inputs["resolution_px"] == "128"
     assert set(record.outputs) == {"photos/manifest.json", *(f"photos/0{n}.png" for n in range(6))}
     assert record.results == {"photos": 6, "issues": {}, "notes": []}
-    assert record.settings == {"resolution_px": 128}
+    assert record.settings == {"resolution_px": 128, "shape": "square"}
 
 
 def test_every_format_is_taken_in_order_of_name(tmp_path, run):
-    names = ["a.JPG", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.tif", "g.tiff"]
+    names = ["a.JPG", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.tif", "g.tiff", "h.gif"]
     for number, name in enumerate(reversed(names)):
         scene(number).save(tmp_path / name)
     photos, _ = load(tmp_path, run)
@@ -304,17 +304,18 @@ def test_what_to_add(folder):
 
 
 def test_other_files_are_ignored_and_named(folder, run):
-    for name in ("notes.txt", ".DS_Store", "._IMG_1.jpg"):
+    for name in ("notes.txt", ".DS_Store", "Thumbs.db", "._IMG_1.jpg", "._IMG_1.mask.png"):
         (folder / name).write_text("other things")
+    (folder / ".ipynb_checkpoints").mkdir()
     (folder / "raw").mkdir()
     scene(8).save(folder / "raw" / "IMG_8.jpg")
     photos, events = load(folder, run)
     assert len(photos.photos) == 6
     assert list(photos.notes) == texts(events, warning=False)
     assert photos.notes == (
-        "ignored 2 files that are not pictures: .DS_Store, notes.txt",
-        "ignored 1 hidden file: ._IMG_1.jpg",
-        "did not look into 1 folder: raw",
+        "ignored 3 files that are not pictures: .DS_Store, Thumbs.db, notes.txt",
+        "ignored 2 hidden files: ._IMG_1.jpg, ._IMG_1.mask.png",
+        "did not look into 2 folders: .ipynb_checkpoints, raw",
     )
 
 
@@ -344,7 +345,7 @@ def test_no_photos(tmp_path, run):
         load(tmp_path, run)
     assert error.value.hint == (
         "Put about 6 photos of the subject there; "
-        "DreamLoom reads bmp, heic, heif, jpeg, jpg, png, tif, tiff, webp."
+        "DreamLoom reads bmp, gif, heic, heif, jpeg, jpg, png, tif, tiff, webp."
     )
     (tmp_path / "IMG_1.dng").touch()
     with pytest.raises(PhotoError, match=r"\(ignored 1 file that is not a picture: IMG_1\.dng\)\."):
@@ -375,7 +376,7 @@ def test_a_file_that_may_not_be_read(folder, run, monkeypatch):
     def locked(_path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("dreamloom.photos.file_sha256", locked)
+    monkeypatch.setattr("dreamloom.photos.listing.file_sha256", locked)
     with pytest.raises(PhotoError, match=r"IMG_0\.jpg cannot be read: Permission denied\."):
         load(folder, run)
 
@@ -673,3 +674,407 @@ def test_a_text_beside_a_photo_is_its_caption(folder, run):
     (folder / "IMG_1.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(PhotoError, match=r"IMG_1\.txt cannot be read as text"):
         load_photos(folder, run, 64)
+    with pytest.raises(PhotoError, match=r"IMG_1\.txt cannot be read as text"):
+        fingerprint_photos(folder, 64)
+
+
+# Shapes
+
+
+def buckets(folder, run, resolution_px=64, step_px=8):
+    return load_photos(folder, run, resolution_px, shape="buckets", step_px=step_px)
+
+
+def test_squares_are_cut_unless_buckets_are_asked_for(folder, run):
+    assert {p.bucket_px for p in load(folder, run)[0].photos} == {(128, 128)}
+
+
+def test_each_photo_gets_the_bucket_of_its_shape_and_just_covers_it(folder, run):
+    scene(8, 180, 300).save(folder / "high.png")
+    scene(9, 200, 200).save(folder / "square.png")
+    photos = buckets(folder, run)
+    assert (photos.shape, photos.step_px) == ("buckets", 8)
+    shapes = {p.source: (p.bucket_px, p.scaled_px) for p in photos.photos}
+    assert shapes["IMG_0.jpg"] == ((56, 72), (56, 75))
+    assert shapes["high.png"] == ((80, 48), (80, 48))
+    assert shapes["square.png"] == ((64, 64), (64, 64))
+    for photo, path in zip(photos.photos, photos.paths(), strict=True):
+        assert open_upright(path).size == photo.scaled_px[::-1]
+    assert read_photo_set(run.photos) == photos
+
+
+def test_a_photo_that_a_bucket_shows_whole_is_not_called_wide_or_small(tmp_path):
+    scene(1, 200, 100).save(tmp_path / "wide.png")
+    scene(2, 75, 60).save(tmp_path / "near.png")
+    squares = {row.file: row.issues for row in check_photos(tmp_path, 72).photos}
+    assert [len(squares[name]) for name in ("near.png", "wide.png")] == [1, 0]
+    check = check_photos(tmp_path, 64, shape="buckets", step_px=8)
+    assert {row.issues for row in check.photos} == {()}
+    scene(1, 700, 100).save(tmp_path / "wide.png")
+    (issue,) = check_photos(tmp_path, 64, shape="buckets", step_px=8).photos[1].issues
+    assert issue == (
+        "is very wide (7.0 to 1): only parts of 80 × 48 of it are seen at a time, so cut out the "
+        "part with the subject"
+    )
+    scene(1, 70, 50).save(tmp_path / "wide.png")
+    (issue,) = check_photos(tmp_path, 64, shape="buckets", step_px=8).photos[1].issues
+    assert issue.startswith("is small (70 × 50 pixels): it will be enlarged to 72 × 56, ")
+
+
+# metadata.jsonl
+
+
+def tell(folder, *lines):
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "metadata.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def by_source(photos):
+    return {photo.source: photo for photo in photos.photos}
+
+
+def test_metadata_gives_captions_boxes_and_masks(folder, run):
+    disc(240, 180).save(folder / "cut-out.png")
+    tell(
+        folder,
+        {"file_name": "IMG_0.jpg", "text": "rraj person\n in  the snow"},
+        "",
+        {"file_name": "IMG_3.jpg", "box": [30, 40.5, 130, 140]},
+        {"file_name": "IMG_4.jpg", "mask": "cut-out.png", "text": None, "box": None},
+    )
+    photos, events = load(folder, run, 90)
+    found = by_source(photos)
+    assert len(found) == 6
+    assert found["IMG_0.jpg"].caption == "rraj person in the snow"
+    assert found["IMG_1.jpg"].caption == ""
+    assert found["IMG_3.jpg"].given_box == (30, 40.5, 130, 140)
+    assert found["IMG_3.jpg"].box_px == (20, 15, 70, 65)
+    assert found["IMG_4.jpg"].mask == "04.mask.png"
+    assert not texts(events)
+    assert read_photo_set(run.photos) == photos
+    assert check_photos(folder, 90).usable
+
+
+def test_a_text_beside_a_photo_goes_before_metadata_which_is_noted(folder, run):
+    (folder / "IMG_0.txt").write_text("from the text")
+    (folder / "IMG_1.txt").write_text("the same")
+    (folder / "IMG_2.txt").write_text(" \n")
+    disc(240, 180).save(folder / "IMG_3.mask.png")
+    Image.new("L", (240, 180), 255).save(folder / "other.png")
+    tell(
+        folder,
+        {"file_name": "IMG_0.jpg", "text": "from metadata"},
+        {"file_name": "IMG_1.jpg", "text": "the same"},
+        {"file_name": "IMG_2.jpg", "text": "for an empty text"},
+        {"file_name": "IMG_3.jpg", "mask": "other.png"},
+    )
+    photos, events = load(folder, run)
+    assert [p.caption for p in photos.photos[:3]] == [
+        "from the text",
+        "the same",
+        "for an empty text",
+    ]
+    assert texts(events) == [
+        "IMG_0.jpg: IMG_0.txt goes before the text in metadata.jsonl",
+        "IMG_3.jpg: IMG_3.mask.png goes before the mask in metadata.jsonl",
+    ]
+    assert (
+        photos.photos[3].mask_sha256 == sha256((folder / "IMG_3.mask.png").read_bytes()).hexdigest()
+    )
+
+
+def test_fields_that_mean_nothing_here_are_named(folder, run):
+    tell(folder, {"file_name": "IMG_0.jpg", "caption": "a dog", "label": 3})
+    photos, _ = load(folder, run)
+    assert photos.notes == ("metadata.jsonl: ignored 2 fields: caption, label",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{half", r"this is not JSON: Expecting property name .*\. Mend that line"),
+        ("[1, 2]", "this is not a JSON object"),
+        ('{"text": "a dog"}', "file_name is missing"),
+        ('{"file_name": 3}', "file_name is missing"),
+        ('{"file_name": "gone.jpg"}', r"gone\.jpg is no photo in this folder"),
+        ('{"file_name": "raw/IMG_1.jpg"}', r"raw/IMG_1\.jpg is no photo in this folder"),
+        ('{"file_name": "IMG_1.jpg"}', r"IMG_1\.jpg was described by an earlier line already"),
+        ('{"file_name": "IMG_0.jpg", "text": ["a"]}', r'text must be text, but is \["a"\]'),
+        (
+            '{"file_name": "IMG_0.jpg", "box": [1, 2, 3]}',
+            r"box must be four numbers, .*\[1, 2, 3\]",
+        ),
+        ('{"file_name": "IMG_0.jpg", "box": [9, 2, 3, 4]}', "box must be .* with left < right"),
+        ('{"file_name": "IMG_0.jpg", "box": [1, 2, true, 4]}', "box must be four numbers"),
+        ('{"file_name": "IMG_0.jpg", "box": [NaN, 2, 3, 4]}', "box must be four numbers"),
+        ('{"file_name": "IMG_0.jpg", "box": "all"}', "box must be four numbers"),
+        ('{"file_name": "IMG_0.jpg", "mask": "gone.png"}', r"there is no mask gone\.png"),
+        ('{"file_name": "IMG_0.jpg", "mask": 1}', "mask must name a file, but is 1"),
+        ('{"file_name": "IMG_0.jpg", "mask": "../run"}', r"the mask \.\./run lies outside of"),
+        ('{"file_name": "IMG_0.jpg", "mask": "IMG_0.jpg"}', r"IMG_0\.jpg is named as a mask"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_named_with_its_number(folder, run, line, message):
+    tell(folder, {"file_name": "IMG_1.jpg", "text": "a dog"}, "", line)
+    for read in (
+        load,
+        lambda *_: check_photos(folder, 64),
+        lambda *_: fingerprint_photos(folder, 64),
+    ):
+        with pytest.raises(PhotoError, match=rf"metadata\.jsonl, line 3: {message}") as error:
+            read(folder, run)
+        assert error.value.hint
+    assert state(run) == {}
+
+
+def test_metadata_that_is_no_text_is_refused(folder, run):
+    (folder / "metadata.jsonl").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(
+        PhotoError, match=r"metadata\.jsonl cannot be read as text\. Save it as UTF-8"
+    ):
+        load(folder, run)
+
+
+def test_a_box_outside_of_its_photo_is_named_with_its_line(folder, run):
+    tell(folder, {"file_name": "IMG_2.jpg", "box": [10, 10, 180, 200]})
+    with pytest.raises(PhotoError) as error:
+        load(folder, run)
+    assert error.value.problem == (
+        f"{folder / 'metadata.jsonl'}, line 1: the box [10, 10, 180, 200] does not lie inside "
+        "IMG_2.jpg, which has 240 × 180 pixels."
+    )
+    row = check_photos(folder, 64).photos[2]
+    assert "line 1: the box [10, 10, 180, 200]" in row.unreadable
+
+
+def test_a_box_is_of_the_upright_photo(tmp_path, run):
+    scene(1).save(tmp_path / "a.jpg", exif=exif(6))
+    tell(tmp_path, {"file_name": "a.jpg", "box": [0, 200, 180, 240]})
+    assert load(tmp_path, run, 90)[0].photos[0].box_px == (100, 0, 120, 90)
+
+
+def test_a_subject_larger_than_a_crop_is_remarked_upon(folder, run):
+    tell(folder, {"file_name": "IMG_2.jpg", "box": [0, 0, 240, 100]})
+    photos, _ = load(folder, run)
+    assert photos.photos[2].issues == (
+        "has a subject larger than a crop; the middle of its box is kept",
+    )
+
+
+# Masks
+
+
+def disc(width, height, box=(60, 30, 140, 110)):
+    """A mask whose subject fills a box: left, top, right and bottom."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, box)
+    return mask
+
+
+def test_a_mask_beside_a_photo_is_scaled_with_it_and_gives_its_box(folder, run):
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+    photos, events = load(folder, run, 90)
+    assert [p.source for p in photos.photos] == [f"IMG_{n}.jpg" for n in range(6)]
+    masked = photos.photos[1]
+    assert masked.box_px == (15, 30, 55, 70)
+    assert photos.mask_paths() == [None, run.photos / "01.mask.png", None, None, None, None]
+    with Image.open(photos.mask_paths()[1]) as mask:
+        assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (120, 90))
+        assert mask.getpixel((50, 35)) == 255
+        assert mask.getpixel((10, 5)) == mask.getpixel((80, 35)) == 0
+    assert not texts(events)
+    assert run.read_record("photos").inputs["mask IMG_1.jpg"] == masked.mask_sha256
+    assert "photos/01.mask.png" in run.read_record("photos").outputs
+
+
+def test_a_box_that_is_told_goes_before_the_one_around_the_mask(folder, run):
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+    tell(folder, {"file_name": "IMG_1.jpg", "box": [0, 0, 80, 80]})
+    assert load(folder, run, 90)[0].photos[1].box_px == (0, 0, 40, 40)
+
+
+def test_masks_may_lie_in_a_folder_of_their_own(folder, run):
+    (folder / "masks").mkdir()
+    disc(240, 180).save(folder / "masks" / "one.png")
+    tell(folder, {"file_name": "IMG_1.jpg", "mask": "masks/../masks/one.png"})
+    photos, _ = load(folder, run)
+    assert photos.photos[1].mask == "01.mask.png"
+    assert photos.notes == ()
+
+
+def test_a_mask_without_a_photo_is_ignored_and_named(folder, run):
+    disc(240, 180).save(folder / "IMG_9.mask.png")
+    photos, _ = load(folder, run)
+    assert len(photos.photos) == 6
+    assert photos.notes == ("ignored 1 mask without a photo: IMG_9.mask.png",)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_mask_of_the_upright_size_is_upright(tmp_path, run, orientation):
+    scene(1).save(tmp_path / "a.jpg", exif=exif(orientation))
+    size = (180, 240) if orientation >= 5 else (240, 180)
+    disc(*size, (0, 0, 40, 30)).save(tmp_path / "a.mask.png")
+    assert load(tmp_path, run, 90)[0].photos[0].box_px == (0, 0, 15, 20)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "box"),
+    [
+        (5, (0, 0, 20, 15)),
+        (6, (0, 75, 20, 90)),
+        (7, (100, 75, 120, 90)),
+        (8, (100, 0, 120, 15)),
+    ],
+)
+def test_a_mask_of_the_stored_size_is_turned_with_its_photo(tmp_path, run, orientation, box):
+    scene(1).save(tmp_path / "a.jpg", exif=exif(orientation))
+    disc(240, 180, (0, 0, 40, 30)).save(tmp_path / "a.mask.png")
+    assert load(tmp_path, run, 90)[0].photos[0].box_px == box
+
+
+@pytest.mark.parametrize(
+    ("mask", "problem", "hint"),
+    [
+        (
+            Image.new("L", (120, 90), 255),
+            "has 120 × 90 pixels, but its photo has 240 × 180.",
+            "Save the mask in the size",
+        ),
+        (
+            Image.new("L", (180, 240), 255),
+            "has 180 × 240 pixels, but its photo has 240 × 180.",
+            "Save the mask in the size",
+        ),
+        (
+            Image.new("L", (240, 180)),
+            "marks nothing: nowhere is it lighter than middle grey.",
+            "Paint the subject white",
+        ),
+        (Image.new("L", (240, 180), 1), "marks nothing", "Paint the subject white"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(folder, run, mask, problem, hint):
+    mask.save(folder / "IMG_1.mask.png")
+    with pytest.raises(PhotoError) as error:
+        load(folder, run)
+    assert problem in error.value.problem
+    assert "IMG_1.mask.png" in error.value.problem
+    assert error.value.hint.startswith(hint)
+    assert problem in check_photos(folder, 64).photos[1].unreadable
+    assert state(run) == {}
+
+
+def test_an_unreadable_mask_is_named(folder, run):
+    (folder / "IMG_1.mask.png").write_bytes(b"Dear diary")
+    with pytest.raises(PhotoError, match=r"IMG_1\.mask\.png is not a picture that can be read"):
+        load(folder, run)
+
+
+def test_class_images_have_neither_captions_nor_masks(folder, run):
+    (folder / "IMG_0.txt").write_text("a dog")
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+    tell(folder, "{half")
+    priors, events = load_class(folder, run)
+    assert len(priors.files) == 6
+    assert texts(events) == [
+        "ignored 1 file that is not a picture: metadata.jsonl",
+        "ignored 2 files beside class images, which have one prompt and no masks: "
+        "IMG_0.txt, IMG_1.mask.png",
+    ]
+
+
+# Several pictures in a file
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_several_pictures_in_a_file_the_first_is_used_and_that_is_remarked(folder, run, suffix):
+    frames = [scene(number, 120, 90) for number in (20, 21, 22)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(folder / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    photos, _ = load(folder, run, 90)
+    found = by_source(photos)[f"a.{suffix}"]
+    assert found.issues == ("holds more than one picture; the first is used",)
+    shown = np.asarray(open_upright(run.photos / found.file), float)
+    assert np.abs(shown - np.asarray(frames[0], float)).mean() < 12
+
+
+def test_a_file_of_one_picture_is_not_remarked_upon(folder):
+    assert issues_of(scene(9), folder) == ()
+    scene(10).save(folder / "one.gif")
+    assert not any(row.remarks for row in check_photos(folder, 128).photos)
+
+
+# The fingerprint
+
+
+def caption_it(folder):
+    (folder / "IMG_1.txt").write_text("a dog")
+
+
+def tell_text(folder):
+    tell(folder, {"file_name": "IMG_1.jpg", "text": "a dog"})
+
+
+def tell_box(folder):
+    tell(folder, {"file_name": "IMG_1.jpg", "box": [1, 1, 99, 99]})
+
+
+def mask_it(folder):
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+
+
+def swap_photo(folder):
+    scene(77).save(folder / "IMG_1.jpg")
+
+
+@pytest.mark.parametrize("change", [caption_it, tell_text, tell_box, mask_it, swap_photo])
+def test_the_fingerprint_changes_with_all_that_is_told_and_so_does_the_set(folder, run, change):
+    before = load(folder, run, 64)[0].fingerprint
+    assert before == fingerprint_photos(folder, 64)
+    change(folder)
+    after, events = load(folder, run, 64)
+    assert isinstance(events[-1], StageDone)
+    assert after.fingerprint == fingerprint_photos(folder, 64) != before
+    assert read_photo_set(run.photos).fingerprint == after.fingerprint
+
+
+def test_another_mask_or_box_is_another_set(folder, run):
+    mask_it(folder)
+    first = load(folder, run, 64)[0].fingerprint
+    disc(240, 180, (0, 0, 50, 50)).save(folder / "IMG_1.mask.png")
+    second = load(folder, run, 64)[0].fingerprint
+    tell(folder, {"file_name": "IMG_1.jpg", "box": [0, 0, 50, 50]})
+    assert len({first, second, load(folder, run, 64)[0].fingerprint}) == 3
+
+
+def test_the_fingerprint_changes_with_shape_and_step(folder, run):
+    squares = load(folder, run, 64)[0]
+    some = buckets(folder, run)
+    coarse = buckets(folder, run, step_px=16)
+    assert [s.fingerprint for s in (squares, some, coarse)] == [
+        fingerprint_photos(folder, 64),
+        fingerprint_photos(folder, 64, "buckets", 8),
+        fingerprint_photos(folder, 64, "buckets", 16),
+    ]
+    assert len({s.fingerprint for s in (squares, some, coarse)}) == 3
+    assert fingerprint_photos(folder, 64, step_px=8) == squares.fingerprint
+    assert fingerprint_photos(folder, 32) != squares.fingerprint
+
+
+def test_the_fingerprint_is_told_without_decoding(folder, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_args, **_kwargs: pytest.fail("decoded"))
+    mask_it_raw = folder / "IMG_1.mask.png"
+    mask_it_raw.write_bytes(b"any bytes")
+    assert len(fingerprint_photos(folder, 64)) == 64
+
+
+def test_what_lies_beside_photos_is_prepared_once_too(folder, run):
+    mask_it(folder)
+    tell(folder, {"file_name": "IMG_2.jpg", "box": [1, 1, 99, 99], "text": "a dog"})
+    first = buckets(folder, run)
+    before = state(run)
+    events = []
+    again = load_photos(folder, run, 64, events.append, shape="buckets", step_px=8)
+    assert again == first
+    assert state(run) == before
+    assert isinstance(events[-1], StageSkipped)

@@ -34,6 +34,15 @@ from dreamloom.picturebook.judges import (
     load_attribute_reader,
     load_identity_encoder,
 )
+from dreamloom.picturebook.measurements import (
+    distinct_captions,
+    draw_and_read,
+    equal_error_rate,
+    likeness_above,
+    prompts_asking,
+    share_at_least,
+    to_unit,
+)
 from dreamloom.picturebook.models import build_autoencoder, build_noise_schedule
 from dreamloom.picturebook.pretrain_autoencoder import (
     fold_latent_statistics,
@@ -42,12 +51,6 @@ from dreamloom.picturebook.pretrain_autoencoder import (
 from dreamloom.picturebook.pretrain_clip import contrastive_loss
 from dreamloom.picturebook.pretrain_denoiser import snr_weights
 from dreamloom.picturebook.pretrain_judges import contrast_identities
-from dreamloom.picturebook.score import (
-    distinct_captions,
-    equal_error_rate,
-    prompts_asking,
-    to_unit,
-)
 from dreamloom.picturebook.tokenizer import MAX_TOKENS
 from dreamloom.picturebook.training import AveragedWeights, Run, Schedule
 from dreamloom.picturebook.world import JUDGING_SEED_START, known_person, sample_drawing, vary
@@ -195,11 +198,41 @@ def test_equal_error_rate_of_chance_and_of_certainty():
     assert equal_error_rate(torch.rand(4000), same) == pytest.approx(0.5, abs=0.03)
 
 
-def test_prompts_to_score_ask_for_every_attribute():
-    prompts = prompts_asking(3)
+def test_prompts_to_score_are_as_many_as_asked_and_rich_in_what_is_rare():
+    prompts = prompts_asking(100)
+    assert len(prompts) == 100
     for name in ("hair", "glasses", "hat", "view", "scene", "medium", "kind"):
-        assert sum(name in named for _, named in prompts) >= 3
+        assert sum(name in named for _, named in prompts) >= 30
     assert len(distinct_captions(8)[1]) == 8
+
+
+def test_a_drawn_caption_is_read_for_what_it_names_and_for_nothing_else():
+    words, named = "a photo of a dog in the snow", {"kind": "dog", "scene": "snow"}
+    wrong = {"kind": "robot", "scene": "beach", "shirt": "red"}
+    answers = draw_and_read([(words, named), (words, wrong)], first_seed=0)
+    assert answers == [{"kind": True, "scene": True}, {"kind": False, "scene": False}]
+
+
+def test_a_share_tells_its_number_and_is_held_against_its_goal():
+    row = share_at_least("reading", [True] * 9 + [False], 0.9)
+    assert (row.value, row.n, row.holds) == (0.9, 10, True)
+    assert row.interval is not None
+    assert row.interval[0] < 0.9 < row.interval[1]
+    assert not share_at_least("reading", [True, False], 0.9).holds
+
+
+def test_pictures_of_one_person_are_more_alike_than_drawings_of_many():
+    torch.manual_seed(0)
+    many = nn.functional.normalize(torch.randn(40, 32), dim=1).numpy()
+    one = nn.functional.normalize(torch.ones(40, 32) + torch.randn(40, 32) / 4, dim=1).numpy()
+    alike, interval = likeness_above(one, many)
+    assert alike > 0.8
+    assert interval is not None
+    assert interval[0] > 0.5
+    none, interval = likeness_above(many, many)
+    assert none == 0
+    assert interval is not None
+    assert interval[0] < 0 < interval[1]
 
 
 # --- the shipped weights -----------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from dreamloom.errors import DreamLoomError
 from dreamloom.pictures import (
     MANIFEST,
+    DrawnPrior,
     ImageSet,
     Photo,
     PhotoSet,
@@ -55,10 +56,40 @@ def test_sets_come_back_as_they_were(tmp_path, images):
     write_manifest(photos)
     assert read_photo_set(photos.folder) == photos
     priors = PriorSet(
-        folder=tmp_path / "priors", prompt="a person", resolution_px=64, files=(), made_from="cd"
+        folder=tmp_path / "priors",
+        prompt="a person",
+        resolution_px=64,
+        files=("0000.png",),
+        made_from="cd",
+        recipe={"scheduler": "ddim", "steps": 25, "guidance": 4.0},
+        drawn=(DrawnPrior(file="0000.png", seed=2**62, sha256="ef"),),
     )
     write_manifest(priors)
-    assert read_prior_set(priors.folder) == priors
+    again = read_prior_set(priors.folder)
+    assert again == priors
+    assert [type(value) for value in again.recipe.values()] == [str, int, float]
+
+
+def test_a_photo_set_comes_back_with_its_buckets_boxes_and_masks(tmp_path):
+    told = {"given_box": (1, 2.5, 30, 40), "box_px": (3, 1, 41, 31), "mask": "0.mask.png"}
+    shown = photo(scaled_px=(64, 90), bucket_px=(64, 80), mask_sha256="cd", **told)
+    photos = PhotoSet(
+        folder=tmp_path,
+        resolution_px=64,
+        shape="buckets",
+        step_px=8,
+        photos=(shown, photo()),
+    )
+    write_manifest(photos)
+    again = read_photo_set(tmp_path)
+    assert again == photos
+    assert again.fingerprint == photos.fingerprint
+    assert again.mask_paths() == [tmp_path / "0.mask.png", None]
+
+
+def test_a_photo_of_no_told_bucket_is_cut_to_squares():
+    assert photo(scaled_px=(64, 90)).bucket_px == (64, 64)
+    assert photo(scaled_px=(64, 90), bucket_px=(64, 80)).bucket_px == (64, 80)
 
 
 def test_a_set_may_be_moved(tmp_path, images):
@@ -107,16 +138,22 @@ def test_the_fingerprint_of_pictures_depends_on_manifest_and_bytes(images):
     [
         ({"source_sha256": "cd"}, False),
         ({"caption": "a photo at night"}, False),
+        ({"given_box": (0, 0, 8, 9)}, False),
+        ({"mask_sha256": "cd"}, False),
         ({"source": "renamed.jpg"}, True),
         ({"issues": ("It is dark.",)}, True),
     ],
 )
 def test_the_fingerprint_of_photos_depends_on_what_training_sees(tmp_path, changes, same):
-    def of(one, resolution_px=64):
-        return PhotoSet(folder=tmp_path, resolution_px=resolution_px, photos=(one,)).fingerprint
+    def of(one, resolution_px=64, **cut):
+        photos = PhotoSet(folder=tmp_path, resolution_px=resolution_px, photos=(one,), **cut)
+        return photos.fingerprint
 
     assert (of(photo(**changes)) == of(photo())) == same
     assert of(photo(), 128) != of(photo())
+    some, coarse = (of(photo(), shape="buckets", step_px=step) for step in (8, 16))
+    assert len({some, coarse, of(photo())}) == 3
+    assert of(photo(), step_px=8) == of(photo(), step_px=16)
 
 
 def test_files_are_found_by_their_ending_in_order(tmp_path):

@@ -17,9 +17,13 @@ from dreamloom.errors import PhotoError
 from dreamloom.pixels import (
     PICTURE_SUFFIXES,
     crop_centre,
+    find_marked,
     open_upright,
+    read_mask,
     read_upright,
+    scale_mask,
     scale_shorter_side,
+    scale_to,
     to_rgb,
     to_tensor,
 )
@@ -207,6 +211,47 @@ def test_a_colour_profile_is_applied(tmp_path):
     assert max(red, blue) < 100
 
 
+def ink_profile():
+    """A profile for print, in which cyan ink alone looks red, and every other mixture white."""
+
+    def tag(kind, data):
+        return kind + bytes(4) + data
+
+    red, white = (136, 208, 195), (255, 128, 128)
+    # Corners of the cube of inks, black changing fastest: cyan alone is number 8.
+    corners = [red if number == 8 else white for number in range(16)]
+    ramp = bytes(range(256))
+    unity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table = bytes(byte for corner in corners for byte in corner)
+    tags = {
+        b"A2B0": tag(b"mft1", bytes([4, 3, 2, 0]) + unity + ramp * 4 + table + ramp * 3),
+        b"desc": tag(b"desc", struct.pack(">I", 4) + b"ink\0" + bytes(78)),
+        b"wtpt": tag(b"XYZ ", struct.pack(">3i", 63190, 65536, 54061)),
+    }
+    place = 128 + 4 + 12 * len(tags)
+    index, body = b"", b""
+    for name, data in tags.items():
+        padded = data + bytes(-len(data) % 4)
+        index += name + struct.pack(">2I", place + len(body), len(data))
+        body += padded
+    head = struct.pack(
+        ">I4sI4s4s4s", place + len(body), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab "
+    )
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + index + body
+
+
+def test_the_profile_of_a_cmyk_picture_is_applied(tmp_path):
+    ink = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    ink.save(tmp_path / "plain.tif")
+    ink.save(tmp_path / "print.tif", icc_profile=ink_profile())
+    assert open_upright(tmp_path / "plain.tif").getpixel((0, 0)) == (0, 255, 255)
+    red, green, blue = open_upright(tmp_path / "print.tif").getpixel((0, 0))
+    assert red > 200
+    assert max(green, blue) < 60
+
+
 def test_an_srgb_profile_changes_no_pixel(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -222,6 +267,34 @@ def test_a_useless_colour_profile_is_passed_over(tmp_path, mode):
         tmp_path / "a.png", icc_profile=profile
     )
     assert pixels_of(tmp_path / "a.png") == [(77, 77, 77)]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_of_a_series_the_first_picture_is_read_and_the_others_are_told(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    colours = [Image.new("RGB", (16, 16), name) for name in ("red", "lime", "blue")]
+    colours[0].save(path, save_all=True, append_images=colours[1:], duration=40)
+    upright = read_upright(path)
+    assert upright.is_series
+    assert_close(upright.image, colours[0])
+    colours[0].save(path)
+    assert not read_upright(path).is_series
+
+
+def test_previews_beside_a_phones_photo_are_no_series(tmp_path):
+    quarters().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[quarters(16, 12)])
+    upright = read_upright(tmp_path / "a.jpg")
+    assert not upright.is_series
+    assert_close(upright.image, quarters())
+
+
+def test_a_series_whose_rest_is_damaged_is_still_read(tmp_path):
+    frames = [Image.effect_noise((64, 64), 80).convert("P") for _ in range(3)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    whole = (tmp_path / "whole.gif").read_bytes()
+    first = read_upright(tmp_path / "whole.gif").image
+    cut = damaged(tmp_path, "cut.gif", whole[: len(whole) * 2 // 3])
+    assert read_upright(cut).image.tobytes() == first.tobytes()
 
 
 @pytest.fixture
@@ -262,7 +335,7 @@ def encoded(suffix, image=None):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif", ".gif"])
 def test_a_truncated_picture_is_refused(tmp_path, suffix):
     whole = encoded(suffix, Image.effect_noise((64, 64), 80).convert("RGB"))
     path = damaged(tmp_path, f"half{suffix}", whole[: len(whole) // 2])
@@ -381,3 +454,80 @@ def test_to_tensor_stacks_numbers_from_0_to_1():
 def test_to_tensor_refuses_what_does_not_stack(images, message):
     with pytest.raises(ValueError, match=message):
         to_tensor(images)
+
+
+@given(width=st.integers(1, 40), height=st.integers(1, 40))
+def test_pictures_and_masks_get_the_size_that_is_asked_for(width, height):
+    assert scale_to(quarters(), (height, width)).size == (width, height)
+    mask = scale_mask(Image.new("L", (64, 48), 255), (height, width))
+    assert (mask.size, mask.getextrema()) == ((width, height), (255, 255))
+
+
+def test_no_edge_of_a_scaled_mask_overshoots():
+    mask = Image.new("L", (64, 64))
+    mask.paste(200, (0, 0, 30, 64))
+    grey = np.asarray(scale_mask(mask, (23, 23)), int)
+    assert grey.max() == 200
+    assert (np.diff(grey, axis=1) <= 0).all()
+
+
+def test_a_size_of_zero_is_refused():
+    with pytest.raises(ValueError, match=r"both sides must be 1 px or more, got \(0, 8\)"):
+        scale_to(quarters(), (0, 8))
+
+
+def test_what_is_middle_grey_or_lighter_is_marked():
+    mask = Image.new("L", (20, 10), 127)
+    assert find_marked(mask) is None
+    mask.paste(128, (3, 2, 7, 9))
+    assert find_marked(mask) == (2, 3, 9, 7)
+    mask.putpixel((19, 0), 255)
+    assert find_marked(mask) == (0, 3, 9, 20)
+
+
+def corner(mode, dark, light):
+    """A mask that marks its upper left corner."""
+    mask = Image.new(mode, (64, 48), dark)
+    mask.paste(light, (0, 0, 8, 6))
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        corner("1", 0, 1),
+        corner("L", 0, 255),
+        corner("L", 0, 255).convert("P"),
+        corner("RGB", (0, 0, 0), (255, 255, 255)),
+        corner("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)),
+        corner("LA", (255, 0), (255, 255)),
+        corner("I;16", 0, 65535),
+    ],
+    ids=lambda mask: mask.mode,
+)
+def test_a_mask_of_any_kind_becomes_grey(tmp_path, mask):
+    quarters().save(tmp_path / "a.png")
+    mask.save(tmp_path / "mask.png")
+    read = read_mask(tmp_path / "mask.png", read_upright(tmp_path / "a.png"))
+    assert read.mode == "L"
+    assert read.info == {}
+    assert sorted(set(read.tobytes())) == [0, 255]
+    assert find_marked(read) == (0, 0, 6, 8)
+
+
+def test_a_mask_that_says_itself_how_it_lies_is_turned_so(tmp_path):
+    quarters().save(tmp_path / "a.png")
+    lying = corner("L", 0, 255).transpose(UNDO[6])
+    lying.save(tmp_path / "mask.png", exif=orientation_of(6))
+    read = read_mask(tmp_path / "mask.png", read_upright(tmp_path / "a.png"))
+    assert find_marked(read) == (0, 0, 6, 8)
+
+
+def test_a_missing_or_broken_mask_is_a_photo_error(tmp_path):
+    quarters().save(tmp_path / "a.png")
+    upright = read_upright(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match=r"There is no picture at .*mask\.png"):
+        read_mask(tmp_path / "mask.png", upright)
+    broken = damaged(tmp_path, "mask.png", encoded(".png", corner("L", 0, 255))[:70])
+    with pytest.raises(PhotoError, match=r"mask\.png cannot be read"):
+        read_mask(broken, upright)

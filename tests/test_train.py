@@ -1,6 +1,7 @@
 """Training on a small random SDXL: what is learned from, in which order, and how it goes on."""
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from safetensors.torch import load_file
 from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig
 from dreamloom.errors import RunFolderError, TrainingError
-from dreamloom.events import Event, LossLogged, StageSkipped
+from dreamloom.events import Event, Looked, LossLogged, StageSkipped, Validated
 from dreamloom.families import load_model
-from dreamloom.families.base import Model
-from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.families.base import AdapterSpec, Model
+from dreamloom.metrics import Score, Scorecard
+from dreamloom.pictures import ImageSet, PhotoSet, PriorSet
 from dreamloom.runtime import pick_runtime
-from dreamloom.train import compute_loss, rate_factor, train_adapter
+from dreamloom.train import compute_loss, train_adapter
 from studio_set import claimed, make_lesson, make_sets, small_config
 
 
@@ -92,6 +94,72 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert not any(run.checkpoints.iterdir())
 
 
+def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    """SIGKILL leaves no time to save anything: what was saved before must be enough."""
+    config = small_config(
+        model,
+        train__updates=12,
+        train__accumulate=2,
+        train__average_decay=0.9,
+        adapter__text_encoders=True,
+        photos__flip=True,
+    )
+    whole, _ = train(tmp_path / "whole", model, sets, config)
+    run = claimed(tmp_path / "killed")
+    for last in sorted(random.Random(0).sample(range(2, 13), 3)):
+        child = os.fork()
+        if child == 0:
+
+            def die(event: Event, last: int = last) -> None:
+                if isinstance(event, LossLogged) and event.update == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            train_adapter(run, model, *sets, config, die)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert not run.adapter.exists()
+    resumed, told = train(run.path, model, sets, config)
+    assert len([event for event in told if isinstance(event, LossLogged)]) < 12
+    assert equal(whole, resumed)
+
+
+def test_looking_changes_nothing_and_recommends(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    plain, _ = train(tmp_path / "plain", model, sets)
+    config = small_config(model, watch__every=2, watch__images=1, watch__steps=2)
+    seen: list[tuple[int, bool]] = []
+
+    def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
+        seen.append((len(images.pictures), floor is not None))
+        lift = {1: 0.0, 2: 0.8, 3: 0.3}[len(seen)]
+        score = Score(value=lift, n=1, floor=0.0, ceiling=1.0, lift=lift)
+        return Scorecard(
+            scores={"identity": score},
+            encoders="picturebook",
+            photos=3,
+            confidence=0.95,
+            resamples=100,
+            pictures=(),
+        )
+
+    run, told = claimed(tmp_path / "watched"), []
+    record = train_adapter(run, model, *sets, config, told.append, judge)
+    assert equal(plain, load_file(run.adapter))
+    assert seen == [(1, False), (1, True), (1, True)]
+    assert [event.update for event in told if isinstance(event, Looked)] == [0, 2, 4]
+    losses = {event.update: event.loss for event in told if isinstance(event, Validated)}
+    assert losses.keys() == {0, 2, 4}
+    assert losses[0] != losses[2]
+    assert record.results["recommended"]["update"] == 2
+    kept = run.looks / "000002" / "adapter.safetensors"
+    assert not equal(plain, load_file(kept))
+    assert equal(plain, load_file(run.looks / "000004" / "adapter.safetensors"))
+
+
 def test_a_checkpoint_of_other_settings_is_refused_and_kept(
     model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
 ) -> None:
@@ -153,28 +221,13 @@ def test_base_predictions_stand_in_for_class_images(
 ) -> None:
     config = small_config(model, priors__kind="base")
     lesson = make_lesson(model, sets[0], None, config)
-    from dreamloom.families.base import LoraSpec
-
-    weights = model.attach_lora(LoraSpec(2, 2.0, "attention", 0))
+    weights = model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
     fresh = compute_loss(model, lesson, 0, config)
     assert fresh.prior is not None
     assert fresh.prior.item() == pytest.approx(0, abs=1e-9)
-    for weight in weights:
+    for weight in (p for one in weights for p in one.parameters):
         torch.nn.init.normal_(weight.data, std=0.3)
     changed = compute_loss(model, lesson, 0, config)
-    model.detach_lora()
+    model.detach_adapter()
     assert changed.prior is not None
     assert changed.prior.item() > 1e-4
-
-
-def test_the_learning_rate_warms_up_and_falls() -> None:
-    from dreamloom.config import TrainConfig
-
-    settings = TrainConfig(updates=100, warmup_updates=10)
-    factors = [rate_factor(update, settings) for update in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[10] == pytest.approx(1.0)
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert 0 < factors[-1] < 0.01
-    constant = TrainConfig(updates=100, warmup_updates=0, schedule="constant")
-    assert {rate_factor(update, constant) for update in range(100)} == {1.0}

@@ -107,6 +107,7 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
 @click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
+@click.option("--format", "file_format", help="peft, or kohya: also for ComfyUI and A1111.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @settings_options
 @click.pass_obj
@@ -116,9 +117,13 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
 
     config = _settings(given)
     out = out or name_folder(config)
-    with _watch(quiet) as observe:
+    # Of several processes that a launcher started, the first alone talks.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with _watch(quiet or not is_first) as observe:
         run, model, config = prepare_run(out, config, _runtime(config), folder, resume)
         teach(run, model, folder, config, observe)
+    if not is_first:
+        return
     click.echo(f"The adapter: {run.adapter}")
     click.echo(f"Next: dreamloom generate --adapter {run.adapter} --pack seed-v1 --out {out}")
 
@@ -250,6 +255,7 @@ def _settings(given: dict[str, Any]) -> LoomConfig:
         "base": given.get("base"),
         "subject.phrase": given.get("subject"),
         "subject.class_noun": given.get("class_noun"),
+        "adapter.format": given.get("file_format"),
         "generate.schedulers": given.get("schedulers") or None,
         "generate.steps": given.get("steps") or None,
         "generate.images_per_prompt": given.get("seeds"),

@@ -70,8 +70,17 @@ class _Screen:
             case events.Note(_, text, warning):
                 colour = "yellow" if warning else "dim"
                 self._console.print(f"  [{colour}]{escape(text)}[/{colour}]")
+            case events.Validated(update, loss, held_out):
+                photos = "held-out photos" if held_out else "the photos, with fixed noise"
+                self._say(f"after {update} updates: loss {loss:.4f} on {photos}")
+            case events.Looked(update, folder, scores):
+                told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+                self._say(f"after {update} updates: {told or 'pictures'} in {folder}")
             case _:
                 pass
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"  [dim]{escape(text)}[/dim]")
 
     def _move(self, event: events.Progress) -> None:
         key = (event.stage, event.task)

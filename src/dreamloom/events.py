@@ -55,6 +55,24 @@ class LossLogged:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The loss with fixed noise after some updates; ``held_out`` tells whose photos it is of."""
+
+    update: int
+    loss: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Pictures were drawn with the adapter as it is after some updates, and perhaps scored."""
+
+    update: int
+    folder: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StageDone:
     """A stage has written its record."""
 
@@ -63,7 +81,9 @@ class StageDone:
     detail: str = ""
 
 
-Event: TypeAlias = StageStarted | StageSkipped | Progress | Note | LossLogged | StageDone
+Event: TypeAlias = (
+    StageStarted | StageSkipped | Progress | Note | LossLogged | Validated | Looked | StageDone
+)
 Observer: TypeAlias = Callable[[Event], None]
 
 

@@ -11,27 +11,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from dreamloom.adapters import read_adapter
-from dreamloom.config import LoomConfig, SubjectConfig, load_config, to_toml
+from dreamloom.config import LoomConfig, PriorsConfig, SubjectConfig, load_config, to_toml
+from dreamloom.crops import suggest_step
 from dreamloom.errors import ConfigError, RunFolderError
 from dreamloom.evaluate import evaluate_images, evaluate_run, pick_encoders, read_pictures
-from dreamloom.events import Observer, silent, tee
+from dreamloom.events import Note, Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
+from dreamloom.features import Encoders
 from dreamloom.generate import Prompt, Worn, check_wish, generate_images
 from dreamloom.merge import parse_part
 from dreamloom.metrics import Scorecard
-from dreamloom.photos import load_class_images, load_photos
-from dreamloom.pictures import MANIFEST, PriorSet, read_photo_set
-from dreamloom.priors import make_priors
+from dreamloom.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
+from dreamloom.photos import fingerprint_photos, load_class_images, load_photos
+from dreamloom.pictures import (
+    MANIFEST,
+    ImageSet,
+    PhotoSet,
+    PriorSet,
+    Shape,
+    read_photo_set,
+)
+from dreamloom.priors import draw_priors, make_priors
+from dreamloom.processes import join_processes
 from dreamloom.prompts import PACKS
 from dreamloom.rundir import Record, RunDir, write_text
 from dreamloom.runtime import Runtime
-from dreamloom.train import train_adapter
+from dreamloom.trackers import NONE, choose_tracker, track
+from dreamloom.train import Judge, train_adapter
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
-# Enough to read every photo through to its end, before anything is made of it.
 _GLANCE_PX = 32
 # What may change between two commands on one run without making it another run.
 _FREE = (
@@ -41,6 +54,7 @@ _FREE = (
     "evaluate.",
     "train.checkpoint_every",
     "train.save_memory",
+    "watch.tracker",
 )
 
 
@@ -48,14 +62,19 @@ def settle(config: LoomConfig, model: Model) -> LoomConfig:
     """Replace every ``auto`` by what suits the base model, and check names that it must know.
 
     Raises:
-        ConfigError: If a scheduler is unknown to the base model's family.
+        ConfigError: If a scheduler, optimizer or tracker is unknown or not installed.
     """
+    choose_tracker(config.watch.tracker)
     for name in (config.priors.scheduler, *config.generate.schedulers):
         if name not in model.schedulers:
             raise ConfigError(
                 f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
             )
-    return config.resolve(vars(model.advice))
+    advice = vars(model.advice)
+    rate = usual_rate(config.train.optimizer, advice["learning_rate"])
+    if config.train.optimizer in ONE_RATE_OPTIMIZERS:
+        advice = {**advice, "text_rate_share": 1.0, "token_rate_share": 1.0}
+    return config.resolve({**advice, "learning_rate": rate})
 
 
 def name_folder(config: LoomConfig) -> Path:
@@ -121,20 +140,27 @@ def prepare_run(
             )
         config = load_config(file=run.settings_file)
     run.refuse_strangers()
-    _refuse_other_photos(run, photos_folder)
+    _read_all(run, photos_folder)
     model = load_model(config.base, runtime)
     config = settle(config, model)
-    return open_run(out, config), model, config
+    _refuse_other_photos(run, photos_folder, config, model)
+    with join_processes().main_first():
+        return open_run(out, config), model, config
 
 
-def _refuse_other_photos(run: RunDir, folder: Path) -> None:
-    """Read all photos before anything is made, and compare them with those of an earlier run."""
-    with TemporaryDirectory() as scratch:
-        new = load_photos(folder, RunDir(scratch), _GLANCE_PX)
+def _read_all(run: RunDir, folder: Path) -> None:
+    """Read every photo of a new run through to its end, before anything is made of it."""
+    if not (run.photos / MANIFEST).is_file():
+        with TemporaryDirectory() as scratch:
+            load_photos(folder, RunDir(scratch), _GLANCE_PX)
+
+
+def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: Model) -> None:
     if not (run.photos / MANIFEST).is_file():
         return
-    old = read_photo_set(run.photos)
-    if [p.source_sha256 for p in old.photos] != [p.source_sha256 for p in new.photos]:
+    shape, step_px = _shape(config), _step(config, model)
+    new = fingerprint_photos(folder, _resolution(config), shape, step_px)
+    if read_photo_set(run.photos).fingerprint != new:
         raise RunFolderError(
             f"{run.path} already holds another run: its photos are not those in {folder}.",
             "Name another --out; the finished run stays as it is.",
@@ -145,10 +171,50 @@ def teach(
     run: RunDir, model: Model, photos_folder: Path, config: LoomConfig, observe: Observer = silent
 ) -> Record:
     """Go from a folder of photos to an adapter: photos, class images, training."""
-    observe = tee(observe, run.observer())
-    photos = load_photos(photos_folder, run, _resolution(config), observe)
-    priors = find_priors(run, model, config, observe)
-    return train_adapter(run, model, photos, priors, config, observe)
+    processes = join_processes()
+    tracker = choose_tracker(config.watch.tracker) if processes.is_main else NONE
+    observe = tee(observe, run.observer()) if processes.is_main else silent
+    if config.precision == "fp16" and model.runtime.dtype == torch.float32:
+        note = f"computes in fp32: {model.runtime.device.type} has no use for fp16"
+        observe(Note("train", note, warning=True))
+    with track(tracker, "training", run.path / "logs", config.flat()) as told:
+        # The first process prepares; the others then find everything done.
+        with processes.main_first():
+            photos = load_photos(
+                photos_folder,
+                run,
+                _resolution(config),
+                observe,
+                shape=_shape(config),
+                step_px=_step(config, model),
+            )
+        if config.priors.kind == "generated" and processes.count > 1:
+            share = (processes.index, processes.count)
+            draw_priors(*_ask_priors(run, model, config), observe, share=share)
+            processes.wait()
+        with processes.main_first():
+            priors = find_priors(run, model, config, observe)
+        judge = make_judge(photos, config) if config.watch.every and config.watch.scores else None
+        return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
+
+
+def make_judge(photos: PhotoSet, config: LoomConfig) -> Judge:
+    """Make what scores the pictures that are drawn while a training runs."""
+    loaded: dict[str, Encoders] = {}
+
+    def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
+        # Encoders are loaded when they are first needed, and then stay.
+        encoders = loaded.setdefault("all", pick_encoders(config.evaluate, images, config.device))
+        return evaluate_images(
+            images,
+            photos,
+            floor=floor,
+            config=config.evaluate,
+            subject=config.subject,
+            encoders=encoders,
+        )
+
+    return judge
 
 
 def find_priors(
@@ -156,15 +222,7 @@ def find_priors(
 ) -> PriorSet | None:
     """Draw, read or do without class images, as ``priors.kind`` says."""
     if config.priors.kind == "generated":
-        return make_priors(
-            run,
-            model,
-            config.class_prompt(),
-            config.priors,
-            config.seed,
-            _resolution(config),
-            observe,
-        )
+        return make_priors(*_ask_priors(run, model, config), observe)
     if config.priors.kind == "folder":
         if not config.priors.folder:
             raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
@@ -174,10 +232,26 @@ def find_priors(
     return None
 
 
+def _ask_priors(
+    run: RunDir, model: Model, config: LoomConfig
+) -> tuple[RunDir, Model, str, PriorsConfig, int, int]:
+    return run, model, config.class_prompt(), config.priors, config.seed, _resolution(config)
+
+
 def _resolution(config: LoomConfig) -> int:
     if config.photos.resolution_px == "auto":
         raise ValueError("settings must be resolved first")
     return config.photos.resolution_px
+
+
+def _shape(config: LoomConfig) -> Shape:
+    if config.photos.shape == "auto":
+        raise ValueError("settings must be resolved first")
+    return config.photos.shape
+
+
+def _step(config: LoomConfig, model: Model) -> int:
+    return suggest_step(_resolution(config), model.pixels_per_latent)
 
 
 def pack_prompts(pack: str, subject: str) -> list[Prompt]:

@@ -1,15 +1,24 @@
-"""What training learns from: encoded pictures with their framings and prompts, dealt in order."""
+"""What training learns from: pictures with their framings and prompts, dealt in order.
+
+Photos are dealt like cards, each time with a fresh crop. A crop is a function of the photo, the
+round and the seed, so neither a resumed run nor another number of processes changes it; its
+latents are kept, so encoding soon ends.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
 
+from dreamloom.crops import list_places, place_crop
 from dreamloom.families.base import (
     Conditioning,
     Framing,
@@ -18,49 +27,283 @@ from dreamloom.families.base import (
     OnPicture,
     nothing,
 )
-from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.pictures import Photo, PhotoSet, PriorSet
 from dreamloom.pixels import open_upright, to_tensor
 from dreamloom.runtime import seed_for
 
-_ENCODE_BATCH = 8
+Kind: TypeAlias = Literal["photo", "class image"]
+Place: TypeAlias = tuple[int, int, bool]
+"""Top and left of a crop in pixels of the scaled picture, and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """All encoded pictures, their framings and prompts; row i of each belongs together.
+class Card:
+    """One picture of one update, as it was dealt.
 
     Args:
-        latents: Encoded crops of photos, then class images.
-        framings: How each row was cut.
-        prompt_rows: Which row of ``conditioning`` each picture is trained with.
-        conditioning: Encoded prompts.
-        crops: For each photo, the rows of its crops.
-        prior_rows: The rows of the class images; none without.
-        class_row: The conditioning row of the class prompt.
+        kind: Whether it is a photo of the subject or a class image.
+        picture: Which one, from 0.
+        place: How it is cut.
+        number: Its number among all pictures of its kind in this update, over all processes and
+            accumulated batches: noise and timestep depend on it, not on its place in a batch.
     """
 
+    kind: Kind
+    picture: int
+    place: Place
+    number: int
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether it is a class image."""
+        return self.kind == "class image"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one shape that go through the model together; row i of each belongs together.
+
+    Args:
+        cards: What was dealt.
+        latents: Encoded crops.
+        framings: How each was cut from its original.
+        prompts: The prompt that each is trained with.
+        masks: Where the subject is, from 0 to 1 in latents; None where no picture has a mask.
+    """
+
+    cards: tuple[Card, ...]
     latents: Latents
     framings: tuple[Framing, ...]
-    prompt_rows: Int[Tensor, " rows"]
-    conditioning: Conditioning
-    crops: tuple[tuple[int, ...], ...]
-    prior_rows: tuple[int, ...]
-    class_row: int
+    prompts: tuple[str, ...]
+    masks: Float[Tensor, "images height width"] | None
+
+    @property
+    def is_prior(self) -> Bool[Tensor, " images"]:
+        """True for class images."""
+        return torch.tensor([card.is_prior for card in self.cards])
 
 
 @dataclass(frozen=True)
 class LessonPlan:
-    """How photos are cut for a lesson.
+    """How pictures are dealt and cut.
 
     Args:
-        crops_per_photo: Different square crops of each photo that is not square.
-        flip: Whether each crop is also taken mirrored.
         seed: The run's seed.
+        flip: Whether photos are mirrored at random.
+        held_out: How many photos, from the end of the list, are not trained on.
     """
 
-    crops_per_photo: int
-    flip: bool
     seed: int
+    flip: bool = False
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an update a batch is: one of several processes and accumulated batches.
+
+    Args:
+        photos: Photos in one batch.
+        priors: Class images in one batch, where there are any.
+        batches: How many batches the update has in all, over all processes.
+        index: Which of them this is, from 0.
+    """
+
+    photos: int
+    priors: int
+    batches: int = 1
+    index: int = 0
+
+
+@dataclass
+class Lesson:
+    """All pictures, and what is known of them.
+
+    Args:
+        model: The base model that encodes them.
+        photos: The photos that are trained on.
+        held_out: The photos that are not.
+        priors: Files of the class images; none without.
+        prompts: The prompts of photos and of class images; a photo with a caption has its own.
+        plan: How they are dealt and cut.
+    """
+
+    model: Model
+    photos: tuple[Photo, ...]
+    held_out: tuple[Photo, ...]
+    folder: Path
+    priors: tuple[Path, ...]
+    resolution_px: int
+    prompts: tuple[str, str]
+    plan: LessonPlan
+    _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
+    _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
+    _conditioning: Conditioning | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt that is trained with, once."""
+        return tuple(dict.fromkeys([*self.prompts, *(p.caption for p in self.photos if p.caption)]))
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts: anew while they are being taught, else once for the whole run."""
+        if self.model.trains_text:
+            unique = list(dict.fromkeys(prompts))
+            rows = torch.tensor([unique.index(prompt) for prompt in prompts])
+            return self.model.encode_prompts(unique).take(rows)
+        if self._conditioning is None:
+            self._conditioning = self.model.encode_prompts(self.texts)
+        return self._conditioning.take(torch.tensor([self.texts.index(p) for p in prompts]))
+
+    def deal(self, update: int, share: Share) -> list[Batch]:
+        """Deal one batch of an update, in parts of one shape each.
+
+        Photos and class images are each dealt like cards: every one is seen once before any is
+        seen again, in an order that the seed and the round decide.
+        """
+        return self.encode(self.deal_cards(update, share))
+
+    def deal_cards(self, update: int, share: Share) -> list[Card]:
+        """Deal one batch of an update, without looking at the pictures."""
+        return [*self._deal_photos(update, share), *self._deal_priors(update, share)]
+
+    def _deal_photos(self, update: int, share: Share) -> list[Card]:
+        cards = []
+        for number, photo, round_ in deal(
+            len(self.photos), update, share.photos, share, self.plan.seed, "photos"
+        ):
+            place = choose_place(
+                self.photos[photo], self.model.pixels_per_latent, self.plan, photo, round_
+            )
+            cards.append(Card("photo", photo, place, number))
+        return cards
+
+    def _deal_priors(self, update: int, share: Share) -> list[Card]:
+        if not self.priors or not share.priors:
+            return []
+        return [
+            Card("class image", image, (0, 0, False), number)
+            for number, image, _ in deal(
+                len(self.priors), update, share.priors, share, self.plan.seed, "class images"
+            )
+        ]
+
+    def encode(self, cards: Sequence[Card], on_picture: OnPicture = nothing) -> list[Batch]:
+        """Encode what was dealt and is not known yet; group it by shape."""
+        missing = list(dict.fromkeys((c, self._key(c)) for c in cards))
+        self._encode_missing(
+            [card for card, key in missing if key not in self._encoded], on_picture
+        )
+        shaped = sorted(cards, key=lambda card: (self._size(card), card.is_prior, card.number))
+        return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
+
+    def encode_all(self, on_picture: OnPicture = nothing) -> None:
+        """Encode every class image and the first round of photos, before training begins."""
+        self.encode(
+            [
+                Card("photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n)
+                for n, p in enumerate(self.photos)
+            ]
+            + [Card("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
+            on_picture,
+        )
+
+    def validation(self) -> list[Batch]:
+        """The photos to validate with, cut in the middle: held-out ones, or else all."""
+        kept = self.held_out or self.photos
+        first = len(self.photos) if self.held_out else 0
+        step = self.model.pixels_per_latent
+        cards = []
+        for number, photo in enumerate(kept):
+            tops, lefts = list_places(photo.scaled_px, photo.bucket_px, step, photo.box_px)
+            middle = (tops[len(tops) // 2], lefts[len(lefts) // 2], False)
+            cards.append(Card("photo", first + number, middle, number))
+        return self.encode(cards)
+
+    def name(self, card: Card) -> str:
+        """Name a picture for a message."""
+        return self._photo(card).source if card.kind == "photo" else self.priors[card.picture].name
+
+    def _photo(self, card: Card) -> Photo:
+        return (*self.photos, *self.held_out)[card.picture]
+
+    def _key(self, card: Card) -> tuple[str, Place]:
+        return (str(self._file(card)), card.place)
+
+    def _file(self, card: Card) -> Path:
+        if card.kind == "photo":
+            return self.folder / self._photo(card).file
+        return self.priors[card.picture]
+
+    def _size(self, card: Card) -> tuple[int, int]:
+        if card.kind == "photo":
+            return self._photo(card).bucket_px
+        return (self.resolution_px, self.resolution_px)
+
+    def _cut(self, card: Card, picture: Tensor) -> Tensor:
+        (top, left, mirrored), (height, width) = card.place, self._size(card)
+        crop = picture[:, top : top + height, left : left + width]
+        return crop.flip(-1) if mirrored else crop
+
+    def _encode_missing(self, cards: Sequence[Card], on_picture: OnPicture) -> None:
+        # One at a time: how a batch is put together changes the last bits of what comes out, and
+        # a resumed run meets its crops in another company.
+        for done, card in enumerate(cards, start=1):
+            pixels = self._cut(card, self._read(self._file(card)))
+            latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
+            self._encoded[self._key(card)] = latents
+            on_picture(done, len(cards))
+
+    def _read(self, path: Path) -> UInt8[Tensor, "channels height width"]:
+        """Read a picture once; photos are few, class images are needed only once."""
+        if path in self.priors:
+            return _bytes(path)
+        if path.name not in self._pixels:
+            self._pixels[path.name] = _bytes(path)
+        return self._pixels[path.name]
+
+    def _gather(self, cards: list[Card]) -> Batch:
+        found = [self._encoded[self._key(card)] for card in cards]
+        latents = Latents(
+            torch.cat([one.mean for one in found]), torch.cat([one.deviation for one in found])
+        )
+        return Batch(
+            cards=tuple(cards),
+            latents=latents,
+            framings=tuple(self._frame(card) for card in cards),
+            prompts=tuple(self._prompt(card) for card in cards),
+            masks=self._masks(cards, latents.mean),
+        )
+
+    def _frame(self, card: Card) -> Framing:
+        if card.kind == "class image":
+            return Framing((self.resolution_px, self.resolution_px))
+        photo, (top, left, mirrored) = self._photo(card), card.place
+        if mirrored:
+            left = photo.scaled_px[1] - photo.bucket_px[1] - left
+        return Framing(photo.original_px, (top, left))
+
+    def _prompt(self, card: Card) -> str:
+        if card.kind == "class image":
+            return self.prompts[1]
+        return self._photo(card).caption or self.prompts[0]
+
+    def _masks(
+        self, cards: Sequence[Card], like: Tensor
+    ) -> Float[Tensor, "images height width"] | None:
+        """Cut the masks like their pictures and shrink them to latents; all ones without a mask."""
+        named = [c.kind == "photo" and bool(self._photo(c).mask) for c in cards]
+        if not any(named):
+            return None
+        masks = torch.ones(len(cards), *like.shape[-2:])
+        for row, card in enumerate(cards):
+            if named[row]:
+                whole = self._read(self.folder / self._photo(card).mask)[:1]
+                cut = self._cut(card, whole).float()[None] / 255
+                masks[row] = nn.functional.adaptive_avg_pool2d(
+                    cut, (like.shape[-2], like.shape[-1])
+                )[0, 0]
+        return masks.to(like.device)
 
 
 def prepare_lesson(
@@ -71,117 +314,62 @@ def prepare_lesson(
     plan: LessonPlan,
     on_picture: OnPicture = nothing,
 ) -> Lesson:
-    """Encode every crop, class image and prompt once; see `Lesson`.
+    """Encode what can be encoded before training begins; see `Lesson`.
 
     Args:
         model: The base model.
         photos: The prepared photos; one with a caption is trained with that.
         priors: Class images, or None.
         prompts: The prompts of photos and of class images.
-        plan: How photos are cut.
+        plan: How pictures are dealt and cut.
         on_picture: Called with (pictures encoded, pictures in all).
+
+    Raises:
+        ValueError: If no photo would be left to train on.
     """
-    side = photos.resolution_px
-    pixels: list[Tensor] = []
-    framings: list[Framing] = []
-    texts = list(prompts)
-    prompt_rows: list[int] = []
-    crops: list[tuple[int, ...]] = []
-    for number, (photo, path) in enumerate(zip(photos.photos, photos.paths(), strict=True)):
-        picture = to_tensor([open_upright(path)])[0]
-        text = photo.caption or prompts[0]
-        if text not in texts:
-            texts.append(text)
-        places = choose_crops(photo.scaled_px, side, plan.crops_per_photo, plan.seed, number)
-        first = len(pixels)
-        for top, left in places:
-            crop = picture[:, top : top + side, left : left + side]
-            pixels.append(crop)
-            framings.append(Framing(photo.original_px, (top, left)))
-            if plan.flip:
-                pixels.append(crop.flip(-1))
-                framings.append(Framing(photo.original_px, (top, photo.scaled_px[1] - side - left)))
-        crops.append(tuple(range(first, len(pixels))))
-        prompt_rows += [texts.index(text)] * len(crops[-1])
-    prior_paths = priors.paths() if priors else []
-    prior_rows = tuple(range(len(pixels), len(pixels) + len(prior_paths)))
-    for path in prior_paths:
-        pixels.append(to_tensor([open_upright(path)])[0])
-        framings.append(Framing((side, side)))
-        prompt_rows.append(1)
-    return Lesson(
-        latents=_encode(model, pixels, on_picture),
-        framings=tuple(framings),
-        prompt_rows=torch.tensor(prompt_rows),
-        conditioning=model.encode_prompts(texts),
-        crops=tuple(crops),
-        prior_rows=prior_rows,
-        class_row=1,
+    if plan.held_out >= len(photos.photos):
+        raise ValueError(
+            f"{plan.held_out} of {len(photos.photos)} photos are held out: none is left to learn"
+        )
+    trained = len(photos.photos) - plan.held_out
+    lesson = Lesson(
+        model=model,
+        photos=photos.photos[:trained],
+        held_out=photos.photos[trained:],
+        folder=photos.folder,
+        priors=tuple(priors.paths()) if priors else (),
+        resolution_px=photos.resolution_px,
+        prompts=prompts,
+        plan=plan,
     )
+    lesson.encode_all(on_picture)
+    return lesson
 
 
-def choose_crops(
-    scaled_px: tuple[int, int], side: int, count: int, seed: int, photo: int
-) -> list[tuple[int, int]]:
-    """Choose tops and lefts of square crops: the centre first, then random ones around it.
+def choose_place(photo: Photo, grid_px: int, plan: LessonPlan, number: int, round_: int) -> Place:
+    """Choose how a photo is cut in one round: a fresh crop that keeps the subject, and a flip."""
+    dice = random.Random(seed_for(plan.seed, "crop", number, round_))
+    top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, dice, photo.box_px)
+    return top, left, plan.flip and dice.random() < 0.5
 
-    Random crops keep to the middle half of the room there is, so that a subject near the middle
-    is never cut off. A square photo has one crop.
+
+def deal(
+    cards: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
+) -> list[tuple[int, int, int]]:
+    """Deal one batch's cards of one update from freshly shuffled packs, one after the other.
 
     Returns:
-        Up to ``count`` different (top, left) pairs, in pixels.
+        For each card its number within the update, which card it is, and its round.
     """
-    rooms = [length - side for length in scaled_px]
-    dice = random.Random(seed_for(seed, "crop", photo))
-    places = [(rooms[0] // 2, rooms[1] // 2)]
-    for _ in range(count - 1):
-        places.append(tuple(round(room * dice.uniform(0.25, 0.75)) for room in rooms))  # type: ignore[arg-type]
-    return list(dict.fromkeys(places))
-
-
-def _encode(model: Model, pixels: Sequence[Tensor], on_picture: OnPicture) -> Latents:
-    means, deviations = [], []
-    for start in range(0, len(pixels), _ENCODE_BATCH):
-        some = torch.stack(list(pixels[start : start + _ENCODE_BATCH])) * 2 - 1
-        latents = model.encode_images(some)
-        means.append(latents.mean)
-        deviations.append(latents.deviation)
-        on_picture(start + len(some), len(pixels))
-    return Latents(torch.cat(means), torch.cat(deviations))
-
-
-def choose_rows(
-    lesson: Lesson, update: int, batch_photos: int, batch_priors: int, seed: int
-) -> tuple[Int[Tensor, " images"], Bool[Tensor, " images"]]:
-    """Choose the pictures of one update, photos first, and say which are class images.
-
-    Photos and class images are each dealt like cards: every one is seen once before any is seen
-    again, in an order that the seed and the round decide.
-
-    Args:
-        lesson: What there is to choose from.
-        update: Which update, from 0.
-        batch_photos: How many photos.
-        batch_priors: How many class images, where there are any; 0 leaves them out.
-        seed: The run's seed.
-    """
-    dice = random.Random(seed_for(seed, "crop choice", update))
-    photos = deal(len(lesson.crops), batch_photos, update, seed, "photos")
-    rows = [dice.choice(lesson.crops[photo]) for photo in photos]
-    priors: list[int] = []
-    if lesson.prior_rows and batch_priors:
-        dealt = deal(len(lesson.prior_rows), batch_priors, update, seed, "class images")
-        priors = [lesson.prior_rows[card] for card in dealt]
-    is_prior = torch.tensor([False] * len(rows) + [True] * len(priors))
-    return torch.tensor(rows + priors), is_prior
-
-
-def deal(cards: int, per_update: int, update: int, seed: int, purpose: str) -> list[int]:
-    """Deal the cards of one update from freshly shuffled packs, one pack after the other."""
+    per_update = per_batch * share.batches
     dealt = []
-    for place in range(update * per_update, (update + 1) * per_update):
-        pack, position = divmod(place, cards)
+    for number in range(share.index * per_batch, (share.index + 1) * per_batch):
+        round_, position = divmod(update * per_update + number, cards)
         order = list(range(cards))
-        random.Random(seed_for(seed, purpose, pack)).shuffle(order)
-        dealt.append(order[position])
+        random.Random(seed_for(seed, purpose, round_)).shuffle(order)
+        dealt.append((number, order[position], round_))
     return dealt
+
+
+def _bytes(path: Path) -> UInt8[Tensor, "channels height width"]:
+    return (to_tensor([open_upright(path)])[0] * 255).round().to(torch.uint8)

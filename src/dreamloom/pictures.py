@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from dreamloom.errors import DreamLoomError
 from dreamloom.rundir import file_sha256, fingerprint, write_text
+
+Shape: TypeAlias = Literal["square", "buckets"]
+"""Crops are squares, or of the bucket nearest to the photo's own shape; see `dreamloom.crops`."""
 
 
 class _Listed(BaseModel):
@@ -18,7 +21,7 @@ class _Listed(BaseModel):
 
 
 class Photo(_Listed):
-    """One photo as training sees it: upright, RGB, shorter side scaled to the resolution."""
+    """One photo as training sees it: upright, RGB, scaled until it just covers its crops."""
 
     file: str
     """The prepared copy, relative to its set's folder; it carries no EXIF and no location."""
@@ -29,11 +32,47 @@ class Photo(_Listed):
     original_px: tuple[int, int]
     """Height and width of the upright original."""
     scaled_px: tuple[int, int]
-    """Height and width of the prepared copy."""
+    """Height and width of the prepared copy; neither is less than the crop's."""
+    bucket_px: tuple[int, int] = (0, 0)
+    """Height and width of the crops cut from it; unless told, those of its largest square."""
     caption: str = ""
     """The prompt that this picture is trained with; empty takes the run's own."""
+    given_box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of the subject in the upright original, where the user told."""
+    box_px: tuple[int, int, int, int] | None = None
+    """Top, left, bottom and right of what crops must keep, in the prepared copy, where known."""
+    mask: str = ""
+    """The prepared mask, relative to the folder: 8-bit grey of the copy's size, white where the
+    subject is; empty without one."""
+    mask_sha256: str = ""
+    """Hash of the original mask file; empty without one."""
     issues: tuple[str, ...] = ()
     """What is not ideal about it, each in one sentence."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cut_squares(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "bucket_px" not in given and given.get("scaled_px"):
+            side = min(given["scaled_px"])
+            return {**given, "bucket_px": (side, side)}
+        return given
+
+
+class PhotoFacts(NamedTuple):
+    """What a prepared photo is made from."""
+
+    source_sha256: str
+    caption: str = ""
+    given_box: tuple[float, float, float, float] | None = None
+    mask_sha256: str = ""
+
+
+def fingerprint_facts(
+    photos: Sequence[PhotoFacts], resolution_px: int, shape: Shape, step_px: int
+) -> str:
+    """Hash what a set of photos is made from, in its order; see `PhotoSet.fingerprint`."""
+    steps = step_px if shape == "buckets" else None
+    return fingerprint([list(facts) for facts in photos], resolution_px, shape, steps)
 
 
 class PhotoSet(_Listed):
@@ -41,20 +80,40 @@ class PhotoSet(_Listed):
 
     folder: Path
     resolution_px: int
+    """Side of a square of the area that is trained on."""
+    shape: Shape = "square"
+    step_px: int = 64
+    """Sides of buckets are multiples of it; it means nothing for squares."""
     photos: tuple[Photo, ...]
     notes: tuple[str, ...] = ()
     """What holds for the set as a whole: ignored files, near-duplicates, too few."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the originals and the resolution: what a result depends on."""
-        return fingerprint(
-            [(photo.source_sha256, photo.caption) for photo in self.photos], self.resolution_px
-        )
+        """Hash over the originals, their captions, boxes and masks, and how they are cut."""
+        facts = [
+            PhotoFacts(photo.source_sha256, photo.caption, photo.given_box, photo.mask_sha256)
+            for photo in self.photos
+        ]
+        return fingerprint_facts(facts, self.resolution_px, self.shape, self.step_px)
 
     def paths(self) -> list[Path]:
         """The prepared copies, in order."""
         return [self.folder / photo.file for photo in self.photos]
+
+    def mask_paths(self) -> list[Path | None]:
+        """The prepared masks, in the photos' order; None for a photo without one."""
+        return [self.folder / photo.mask if photo.mask else None for photo in self.photos]
+
+
+class DrawnPrior(_Listed):
+    """A class image that the base model drew."""
+
+    file: str
+    seed: int
+    """The seed of its noise."""
+    sha256: str
+    """Hash of the file."""
 
 
 class PriorSet(_Listed):
@@ -64,8 +123,13 @@ class PriorSet(_Listed):
     prompt: str
     resolution_px: int
     files: tuple[str, ...]
+    """The images to train with."""
     made_from: str
     """Fingerprint of base model, prompt, sampler and seeds; or of the user's files."""
+    recipe: dict[str, str | int | float] = {}
+    """What they were drawn from, by name; empty for the user's own."""
+    drawn: tuple[DrawnPrior, ...] = ()
+    """All that were drawn so, which can be more than are used; none for the user's own."""
 
     def paths(self) -> list[Path]:
         """The class images, in order."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dreamloom.errors import PhotoError
 
-PICTURE_SUFFIXES = (".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (
+    *(".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+)
 """Names that end so are taken for pictures."""
 
 # A picture that stops half-way must be refused, not filled up with grey.
@@ -33,6 +35,11 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _HEIF_BRANDS = frozenset(b"heic heim heis heix hevc hevm hevs hevx mif1 msf1".split())
+# In others, as in many phones' JPEG, further pictures are previews and maps of the same one.
+_SERIAL_FORMATS = frozenset(("GIF", "PNG", "TIFF", "WEBP"))
+_MARKED = 128
+
+_Read = TypeVar("_Read")
 
 
 class Upright(NamedTuple):
@@ -44,6 +51,8 @@ class Upright(NamedTuple):
     """How the file stored it, as EXIF counts: 1 upright, 3 upside down, 5 to 8 on its side."""
     has_location: bool
     """Whether the file says where it was taken."""
+    is_series: bool = False
+    """Whether the file holds further pictures: an animation, or pages."""
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -61,40 +70,7 @@ def read_upright(path: Path) -> Upright:
         PhotoError: If the file is missing, no picture, truncated, too large to be a photo, or
             HEIC without pillow-heif.
     """
-    try:
-        if _is_heif(path) and not _learn_heif():
-            raise PhotoError(
-                f"{path} is a HEIC picture, which needs one more library.",
-                "Run: pip install 'dreamloom[heic]' – or save it as JPEG.",
-            )
-        with warnings.catch_warnings():
-            # Decoders warn of odd metadata and of many megapixels; neither hinders reading.
-            warnings.simplefilter("ignore")
-            return _read(path)
-    except PhotoError:
-        raise
-    except FileNotFoundError:
-        raise PhotoError(f"There is no picture at {path}.", "Check the path.") from None
-    except PermissionError:
-        raise PhotoError(
-            f"{path} may not be read.", "Give yourself permission to read it."
-        ) from None
-    except UnidentifiedImageError:
-        raise PhotoError(
-            f"{path} is not a picture that can be read.",
-            "Remove it, or save it again as JPEG or PNG.",
-        ) from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise PhotoError(
-            f"{path} has more than {limit} megapixels.", "Save a smaller copy of it, or remove it."
-        ) from None
-    # On damaged bytes decoders raise nearly anything, from SyntaxError to struct.error.
-    except Exception as error:
-        raise PhotoError(
-            f"{path} cannot be read: {str(error).rstrip('.') or type(error).__name__}.",
-            "It may be cut off or damaged; copy it again from the phone, or remove it.",
-        ) from error
+    return _open(path, _read)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -104,9 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     are converted, and whatever is transparent shows white.
     """
     profile = image.info.get("icc_profile")
-    if image.mode in {"I", "I;16", "I;16B", "I;16L"}:
-        array = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(array / 257.0, 0, 255).round().astype(np.uint8))
+    image = _to_8_bits(image)
     if image.mode in {"P", "PA"} or image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -133,8 +107,64 @@ def scale_shorter_side(image: Image.Image, side_px: int) -> Image.Image:
     if side_px < 1:
         raise ValueError(f"side_px must be 1 or more, got {side_px}")
     factor = side_px / min(image.size)
-    size = (max(side_px, round(image.width * factor)), max(side_px, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    width, height = (max(side_px, round(side * factor)) for side in image.size)
+    return scale_to(image, (height, width))
+
+
+def scale_to(image: Image.Image, size_px: tuple[int, int]) -> Image.Image:
+    """Resize to a height and width, up or down, smoothly.
+
+    Raises:
+        ValueError: If a side is below 1.
+    """
+    if min(size_px) < 1:
+        raise ValueError(f"both sides must be 1 px or more, got {size_px}")
+    return image.resize(size_px[::-1], Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def scale_mask(mask: Image.Image, size_px: tuple[int, int]) -> Image.Image:
+    """Resize a mask to a height and width; unlike `scale_to`, no edge overshoots."""
+    return mask.resize(size_px[::-1], Image.Resampling.BILINEAR)
+
+
+def read_mask(path: Path, of: Upright) -> Image.Image:
+    """Read the mask of a picture: 8-bit grey of its upright size, white where the subject is.
+
+    A mask of the upright size is taken for upright, and one of the size that the picture's file
+    stores is turned as the picture was. Whatever is transparent is black.
+
+    Args:
+        path: The mask's file.
+        of: The picture.
+
+    Raises:
+        PhotoError: If the file cannot be read as a picture, has another size, or marks nothing.
+    """
+    mask = _open(path, _read_grey)
+    if mask.size == of.image.size[::-1] != of.image.size and of.orientation >= 5:
+        mask = mask.transpose(_TURNS[of.orientation])
+    if mask.size != of.image.size:
+        raise PhotoError(
+            f"The mask {path} has {mask.width} × {mask.height} pixels, but its photo has "
+            f"{of.image.width} × {of.image.height}.",
+            "Save the mask in the size of the photo.",
+        )
+    if find_marked(mask) is None:
+        raise PhotoError(
+            f"The mask {path} marks nothing: nowhere is it lighter than middle grey.",
+            "Paint the subject white and the rest black, or remove the mask.",
+        )
+    return mask
+
+
+def find_marked(mask: Image.Image) -> tuple[int, int, int, int] | None:
+    """Find the box around what a mask marks, that is, middle grey and lighter.
+
+    Returns:
+        Top, left, bottom and right; None if nothing is marked.
+    """
+    box = mask.point([255 * (grey >= _MARKED) for grey in range(256)]).getbbox()
+    return None if box is None else (box[1], box[0], box[3], box[2])
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height width"]:
@@ -152,6 +182,44 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height w
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255.0
 
 
+def _open(path: Path, read: Callable[[Path], _Read]) -> _Read:
+    """Read a picture file; whatever goes wrong becomes a PhotoError."""
+    try:
+        if _is_heif(path) and not _learn_heif():
+            raise PhotoError(
+                f"{path} is a HEIC picture, which needs one more library.",
+                "Run: pip install 'dreamloom[heic]' – or save it as JPEG.",
+            )
+        with warnings.catch_warnings():
+            # Decoders warn of odd metadata and of many megapixels; neither hinders reading.
+            warnings.simplefilter("ignore")
+            return read(path)
+    except PhotoError:
+        raise
+    except FileNotFoundError:
+        raise PhotoError(f"There is no picture at {path}.", "Check the path.") from None
+    except PermissionError:
+        raise PhotoError(
+            f"{path} may not be read.", "Give yourself permission to read it."
+        ) from None
+    except UnidentifiedImageError:
+        raise PhotoError(
+            f"{path} is not a picture that can be read.",
+            "Remove it, or save it again as JPEG or PNG.",
+        ) from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise PhotoError(
+            f"{path} has more than {limit} megapixels.", "Save a smaller copy of it, or remove it."
+        ) from None
+    # On damaged bytes decoders raise nearly anything, from SyntaxError to struct.error.
+    except Exception as error:
+        raise PhotoError(
+            f"{path} cannot be read: {str(error).rstrip('.') or type(error).__name__}.",
+            "It may be cut off or damaged; copy it again from the phone, or remove it.",
+        ) from error
+
+
 def _read(path: Path) -> Upright:
     with Image.open(path) as file:
         # Pillow turns TIFF as it loads, so only `stored` knows; the EXIF data of PNG may stand
@@ -162,7 +230,28 @@ def _read(path: Path) -> Upright:
         left = _orientation(file)
         image = file.transpose(_TURNS[left]) if left in _TURNS else file.copy()
         orientation = stored if stored in _TURNS else left if left in _TURNS else 1
-        return Upright(to_rgb(image), orientation, _has_location(file))
+        return Upright(to_rgb(image), orientation, _has_location(file), _is_series(file))
+
+
+def _read_grey(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        file.load()
+        orientation = _orientation(file)
+        image = file.transpose(_TURNS[orientation]) if orientation in _TURNS else file.copy()
+    image = _to_8_bits(image)
+    if image.mode in {"P", "PA"} or image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    grey = image.convert("L")
+    grey.info = {}
+    return grey
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode not in {"I", "I;16", "I;16B", "I;16L"}:
+        return image
+    array = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.clip(array / 257.0, 0, 255).round().astype(np.uint8))
 
 
 def _is_heif(path: Path) -> bool:
@@ -193,6 +282,13 @@ def _exif(file: Image.Image) -> Image.Exif:
 def _orientation(file: Image.Image) -> int | None:
     value = _exif(file).get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) else None
+
+
+def _is_series(file: Image.Image) -> bool:
+    try:
+        return file.format in _SERIAL_FORMATS and bool(getattr(file, "is_animated", False))
+    except Exception:
+        return False
 
 
 def _has_location(file: Image.Image) -> bool:

@@ -49,13 +49,16 @@ class Judgement(NamedTuple):
     """What the photo is recognised by, see `look_of`."""
 
 
-def judge(image: Image.Image, resolution_px: int) -> Judgement:
-    """Find out what is not ideal about a photo that will be trained on at ``resolution_px``."""
+def judge(image: Image.Image, crop_px: tuple[int, int]) -> Judgement:
+    """Find out what is not ideal about a photo from which crops of that height and width are cut.
+
+    The photo is scaled until it just covers such a crop.
+    """
     # A small photo is not enlarged: that would blur it, and it is called small already.
     small = image if min(image.size) <= STANDARD_PX else scale_shorter_side(image, STANDARD_PX)
     luminance = np.asarray(small.convert("L"), dtype=np.float32)
     figure, light = sharpness(luminance), judge_light(luminance)
-    issues = _judge_shape(*image.size, resolution_px)
+    issues = _judge_shape(image.size, crop_px[::-1])
     if light != "good":
         # In bad light, focus cannot be told.
         issues.append(_LIGHT_ISSUES[light])
@@ -67,18 +70,23 @@ def judge(image: Image.Image, resolution_px: int) -> Judgement:
     return Judgement(figure, tuple(issues), look_of(small))
 
 
-def _judge_shape(width: int, height: int, resolution_px: int) -> list[str]:
+def _judge_shape(size: tuple[int, int], crop: tuple[int, int]) -> list[str]:
+    """Judge widths and heights."""
     issues = []
-    if min(width, height) < resolution_px:
+    is_square = crop[0] == crop[1]
+    factors = [wanted / given for wanted, given in zip(crop, size, strict=True)]
+    if max(factors) > 1:
+        larger = f"{crop[0]}" if is_square else f"{crop[0]} × {crop[1]}"
         issues.append(
-            f"is small ({width} × {height} pixels): it will be enlarged to {resolution_px}, "
+            f"is small ({size[0]} × {size[1]} pixels): it will be enlarged to {larger}, "
             "and learned as soft as that looks"
         )
-    ratio = max(width, height) / min(width, height)
-    if ratio > _ELONGATED:
+    if max(factors) > _ELONGATED * min(factors):
+        ratio = max(size) / min(size)
+        parts = "squares" if is_square else f"parts of {crop[0]} × {crop[1]}"
         issues.append(
-            f"is very {'wide' if width > height else 'high'} ({ratio:.1f} to 1): "
-            "only squares of it are seen at a time, so cut out the part with the subject"
+            f"is very {'wide' if size[0] > size[1] else 'high'} ({ratio:.1f} to 1): "
+            f"only {parts} of it are seen at a time, so cut out the part with the subject"
         )
     return issues
 

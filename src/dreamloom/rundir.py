@@ -171,9 +171,19 @@ class RunDir:
         return self.path / "adapter.safetensors"
 
     @property
+    def kohya_adapter(self) -> Path:
+        """The same for ComfyUI and AUTOMATIC1111, where it was asked for."""
+        return self.path / "adapter-kohya.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         """What an interrupted training goes on from."""
         return self.path / "checkpoints"
+
+    @property
+    def looks(self) -> Path:
+        """Pictures, scores and adapters from within the training, by the update."""
+        return self.path / "looks"
 
     @property
     def priors(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     """Choose where to compute: a CUDA GPU if there is one, else Apple's, else the processor.
 
     ``auto`` precision is bf16 on GPUs that compute in it, fp16 on older ones and fp32 elsewhere.
+    fp16 is for GPUs: a processor computes in fp32 instead.
     Choosing the processor also makes torch flush subnormal numbers to 0, for the whole process.
 
     Raises:
@@ -53,12 +55,16 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
             device = "cuda"
         elif torch.backends.mps.is_available():
             device = "mps"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        # A launcher of several processes gives each a GPU of its own.
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = _find_device(device)
     if precision == "auto":
         precision = "fp32"
         if chosen.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if chosen.type == "cpu":
+        precision = "fp32" if precision == "fp16" else precision
         # Values below 1e-38 slow CPU kernels tenfold and carry no information here.
         torch.set_flush_denormal(True)
     return Runtime(chosen, _DTYPES[precision])

@@ -1,33 +1,53 @@
-"""Adapter files: safetensors with PEFT's names, as diffusers reads and writes them."""
+"""Adapter files: safetensors with PEFT's names, as diffusers reads them, or with kohya's."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamloom.adapters.adapter import Adapter, Layer
+from dreamloom.adapters.adapter import (
+    KIND_NAMES,
+    Adapter,
+    AdapterKind,
+    Layer,
+    PeftState,
+    refuse_other_kinds,
+)
+from dreamloom.adapters.dora import COMPONENTS, DOWN, MAGNITUDE, UP, describe_lora, make_dora
+from dreamloom.adapters.headers import sort_header
+from dreamloom.adapters.kohya import name_for_kohya, name_from_kohya
+from dreamloom.adapters.modelspec import HASH_KEY as MODELSPEC_HASH_KEY
+from dreamloom.adapters.modelspec import make_modelspec
+from dreamloom.adapters.words import HASH_KEY as WORDS_HASH_KEY
+from dreamloom.adapters.words import WORDS_KEY, read_words, write_words
 from dreamloom.errors import AdapterError
 from dreamloom.rundir import atomic_path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_COMPONENTS = ("unet", "text_encoder_2", "text_encoder")
-_DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+FileFormat = Literal["peft", "kohya"]
+"""PEFT's names, as diffusers and ComfyUI read them; or kohya's, as AUTOMATIC1111 does, too."""
+
+_ALPHA = ".alpha"
+_KOHYA_DOWN, _KOHYA_UP = ".lora_down.weight", ".lora_up.weight"
+_KOHYA_PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_")
+_OTHER_KINDS: dict[str, AdapterKind] = {"LOHA": "loha", "LOKR": "lokr", "OFT": "oft"}
 # How diffusers itself spells the factors of text encoders, and once spelled those of the U-Net.
 _SPELLINGS = {
-    ".lora_linear_layer.down.weight": _DOWN,
-    ".lora_linear_layer.up.weight": _UP,
-    ".lora.down.weight": _DOWN,
-    ".lora.up.weight": _UP,
+    ".lora_linear_layer.down.weight": DOWN,
+    ".lora_linear_layer.up.weight": UP,
+    ".lora.down.weight": DOWN,
+    ".lora.up.weight": UP,
+    MAGNITUDE + ".weight": MAGNITUDE,
 }
 # diffusers looks for the configuration of PEFT under this key of the header.
 _CONFIG_KEY = "lora_adapter_metadata"
@@ -49,7 +69,10 @@ class _Scaling:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Read a LoRA file and fold its scales, so that ΔW = up · down for every layer.
+    """Read an adapter file, and the file of its new words beside it.
+
+    The scales of a LoRA are folded, so that ΔW = up · down for every layer. Files of other kinds
+    are read if PEFT's configuration stands in their header, as in files of DreamLoom.
 
     Raises:
         AdapterError: If the file is missing, a pickle, damaged, empty, or of another format; the
@@ -59,18 +82,28 @@ def read_adapter(path: Path) -> Adapter:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            keys = {_respell(key): key for key in file.keys()}  # noqa: SIM118
-            if len(keys) < len(file.keys()):
+            keys = _respell_all(file.keys())
+            if len(set(keys.values())) < len(keys):
                 raise AdapterError(f"{path} names a layer's factors twice.", "Get the file again.")
-            tensors = {key: file.get_tensor(found) for key, found in keys.items()}
+            tensors = {key: file.get_tensor(found) for found, key in keys.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{path} cannot be read as safetensors: {error}.",
             "The file may be cut off; copy or download it again.",
         ) from error
-    layers = _fold(path, tensors, _read_scalings(path, metadata.get(_CONFIG_KEY)))
-    # PEFT's configuration describes the factors before their scales were folded in.
-    return Adapter(layers, {k: v for k, v in metadata.items() if k not in (_CONFIG_KEY, "format")})
+    config = _read_config(path, metadata.get(_CONFIG_KEY))
+    words = read_words(path, metadata)
+    # PEFT's configuration describes the factors before their scales were folded in; the writer
+    # enters the others anew.
+    made_anew = (_CONFIG_KEY, "format", MODELSPEC_HASH_KEY, WORDS_KEY, WORDS_HASH_KEY)
+    story = {name: text for name, text in metadata.items() if name not in made_anew}
+    other = _read_other_kind(path, tensors, config)
+    if other is not None:
+        return Adapter({}, story, words, other)
+    layers, magnitudes = _fold(path, tensors, _read_scalings(path, config))
+    if magnitudes:
+        return Adapter({}, story, words, make_dora(layers, magnitudes))
+    return Adapter(layers, story, words)
 
 
 def _refuse_bad_path(path: Path) -> None:
@@ -85,6 +118,22 @@ def _refuse_bad_path(path: Path) -> None:
         raise AdapterError(f"There is no adapter at {path}.", "Check the path.")
 
 
+def _respell_all(keys: Iterable[str]) -> dict[str, str]:
+    """Spell every key as PEFT does, by the key in the file."""
+    found = list(keys)
+    if found and all(key.startswith(_KOHYA_PREFIXES) for key in found):
+        names = name_from_kohya({key.partition(".")[0] for key in found})
+        endings = {_KOHYA_DOWN: DOWN, _KOHYA_UP: UP, _ALPHA: _ALPHA}
+        return {key: _translate(key, names, endings) for key in found}
+    return {key: _respell(key) for key in found}
+
+
+def _translate(key: str, names: Mapping[str, str], endings: Mapping[str, str]) -> str:
+    name, dot, rest = key.partition(".")
+    ending = endings.get(dot + rest)
+    return names[name] + ending if ending is not None and name in names else key
+
+
 def _respell(key: str) -> str:
     for old, new in _SPELLINGS.items():
         if key.endswith(old):
@@ -92,26 +141,76 @@ def _respell(key: str) -> str:
     return key
 
 
-def _read_scalings(path: Path, header: str | None) -> dict[str, _Scaling]:
-    """Read how each component is scaled, from PEFT's configuration."""
+def _read_config(path: Path, header: str | None) -> dict[str, Any]:
     if header is None:
         return {}
     try:
-        config = dict(json.loads(header))
+        return dict(json.loads(header))
+    except (ValueError, TypeError) as error:
+        raise _explain_config(path, error) from error
+
+
+def _explain_config(path: Path, error: Exception) -> AdapterError:
+    return AdapterError(
+        f"The configuration in the header of {path} cannot be read: {error}.",
+        "Without it the strength of the adapter is unknown; get the file again.",
+    )
+
+
+def _read_other_kind(
+    path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> PeftState | None:
+    """Read a LoHa, LoKr or OFT, whose configuration stands in the header."""
+    types = {config[f"{c}.peft_type"] for c in COMPONENTS if f"{c}.peft_type" in config}
+    kinds = [kind for name, kind in _OTHER_KINDS.items() if name in types]
+    if not kinds:
+        return None
+    configs = {
+        component: {
+            key.removeprefix(f"{component}."): value
+            for key, value in config.items()
+            if key.startswith(f"{component}.")
+        }
+        for component in COMPONENTS
+        if f"{component}.peft_type" in config
+    }
+    listed = all(isinstance(c.get("target_modules"), list) for c in configs.values())
+    state = PeftState(kinds[0], tensors, configs) if listed else None
+    names = set(state.layer_names) if state is not None else set()
+    owners = {key: _owner(key, names) for key in tensors}
+    unknown = sorted(key for key, owner in owners.items() if not owner)
+    missing = sorted(names - set(owners.values()))
+    if len(types) > 1 or state is None or unknown or missing:
+        shown = ", ".join([*unknown, *missing][:3])
+        raise AdapterError(
+            f"The configuration in the header of {path} does not describe its tensors"
+            + (f" ({shown})." if shown else "."),
+            "Use a file written by DreamLoom.",
+        )
+    return PeftState(state.kind, {key: t.float() for key, t in tensors.items()}, configs)
+
+
+def _owner(key: str, names: set[str]) -> str:
+    """Find the layer that a tensor belongs to: the key less one or two last parts."""
+    once = key.rpartition(".")[0]
+    twice = once.rpartition(".")[0]
+    return once if once in names else twice if twice in names else ""
+
+
+def _read_scalings(path: Path, config: Mapping[str, Any]) -> dict[str, _Scaling]:
+    """Read how each component is scaled, from PEFT's configuration."""
+    try:
         return {
             component: _Scaling(
                 float(config[f"{component}.lora_alpha"]),
                 _read_pattern(config.get(f"{component}.alpha_pattern")),
                 bool(config.get(f"{component}.use_rslora")),
             )
-            for component in _COMPONENTS
+            for component in COMPONENTS
             if config.get(f"{component}.lora_alpha") is not None
         }
     except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise AdapterError(
-            f"The configuration in the header of {path} cannot be read: {error}.",
-            "Without it the strength of the adapter is unknown; get the file again.",
-        ) from error
+        raise _explain_config(path, error) from error
 
 
 def _read_pattern(pattern: Any) -> dict[str, float]:
@@ -120,15 +219,16 @@ def _read_pattern(pattern: Any) -> dict[str, float]:
 
 def _fold(
     path: Path, tensors: dict[str, Tensor], scalings: Mapping[str, _Scaling]
-) -> dict[str, Layer]:
+) -> tuple[dict[str, Layer], dict[str, Tensor]]:
+    """Fold the scales of a LoRA's or a DoRA's factors; the latter has magnitudes, too."""
     layers: dict[str, Layer] = {}
     known: set[str] = set()
     for key in sorted(tensors):
-        name = key.removesuffix(_DOWN)
+        name = key.removesuffix(DOWN)
         component, _, inner = name.partition(".")
-        if name == key or name + _UP not in tensors or component not in _COMPONENTS:
+        if name == key or name + UP not in tensors or component not in COMPONENTS:
             continue
-        down, up = tensors[key].float(), tensors[name + _UP].float()
+        down, up = tensors[key].float(), tensors[name + UP].float()
         alpha = tensors.get(name + _ALPHA)
         _refuse_other_shapes(path, name, down, up, alpha)
         rank = down.shape[0]
@@ -137,7 +237,12 @@ def _fold(
         else:
             scale = scalings[component].of(inner, rank) if component in scalings else 1.0
         layers[name] = Layer(down.contiguous(), (up * scale).contiguous())
-        known |= {key, name + _UP, name + _ALPHA}
+        known |= {key, name + UP, name + _ALPHA}
+    magnitudes = {
+        name: tensors[name + MAGNITUDE].float() for name in layers if name + MAGNITUDE in tensors
+    }
+    if len(magnitudes) == len(layers):
+        known |= {name + MAGNITUDE for name in magnitudes}
     unknown = sorted(set(tensors) - known)
     if unknown or not layers:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
@@ -146,7 +251,7 @@ def _fold(
             + (f"{len(unknown)} unknown keys ({shown})." if unknown else "it holds no layer."),
             "Use a file written by DreamLoom or by diffusers' save_lora_weights.",
         )
-    return layers
+    return layers, magnitudes
 
 
 def _refuse_other_shapes(
@@ -168,89 +273,106 @@ def _refuse_other_shapes(
         )
 
 
-def write_adapter(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
-    """Write a LoRA atomically as safetensors that diffusers, ComfyUI and PEFT users can load.
+def write_adapter(
+    path: Path,
+    adapter: Adapter,
+    dtype: torch.dtype = torch.float32,
+    format: FileFormat = "peft",
+) -> None:
+    """Write an adapter atomically as safetensors that diffusers, ComfyUI and PEFT users can load.
 
-    The scales are folded into the factors and alpha equals the rank for every layer, in the
-    header and for readers that look at no header, so that all of them apply the same ΔW.
+    The scales of a LoRA are folded into the factors and alpha equals the rank for every layer, in
+    the header and for readers that look at no header, so that all of them apply the same ΔW. New
+    words go into a file of their own beside it (see `words_file`), since diffusers refuses a LoRA
+    file with anything else in it.
+
+    Args:
+        path: Ends in .safetensors.
+        adapter: What to write.
+        dtype: The precision of the tensors; new words are always float32.
+        format: ``kohya`` names the layers as kohya-ss does, for ComfyUI and AUTOMATIC1111, and
+            describes the file by ModelSpec; only for LoRAs of bases with SDXL's own blocks.
 
     Raises:
-        AdapterError: If the name does not end in .safetensors, there is no layer, or a weight is
-            not finite in ``dtype``.
+        AdapterError: If the name does not end in .safetensors, there is no layer, a weight is
+            not finite in ``dtype``, or the format cannot hold the adapter.
     """
     if path.suffix != ".safetensors":
         raise AdapterError(
             f"{path} does not end in .safetensors.", "DreamLoom writes no other format here."
         )
-    if not adapter.layers:
+    if not adapter.layer_names:
         raise AdapterError(f"There is no layer to write to {path}.", "Nothing was written.")
-    tensors: dict[str, Tensor] = {}
-    for name, layer in adapter.layers.items():
-        down, up = layer.down.to(dtype).contiguous(), layer.up.to(dtype).contiguous()
-        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-            raise AdapterError(f"The update of {name} is not finite.", "Nothing was written.")
-        tensors |= {name + _DOWN: down, name + _UP: up}
-    header = {**adapter.metadata, "format": "pt", _CONFIG_KEY: json.dumps(_peft_config(adapter))}
+    tensors, story = _name_for_kohya(adapter) if format == "kohya" else _name_for_peft(adapter)
+    tensors = {key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"The update of {_layer_of(key)} is not finite.", "Nothing was written."
+            )
+    header = {**adapter.metadata, **story, "format": "pt", **write_words(path, adapter.tokens)}
+    if format == "kohya":
+        header = {**make_modelspec(header), **header}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
-        _sort_header(temporary)
+        described = any(key.startswith("modelspec.") for key in header)
+        sort_header(temporary, MODELSPEC_HASH_KEY if described else "")
 
 
-def _sort_header(path: Path) -> None:
-    """Put the header's entries in order, so that equal adapters are equal files.
-
-    safetensors writes the entries of the metadata in an order of chance. The header keeps its
-    length, since only the order changes; the tensors' offsets count from its end.
-    """
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = text.ljust((len(text) + 7) // 8 * 8)
-    path.write_bytes(len(padded).to_bytes(8, "little") + padded + content[8 + length :])
+def _layer_of(key: str) -> str:
+    return re.sub(r"\.(lora_|hada_|lokr_|oft_).*", "", key)
 
 
-def _peft_config(adapter: Adapter) -> dict[str, object]:
-    """Describe the layers as PEFT's LoraConfig; readers take ranks and alphas from it."""
-    config: dict[str, object] = {}
-    for component in _COMPONENTS:
-        ranks = {
-            name.removeprefix(component + "."): layer.rank
-            for name, layer in adapter.layers.items()
-            if name.startswith(component + ".")
+def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if adapter.peft is None:
+        tensors = {name + DOWN: layer.down for name, layer in adapter.layers.items()}
+        tensors |= {name + UP: layer.up for name, layer in adapter.layers.items()}
+        configs = describe_lora(adapter.ranks)
+    else:
+        tensors = dict(adapter.peft.tensors)
+        configs = {component: dict(config) for component, config in adapter.peft.configs.items()}
+    flat = {f"{c}.{key}": value for c, config in configs.items() for key, value in config.items()}
+    return tensors, {_CONFIG_KEY: json.dumps(flat)}
+
+
+def _name_for_kohya(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+    refuse_other_kinds(adapter, "The adapter", "can be written in the format kohya")
+    names = name_for_kohya(adapter.layers, adapter.metadata)
+    # diffusers reads alphas that differ from layer to layer as patterns of names' ends, which may
+    # mean other layers, too. One alpha for all is safe: the factors take up the difference.
+    alpha = max(adapter.ranks.values())
+    tensors: dict[str, Tensor] = {}
+    for name, layer in adapter.layers.items():
+        tensors |= {
+            names[name] + _KOHYA_DOWN: layer.down,
+            names[name] + _KOHYA_UP: layer.up * (layer.rank / alpha),
+            names[name] + _ALPHA: torch.tensor(float(alpha)),
         }
-        if not ranks:
-            continue
-        counts = Counter(ranks.values())
-        common = max(counts, key=lambda rank: (counts[rank], rank))
-        # PEFT reads these names as patterns of names' ends; "^" ties each to its own layer.
-        special = {
-            f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != common
-        }
-        config |= {
-            f"{component}.peft_type": "LORA",
-            f"{component}.r": common,
-            f"{component}.lora_alpha": common,
-            f"{component}.rank_pattern": special,
-            f"{component}.alpha_pattern": special,
-            f"{component}.target_modules": sorted(ranks),
-            f"{component}.lora_dropout": 0.0,
-            f"{component}.bias": "none",
-            f"{component}.use_rslora": False,
-        }
-    return config
+    return tensors, {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(alpha),
+        "ss_network_alpha": str(alpha),
+        "ss_base_model_version": "sdxl_base_v1-0",
+    }
 
 
 def describe_adapter(path: Path) -> dict[str, object]:
-    """Summarise an adapter file in plain values: layers, ranks, size, norm, how it was made."""
+    """Summarise an adapter file in plain values: layers, ranks, size, norm, how it was made.
+
+    Other kinds than LoRA have no ranks and no norm (None), since these depend on the base.
+    """
     adapter = read_adapter(path)
     ranks = Counter(adapter.ranks.values())
-    return {
+    summary: dict[str, object] = {
         "file": str(path),
-        "layers": len(adapter.layers),
+        "layers": len(adapter.layer_names),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "parameters": adapter.parameters,
-        "norm": adapter.norm(),
+        "norm": adapter.norm() if adapter.peft is None else None,
         "metadata": dict(adapter.metadata),
     }
+    if adapter.peft is not None:
+        summary["kind"] = KIND_NAMES[adapter.kind]
+    if adapter.tokens:
+        summary["words"] = list(adapter.tokens)
+    return summary

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -12,11 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Parameter
 
-from dreamloom.adapters import Adapter
+from dreamloom.adapters import Adapter, AdapterKind
 from dreamloom.runtime import Runtime
 
 Reach = Literal["attention", "linear", "all"]
 """Which layers an adapter may change: attention only, every linear layer, or convolutions too."""
+
+Prediction = Literal["noise", "velocity", "flow", "picture"]
+"""What a base model predicts, and so what `Model.target` is."""
+
+Role = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
+"""What a trained weight does; `Weights` says more."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,59 @@ class Framing:
 
 
 @dataclass(frozen=True)
-class LoraSpec:
-    """The shape of a new adapter.
+class AdapterSpec:
+    """The shape of a new adapter; whatever its kind, it changes nothing until it is taught.
+
+    A pattern is a piece of a layer's name, such as ``mid_block``, ``attn2`` or
+    ``up_blocks.0.attentions.*.attn1.to_q``: whole parts between dots, ``*`` for anything.
 
     Args:
-        rank: Rank of each layer's update, 1 or more.
-        alpha: The update is scaled by ``alpha / rank``.
-        reach: Which layers may change.
-        seed: Seed of the first weights; the update itself begins at zero.
+        rank: Rank of each layer's update, 1 or more. For OFT the side of the rotated blocks, 2 or
+            more, or the nearest one that divides the layer's inputs.
+        alpha: The update is scaled by ``alpha / rank``; OFT knows no scale.
+        reach: Which layers of the denoiser may change.
+        seed: Seed of the first weights.
+        kind: lora, dora, loha, lokr or oft.
+        blocks: Which blocks of the denoiser may change: ``all``, or patterns with commas between
+            them, of which at least one must be met; ``content`` and ``style`` are the two blocks
+            of SDXL that B-LoRA found.
+        ranks: The rank of layers by pattern, instead of ``rank``; where several match, the last
+            one counts.
+        alphas: The alpha of layers by pattern, instead of ``alpha``; likewise.
+        rank_stabilised: Scale by ``alpha / sqrt(rank)`` instead (arXiv:2312.03732).
+        init: How the factors of linear layers begin: default, gaussian, orthogonal, olora, pissa
+            or pissa_niter_N. Convolutions begin as by default, or gaussian.
+        text_encoders: Whether the text encoders' attention and feed-forward layers change, too.
+        tokens: New words to learn, and words from whose meaning each begins.
     """
 
     rank: int
     alpha: float
     reach: Reach
     seed: int
+    kind: AdapterKind = "lora"
+    blocks: str = "all"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+    init: str = "default"
+    text_encoders: bool = False
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights that share a learning rate, in float32.
+
+    Args:
+        role: ``down`` and ``up`` are a LoRA's factors in the denoiser, ``other`` what it has beside
+            them and the weights of other kinds; with ``text`` the same in the text encoders;
+            ``tokens`` are the embeddings of new words.
+        parameters: The weights; their order is the same for equal specs.
+    """
+
+    role: Role
+    parameters: tuple[Parameter, ...]
 
 
 @dataclass(frozen=True)
@@ -151,12 +196,26 @@ class Model(Protocol):
     pixels_per_latent: int
     train_timesteps: int
 
+    @property
+    def prediction(self) -> Prediction:
+        """What `target` is."""
+        ...
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether an attached adapter changes how prompts are encoded."""
+        ...
+
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
         """Encode pictures in [-1, 1]; height and width are multiples of ``pixels_per_latent``."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts once; too long ones are cut by the family, with no error."""
+        """Encode prompts; too long ones are cut by the family, with no error.
+
+        While an attached adapter trains text (`trains_text`) and gradients are recorded, they flow
+        to the adapter; then prompts are encoded anew for each update.
+        """
         ...
 
     def add_noise(
@@ -174,11 +233,15 @@ class Model(Protocol):
         noise: Float[Tensor, "images channels height width"],
         timesteps: Int[Tensor, " images"],
     ) -> Float[Tensor, "images channels height width"]:
-        """What `predict` should return: noise, velocity or flow, as the base was trained."""
+        """What `predict` should return, as the base was trained: see `prediction`."""
         ...
 
     def snr(self, timesteps: Int[Tensor, " images"]) -> Float[Tensor, " images"]:
-        """Signal-to-noise ratio of each timestep, above 0."""
+        """Signal-to-noise ratio of each timestep, 0 or above.
+
+        It is 0 at the last timestep alone, and only where nothing of the picture is left there:
+        in flows, and after `rescale_to_zero_terminal_snr`.
+        """
         ...
 
     def predict(
@@ -188,37 +251,54 @@ class Model(Protocol):
         conditioning: Conditioning,
         framings: Sequence[Framing],
     ) -> Float[Tensor, "images channels height width"]:
-        """Predict the target; gradients flow to an attached LoRA."""
+        """Predict the target; gradients flow to an attached adapter."""
         ...
 
-    def release_encoders(self) -> None:
-        """Free the memory of what only encodes; it comes back by itself when needed."""
-        ...
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """From now on train and sample with a schedule whose last timestep is pure noise.
 
-    def attach_lora(self, spec: LoraSpec, save_memory: bool = False) -> list[Parameter]:
-        """Add a new adapter that changes nothing yet; return its float32 weights to train.
-
-        With ``save_memory`` the backward pass recomputes activations instead of keeping them.
+        Raises:
+            ConfigError: If the base model predicts noise, which says nothing there.
         """
         ...
 
-    def read_lora(self) -> Adapter:
-        """Copy the attached adapter as it is now, on the CPU."""
+    def release_encoders(self) -> None:
+        """Free the memory of what only encodes; it comes back by itself when needed.
+
+        Text encoders that are being trained stay.
+        """
         ...
 
-    def detach_lora(self) -> None:
-        """Remove the attached adapter; the base is as it was."""
+    def attach_adapter(self, spec: AdapterSpec, save_memory: bool = False) -> list[Weights]:
+        """Add a new adapter that changes nothing yet; return its float32 weights to train.
+
+        With ``save_memory`` the backward pass recomputes activations instead of keeping them.
+
+        Raises:
+            ConfigError: If a pattern matches no layer, or settings contradict each other.
+        """
         ...
 
-    def lora_off(self) -> AbstractContextManager[None]:
-        """Predict as the base model does, for the time of a block."""
+    def read_adapter(self) -> Adapter:
+        """Copy the attached adapter as it is now, on the CPU, as a change of the original base."""
+        ...
+
+    def detach_adapter(self) -> None:
+        """Remove the attached adapter; the base is as it was, bit for bit."""
+        ...
+
+    def adapter_off(self) -> AbstractContextManager[None]:
+        """Encode and predict as the base model does, for the time of a block."""
         ...
 
     def wear(self, parts: Sequence[tuple[Adapter, float]]) -> AbstractContextManager[None]:
         """Wear adapters at weights for the time of a block; afterwards the base is as it was.
 
+        An adapter of any kind adds its weight times its change of the base's weights. New words
+        are known whatever the weight, except at 0.
+
         Raises:
-            AdapterError: If an adapter's layers do not fit this base.
+            AdapterError: If an adapter does not fit this base, or two teach one word.
         """
         ...
 

@@ -5,33 +5,38 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from dreamloom.adapters import Adapter
-from dreamloom.families import lora
+from dreamloom.adapters import Adapter, gather_words
+from dreamloom.families.attach import AttachedAdapter
 from dreamloom.families.base import (
+    AdapterSpec,
     Advice,
     BaseIdentity,
     Conditioning,
     Framing,
     Latents,
-    LoraSpec,
     OnPicture,
+    Prediction,
     Sampler,
     Shot,
+    Weights,
     nothing,
 )
-from dreamloom.families.schedulers import LATENT_DEFAULTS, SCHEDULERS, make_scheduler
-from dreamloom.families.sources import load_source
+from dreamloom.families.schedule import NoiseSchedule, end_in_noise
+from dreamloom.families.schedulers import list_schedulers, make_scheduler
+from dreamloom.families.sources import CHECKPOINT_SUFFIXES, load_source
+from dreamloom.families.words import AttachedWords, start_words
+from dreamloom.families.worn import as_state_dict, beside, folded, locate
 from dreamloom.runtime import Runtime
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,7 +69,7 @@ class SDXLFamily:
         """Say whether ``base`` can name an SDXL."""
         return (
             base in {"picturebook", "sdxl"}
-            or base.endswith(".safetensors")
+            or base.lower().endswith(CHECKPOINT_SUFFIXES)
             or Path(base).is_dir()
             or _HUB_ID.fullmatch(base) is not None
         )
@@ -73,18 +78,22 @@ class SDXLFamily:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
         source = load_source(base, runtime)
         identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
-        return SDXLModel(source.pipeline, identity, runtime)
+        return SDXLModel(source.pipeline, identity, runtime, source.notes)
 
 
 class SDXLModel:
     """A loaded SDXL behind the family contract; see `families.base.Model`."""
 
     def __init__(
-        self, pipeline: StableDiffusionXLPipeline, identity: BaseIdentity, runtime: Runtime
+        self,
+        pipeline: StableDiffusionXLPipeline,
+        identity: BaseIdentity,
+        runtime: Runtime,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.identity = identity
         self.runtime = runtime
-        self.schedulers = tuple(SCHEDULERS)
+        self.notes = notes
         self._pipeline: Any = pipeline.to(runtime.device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._components: dict[str, nn.Module] = {
@@ -94,12 +103,34 @@ class SDXLModel:
         }
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
-        self._scheduler_config = dict(pipeline.scheduler.config)
-        self._training = DDPMScheduler.from_config(self._scheduler_config, **LATENT_DEFAULTS)
-        self.train_timesteps = int(self._training.config["num_train_timesteps"])
+        self._plan_noise(
+            dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
+        )
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         self.advice = self._advise()
-        self._lora_scale = 1.0
+        self._attached: AttachedAdapter | None = None
+        self._words: AttachedWords | None = None
+
+    def _plan_noise(self, config: dict[str, Any]) -> None:
+        self._scheduler_config = config
+        self._noise = NoiseSchedule(config)
+        self.train_timesteps = self._noise.timesteps
+        self.schedulers = tuple(list_schedulers(config))
+
+    @property
+    def prediction(self) -> Prediction:
+        """What `target` is, as the base model's scheduler file says."""
+        return self._noise.prediction
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether an attached adapter changes how prompts are encoded."""
+        in_encoders = self._attached is not None and self._attached.spec.text_encoders
+        return in_encoders or self._words is not None
+
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """Train and sample with a schedule that ends in pure noise; see `end_in_noise`."""
+        self._plan_noise(end_in_noise(self._scheduler_config))
 
     def _advise(self) -> Advice:
         unet_config = self._pipeline.unet.config
@@ -116,46 +147,37 @@ class SDXLModel:
         scale = vae.config.scaling_factor
         return Latents(posterior.mean.float() * scale, posterior.std.float() * scale)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
-        """Encode prompts with both text encoders."""
-        self._gather()
-        tokens, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
-        )
-        return SDXLConditioning(tokens, pooled)
+        """Encode prompts with both text encoders; with gradients only while text is trained."""
+        for encoder in (self._pipeline.text_encoder, self._pipeline.text_encoder_2):
+            encoder.to(self.runtime.device)
+        with nullcontext() if self.trains_text else torch.no_grad():
+            tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
+            )
+        return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
 
     def release_encoders(self) -> None:
-        """Move autoencoder and text encoders off the GPU; they come back when needed."""
-        for module in (
-            self._pipeline.vae,
-            self._pipeline.text_encoder,
-            self._pipeline.text_encoder_2,
-        ):
+        """Move autoencoder and text encoders off the GPU; those that are trained stay."""
+        released = [self._pipeline.vae]
+        if not self.trains_text:
+            released += [self._pipeline.text_encoder, self._pipeline.text_encoder_2]
+        for module in released:
             module.to("cpu")
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _gather(self) -> None:
-        self._pipeline.to(self.runtime.device)
-
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Mix latents and noise: sqrt(a) x + sqrt(1 - a) e (DDPM, arXiv:2006.11239, Eq. 4)."""
-        mixed: Tensor = self._training.add_noise(latents, noise, timesteps)
-        return mixed
+        """Mix latents and noise; see `NoiseSchedule`."""
+        return self._noise.add_noise(latents, noise, timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise, the velocity or the picture, as the base model's scheduler file says."""
-        kind = self._training.config["prediction_type"]
-        if kind == "v_prediction":
-            velocity: Tensor = self._training.get_velocity(latents, noise, timesteps)
-            return velocity
-        return noise if kind == "epsilon" else latents
+        """The noise, velocity, flow or picture, as the base model's scheduler file says."""
+        return self._noise.target(latents, noise, timesteps)
 
     def snr(self, timesteps: Int[Tensor, " images"]) -> Float[Tensor, " images"]:
-        """Signal-to-noise ratio, a / (1 - a)."""
-        signal: Tensor = self._training.alphas_cumprod.to(timesteps.device)[timesteps]
-        return signal / (1 - signal)
+        """Signal-to-noise ratio; see `NoiseSchedule`."""
+        return self._noise.snr(timesteps)
 
     def predict(
         self,
@@ -175,67 +197,113 @@ class SDXLModel:
         )
         predicted: Tensor = self._pipeline.unet(
             noisy.to(self.runtime.dtype),
-            timesteps,
+            self._noise.model_timesteps(timesteps),
             encoder_hidden_states=conditioning.tokens,
             added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
             return_dict=False,
         )[0]
         return predicted
 
-    def attach_lora(self, spec: LoraSpec, save_memory: bool = False) -> list[nn.Parameter]:
+    def attach_adapter(self, spec: AdapterSpec, save_memory: bool = False) -> list[Weights]:
         """Add a new adapter; with ``save_memory``, activations are recomputed in the backward."""
-        weights = lora.attach(self._pipeline.unet, spec)
-        self._lora_scale = spec.alpha / spec.rank
+        if spec.text_encoders or spec.tokens:
+            # `release_encoders` may have put them away; their adapters must stand beside them.
+            self._pipeline.text_encoder.to(self.runtime.device)
+            self._pipeline.text_encoder_2.to(self.runtime.device)
+        words = start_words(self._pipeline, spec.tokens)
+        self._attached = AttachedAdapter(self._components, spec)
+        weights = list(self._attached.weights)
+        try:
+            if words:
+                self._words = AttachedWords(self._pipeline, words)
+                weights.append(Weights("tokens", self._words.parameters()))
+        except Exception:
+            self.detach_adapter()
+            raise
         if save_memory:
             self._pipeline.unet.enable_gradient_checkpointing()
             # Checkpointing acts only in training mode; SDXL's UNet has no dropout to mind.
             self._pipeline.unet.train()
         return weights
 
-    def read_lora(self) -> Adapter:
-        """Copy the attached adapter, scale folded in."""
-        return Adapter(lora.read(self._pipeline.unet, self._lora_scale))
+    def read_adapter(self) -> Adapter:
+        """Copy the attached adapter, scales folded in, and what kohya's format must know."""
+        attached = self._require_attached()
+        words = self._words.read() if self._words is not None else {}
+        layout = "sdxl" if self._has_published_blocks() else "other"
+        return replace(attached.read(), tokens=words).with_metadata(
+            **{"dreamloom.layout": layout, "dreamloom.prediction": self.prediction}
+        )
 
-    def detach_lora(self) -> None:
+    def _require_attached(self) -> AttachedAdapter:
+        if self._attached is None:
+            raise RuntimeError("no adapter is attached; call attach_adapter first")
+        return self._attached
+
+    def _has_published_blocks(self) -> bool:
+        config = self._pipeline.unet.config
+        attention = ["CrossAttn" in kind for kind in config.down_block_types]
+        return attention == [False, True, True] and config.layers_per_block == 2
+
+    def detach_adapter(self) -> None:
         """Remove the attached adapter."""
-        self._pipeline.unet.unload_lora()
+        if self._words is not None:
+            self._words.detach()
+            self._words = None
+        if self._attached is not None:
+            self._attached.detach()
+            self._attached = None
         self._pipeline.unet.disable_gradient_checkpointing()
         self._pipeline.unet.eval()
 
     @contextmanager
-    def lora_off(self) -> Iterator[None]:
-        """Predict without the attached adapter for a block."""
-        self._pipeline.unet.disable_adapters()
-        try:
+    def adapter_off(self) -> Iterator[None]:
+        """Encode and predict without the attached adapter for a block."""
+        with ExitStack() as stack:
+            stack.enter_context(self._require_attached().off())
+            if self._words is not None:
+                stack.enter_context(self._words.off())
             yield
-        finally:
-            self._pipeline.unet.enable_adapters()
 
     @contextmanager
     def wear(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
         """Wear adapters at weights for a block.
 
-        A float32 model takes the updates into its weights. A half-precision one would round
-        small updates away, so there they stay beside the weights.
+        A float32 model takes the changes into its weights. A half-precision one would round
+        small changes away, so there they stay beside the weights.
         """
-        if self.runtime.dtype == torch.float32:
-            with lora.folded(self._components, parts, self.identity.name):
-                yield
-            return
+        words = gather_words([adapter.tokens for adapter, weight in parts if weight != 0])
+        name = self.identity.name
+        with ExitStack() as stack:
+            if self.runtime.dtype == torch.float32:
+                stack.enter_context(folded(self._components, parts, name))
+            else:
+                others = [part for part in parts if part[0].peft is not None]
+                stack.enter_context(beside(self._components, others, name))
+                loras = [part for part in parts if part[0].peft is None]
+                stack.enter_context(self._load_beside(loras))
+            if words:
+                stack.callback(AttachedWords(self._pipeline, words).detach)
+            yield
+
+    @contextmanager
+    def _load_beside(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
+        """Load LoRAs beside the weights, as diffusers does."""
         for adapter, _ in parts:
-            lora.locate(self._components, adapter, self.identity.name)
+            locate(self._components, adapter, self.identity.name)
         names = [f"part{i}" for i in range(len(parts))]
         try:
             with warnings.catch_warnings():
                 # PEFT warns whenever a second adapter joins the first, which is meant here.
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 for name, (adapter, _) in zip(names, parts, strict=True):
-                    self._pipeline.load_lora_weights(lora.as_state_dict(adapter), adapter_name=name)
+                    self._pipeline.load_lora_weights(as_state_dict(adapter), adapter_name=name)
             if names:
                 self._pipeline.set_adapters(names, [weight for _, weight in parts])
             yield
         finally:
-            self._pipeline.unload_lora_weights()
+            if names:
+                self._pipeline.unload_lora_weights()
 
     @torch.no_grad()
     def sample(
@@ -247,7 +315,7 @@ class SDXLModel:
         on_picture: OnPicture = nothing,
     ) -> list[Image.Image]:
         """Draw one picture per shot; each starts from its own seed's noise on the CPU."""
-        self._gather()
+        self._pipeline.to(self.runtime.device)
         side = resolution_px or self.advice.resolution_px
         self._pipeline.scheduler = make_scheduler(sampler.scheduler, self._scheduler_config)
         prompts = sorted({shot.prompt for shot in shots})

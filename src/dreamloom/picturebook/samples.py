@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dreamloom.picturebook.dataset import PICTURE_PX
-from dreamloom.picturebook.score import GUIDANCE, load_pipeline
+from dreamloom.picturebook.measurements import GUIDANCE, load_pipeline
 from dreamloom.picturebook.training import prepare_threads
 
 PROMPTS = (

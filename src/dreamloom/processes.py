@@ -1,0 +1,77 @@
+"""Several processes that teach together, as ``accelerate launch`` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Args:
+        count: How many there are.
+        index: Which of them this one is, from 0; the first alone writes files.
+    """
+
+    count: int = 1
+    index: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes files and talks to the user."""
+        return self.index == 0
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place."""
+        if self.count == 1 or not tensors:
+            return
+        # One message for all: adapters are hundreds of small tensors.
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat, ReduceOp.SUM)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any_says(self, wish: bool, device: torch.device) -> bool:
+        """Say whether any process wishes so: all of them get the same answer."""
+        if self.count == 1:
+            return wish
+        said = torch.tensor(float(wish), device=device)
+        torch.distributed.all_reduce(said, ReduceOp.MAX)
+        return bool(said.item())
+
+    def wait(self) -> None:
+        """Wait until every process has come this far."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the first process go through a block before all others: they find its files."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+
+def join_processes() -> Processes:
+    """Find out which of several processes this is; alone unless a launcher says otherwise."""
+    if not torch.distributed.is_available() or not _is_launched():
+        return Processes()
+    state = PartialState()
+    return Processes(state.num_processes, state.process_index)
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

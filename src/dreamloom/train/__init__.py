@@ -1,0 +1,241 @@
+"""Stage 3: photos (and class images) in, an adapter out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dreamloom.adapters import Adapter, write_adapter
+from dreamloom.checkpoints import Checkpoints
+from dreamloom.config import LoomConfig
+from dreamloom.errors import ConfigError
+from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.families.base import AdapterSpec, Model
+from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.processes import Processes, join_processes
+from dreamloom.rundir import Record, RunDir
+from dreamloom.runtime import Effort, measure_effort, seed_for
+from dreamloom.train.inputs import name_inputs, refuse_other_run, sign
+from dreamloom.train.looks import Judge, Looker
+from dreamloom.train.loop import Course, Interrupts, tail_mean, teach, validate
+from dreamloom.train.student import Student
+from dreamloom.train.update import compute_loss
+
+__all__ = ["Judge", "compute_loss", "train_adapter"]
+
+
+def train_adapter(
+    run: RunDir,
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    config: LoomConfig,
+    observe: Observer = silent,
+    judge: Judge | None = None,
+) -> Record:
+    """Teach the model one subject and write ``adapter.safetensors``.
+
+    Every random draw is a function of the seed, its purpose and the update, so photos meet the
+    same noise with and without class images, and a resumed run repeats the uninterrupted one.
+    Ctrl-C and SIGTERM leave a checkpoint that the same call goes on from. Started by ``accelerate
+    launch``, several processes share each update, and the first alone writes.
+
+    Args:
+        run: Where the adapter, the checkpoints and the record go.
+        model: A loaded base model with nothing attached.
+        photos: The prepared photos.
+        priors: Class images, or None for prior kinds ``base`` and ``none``.
+        config: Resolved settings: nothing is ``auto`` any more.
+        observe: Told of progress and of every loss.
+        judge: Scores the pictures drawn while training runs; None only draws them.
+
+    Raises:
+        ConfigError: If settings contradict each other or ask for a library that is not here.
+        TrainingError: If a loss is not finite, the run was stopped, or the checkpoint was made
+            from other inputs.
+    """
+    processes = join_processes()
+    inputs = name_inputs(model, photos, priors, config, processes)
+    finished = run.finished("train", inputs)
+    if finished:
+        observe(StageSkipped("train", "already trained"))
+        return finished
+    refuse_other_run(run, inputs)
+    observe(StageStarted("train", f"{config.train.updates} updates"))
+    with measure_effort(model.runtime) as effort:
+        if config.objective.zero_terminal_snr:
+            model.rescale_to_zero_terminal_snr()
+        lesson = _prepare(model, photos, priors, config, observe)
+        model.release_encoders()
+        weights = model.attach_adapter(_spec(config), save_memory=_saves_memory(config, model))
+        try:
+            if config.adapter.format == "kohya":
+                _try_kohya(model)
+            student = Student(weights, config, model.runtime, observe)
+            looker = Looker(
+                run,
+                model,
+                config,
+                partial(sign, model=model, photos=photos, config=config),
+                judge if config.watch.scores else None,
+                observe,
+            )
+            checkpoints = Checkpoints(
+                run.checkpoints, student.parameters, student.optimizer, inputs, student.others
+            )
+            course = Course(model, lesson, config, processes, observe)
+            losses = _go_on(course, student, looker, checkpoints)
+            with student.finished():
+                adapter = model.read_adapter()
+        finally:
+            model.detach_adapter()
+        adapter = sign(adapter, model, photos, config)
+        if processes.is_main:
+            write_adapter(run.adapter, adapter)
+            if config.adapter.format == "kohya":
+                write_adapter(run.kohya_adapter, adapter, format="kohya")
+        processes.wait()
+    results = _tell_results(config, processes, priors, adapter, losses, looker, observe)
+    record = _record(run, model, config, inputs, effort, results)
+    if processes.is_main:
+        run.write_record(record)
+        checkpoints.clear()
+    processes.wait()
+    observe(StageDone("train", effort.seconds, str(run.adapter)))
+    return record
+
+
+def _prepare(
+    model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig, observe: Observer
+) -> Lesson:
+    held_out = config.watch.held_out_photos
+    if held_out >= len(photos.photos):
+        raise ConfigError(
+            f"watch.held_out_photos = {held_out} leaves none of {len(photos.photos)} photos to "
+            "train on.",
+            "Hold out fewer, or add photos.",
+        )
+    return prepare_lesson(
+        model,
+        photos,
+        priors,
+        (config.photo_prompt(), config.class_prompt()),
+        LessonPlan(config.seed, config.photos.flip, held_out),
+        lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
+    )
+
+
+def _go_on(
+    course: Course, student: Student, looker: Looker, checkpoints: Checkpoints
+) -> list[float]:
+    """Go on from the newest checkpoint to the last update; return the losses."""
+    resumed = checkpoints.resume()
+    if resumed.note:
+        course.observe(Note("train", resumed.note))
+
+    def look(updates_done: int) -> None:
+        if not looker.is_due(updates_done):
+            return
+        with student.finished():
+            validate(course, updates_done)
+            if course.processes.is_main:
+                looker.look(updates_done)
+        course.model.release_encoders()
+        course.processes.wait()
+
+    def save(updates_done: int) -> None:
+        if course.processes.is_main:
+            checkpoints.save(updates_done)
+        course.processes.wait()
+
+    last = course.config.train.updates
+    losses = teach(course, student, range(resumed.updates_done, last), Interrupts(save, look))
+    look(last)
+    return losses
+
+
+def _spec(config: LoomConfig) -> AdapterSpec:
+    settings, kind = config.train, config.adapter
+    if settings.reach == "auto" or settings.alpha == "auto":
+        raise ValueError("settings must be resolved before training")
+    return AdapterSpec(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        reach=settings.reach,
+        seed=seed_for(config.seed, "adapter"),
+        kind=kind.kind,
+        blocks=kind.blocks,
+        ranks=kind.ranks,
+        alphas=kind.alphas,
+        rank_stabilised=kind.rank_stabilised,
+        init=kind.initial,
+        text_encoders=kind.text_encoders,
+        tokens=kind.new_words,
+    )
+
+
+def _try_kohya(model: Model) -> None:
+    """Find out before the training, not after it, whether the file can be written."""
+    with TemporaryDirectory() as scratch:
+        write_adapter(Path(scratch) / "try.safetensors", model.read_adapter(), format="kohya")
+
+
+def _saves_memory(config: LoomConfig, model: Model) -> bool:
+    if config.train.save_memory == "auto":
+        return model.runtime.device.type == "cuda"
+    return config.train.save_memory
+
+
+def _tell_results(
+    config: LoomConfig,
+    processes: Processes,
+    priors: PriorSet | None,
+    adapter: Adapter,
+    losses: list[float],
+    looker: Looker,
+    observe: Observer,
+) -> dict[str, object]:
+    settings = config.train
+    per_update = settings.batch_photos * settings.accumulate * processes.count
+    results: dict[str, object] = {
+        "updates": settings.updates,
+        "photo_exposures": settings.updates * per_update,
+        "class_images": len(priors.files) if priors else 0,
+        "parameters": adapter.parameters,
+        "processes": processes.count,
+        "mean_loss_last_tenth": tail_mean(losses),
+    }
+    recommended = looker.recommend()
+    if recommended:
+        results["recommended"] = {"update": recommended.update, "why": recommended.why}
+        where = looker.adapter_of(recommended.update)
+        observe(Note("train", f"recommended: {where} ({recommended.why})"))
+    return results
+
+
+def _record(
+    run: RunDir,
+    model: Model,
+    config: LoomConfig,
+    inputs: dict[str, str],
+    effort: Effort,
+    results: dict[str, object],
+) -> Record:
+    return Record(
+        stage="train",
+        inputs=inputs,
+        settings={
+            **config.train.model_dump(mode="json"),
+            "adapter": config.adapter.model_dump(mode="json"),
+            "objective": config.objective.model_dump(mode="json"),
+        },
+        outputs=run.hash_outputs(*filter(Path.is_file, (run.adapter, run.kohya_adapter))),
+        results=results,
+        base=model.identity.as_dict(),
+        seed=config.seed,
+        runtime=model.runtime.name,
+        seconds=effort.seconds,
+        peak_mib=effort.peak_mib,
+    )

@@ -1,0 +1,82 @@
+"""What a training depends on, and what its file says of itself."""
+
+from __future__ import annotations
+
+import json
+
+from dreamloom.adapters import Adapter
+from dreamloom.config import LoomConfig
+from dreamloom.errors import RunFolderError
+from dreamloom.families.base import Model
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.processes import Processes
+from dreamloom.rundir import RunDir, fingerprint
+
+# What changes how long a run takes, or what is told of it, but not what comes out.
+_FREE = {"checkpoint_every", "save_memory"}
+
+
+def name_inputs(
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    config: LoomConfig,
+    processes: Processes,
+) -> dict[str, str]:
+    """Fingerprint everything that the adapter depends on, by name."""
+    return {
+        "base": model.identity.fingerprint,
+        "photos": photos.fingerprint,
+        "class images": priors.made_from + f":{len(priors.files)}"
+        if priors
+        else config.priors.kind,
+        "prompts": fingerprint(config.photo_prompt(), config.class_prompt()),
+        "settings": fingerprint(
+            config.train.model_dump(exclude=_FREE),
+            config.adapter.model_dump(),
+            config.objective.model_dump(),
+            config.photos.flip,
+            config.watch.held_out_photos,
+        ),
+        "seed": str(config.seed),
+        "processes": str(processes.count),
+    }
+
+
+def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
+    """Keep a finished adapter from being overwritten by another one.
+
+    Raises:
+        RunFolderError: If the run holds an adapter made from other inputs.
+    """
+    earlier = run.read_record("train")
+    if earlier is None or not run.adapter.exists():
+        return
+    differing = sorted(
+        k for k in {*earlier.inputs, *inputs} if earlier.inputs.get(k) != inputs.get(k)
+    )
+    if differing:
+        raise RunFolderError(
+            f"{run.path} already holds an adapter made with other {', '.join(differing)}.",
+            "Name another --out; the finished run stays as it is.",
+        )
+
+
+def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -> Adapter:
+    """Write into the file how it was made: found alone in a folder, it can still tell."""
+    return adapter.with_metadata(
+        **{
+            "dreamloom.kind": "subject",
+            "dreamloom.subject": config.subject.phrase,
+            "dreamloom.class_noun": config.subject.class_noun,
+            "dreamloom.photo_prompt": config.photo_prompt(),
+            "dreamloom.photos": photos.fingerprint,
+            "dreamloom.prior": config.priors.kind,
+            "dreamloom.base": model.identity.name,
+            "dreamloom.base_fingerprint": model.identity.fingerprint,
+            "dreamloom.base_revision": model.identity.revision,
+            "dreamloom.resolution_px": str(photos.resolution_px),
+            "dreamloom.seed": str(config.seed),
+            "dreamloom.settings": json.dumps(config.train.model_dump(mode="json")),
+        }
+    )

@@ -1,0 +1,78 @@
+"""Every kind of adapter and every optimizer, taught to the embedded model for a moment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamloom.adapters import read_adapter
+from dreamloom.config import load_config
+from dreamloom.demo import examples_folder
+from dreamloom.events import Event, Validated
+from dreamloom.families import load_model
+from dreamloom.families.base import Model, Sampler, Shot
+from dreamloom.journey import settle
+from dreamloom.optimizers import OPTIMIZERS
+from dreamloom.photos import load_photos
+from dreamloom.pictures import PhotoSet
+from dreamloom.rundir import RunDir
+from dreamloom.runtime import pick_runtime
+from dreamloom.train import train_adapter
+
+_LIBRARIES = {"adamw": "torch", "adamw8bit": "bitsandbytes"}
+_VARIETIES = {
+    **{f"kind {kind}": {"adapter.kind": kind} for kind in ("lora", "dora", "loha", "lokr", "oft")},
+    **{f"optimizer {name}": {"train.optimizer": name} for name in OPTIMIZERS if name != "adamw"},
+    "text encoders": {"adapter.text_encoders": True},
+    "new words": {"adapter.new_words": {"rraj": "red"}},
+    "rank-stabilised": {"adapter.rank_stabilised": True},
+    "pissa": {"adapter.initial": "pissa"},
+    "LoRA+": {"adapter.up_rate_ratio": 4.0},
+    "average": {"train.average_decay": 0.8},
+    "huber": {"objective.loss": "huber"},
+    "debiased": {"objective.weighting": "debiased"},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("picturebook", pick_runtime("cpu"))
+
+
+@pytest.fixture(scope="module")
+def photos(model: Model, tmp_path_factory: pytest.TempPathFactory) -> PhotoSet:
+    run = RunDir(tmp_path_factory.mktemp("photos"))
+    run.claim()
+    return load_photos(examples_folder() / "rraj", run, model.advice.resolution_px)
+
+
+@pytest.mark.parametrize("name", _VARIETIES)
+def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
+    model: Model, photos: PhotoSet, tmp_path: Path, name: str
+) -> None:
+    settings = _VARIETIES[name]
+    optimizer = settings.get("train.optimizer", "adamw")
+    library = _LIBRARIES.get(optimizer, "pytorch_optimizer")
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    asked = load_config(
+        overrides={
+            **{"priors.kind": "none", "train.updates": 14, "train.batch_photos": 3},
+            **{"train.rank": 4, "train.reach": "attention", "train.warmup_updates": 2},
+            **{"train.schedule": "constant", "watch.every": 14},
+            **{"watch.images": 1, "watch.steps": 2, "watch.tracker": "none", **settings},
+        }
+    )
+    told: list[Event] = []
+    run = RunDir(tmp_path)
+    run.claim()
+    train_adapter(run, model, photos, None, settle(asked, model), told.append)
+    before, after = (event.loss for event in told if isinstance(event, Validated))
+    assert after < before
+
+    adapter = read_adapter(run.adapter)
+    shot, sampler = Shot("a photo of rraj person", 0), Sampler("ddim", 4, 4.0)
+    plain = np.asarray(model.sample([shot], sampler)[0], dtype=float)
+    with model.wear([(adapter, 1.0)]):
+        worn = np.asarray(model.sample([shot], sampler)[0], dtype=float)
+    assert np.abs(worn - plain).mean() > 0.2
+    assert np.array_equal(np.asarray(model.sample([shot], sampler)[0], dtype=float), plain)

@@ -1,0 +1,162 @@
+"""One update's loss, against a plain reference written with diffusers alone."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from PIL import Image
+
+from dreamloom.adapters import write_adapter
+from dreamloom.config import LoomConfig
+from dreamloom.families import load_model
+from dreamloom.families.base import AdapterSpec, Model
+from dreamloom.lessons import Card, Lesson
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.runtime import generator_for, pick_runtime
+from dreamloom.train.update import compute_loss, share_update
+from studio_set import make_lesson, make_sets, small_config
+
+UPDATE = 2
+
+
+@dataclass
+class Studio:
+    """A base model taught a little, its file for plain diffusers, photos and class images."""
+
+    folder: Path
+    adapter: Path
+    model: Model
+    photos: PhotoSet
+    priors: PriorSet
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def studio(request: pytest.FixtureRequest, tiny_sdxl: Path, tmp_path_factory) -> Studio:
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    shutil.copytree(tiny_sdxl, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "prediction_type": request.param}))
+    model = load_model(str(folder), pick_runtime("cpu"))
+    photos, priors = make_sets(model, folder.parent / "sets")
+    for weights in model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0)):
+        for number, parameter in enumerate(weights.parameters):
+            dice = torch.Generator().manual_seed(number)
+            parameter.data = torch.randn(parameter.shape, generator=dice) * 0.1
+    adapter = folder.parent / "adapter.safetensors"
+    write_adapter(adapter, model.read_adapter())
+    return Studio(folder, adapter, model, photos, priors)
+
+
+class Reference:
+    """DreamBooth's loss as its equations say, image by image, with plain diffusers."""
+
+    def __init__(self, studio: Studio, lesson: Lesson, config: LoomConfig) -> None:
+        self.lesson, self.config = lesson, config
+        self.taught = StableDiffusionXLPipeline.from_pretrained(studio.folder)
+        self.taught.load_lora_weights(studio.adapter)
+        self.untaught = StableDiffusionXLPipeline.from_pretrained(studio.folder)
+        self.schedule = DDPMScheduler.from_pretrained(studio.folder, subfolder="scheduler")
+
+    def dice(self, purpose: str, card: Card) -> torch.Generator:
+        words = f"{purpose} of class" if card.is_prior else purpose
+        return generator_for(self.config.seed, words, UPDATE, card.number)
+
+    def pixels(self, card: Card) -> torch.Tensor:
+        if card.is_prior:
+            image = Image.open(self.lesson.priors[card.picture])
+        else:
+            photo, (top, left, _) = self.lesson.photos[card.picture], card.place
+            height, width = photo.bucket_px
+            image = Image.open(self.lesson.folder / photo.file).crop(
+                (left, top, left + width, top + height)
+            )
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+
+    def time_ids(self, card: Card) -> list[int]:
+        side = self.lesson.resolution_px
+        if card.is_prior:
+            return [side, side, 0, 0, side, side]
+        photo = self.lesson.photos[card.picture]
+        return [*photo.original_px, *card.place[:2], *photo.bucket_px]
+
+    @torch.no_grad()
+    def error(self, card: Card, as_class: bool = False) -> tuple[float, float]:
+        """The error of one image and its timestep's signal-to-noise ratio."""
+        vae = self.untaught.vae
+        posterior = vae.encode(self.pixels(card)).latent_dist
+        shape = posterior.mean.shape[1:]
+        latents = posterior.mean + posterior.std * torch.randn(
+            shape, generator=self.dice("posterior", card)
+        )
+        latents = latents * vae.config.scaling_factor
+        noise = torch.randn(shape, generator=self.dice("noise", card))[None]
+        timestep = torch.randint(1000, (1,), generator=self.dice("timestep", card))
+        noisy = self.schedule.add_noise(latents, noise, timestep)
+        target = noise
+        if self.schedule.config.prediction_type == "v_prediction":
+            target = self.schedule.get_velocity(latents, noise, timestep)
+        prompts = self.lesson.prompts
+        prompt = prompts[1] if card.is_prior or as_class else prompts[0]
+        time_ids = torch.tensor([self.time_ids(card)]).float()
+        if as_class:
+            target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
+        guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
+        kept = self.schedule.alphas_cumprod[timestep].item()
+        return (guess - target).square().mean().item(), kept / (1 - kept)
+
+    def predict(self, pipeline, noisy, timestep, prompt, time_ids) -> torch.Tensor:
+        tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        return pipeline.unet(noisy, timestep, tokens, added_cond_kwargs=conditions).sample
+
+    def weigh(self, error: float, snr: float) -> float:
+        if self.config.objective.weighting == "none":
+            return error
+        gamma = min(snr, self.config.objective.snr_gamma)
+        velocity = self.schedule.config.prediction_type == "v_prediction"
+        return error * gamma / (snr + 1 if velocity else snr)
+
+    def loss(self) -> tuple[float, float | None]:
+        cards = self.lesson.deal_cards(UPDATE, share_update(self.config, self.lesson))
+        photos = [card for card in cards if not card.is_prior]
+        subject = np.mean([self.weigh(*self.error(card)) for card in photos])
+        if self.config.priors.kind == "base":
+            return subject, np.mean([self.weigh(*self.error(c, as_class=True)) for c in photos])
+        priors = [self.weigh(*self.error(card)) for card in cards if card.is_prior]
+        return subject, np.mean(priors) if priors else None
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "weighting"),
+    list(product(["generated", "base", "none"], [1, 3], ["none", "min_snr"])),
+)
+def test_the_loss_is_the_one_of_the_equations(
+    studio: Studio, kind: str, batch: int, weighting: str
+) -> None:
+    config = small_config(
+        studio.model,
+        priors__kind=kind,
+        train__batch_photos=batch,
+        train__batch_priors=batch,
+        train__prior_weight=0.7,
+        objective__weighting=weighting,
+    )
+    priors = studio.priors if kind == "generated" else None
+    lesson = make_lesson(studio.model, studio.photos, priors, config)
+    mine = compute_loss(studio.model, lesson, UPDATE, config)
+    subject, prior = Reference(studio, lesson, config).loss()
+    assert mine.subject.item() == pytest.approx(subject, rel=1e-5)
+    if prior is None:
+        assert mine.prior is None
+        assert mine.total.item() == pytest.approx(subject, rel=1e-5)
+    else:
+        assert mine.prior is not None
+        assert mine.prior.item() == pytest.approx(prior, rel=1e-5)
+        assert mine.total.item() == pytest.approx(subject + 0.7 * prior, rel=1e-5)
