@@ -19,7 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamloom.adapters import Adapter, Layer, describe_adapter, read_adapter, write_adapter
+from dreamloom.adapters import (
+    Adapter,
+    Layer,
+    PeftState,
+    describe_adapter,
+    make_dora,
+    read_adapter,
+    words_file,
+    write_adapter,
+)
 from dreamloom.errors import AdapterError
 
 CONFIG_KEY = "lora_adapter_metadata"
@@ -568,3 +577,141 @@ def test_equal_adapters_are_equal_files(tmp_path):
         write_adapter(name, Adapter(layers, story))
     assert len({name.read_bytes() for name in names}) == 1
     assert dict(read_adapter(names[0]).metadata) == story
+
+
+# ------------------------------------------------------------------ new words
+
+
+def with_words(adapter, seed=0):
+    dice = torch.Generator().manual_seed(seed)
+    words = {
+        word: {
+            "text_encoder": torch.randn(count, 4, generator=dice),
+            "text_encoder_2": torch.randn(count, 6, generator=dice),
+        }
+        for word, count in (("<me>", 1), ("ünï", 2))
+    }
+    return Adapter(adapter.layers, adapter.metadata, words)
+
+
+def test_new_words_lie_beside_the_adapter_and_are_found_again(tmp_path, small):
+    adapter = with_words(small)
+    path = tmp_path / "me.safetensors"
+    write_adapter(path, adapter)
+    assert words_file(path) == tmp_path / "me-tokens.safetensors"
+    again = read_adapter(path)
+    assert_equal(again, adapter)
+    assert list(again.tokens) == ["<me>", "ünï"]
+    for word, found in adapter.tokens.items():
+        for encoder, rows in found.items():
+            assert torch.equal(again.tokens[word][encoder], rows)
+    assert again.parameters == small.parameters + 3 * (4 + 6)
+    assert describe_adapter(path)["words"] == ["<me>", "ünï"]
+
+
+def test_equal_words_are_equal_files(tmp_path, small):
+    for name in ("one", "two"):
+        write_adapter(tmp_path / f"{name}.safetensors", with_words(small))
+    one, two = (words_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_words_of_another_adapter_are_not_taken_for_its_own(tmp_path, small):
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, with_words(small))
+    write_adapter(tmp_path / "b.safetensors", with_words(small, seed=1))
+    words_file(path).write_bytes(words_file(tmp_path / "b.safetensors").read_bytes())
+    assert "holds other words" in refusal(path).problem
+    words_file(path).unlink()
+    error = refusal(path)
+    assert "a-tokens.safetensors is not beside it" in error.problem
+    assert "<me>, ünï" in error.problem
+
+
+def test_words_that_lie_beside_an_adapter_without_any_are_none_of_its(tmp_path, small):
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, with_words(small))
+    write_adapter(path, small)
+    assert read_adapter(path).tokens == {}
+
+
+def test_words_that_are_not_finite_are_not_written(tmp_path, small):
+    adapter = with_words(small)
+    adapter.tokens["<me>"]["text_encoder"][0, 0] = float("nan")
+    with pytest.raises(AdapterError, match="embedding of <me>, ünï is not finite"):
+        write_adapter(tmp_path / "a.safetensors", adapter)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------ other kinds
+
+
+def test_an_adapter_is_of_one_kind(small):
+    state = make_dora(small.layers, {name: torch.ones(4) for name in small.layers})
+    assert state.layer_names == sorted(small.layers, key=lambda name: (name[0] == "t", name))
+    assert Adapter({}, peft=state).kind == "dora"
+    with pytest.raises(ValueError, match="either a LoRA or a dora"):
+        Adapter(small.layers, peft=state)
+
+
+def test_a_dora_of_peft_is_read_at_its_strength(tmp_path):
+    config = LoraConfig(
+        r=2, lora_alpha=6, use_dora=True, target_modules=[*LAYERS], init_lora_weights=False
+    )
+    torch.manual_seed(1)
+    model = inject_adapter_in_model(config, Blocks())
+    state = get_peft_model_state_dict(model)
+    tensors = {f"unet.{key}": value.contiguous() for key, value in state.items()}
+    header = {"unet.lora_alpha": 6, "unet.use_dora": True, "unet.peft_type": "LORA"}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={CONFIG_KEY: json.dumps(header)})
+    found = read_adapter(tmp_path / "a.safetensors")
+    assert found.kind == "dora"
+    up = found.peft.tensors["unet.fc.lora_B.weight"]
+    torch.testing.assert_close(up, 3 * state["fc.lora_B.weight"])
+    torch.testing.assert_close(
+        found.peft.tensors["unet.fc.lora_magnitude_vector"], state["fc.lora_magnitude_vector"]
+    )
+    summary = describe_adapter(tmp_path / "a.safetensors")
+    assert (summary["kind"], summary["norm"], summary["layers"]) == ("DoRA", None, len(LAYERS))
+
+
+def test_a_dora_of_which_layers_are_missing_is_refused(tmp_path):
+    pairs = {key.replace("unet.x", f"unet.{n}"): t.clone() for n in "xy" for key, t in PAIR.items()}
+    save_file({**pairs, "unet.x.lora_magnitude_vector": torch.ones(3)}, tmp_path / "a.safetensors")
+    assert "unet.x.lora_magnitude_vector" in refusal(tmp_path / "a.safetensors").problem
+
+
+def make_loha():
+    tensors = {f"unet.x.hada_{name}": torch.ones(2, 2) for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    config = {"peft_type": "LOHA", "r": 2, "alpha": 2, "target_modules": ["x"]}
+    return PeftState("loha", tensors, {"unet": config})
+
+
+def test_another_kind_is_written_with_its_configuration(tmp_path):
+    adapter = Adapter({}, {"note": "mine"}, peft=make_loha())
+    write_adapter(tmp_path / "a.safetensors", adapter)
+    again = read_adapter(tmp_path / "a.safetensors")
+    assert again.metadata == {"note": "mine"}
+    assert again.peft.configs == adapter.peft.configs
+    assert again.peft.tensors.keys() == adapter.peft.tensors.keys()
+    assert again.parameters == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "tensors"),
+    [
+        ({"target_modules": "x"}, {}),
+        ({"target_modules": ["x", "y"]}, {}),
+        ({}, {"unet.z.hada_w1_a": torch.ones(2, 2)}),
+    ],
+    ids=["no list", "a layer without tensors", "tensors without a layer"],
+)
+def test_a_configuration_that_does_not_describe_its_tensors_is_refused(tmp_path, change, tensors):
+    state = make_loha()
+    config = {f"unet.{key}": value for key, value in (state.configs["unet"] | change).items()}
+    save_file(
+        {**state.tensors, **tensors},
+        tmp_path / "a.safetensors",
+        metadata={CONFIG_KEY: json.dumps(config)},
+    )
+    assert "does not describe its tensors" in refusal(tmp_path / "a.safetensors").problem

@@ -42,6 +42,7 @@ CASES = {
 }
 PROMPT = "a photo of <me>"
 FAST = Sampler("ddim", steps=2, guidance=3.0)
+FASTEST = Sampler("ddim", steps=1, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def predict(model: SDXLModel, prompt: str = PROMPT) -> torch.Tensor:
     return model.predict(noisy, torch.tensor([400]), conditioning, [Framing((64, 64))]).float()
 
 
-def teach(model: SDXLModel, groups: list[Weights], updates: int = 15) -> tuple[float, float]:
+def teach(model: SDXLModel, groups: list[Weights], updates: int = 10) -> tuple[float, float]:
     """Fit one small picture; return the loss before and after."""
     wanted = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     optimizer = torch.optim.AdamW(flat(groups), lr=5e-3)
@@ -126,7 +127,7 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
     with torch.no_grad():
         taught = predict(tiny)
         assert mse_loss(taught, begun) > 1e-6
-        drawn = tiny.sample([Shot(PROMPT, 1)], FAST)[0]
+        drawn = tiny.sample([Shot(PROMPT, 1)], FASTEST)[0]
         with tiny.adapter_off():
             torch.testing.assert_close(predict(tiny, prompt), untaught, rtol=0, atol=0)
         torch.testing.assert_close(predict(tiny), taught, rtol=0, atol=0)
@@ -142,7 +143,7 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
     assert set(again.layer_names) == set(adapter.layer_names)
     with tiny.wear([(again, 1.0)]), torch.no_grad():
         torch.testing.assert_close(predict(tiny), taught, rtol=1e-3, atol=1e-4)
-        assert psnr_db(tiny.sample([Shot(PROMPT, 1)], FAST)[0], drawn) > 45
+        assert psnr_db(tiny.sample([Shot(PROMPT, 1)], FASTEST)[0], drawn) > 45
     assert_untouched(tiny, base)
 
 
@@ -187,7 +188,7 @@ def test_a_half_precision_base_teaches_in_float32_and_draws_what_was_taught(
     weights = flat(groups)
     assert {weight.dtype for weight in weights} == {torch.float32}
     with torch.no_grad():
-        torch.testing.assert_close(predict(half, "a dog"), untaught, rtol=0, atol=1e-2)
+        torch.testing.assert_close(predict(half, "a dog"), untaught, rtol=0, atol=2e-2)
     before = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)
     predict(half).square().mean().backward()
@@ -529,6 +530,22 @@ def test_a_merge_keeps_the_words_of_its_parts(tiny: SDXLModel) -> None:
     clash = replace(two, tokens={"<me>": two.tokens["<it>"]})
     with pytest.raises(AdapterError, match="<me>"):
         weighted_sum([one, clash], [1.0, 1.0])
+
+
+def test_an_adapter_that_cannot_be_attached_leaves_the_base(
+    tiny: SDXLModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dreamloom.families import attach
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    base = weights_of(tiny)
+    monkeypatch.setattr(attach.AttachedAdapter, "_begin", fail)
+    with pytest.raises(MemoryError):
+        tiny.attach_adapter(replace(PLAIN, text_encoders=True))
+    assert_untouched(tiny, base)
+    assert not tiny.trains_text
 
 
 @pytest.mark.parametrize("kind", ["loha", "oft"])

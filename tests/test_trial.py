@@ -1,6 +1,8 @@
 """DreamBooth on trial: who is taught, what is compared with what, and what is made of it."""
 
 import json
+import multiprocessing
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -296,6 +298,16 @@ def test_the_program_measures_one_group_alone(program: CliRunner):
     done = program.invoke(score.main, ["--only", "model", "--quick"])
     assert "31.0000" in done.output
     assert "leakage" not in done.output
+
+
+def test_nothing_goes_on_working_when_measuring_fails():
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), score.open_pool(1) as pool:  # noqa: PT012
+        for _ in range(3):
+            pool.submit(time.sleep, 600)
+        raise KeyboardInterrupt
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 300
 
 
 @pytest.mark.slow

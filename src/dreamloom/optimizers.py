@@ -65,6 +65,8 @@ OPTIMIZERS = tuple(_MAKERS)
 ONE_RATE_OPTIMIZERS = frozenset({"prodigy"})
 """Optimizers that find the learning rate themselves and take one factor for all weights."""
 
+_RATE_SHARES = {"lion": 1 / 5, "came": 1 / 4}
+
 AVERAGING_OPTIMIZERS = frozenset({"schedule_free"})
 """Optimizers that average the weights themselves: no falling schedule and no other average."""
 
@@ -148,7 +150,8 @@ def usual_rate(name: str, base_rate: float) -> float:
 
     Prodigy takes 1, whatever the base rate, because it finds the rate itself (arXiv:2306.06101).
     Lion takes a fifth: its steps have full length in every number, and its authors take a third
-    to a tenth (arXiv:2302.06675, section 5). The others take the same.
+    to a tenth (arXiv:2302.06675, section 5). CAME takes a quarter: with all of it the embedded
+    model's loss rose in its first updates. The others take the same.
 
     Raises:
         ConfigError: If the name is unknown.
@@ -156,7 +159,7 @@ def usual_rate(name: str, base_rate: float) -> float:
     _find_maker(name)
     if name in ONE_RATE_OPTIMIZERS:
         return 1.0
-    return base_rate / 5 if name == "lion" else base_rate
+    return base_rate * _RATE_SHARES.get(name, 1.0)
 
 
 def _find_maker(name: str) -> _Maker:

@@ -329,10 +329,20 @@ def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]
         tensors |= {name + UP: layer.up for name, layer in adapter.layers.items()}
         configs = describe_lora(adapter.ranks)
     else:
-        tensors = dict(adapter.peft.tensors)
+        tensors = {_spell_magnitude(key): t for key, t in adapter.peft.tensors.items()}
         configs = {component: dict(config) for component, config in adapter.peft.configs.items()}
     flat = {f"{c}.{key}": value for c, config in configs.items() for key, value in config.items()}
     return tensors, {_CONFIG_KEY: json.dumps(flat)}
+
+
+def _spell_magnitude(key: str) -> str:
+    """Name a DoRA's magnitude as its reader wants it.
+
+    diffusers gives the text encoders' to transformers, which leaves out in silence what has not
+    the parameter's full name; the denoiser's go to PEFT, which wants the short one.
+    """
+    is_text = key.startswith("text_encoder") and key.endswith(MAGNITUDE)
+    return f"{key}.weight" if is_text else key
 
 
 def _name_for_kohya(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -54,15 +54,22 @@ class AttachedAdapter:
         # Weights that an initialisation took a part of, by layer, and what it took.
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
+        try:
+            self._attach()
+        except Exception:
+            self.detach()
+            raise
+        self.weights = self._group_weights()
+
+    def _attach(self) -> None:
         with torch.random.fork_rng(), warnings.catch_warnings():
             # OFT tells of every layer whose inputs its blocks do not divide, and mends it.
             warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
-            torch.manual_seed(spec.seed)
+            torch.manual_seed(self.spec.seed)
             for name, module in self._components.items():
                 inject_adapter_in_model(self._configs[name], module, TAUGHT)
             for name, layer in self._adapted():
                 self._begin(name, layer)
-        self.weights = self._group_weights()
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():
@@ -181,7 +188,8 @@ class AttachedAdapter:
             holder = self._components[component].get_submodule(parent)
             setattr(holder, child, layer.get_base_layer())
         for owner in self._components.values():
-            del owner.peft_config
+            if hasattr(owner, "peft_config"):
+                del owner.peft_config
 
 
 def refuse_contradictions(spec: AdapterSpec) -> None:

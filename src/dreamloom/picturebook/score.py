@@ -10,7 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,14 +38,21 @@ class Found:
 
 @contextmanager
 def open_pool(processes: int) -> Iterator[Executor]:
-    """Give processes of one thread each; what has not begun when the block fails never does."""
+    """Give processes of one thread each; if the block fails, they end at once."""
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=prepare_threads, initargs=(1,)
     )
     try:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # A stopped training keeps a checkpoint, but its process would begin what is queued next.
+        while working := active_children():
+            for process in working:
+                process.terminate()
+                process.join(1.0)
+        raise
+    pool.shutdown()
 
 
 def score_groups(
