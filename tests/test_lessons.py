@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dreamloom.families import load_model
-from dreamloom.families.base import Model
+from dreamloom.families.base import AdapterSpec, Model
 from dreamloom.lessons import Lesson, LessonPlan, Share, choose_place, deal
 from dreamloom.photos import load_photos
 from dreamloom.pictures import PhotoSet, PriorSet
@@ -80,6 +80,26 @@ def test_captions_replace_the_common_prompt(model: Model, sets: tuple[PhotoSet, 
         assert list(batch.prompts) == told
         alone = model.encode_prompts(told)
         torch.testing.assert_close(lesson.conditioning(batch.prompts).tokens, alone.tokens)
+
+
+def test_prompts_are_encoded_once_unless_they_are_taught(
+    model: Model, sets: tuple[PhotoSet, PriorSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = make_lesson(model, *sets, small_config(model))
+    asked: list[list[str]] = []
+    encode = model.encode_prompts
+    monkeypatch.setattr(model, "encode_prompts", lambda p: asked.append(list(p)) or encode(p))
+    prompts = [lesson.prompts[0], lesson.prompts[1], lesson.prompts[0]]
+    once = [lesson.conditioning(prompts) for _ in range(3)]
+    assert asked == [list(lesson.prompts)]
+    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0, text_encoders=True))
+    try:
+        again = [lesson.conditioning(prompts) for _ in range(3)]
+        assert asked[1:] == [list(lesson.prompts)] * 3
+        torch.testing.assert_close(again[0].tokens, once[0].tokens)
+        assert again[0].tokens.requires_grad
+    finally:
+        model.detach_adapter()
 
 
 def test_mirrored_crops_are_framed_from_the_other_side(

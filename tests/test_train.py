@@ -14,7 +14,7 @@ from dreamloom.config import LoomConfig
 from dreamloom.errors import RunFolderError, TrainingError
 from dreamloom.events import Event, Looked, LossLogged, StageSkipped, Validated
 from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Model
+from dreamloom.families.base import AdapterSpec, Latents, Model
 from dreamloom.metrics import Score, Scorecard
 from dreamloom.pictures import ImageSet, PhotoSet, PriorSet
 from dreamloom.runtime import pick_runtime
@@ -160,6 +160,24 @@ def test_looking_changes_nothing_and_recommends(
     assert equal(plain, load_file(run.looks / "000004" / "adapter.safetensors"))
 
 
+def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    def validations(name: str, **settings: object) -> list[Validated]:
+        watched = {"watch__every": 2, "watch__images": 1, "watch__steps": 2, **settings}
+        config = small_config(model, watch__held_out_photos=1, **watched)
+        _, told = train(tmp_path / name, model, sets, config)
+        return [event for event in told if isinstance(event, Validated)]
+
+    first, again = validations("a"), validations("b")
+    assert first == again
+    assert all(event.held_out for event in first)
+    # What makes training robust does not blur what it is measured by.
+    other = validations("c", objective__noise_offset=0.3, objective__weighting="min_snr")
+    assert other[0] == first[0]
+    assert other[1].loss != first[1].loss
+
+
 def test_a_checkpoint_of_other_settings_is_refused_and_kept(
     model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
 ) -> None:
@@ -198,6 +216,28 @@ def test_a_loss_that_is_not_finite_stops_with_the_update_named(
         train_adapter(run, model, *sets, wild)
     assert not run.adapter.exists()
     assert run.read_record("train") is None
+
+
+def test_a_broken_photo_is_named_with_its_update(
+    model: Model,
+    sets: tuple[PhotoSet, PriorSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encode, seen = model.encode_images, []
+
+    def spoil(pixels: torch.Tensor) -> Latents:
+        latents = encode(pixels)
+        seen.append(len(pixels))
+        return (
+            Latents(latents.mean * float("nan"), latents.deviation) if len(seen) == 2 else latents
+        )
+
+    monkeypatch.setattr(model, "encode_images", spoil)
+    run = claimed(tmp_path)
+    with pytest.raises(TrainingError, match=r"not finite at update \d, for IMG_1.jpg;"):
+        train_adapter(run, model, *sets, small_config(model))
+    assert not run.adapter.exists()
 
 
 def test_photos_meet_the_same_dice_with_and_without_class_images(
