@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 
 from dreamloom.objective import (
     combine_errors,
-    dreambooth_loss,
     huber_deltas,
     image_errors,
-    min_snr_weights,
     subject_weights,
     timestep_weights,
 )
+
+
+def dreambooth_loss(guess, target, is_prior, *, prior_weight=1.0, timestep_weights=None):
+    """The loss of images of one shape, in one process."""
+    errors = image_errors(guess, target)
+    return combine_errors(errors, is_prior, prior_weight=prior_weight, weights=timestep_weights)
+
+
+def min_snr_weights(snr, gamma, velocity=False):
+    return timestep_weights("min_snr", snr, "velocity" if velocity else "noise", gamma=gamma)
 
 
 def batch(size, seed=0):

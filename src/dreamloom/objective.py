@@ -292,23 +292,3 @@ def combine_errors(
         return LossParts(total=subject, subject=subject, prior=None)
     prior = weighed[is_prior].sum() / priors
     return LossParts(total=subject + prior_weight * prior, subject=subject, prior=prior)
-
-
-def dreambooth_loss(
-    prediction: Float[Tensor, "images channels height width"],
-    target: Float[Tensor, "images channels height width"],
-    is_prior: Bool[Tensor, " images"],
-    *,
-    prior_weight: float = 1.0,
-    timestep_weights: Float[Tensor, " images"] | None = None,
-) -> LossParts:
-    """Put `image_errors` and `combine_errors` together for images of one shape in one process."""
-    errors = image_errors(prediction, target)
-    return combine_errors(errors, is_prior, prior_weight=prior_weight, weights=timestep_weights)
-
-
-def min_snr_weights(
-    snr: Float[Tensor, " images"], gamma: float, *, velocity: bool = False
-) -> Float[Tensor, " images"]:
-    """Weigh timesteps by ``min_snr``; see `timestep_weights`."""
-    return timestep_weights("min_snr", snr, "velocity" if velocity else "noise", gamma=gamma)
