@@ -142,6 +142,9 @@ def check_wish(
     """
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
+    adapters = [read_adapter(part.path) for part in worn]
+    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
+        model.rescale_to_zero_terminal_snr()
     unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
     if unknown:
         raise ConfigError(
@@ -152,7 +155,6 @@ def check_wish(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
-    adapters = [read_adapter(part.path) for part in worn]
     for part, adapter in zip(worn, adapters, strict=True):
         _check_base(part.path, dict(adapter.metadata), model)
         with model.wear([(adapter, part.weight)]):

@@ -174,6 +174,8 @@ def teach(
     processes = join_processes()
     tracker = choose_tracker(config.watch.tracker) if processes.is_main else NONE
     observe = tee(observe, run.observer()) if processes.is_main else silent
+    for text in getattr(model, "notes", ()):
+        observe(Note("train", text))
     if config.precision == "fp16" and model.runtime.dtype == torch.float32:
         note = f"computes in fp32: {model.runtime.device.type} has no use for fp16"
         observe(Note("train", note, warning=True))

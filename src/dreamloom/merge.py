@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreamloom.adapters import Adapter, read_adapter, write_adapter
+from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds, write_adapter
 from dreamloom.combine import METHODS
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, StageDone, StageStarted, silent
@@ -67,13 +67,15 @@ def merge_adapters(
     with measure_effort() as effort:
         adapters = [read_adapter(part.path) for part in parts]
         _check_same_base(parts, adapters)
+        for part, adapter in zip(parts, adapters, strict=True):
+            refuse_other_kinds(adapter, str(part.path), "can be merged")
         try:
             merged = METHODS[method](adapters, [part.weight for part in parts])
         except ValueError as error:
             raise ConfigError(f"These adapters cannot be merged: {error}.") from error
         if not merged.layers:
             raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
-        merged = Adapter(merged.layers, _tell(parts, adapters, method))
+        merged = replace(merged, metadata=_tell(parts, adapters, method))
         write_adapter(out, merged)
     observe(StageDone("merge", effort.seconds, str(out)))
     return merged
@@ -119,6 +121,9 @@ def _tell(parts: Sequence[Part], adapters: Sequence[Adapter], method: str) -> di
         "dreamloom.base_fingerprint",
         "dreamloom.subject",
         "dreamloom.class_noun",
+        "dreamloom.layout",
+        "dreamloom.prediction",
+        "dreamloom.zero_terminal_snr",
     ):
         found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
         if found:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dreamloom.adapters import Adapter, write_adapter
+from dreamloom.adapters import Adapter, words_file, write_adapter
 from dreamloom.checkpoints import Checkpoints
 from dreamloom.config import LoomConfig
 from dreamloom.errors import ConfigError
@@ -182,6 +182,12 @@ def _try_kohya(model: Model) -> None:
         write_adapter(Path(scratch) / "try.safetensors", model.read_adapter(), format="kohya")
 
 
+def _list_outputs(run: RunDir) -> list[Path]:
+    """List the adapter's files: with new words, and for other programs, there are more than one."""
+    adapters = (run.adapter, run.kohya_adapter)
+    return [path for file in adapters for path in (file, words_file(file)) if path.is_file()]
+
+
 def _saves_memory(config: LoomConfig, model: Model) -> bool:
     if config.train.save_memory == "auto":
         return model.runtime.device.type == "cuda"
@@ -231,7 +237,7 @@ def _record(
             "adapter": config.adapter.model_dump(mode="json"),
             "objective": config.objective.model_dump(mode="json"),
         },
-        outputs=run.hash_outputs(*filter(Path.is_file, (run.adapter, run.kohya_adapter))),
+        outputs=run.hash_outputs(*_list_outputs(run)),
         results=results,
         base=model.identity.as_dict(),
         seed=config.seed,

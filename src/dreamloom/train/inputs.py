@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dreamloom.adapters import Adapter
+from dreamloom.adapters import Adapter, make_modelspec
 from dreamloom.config import LoomConfig
 from dreamloom.errors import RunFolderError
 from dreamloom.families.base import Model
@@ -64,7 +64,7 @@ def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
 
 def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -> Adapter:
     """Write into the file how it was made: found alone in a folder, it can still tell."""
-    return adapter.with_metadata(
+    signed = adapter.with_metadata(
         **{
             "dreamloom.kind": "subject",
             "dreamloom.subject": config.subject.phrase,
@@ -76,7 +76,11 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.base_fingerprint": model.identity.fingerprint,
             "dreamloom.base_revision": model.identity.revision,
             "dreamloom.resolution_px": str(photos.resolution_px),
+            "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),
             "dreamloom.settings": json.dumps(config.train.model_dump(mode="json")),
         }
     )
+    words = json.dumps({word: {} for word in adapter.tokens})
+    told = make_modelspec({**signed.metadata, "dreamloom.words": words})
+    return signed.with_metadata(**told)
