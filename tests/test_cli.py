@@ -84,6 +84,10 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
     assert (out / "report.html").is_file()
 
 
+_SET = ("--set",)
+_TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
+
+
 @pytest.mark.parametrize(
     ("words", "says", "code"),
     [
@@ -98,6 +102,14 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
         (("train", "{photos}", "--out", "{photos}"), "already holds other files", 1),
         (("train", "{photos}", "--out", "{out}", "--device", "tpu"), "--device tpu", 2),
         (("train",), "Missing argument 'FOLDER'", 2),
+        ((*_TINY, "objective.zero_terminal_snr=true"), "predicts noise", 2),
+        ((*_TINY, "watch.held_out_photos=3"), "none of 3 photos", 2),
+        ((*_TINY, "adapter.blocks=nowhere"), "nowhere", 2),
+        ((*_TINY, "train.optimizer=adam"), "Did you mean adamw", 2),
+        ((*_TINY, "train.optimizer=prodigy", *_SET, "adapter.up_rate_ratio=4"), "prodigy", 2),
+        ((*_TINY, "train.optimizer=schedule_free", *_SET, "train.average_decay=0.9"), "average", 2),
+        ((*_TINY, "watch.tracker=tensorbord"), "tensorboard", 2),
+        (("train", "{photos}", "--out", "{out}", "--format", "kohya"), "kohya", 1),
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),
@@ -109,9 +121,10 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
     ],
 )
 def test_bad_input_ends_with_one_clear_sentence(
-    words: tuple[str, ...], says: str, code: int, tmp_path: Path
+    words: tuple[str, ...], says: str, code: int, tmp_path: Path, tiny_sdxl: Path
 ) -> None:
     places = {
+        "tiny": tiny_sdxl,
         "photos": make_photos(tmp_path / "photos"),
         "empty": tmp_path / "empty",
         "gone": tmp_path / "gone",

@@ -41,7 +41,7 @@ from dreamloom.prompts import PACKS
 from dreamloom.rundir import Record, RunDir, write_text
 from dreamloom.runtime import Runtime
 from dreamloom.trackers import NONE, choose_tracker, track
-from dreamloom.train import Judge, train_adapter
+from dreamloom.train import Judge, check_training, train_adapter
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
@@ -129,6 +129,7 @@ def prepare_run(
 
     Raises:
         PhotoError: If a photo cannot be read or there is none.
+        ConfigError: If these settings cannot train this base model.
         RunFolderError: If ``out`` holds something else, or is no run although ``resume`` is asked.
         BaseModelError: If the base model cannot be found or read.
     """
@@ -140,19 +141,22 @@ def prepare_run(
             )
         config = load_config(file=run.settings_file)
     run.refuse_strangers()
-    _read_all(run, photos_folder)
+    photos = _count_readable(run, photos_folder)
     model = load_model(config.base, runtime)
     config = settle(config, model)
     _refuse_other_photos(run, photos_folder, config, model)
+    if not run.adapter.is_file():
+        check_training(model, photos, config)
     with join_processes().main_first():
         return open_run(out, config), model, config
 
 
-def _read_all(run: RunDir, folder: Path) -> None:
+def _count_readable(run: RunDir, folder: Path) -> int:
     """Read every photo of a new run through to its end, before anything is made of it."""
-    if not (run.photos / MANIFEST).is_file():
-        with TemporaryDirectory() as scratch:
-            load_photos(folder, RunDir(scratch), _GLANCE_PX)
+    if (run.photos / MANIFEST).is_file():
+        return len(read_photo_set(run.photos).photos)
+    with TemporaryDirectory() as scratch:
+        return len(load_photos(folder, RunDir(scratch), _GLANCE_PX).photos)
 
 
 def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: Model) -> None:

@@ -23,7 +23,7 @@ from dreamloom.train.loop import Course, Interrupts, tail_mean, teach, validate
 from dreamloom.train.student import Student
 from dreamloom.train.update import compute_loss
 
-__all__ = ["Judge", "compute_loss", "train_adapter"]
+__all__ = ["Judge", "check_training", "compute_loss", "train_adapter"]
 
 
 def train_adapter(
@@ -71,8 +71,6 @@ def train_adapter(
         model.release_encoders()
         weights = model.attach_adapter(_spec(config), save_memory=_saves_memory(config, model))
         try:
-            if config.adapter.format == "kohya":
-                _try_kohya(model)
             student = Student(weights, config, model.runtime, observe)
             looker = Looker(
                 run,
@@ -107,22 +105,50 @@ def train_adapter(
     return record
 
 
+def check_training(model: Model, photos: int, config: LoomConfig) -> None:
+    """Find out whether these settings can train at all, before anything is made.
+
+    Args:
+        model: The base model, with nothing attached.
+        photos: How many photos there are.
+        config: Resolved settings.
+
+    Raises:
+        ConfigError: If settings contradict each other or the base model, or ask for a library
+            that is not here.
+        AdapterError: If the adapter could not be written as asked.
+    """
+    _check_held_out(config, photos)
+    if config.objective.zero_terminal_snr:
+        model.rescale_to_zero_terminal_snr()
+    weights = model.attach_adapter(_spec(config))
+    try:
+        Student(weights, config, model.runtime, silent)
+        if config.adapter.format == "kohya":
+            _try_kohya(model)
+    finally:
+        model.detach_adapter()
+
+
+def _check_held_out(config: LoomConfig, photos: int) -> None:
+    if config.watch.held_out_photos >= photos:
+        raise ConfigError(
+            f"watch.held_out_photos = {config.watch.held_out_photos} leaves none of {photos} "
+            "photos to train on.",
+            "Hold out fewer, or add photos.",
+        )
+
+
 def _prepare(
     model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig, observe: Observer
 ) -> Lesson:
-    held_out = config.watch.held_out_photos
-    if held_out >= len(photos.photos):
-        raise ConfigError(
-            f"watch.held_out_photos = {held_out} leaves none of {len(photos.photos)} photos to "
-            "train on.",
-            "Hold out fewer, or add photos.",
-        )
+    _check_held_out(config, len(photos.photos))
     return prepare_lesson(
         model,
         photos,
         priors,
         (config.photo_prompt(), config.class_prompt()),
-        LessonPlan(config.seed, config.photos.flip, held_out),
+        LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos),
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
     )
 

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from dreamloom.checkpoints import Stateful
 from dreamloom.config import LoomConfig
-from dreamloom.errors import TrainingError
+from dreamloom.errors import ConfigError, TrainingError
 from dreamloom.events import Note, Observer
 from dreamloom.families.base import Weights
 from dreamloom.optimizers import (
@@ -40,7 +40,8 @@ class Student:
         observe: Told what was replaced and what was skipped.
 
     Raises:
-        ConfigError: If the optimizer is unknown, or its library missing.
+        ConfigError: If the optimizer is unknown, its library missing, or it contradicts another
+            setting.
     """
 
     def __init__(
@@ -62,6 +63,11 @@ class Student:
         )
         self.optimizer = make_optimizer(name, groups, settings.weight_decay)
         decay = settings.average_decay
+        if decay is not None and name in AVERAGING_OPTIMIZERS:
+            raise ConfigError(
+                f"{name} averages the adapter itself, so train.average_decay has no place.",
+                "Set train.average_decay to none, or choose another optimizer.",
+            )
         self.average = AverageOf(self.parameters, decay) if decay is not None else None
         half = runtime.device.type == "cuda" and runtime.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=half)
