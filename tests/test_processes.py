@@ -1,5 +1,6 @@
 """Several processes that teach together do what one does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,15 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dreamloom.families import load_model
+from dreamloom.families.base import AdapterSpec
 from dreamloom.processes import Processes, join_processes
-from studio_set import make_photos
+from dreamloom.runtime import pick_runtime
+from dreamloom.train.update import compute_loss, share_update
+from studio_set import make_lesson, make_photos, make_sets, small_config
+
+SPEC = AdapterSpec(2, 2.0, "attention", 0)
 
 _COMMON = [
     *("--preset", "quick", "--subject", "sks dog", "--device", "cpu"),
     *("--set", "train.updates=1", "--set", "train.rank=2", "--set", "train.warmup_updates=0"),
     *("--set", "priors.count=4", "--set", "priors.steps=2", "--set", "train.reach=attention"),
-    # AdamW's first step has full length however small the gradient: rounding alone would turn
-    # the sign of the smallest ones. Adafactor's steps grow with the gradient.
+    # AdamW's first step has full length however small a number's gradient: rounding alone would
+    # turn the sign of the smallest ones. Adafactor divides by a mean over rows and columns.
     *("--set", "train.optimizer=adafactor"),
 ]
 
@@ -39,11 +46,9 @@ def test_two_processes_at_half_the_batch_do_the_update_of_one(
     folder: Path, tiny_sdxl: Path
 ) -> None:
     train = ["train", str(folder / "photos"), "--base", str(tiny_sdxl), *_COMMON]
-    launch = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "0", "-m", "dreamloom"),
-    ]
+    # On processors accelerate's own launcher starts one process only; torch's starts them all.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch += ["-m", "dreamloom"]
     half = ["--set", "train.batch_photos=2", "--set", "train.batch_priors=2"]
     run([*launch, *train, *half, "--out", str(folder / "two")])
     run([sys.executable, "-m", "dreamloom", *train, "--out", str(folder / "one")])
@@ -55,8 +60,37 @@ def test_two_processes_at_half_the_batch_do_the_update_of_one(
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
         moved += int(tensor.abs().max() > 0 and name.endswith("lora_B.weight"))
     assert moved > 10
-    # One process writes: each event is told once.
-    assert (folder / "two" / "events.jsonl").read_text().count("LossLogged") == 1
+    # The optimizer hides a wrong scale; the losses do not. One process writes: each is told once.
+    (alone,), (together,) = (losses(folder / name) for name in ("one", "two"))
+    for term in ("total", "subject", "prior"):
+        assert together[term] == pytest.approx(alone[term], rel=1e-5)
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event for event in lines if event["event"] == "LossLogged"]
+
+
+def test_the_gradients_of_shares_add_up_to_that_of_the_whole(
+    tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    config = small_config(model, train__batch_photos=4, train__batch_priors=4)
+    lesson = make_lesson(model, *make_sets(model, tmp_path), config)
+    half = small_config(model)
+    weights = [p for one in model.attach_adapter(SPEC) for p in one.parameters]
+    try:
+        compute_loss(model, lesson, 0, config).total.backward()
+        whole = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        for index in range(2):
+            share = share_update(half, lesson, 2, index)
+            compute_loss(model, lesson, 0, half, share).total.backward()
+        for weight, expected in zip(weights, whole, strict=True):
+            torch.testing.assert_close(weight.grad, expected, rtol=1e-3, atol=1e-6)
+    finally:
+        model.detach_adapter()
 
 
 def test_one_process_is_alone_and_adds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,10 @@ def test_the_study_gave_half_the_looks_with_class_images_and_the_fair_pair_does_
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_trains_and_says_what_this_machine_replaced(
-    path: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dreamloom.optimizers._why_no_8bit", lambda device: "it is not here")
-    short = {"base": str(tiny_sdxl), "train.updates": 2, "priors.count": 2, "priors.steps": 2}
+    short = {"base": "picturebook", "train.updates": 2, "priors.count": 2, "priors.steps": 2}
     asked = load_config(file=path, overrides=short)
     told: list[Event] = []
     photos = make_photos(tmp_path / "photos")

@@ -218,6 +218,44 @@ def test_a_loss_that_is_not_finite_stops_with_the_update_named(
     assert run.read_record("train") is None
 
 
+def test_a_full_disk_at_the_end_loses_nothing(
+    model: Model,
+    sets: tuple[PhotoSet, PriorSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, _ = train(tmp_path / "whole", model, sets)
+    run = claimed(tmp_path / "full")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dreamloom.train.write_adapter", refuse)
+        with pytest.raises(TrainingError, match="holds all of the training"):
+            train_adapter(run, model, *sets, small_config(model))
+    again, told = train(run.path, model, sets)
+    assert not any(isinstance(event, LossLogged) for event in told)
+    assert equal(whole, again)
+    assert not any(run.checkpoints.iterdir())
+
+
+def test_a_held_out_photo_may_have_a_caption_of_its_own(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+) -> None:
+    photos = sets[0].model_copy(
+        update={
+            "photos": tuple(
+                photo.model_copy(update={"caption": f"photo {number}"})
+                for number, photo in enumerate(sets[0].photos)
+            )
+        }
+    )
+    watched = {"watch__every": 4, "watch__images": 1, "watch__steps": 2}
+    config = small_config(model, watch__held_out_photos=1, **watched)
+    assert train(tmp_path, model, (photos, None), config)[0]
+
+
 def test_a_broken_photo_is_named_with_its_update(
     model: Model,
     sets: tuple[PhotoSet, PriorSet],
@@ -235,7 +273,9 @@ def test_a_broken_photo_is_named_with_its_update(
 
     monkeypatch.setattr(model, "encode_images", spoil)
     run = claimed(tmp_path)
-    with pytest.raises(TrainingError, match=r"not finite at update \d, for IMG_1.jpg;"):
+    with pytest.raises(
+        TrainingError, match=r"not finite at update \d, for IMG_1.jpg;.*Look at that picture"
+    ):
         train_adapter(run, model, *sets, small_config(model))
     assert not run.adapter.exists()
 

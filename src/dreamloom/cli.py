@@ -40,6 +40,12 @@ class Commands(click.Group):
             if error.hint:
                 click.echo(error.hint, err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            click.echo("What is finished is kept: mend that and run the command again.", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Stopped. What is finished is kept: run the command again.", err=True)
             ctx.exit(1)

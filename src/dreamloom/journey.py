@@ -194,7 +194,8 @@ def teach(
                 shape=_shape(config),
                 step_px=_step(config, model),
             )
-        if config.priors.kind == "generated" and processes.count > 1:
+        drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
+        if drawn and processes.count > 1:
             share = (processes.index, processes.count)
             draw_priors(*_ask_priors(run, model, config), observe, share=share)
             processes.wait()
@@ -227,6 +228,8 @@ def find_priors(
     run: RunDir, model: Model, config: LoomConfig, observe: Observer = silent
 ) -> PriorSet | None:
     """Draw, read or do without class images, as ``priors.kind`` says."""
+    if config.train.prior_weight == 0:
+        return None
     if config.priors.kind == "generated":
         return make_priors(*_ask_priors(run, model, config), observe)
     if config.priors.kind == "folder":

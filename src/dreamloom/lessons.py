@@ -143,7 +143,8 @@ class Lesson:
     @property
     def texts(self) -> tuple[str, ...]:
         """Every prompt that is trained with, once."""
-        return tuple(dict.fromkeys([*self.prompts, *(p.caption for p in self.photos if p.caption)]))
+        told = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
+        return tuple(dict.fromkeys([*self.prompts, *told]))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts: anew while they are being taught, else once for the whole run."""
@@ -190,10 +191,11 @@ class Lesson:
 
     def encode(self, cards: Sequence[Card], on_picture: OnPicture = nothing) -> list[Batch]:
         """Encode what was dealt and is not known yet; group it by shape."""
-        missing = list(dict.fromkeys((c, self._key(c)) for c in cards))
-        self._encode_missing(
-            [card for card, key in missing if key not in self._encoded], on_picture
-        )
+        unknown = {self._key(card): card for card in cards if self._key(card) not in self._encoded}
+        if unknown:
+            self._encode_missing(list(unknown.values()), on_picture)
+            # The autoencoder came back to the device for this; training needs the room.
+            self.model.release_encoders()
         shaped = sorted(cards, key=lambda card: (self._size(card), card.is_prior, card.number))
         return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
 
@@ -222,7 +224,9 @@ class Lesson:
 
     def name(self, card: Card) -> str:
         """Name a picture for a message."""
-        return self._photo(card).source if card.kind == "photo" else self.priors[card.picture].name
+        if card.kind == "photo":
+            return self._photo(card).source
+        return f"class image {self.priors[card.picture].name}"
 
     def _photo(self, card: Card) -> Photo:
         return (*self.photos, *self.held_out)[card.picture]

@@ -69,7 +69,8 @@ def join_processes() -> Processes:
     """Find out which of several processes this is; alone unless a launcher says otherwise."""
     if not torch.distributed.is_available() or not _is_launched():
         return Processes()
-    state = PartialState()
+    # Without a GPU accelerate must be told, or each process takes itself for the only one.
+    state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index)
 
 

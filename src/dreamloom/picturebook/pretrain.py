@@ -115,7 +115,7 @@ def judges_stage(job: Job) -> None:
 def clip_stage(job: Job) -> None:
     """Train the judges' CLIP."""
     tokenizer = _tokenizer(job)
-    model = train_clip(job.work, _stores(job), tokenizer, job.updates_or(1550), job.device)
+    model = train_clip(job.work, _stores(job), tokenizer, job.updates_or(4000), job.device)
     save_clip(model.cpu(), tokenizer, job.work / "judges" / "clip")
 
 

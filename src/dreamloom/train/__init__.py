@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from safetensors import SafetensorError
+
 from dreamloom.adapters import Adapter, words_file, write_adapter
 from dreamloom.checkpoints import Checkpoints
 from dreamloom.config import LoomConfig
-from dreamloom.errors import ConfigError
+from dreamloom.errors import ConfigError, TrainingError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.families.base import AdapterSpec, Model
 from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
@@ -68,9 +70,11 @@ def train_adapter(
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
         lesson = _prepare(model, photos, priors, config, observe)
-        model.release_encoders()
         weights = model.attach_adapter(_spec(config), save_memory=_saves_memory(config, model))
         try:
+            if not model.trains_text:
+                lesson.conditioning(lesson.texts)
+            model.release_encoders()
             student = Student(weights, config, model.runtime, observe)
             looker = Looker(
                 run,
@@ -91,9 +95,7 @@ def train_adapter(
             model.detach_adapter()
         adapter = sign(adapter, model, photos, config)
         if processes.is_main:
-            write_adapter(run.adapter, adapter)
-            if config.adapter.format == "kohya":
-                write_adapter(run.kohya_adapter, adapter, format="kohya")
+            _write(run, adapter, config)
         processes.wait()
     results = _tell_results(config, processes, priors, adapter, losses, looker, observe)
     record = _record(run, model, config, inputs, effort, results)
@@ -119,8 +121,9 @@ def check_training(model: Model, photos: int, config: LoomConfig) -> None:
         AdapterError: If the adapter could not be written as asked.
     """
     _check_held_out(config, photos)
-    if config.objective.zero_terminal_snr:
-        model.rescale_to_zero_terminal_snr()
+    _check_range(config, model)
+    if config.objective.zero_terminal_snr and model.prediction == "noise":
+        model.rescale_to_zero_terminal_snr()  # refuses, and says why
     weights = model.attach_adapter(_spec(config))
     try:
         Student(weights, config, model.runtime, silent)
@@ -130,7 +133,28 @@ def check_training(model: Model, photos: int, config: LoomConfig) -> None:
         model.detach_adapter()
 
 
+def _check_range(config: LoomConfig, model: Model) -> None:
+    low, high = (round(model.train_timesteps * s) for s in config.objective.timestep_range)
+    if low >= high:
+        raise ConfigError(
+            f"objective.timestep_range = {list(config.objective.timestep_range)} holds none of "
+            f"the {model.train_timesteps} timesteps.",
+            "Make it wider.",
+        )
+    side = config.photos.resolution_px
+    if side == "auto" or side % model.pixels_per_latent:
+        raise ConfigError(
+            f"photos.resolution_px = {side} does not fit {model.identity.name}.",
+            f"Take a multiple of {model.pixels_per_latent}.",
+        )
+
+
 def _check_held_out(config: LoomConfig, photos: int) -> None:
+    if config.watch.held_out_photos and config.watch.every is None:
+        raise ConfigError(
+            "watch.held_out_photos keeps photos for validation, but nothing is ever validated.",
+            "Set watch.every, such as 50, or hold out none.",
+        )
     if config.watch.held_out_photos >= photos:
         raise ConfigError(
             f"watch.held_out_photos = {config.watch.held_out_photos} leaves none of {photos} "
@@ -206,6 +230,19 @@ def _try_kohya(model: Model) -> None:
     """Find out before the training, not after it, whether the file can be written."""
     with TemporaryDirectory() as scratch:
         write_adapter(Path(scratch) / "try.safetensors", model.read_adapter(), format="kohya")
+
+
+def _write(run: RunDir, adapter: Adapter, config: LoomConfig) -> None:
+    try:
+        write_adapter(run.adapter, adapter)
+        if config.adapter.format == "kohya":
+            write_adapter(run.kohya_adapter, adapter, format="kohya")
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"The adapter {run.adapter} cannot be written: {error}. The last checkpoint holds all "
+            "of the training.",
+            "Make room on the disk and run the same command again; nothing is trained twice.",
+        ) from error
 
 
 def _list_outputs(run: RunDir) -> list[Path]:

@@ -79,6 +79,10 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),
             "dreamloom.settings": json.dumps(config.train.model_dump(mode="json")),
+            # Without paths: they say nothing elsewhere, and much about whose machine it was.
+            "dreamloom.config": config.model_dump_json(
+                exclude={"base": True, "priors": {"folder"}}
+            ),
         }
     )
     words = json.dumps({word: {} for word in adapter.tokens})

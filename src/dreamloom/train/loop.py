@@ -75,7 +75,8 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
             _tell(course, loss, update, student.rate, (time.perf_counter() - began) / len(losses))
             done = update + 1
             stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
-            if stop or (done % course.config.train.checkpoint_every == 0 and done < updates.stop):
+            # The last one too: what comes after it can fail for want of room on the disk.
+            if stop or done % course.config.train.checkpoint_every == 0 or done == updates.stop:
                 interrupts.save(done)
             if stop:
                 raise TrainingError(
@@ -119,19 +120,21 @@ def _shares(course: Course) -> list[Share]:
 
 
 def _refuse_broken(errors: Sequence[Errors], lesson: Lesson, update: int) -> None:
-    for part in errors:
-        broken = ~torch.isfinite(part.values)
-        if bool(broken.any()):
-            names = [
-                lesson.name(card)
-                for card, bad in zip(part.cards, broken.tolist(), strict=True)
-                if bad
-            ]
-            raise TrainingError(
-                f"The loss is not finite at update {update + 1}, for {', '.join(names)}; the last "
-                "checkpoint and everything before it are unharmed.",
-                "Look at that picture; or lower train.learning_rate, or use bf16 or fp32.",
-            )
+    found = [
+        (lesson.name(card), bad)
+        for part in errors
+        for card, bad in zip(part.cards, (~torch.isfinite(part.values)).tolist(), strict=True)
+    ]
+    broken = dict.fromkeys(name for name, bad in found if bad)
+    if not broken:
+        return
+    every_one = all(bad for _, bad in found)
+    advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
+    raise TrainingError(
+        f"The loss is not finite at update {update + 1}, for {', '.join(broken)}; the last "
+        "checkpoint and everything before it are unharmed.",
+        advice if every_one else f"Look at that picture. If it is as it should be: {advice}",
+    )
 
 
 def _name_photos(course: Course, update: int) -> str:
