@@ -85,6 +85,15 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
 
 
 _SET = ("--set",)
+
+
+def fill(text: str, places: dict[str, Path]) -> str:
+    """Name the places; other braces are the user's own."""
+    for name, path in places.items():
+        text = text.replace(f"{{{name}}}", str(path))
+    return text
+
+
 _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
 
 
@@ -113,6 +122,10 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         ((*_TINY, "train.optimizer=schedule_free", *_SET, "train.average_decay=0.9"), "average", 2),
         ((*_TINY, "watch.tracker=tensorbord"), "tensorboard", 2),
         (("train", "{photos}", "--out", "{out}", "--format", "kohya"), "kohya", 1),
+        ((*_TINY, "priors.kind=folder"), "--prior DIR", 2),
+        ((*_TINY, "seed=1", "--prior", "{gone}"), "{gone}", 1),
+        ((*_TINY, 'adapter.new_words={"<foo>"="person"}'), "<foo> stands in no photo's prompt", 2),
+        ((*_TINY, 'watch.prompts=["a {foo}"]'), "watch.prompts", 2),
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),
@@ -141,10 +154,10 @@ def test_bad_input_ends_with_one_clear_sentence(
     broken.write_bytes(broken.read_bytes()[:700])
     before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
 
-    result = run(*(word.format(**places) for word in words))
+    result = run(*(fill(word, places) for word in words))
 
     assert result.exit_code == code, result.output
-    assert says.format(**places) in result.output.replace("\n", " ")
+    assert fill(says, places) in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
     assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
 

@@ -141,22 +141,33 @@ def prepare_run(
             )
         config = load_config(file=run.settings_file)
     run.refuse_strangers()
-    photos = _count_readable(run, photos_folder)
+    captions = _read_captions(run, photos_folder)
+    _try_class_images(config)
     model = load_model(config.base, runtime)
     config = settle(config, model)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():
-        check_training(model, photos, config)
+        check_training(model, captions, config)
     with join_processes().main_first():
         return open_run(out, config), model, config
 
 
-def _count_readable(run: RunDir, folder: Path) -> int:
+def _read_captions(run: RunDir, folder: Path) -> list[str]:
     """Read every photo of a new run through to its end, before anything is made of it."""
     if (run.photos / MANIFEST).is_file():
-        return len(read_photo_set(run.photos).photos)
+        return [photo.caption for photo in read_photo_set(run.photos).photos]
     with TemporaryDirectory() as scratch:
-        return len(load_photos(folder, RunDir(scratch), _GLANCE_PX).photos)
+        return [photo.caption for photo in load_photos(folder, RunDir(scratch), _GLANCE_PX).photos]
+
+
+def _try_class_images(config: LoomConfig) -> None:
+    """Read the user's class images through, before anything is made of them."""
+    if config.priors.kind != "folder":
+        return
+    if not config.priors.folder:
+        raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
+    with TemporaryDirectory() as scratch:
+        load_class_images(Path(config.priors.folder), RunDir(scratch), _GLANCE_PX, "")
 
 
 def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: Model) -> None:
@@ -233,8 +244,6 @@ def find_priors(
     if config.priors.kind == "generated":
         return make_priors(*_ask_priors(run, model, config), observe)
     if config.priors.kind == "folder":
-        if not config.priors.folder:
-            raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
         return load_class_images(
             Path(config.priors.folder), run, _resolution(config), config.class_prompt(), observe
         )

@@ -46,6 +46,9 @@ class Section(BaseModel):
     )
 
 
+_SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
+
+
 class SubjectConfig(Section):
     """Who or what is taught, and in which words."""
 
@@ -53,9 +56,7 @@ class SubjectConfig(Section):
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
     class_noun: str = Field("person", min_length=1)
     """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
-    photo_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "subject"))] = (
-        "a photo of {subject}"
-    )
+    photo_prompt: _SubjectPrompt = "a photo of {subject}"
     """The prompt each photo is trained with; {subject} stands for the phrase."""
     class_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))] = (
         "a photo of a {class_noun}"
@@ -206,7 +207,7 @@ class WatchConfig(Section):
 
     every: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
     """Updates between looks; each draws pictures, measures and keeps the adapter; none never."""
-    prompts: tuple[str, ...] = Field(("a photo of {subject}",), min_length=1)
+    prompts: tuple[_SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
     """What is drawn at each look; {subject} stands for the phrase."""
     images: int = Field(4, ge=1)
     """Pictures of each prompt, always from the same seeds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,12 +108,12 @@ def train_adapter(
     return record
 
 
-def check_training(model: Model, photos: int, config: LoomConfig) -> None:
+def check_training(model: Model, captions: Sequence[str], config: LoomConfig) -> None:
     """Find out whether these settings can train at all, before anything is made.
 
     Args:
         model: The base model, with nothing attached.
-        photos: How many photos there are.
+        captions: Each photo's own caption, empty where it has none.
         config: Resolved settings.
 
     Raises:
@@ -120,8 +121,9 @@ def check_training(model: Model, photos: int, config: LoomConfig) -> None:
             that is not here.
         AdapterError: If the adapter could not be written as asked.
     """
-    _check_held_out(config, photos)
+    _check_held_out(config, len(captions))
     _check_range(config, model)
+    _check_words(config, captions)
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
     weights = model.attach_adapter(_spec(config))
@@ -147,6 +149,17 @@ def _check_range(config: LoomConfig, model: Model) -> None:
             f"photos.resolution_px = {side} does not fit {model.identity.name}.",
             f"Take a multiple of {model.pixels_per_latent}.",
         )
+
+
+def _check_words(config: LoomConfig, captions: Sequence[str]) -> None:
+    said = [text or config.photo_prompt() for text in captions]
+    for word in config.adapter.new_words:
+        if not any(word in text for text in said):
+            raise ConfigError(
+                f"The new word {word} stands in no photo's prompt, so nothing would teach it.",
+                f'Say it in --subject, such as "{word} {config.subject.class_noun}", or in a '
+                "caption.",
+            )
 
 
 def _check_held_out(config: LoomConfig, photos: int) -> None:
