@@ -109,3 +109,23 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_sdxl
 
     return make_tiny_sdxl(tmp_path_factory.mktemp("bases") / "tiny-sdxl")
+
+
+# The rooms are imported late: they must not be loaded before the hook above is in place.
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sdxl: Path) -> Any:
+    """The tiny SDXL behind the family contract, on the processor; a module's tests share it."""
+    from dreamloom.families import load_model
+    from dreamloom.runtime import pick_runtime
+
+    return load_model(str(tiny_sdxl), pick_runtime("cpu"))
+
+
+@pytest.fixture(scope="module")
+def sets(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A few photos and class images, prepared for the model."""
+    from studio_set import make_sets
+
+    return make_sets(model, tmp_path_factory.mktemp("sets"))

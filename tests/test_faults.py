@@ -31,16 +31,6 @@ from dreamloom.train.update import compute_loss, measure_errors
 from studio_set import claimed, make_lesson, make_photos, make_sets, small_config
 
 
-@pytest.fixture(scope="module")
-def model(tiny_sdxl: Path) -> Model:
-    return load_model(str(tiny_sdxl), pick_runtime("cpu"))
-
-
-@pytest.fixture(scope="module")
-def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
-    return make_sets(model, tmp_path_factory.mktemp("sets"))
-
-
 @dataclass
 class Told:
     """What the model was given to predict from."""

@@ -8,23 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.families import load_model
 from dreamloom.families.base import AdapterSpec, Model
 from dreamloom.lessons import Lesson, LessonPlan, Share, choose_place, deal
 from dreamloom.photos import load_photos
 from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.runtime import pick_runtime
-from studio_set import claimed, make_lesson, make_photos, make_sets, small_config
-
-
-@pytest.fixture(scope="module")
-def model(tiny_sdxl: Path) -> Model:
-    return load_model(str(tiny_sdxl), pick_runtime("cpu"))
-
-
-@pytest.fixture(scope="module")
-def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
-    return make_sets(model, tmp_path_factory.mktemp("sets"))
+from studio_set import claimed, make_lesson, make_photos, small_config
 
 
 def test_prompts_and_framings_stay_with_their_images(

@@ -13,23 +13,11 @@ from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig
 from dreamloom.errors import RunFolderError, TrainingError
 from dreamloom.events import Event, Looked, LossLogged, StageSkipped, Validated
-from dreamloom.families import load_model
 from dreamloom.families.base import AdapterSpec, Latents, Model
 from dreamloom.metrics import Score, Scorecard
 from dreamloom.pictures import ImageSet, PhotoSet, PriorSet
-from dreamloom.runtime import pick_runtime
 from dreamloom.train import compute_loss, train_adapter
-from studio_set import claimed, make_lesson, make_sets, small_config
-
-
-@pytest.fixture(scope="module")
-def model(tiny_sdxl: Path) -> Model:
-    return load_model(str(tiny_sdxl), pick_runtime("cpu"))
-
-
-@pytest.fixture(scope="module")
-def sets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoSet, PriorSet]:
-    return make_sets(model, tmp_path_factory.mktemp("sets"))
+from studio_set import claimed, make_lesson, small_config
 
 
 def train(

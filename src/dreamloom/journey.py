@@ -218,11 +218,13 @@ def teach(
 
 def make_judge(photos: PhotoSet, config: LoomConfig) -> Judge:
     """Make what scores the pictures that are drawn while a training runs."""
-    loaded: dict[str, Encoders] = {}
+    encoders: Encoders | None = None
 
     def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
+        nonlocal encoders
         # Encoders are loaded when they are first needed, and then stay.
-        encoders = loaded.setdefault("all", pick_encoders(config.evaluate, images, config.device))
+        if encoders is None:
+            encoders = pick_encoders(config.evaluate, images, config.device)
         return evaluate_images(
             images,
             photos,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from dreamloom.crops import list_places, place_crop
+from dreamloom.crops import list_places, mirror_left, place_crop
 from dreamloom.families.base import (
     Conditioning,
     Framing,
@@ -140,7 +141,7 @@ class Lesson:
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """Every prompt that is trained with, once."""
         told = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
@@ -253,15 +254,16 @@ class Lesson:
         # One at a time: how a batch is put together changes the last bits of what comes out, and
         # a resumed run meets its crops in another company.
         for done, card in enumerate(cards, start=1):
-            pixels = self._cut(card, self._read(self._file(card)))
+            file = self._file(card)
+            # Photos are few and cut again and again; a class image is needed only once.
+            picture = _bytes(file) if card.is_prior else self._read(file)
+            pixels = self._cut(card, picture)
             latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
             self._encoded[self._key(card)] = latents
             on_picture(done, len(cards))
 
     def _read(self, path: Path) -> UInt8[Tensor, "channels height width"]:
-        """Read a picture once; photos are few, class images are needed only once."""
-        if path in self.priors:
-            return _bytes(path)
+        """Read a photo or its mask once."""
         if path.name not in self._pixels:
             self._pixels[path.name] = _bytes(path)
         return self._pixels[path.name]
@@ -284,7 +286,7 @@ class Lesson:
             return Framing((self.resolution_px, self.resolution_px))
         photo, (top, left, mirrored) = self._photo(card), card.place
         if mirrored:
-            left = photo.scaled_px[1] - photo.bucket_px[1] - left
+            left = mirror_left(left, photo.bucket_px[1], photo.scaled_px[1])
         return Framing(photo.original_px, (top, left))
 
     def _prompt(self, card: Card) -> str:
