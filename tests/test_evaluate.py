@@ -178,7 +178,7 @@ def test_the_values_are_those_of_the_plain_formula(images, photos):
         torch.stack(inside).mean().item(), abs=1e-6
     )
     texts = look.embed_texts([picture.prompt for picture in images.pictures])
-    assert [one.clip_t for one in card.pictures] == pytest.approx(
+    assert [one.values["clip_t"] for one in card.pictures] == pytest.approx(
         (seen * texts).sum(dim=1).tolist(), abs=1e-6
     )
 
@@ -356,7 +356,7 @@ def test_what_is_not_measured_is_null_with_a_reason(images, photos, floor):
         data = card.scores[name].model_dump()
         assert data.pop("note") == "not measured: the weights are not here"
         assert set(data.values()) == {None}
-    assert all(one.clip_t is None for one in card.pictures)
+    assert all("clip_t" not in one.values for one in card.pictures)
     assert card.encoders == "standard"
 
 

@@ -89,7 +89,13 @@ def test_what_has_no_score_is_refused(call, message):
 def alarms(**changed):
     pictures = [
         PictureScores(
-            file=f"{i}.png", prompt="a", category="", seed=i, scheduler="ddim", steps=5, identity=v
+            file=f"{i}.png",
+            prompt="a",
+            category="",
+            seed=i,
+            scheduler="ddim",
+            steps=5,
+            values={"identity": v},
         )
         for i, v in enumerate(changed.pop("values", [0.1, 0.2, 0.3]))
     ]

@@ -231,8 +231,10 @@ def scorecard(images: ImageSet, level: float, **fields: object) -> Scorecard:
                 seed=p.seed,
                 scheduler=p.scheduler,
                 steps=p.steps,
-                identity=round(0.2 + 0.5 * level + 0.01 * i % 0.1, 4),
-                clip_t=0.28,
+                values={
+                    "identity": round(0.2 + 0.5 * level + 0.01 * i % 0.1, 4),
+                    "clip_t": 0.28,
+                },
             )
             for i, p in enumerate(images.pictures)
         ),
@@ -414,7 +416,7 @@ def test_badges_are_the_scorecards_own(demo: Path, page: str):
     row = re.findall(r'<div class="row".*?</div>\s*</div>\s*</div>', page, re.DOTALL)[0]
     cell = row.split('<div class="shots">')[3]
     badges = re.findall(r'<span title="Identity">([^<]*)</span>', cell)
-    assert badges == [f"{entry['identity']:.2f}" for entry in card["pictures"][:4]]
+    assert badges == [f"{entry['values']['identity']:.2f}" for entry in card["pictures"][:4]]
 
 
 def test_scores_equal_the_json(demo: Path, page: str):

@@ -309,7 +309,7 @@ def _fill_in(bench: Bench, images: ImageSet, photos: PhotoSet) -> Scorecard:
             seed=picture.seed if picture.prompt else None,
             scheduler=picture.scheduler or None,
             steps=picture.steps or None,
-            **{name: float(values[row]) for name, values in own.items()},
+            values={name: float(values[row]) for name, values in own.items()},
         )
         for row, picture in enumerate(pictures)
     )

@@ -415,7 +415,7 @@ def leakage_row(outcomes: Sequence[Outcome]) -> Row:
 
 
 def _likenesses(card: Scorecard) -> list[float]:
-    return [picture.identity for picture in card.pictures if picture.identity is not None]
+    return [picture.values["identity"] for picture in card.pictures if "identity" in picture.values]
 
 
 def _prepare(plan: TrialPlan) -> tuple[Model, LoomConfig]:

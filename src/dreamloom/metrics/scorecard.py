@@ -53,10 +53,8 @@ class PictureScores(_Listed):
     seed: int | None
     scheduler: str | None
     steps: int | None
-    identity: float | None = None
-    clip_i: float | None = None
-    dino: float | None = None
-    clip_t: float | None = None
+    values: dict[str, float] = {}
+    """By score; one that was not measured for this picture is absent."""
 
 
 class Scorecard(_Listed):
@@ -138,7 +136,7 @@ def find_alarms(
         if which
     ]
     for name, score in scores.items():
-        values = [getattr(picture, name, None) for picture in pictures]
+        values = [picture.values.get(name) for picture in pictures]
         seen = {round(value, 6) for value in values if value is not None}
         if len(seen) == 1 and len(values) > 2 and len(first) > 1:
             found.append(

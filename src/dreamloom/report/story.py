@@ -196,10 +196,12 @@ def read_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found = pictures if isinstance(pictures, list) else []
     return {
         str(entry["file"]): {
-            name: value for name in LABELS if (value := _float(entry.get(name))) is not None
+            str(name): value
+            for name, given in entry["values"].items()
+            if (value := _float(given)) is not None
         }
         for entry in found
-        if isinstance(entry, dict) and "file" in entry
+        if isinstance(entry, dict) and "file" in entry and isinstance(entry.get("values"), dict)
     }
 
 
