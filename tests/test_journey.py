@@ -22,7 +22,7 @@ from dreamloom.journey import (
     teach,
 )
 from dreamloom.pictures import read_image_set
-from dreamloom.prompts import PACKS
+from dreamloom.prompts import read_pack
 from dreamloom.runtime import Runtime, pick_runtime
 from studio_set import make_photos
 
@@ -62,12 +62,12 @@ def test_photos_to_adapter_to_pictures_to_scores(
     assert run.events_file.read_text().count("LossLogged") == 2
 
     wish = Wish(
-        (str(run.adapter),), ("a {subject} at night",), "seed-v1", None, True, "p", run.path
+        (str(run.adapter),), ("a {subject} at night",), ("seed-v1",), None, True, "p", run.path
     )
     pictures, floor = draw(wish, load_config(overrides=SMALL), runtime)
     drawn = read_image_set(pictures)
     assert drawn.pictures[0].prompt == "a sks dog at night"
-    assert len(drawn.pictures) == 1 + len(PACKS["seed-v1"])
+    assert len(drawn.pictures) == 1 + len(read_pack("seed-v1").prompts)
     assert read_image_set(floor).adapters == ()
 
     card = score(pictures, photos, asked, floor)
@@ -172,15 +172,19 @@ def test_packs_are_filled_with_the_subject() -> None:
     prompts = pack_prompts("seed-v1", "sks dog")
     assert prompts[0].text == "a photo of sks dog"
     assert all("sks dog" in prompt.text and prompt.category for prompt in prompts)
+    assert pack_prompts("class-v1", "sks dog")[0].text == "a photo of a dog"
+    assert pack_prompts("class-v1", "sks", "owl")[0].text == "a photo of an owl"
+    texts = [prompt.text for prompt in pack_prompts("class-v1", "rraj woman")]
+    assert texts.count("a photo of a woman") == 1
     with pytest.raises(ConfigError, match=r"no prompt pack 'seed'.*seed-v1"):
         pack_prompts("seed", "x")
 
 
 def test_a_prompt_that_names_nobody_is_explained(tmp_path: Path, runtime: Runtime) -> None:
-    nobody = Wish((), ("a photo of {subject}",), None, None, False, "p", tmp_path / "out")
+    nobody = Wish((), ("a photo of {subject}",), (), None, False, "p", tmp_path / "out")
     with pytest.raises(ConfigError, match="nobody is named"):
         draw(nobody, load_config(), runtime)
-    nothing = Wish((), (), None, None, False, "p", tmp_path / "out")
+    nothing = Wish((), (), (), None, False, "p", tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to draw"):
         draw(nothing, load_config(), runtime)
     assert not (tmp_path / "out").exists()
@@ -193,10 +197,10 @@ def test_an_adapter_that_does_not_fit_leaves_no_folder(
     write_adapter(tmp_path / "foreign.safetensors", foreign)
     config = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
     out = tmp_path / "out"
-    wish = Wish((str(tmp_path / "foreign.safetensors"),), ("x",), None, None, False, "p", out)
+    wish = Wish((str(tmp_path / "foreign.safetensors"),), ("x",), (), None, False, "p", out)
     with pytest.raises(AdapterError, match="does not fit"):
         draw(wish, config, runtime)
-    bad_name = Wish((), ("x",), None, None, False, "../p", out)
+    bad_name = Wish((), ("x",), (), None, False, "../p", out)
     with pytest.raises(ConfigError, match="cannot name a set"):
         draw(bad_name, config, runtime)
     assert not out.exists()

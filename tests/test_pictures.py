@@ -1,5 +1,7 @@
 """Sets of pictures: a manifest beside them says what they are, and comes back whole."""
 
+import json
+
 import pytest
 
 from dreamloom.errors import DreamLoomError
@@ -161,3 +163,21 @@ def test_files_are_found_by_their_ending_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in image_files(tmp_path, (".png", ".jpg"))] == ["a.png", "b.JPG"]
+
+
+def test_what_a_prompt_may_change_comes_back_and_may_be_absent(tmp_path, images):
+    told = {"style": "art", "face": "partial", "may_change": ("eyes", "hair"), "check": "Is it?"}
+    write_manifest(images.model_copy(update={"pictures": (picture("0.png", **told),)}))
+    assert read_image_set(tmp_path).pictures == (picture("0.png", **told),)
+    # A manifest of an earlier version knows none of these.
+    path = tmp_path / MANIFEST
+    listed = json.loads(path.read_text())
+    for name in told:
+        del listed["pictures"][0][name]
+    path.write_text(json.dumps(listed))
+    (old,) = read_image_set(tmp_path).pictures
+    assert (old.style, old.face, old.may_change, old.check) == (None, None, None, "")
+    listed["pictures"][0]["may_change"] = ["nose"]
+    path.write_text(json.dumps(listed))
+    with pytest.raises(DreamLoomError, match="damaged"):
+        read_image_set(tmp_path)

@@ -22,6 +22,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 PATH = click.Path(path_type=Path)
+# Written out, for reading the packs' own list would slow every --help down; a test compares.
+PACKS_HELP = (
+    "A list of prompts, may be repeated: person-v1, object-v1, live-v1, class-v1, unrelated-v1, "
+    "seed-v1, pixel-v1, picturebook-v1, picturebook-class-v1. 'dreamloom packs NAME' shows one."
+)
 
 
 class Commands(click.Group):
@@ -138,8 +143,9 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
 @click.option("--base", help="The base model; the adapter's own where it says so.")
 @click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help="May be repeated.")
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated.")
-@click.option("--pack", help="A list of prompts: seed-v1, pixel-v1.")
+@click.option("--pack", "packs", multiple=True, help=PACKS_HELP)
 @click.option("--subject", help="The subject in prompts; the adapter's own where it says so.")
+@click.option("--class-noun", help="What it is one of; the adapter's own, or the last word.")
 @click.option("--scheduler", "schedulers", multiple=True, help="ddim, pndm, euler, dpm++ …")
 @click.option("--steps", multiple=True, type=int, help="Denoising steps; may be repeated.")
 @click.option("--seeds", type=int, help="Pictures of each prompt.")
@@ -153,13 +159,31 @@ def generate(quiet: bool, /, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
     from dreamloom.journey import Wish, draw
 
-    fields = ("adapters", "prompts", "pack", "subject", "floor", "name", "out")
+    fields = ("adapters", "prompts", "packs", "subject", "class_noun", "floor", "name", "out")
     wish = Wish(**{field: given.pop(field) for field in fields})
     config = _settings(given)
     with _watch(quiet) as observe:
         folders = draw(wish, config, _runtime(config), observe)
     for folder in folders:
         click.echo(f"The pictures: {folder}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def packs(name: str | None, as_json: bool) -> None:
+    """List the prompt packs, or the prompts of the pack NAME with what each may change."""
+    from dreamloom.console import show_pack, show_packs
+    from dreamloom.journey import find_pack
+    from dreamloom.prompts import PACK_NAMES
+
+    found = [find_pack(one) for one in ([name] if name else PACK_NAMES)]
+    if as_json:
+        click.echo(json.dumps([pack.model_dump() for pack in found], indent=2))
+    elif name:
+        show_pack(found[0])
+    else:
+        show_packs(found)
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from dreamloom.events import Event, Observer, silent
 if TYPE_CHECKING:
     from dreamloom.metrics import Score, Scorecard
     from dreamloom.photos import PhotoCheck
+    from dreamloom.prompts import Pack
 
 
 @contextmanager
@@ -116,6 +117,31 @@ def show_photo_check(check: PhotoCheck) -> None:
         console.print(f"[bold]To do:[/bold] {escape(text)}")
     if check.usable and not check.to_add:
         console.print("[green]These photos can be used as they are.[/green]")
+
+
+def show_packs(packs: Sequence[Pack]) -> None:
+    """Print what each prompt pack is for."""
+    console = Console(highlight=False, emoji=False)
+    table = Table("pack", "prompts", "what for", box=None)
+    for pack in packs:
+        table.add_row(pack.name, str(len(pack.prompts)), escape(pack.about))
+    console.print(table)
+    console.print("[dim]'dreamloom packs NAME' shows a pack's prompts.[/dim]")
+
+
+def show_pack(pack: Pack) -> None:
+    """Print a pack's prompts with what each may change, and whose work they are."""
+    console = Console(highlight=False, emoji=False)
+    console.print(f"[bold]{pack.name}[/bold]  {escape(pack.about)}")
+    table = Table("prompt", "category", "style", "face", "may change", box=None)
+    for prompt in pack.prompts:
+        text = f"{prompt.text} (persons only)" if prompt.for_persons else prompt.text
+        asked = f"\n[dim]{escape(prompt.check)}[/dim]" if prompt.check else ""
+        may_change = ", ".join(prompt.may_change) or "–"
+        table.add_row(escape(text) + asked, prompt.category, prompt.style, prompt.face, may_change)
+    console.print(table)
+    if pack.attribution:
+        console.print(f"[dim]{escape(pack.attribution)}[/dim]")
 
 
 def show_scorecard(card: Scorecard) -> None:

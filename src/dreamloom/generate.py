@@ -16,8 +16,11 @@ from dreamloom.events import Observer, Progress, StageDone, StageSkipped, StageS
 from dreamloom.families.base import Model, Sampler, Shot
 from dreamloom.pictures import (
     MANIFEST,
+    Change,
+    Face,
     ImageSet,
     Picture,
+    Style,
     WornAdapter,
     read_image_set,
     write_manifest,
@@ -28,10 +31,18 @@ from dreamloom.runtime import measure_effort
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw, and which kind of change it asks for."""
+    """What to draw, and what a right picture of it may show otherwise than the photos.
+
+    Everything beside the text goes into the manifest, for those who judge; see
+    `pictures.Picture`.
+    """
 
     text: str
     category: str = ""
+    style: Style | None = None
+    face: Face | None = None
+    may_change: tuple[Change, ...] | None = None
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,8 @@ def generate_images(
     inputs = {
         "base": model.identity.fingerprint,
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
-        "prompts": fingerprint(prompts),
+        # Pictures depend on the words alone; what is told to judges beside them does not matter.
+        "prompts": fingerprint([{"text": p.text, "category": p.category} for p in prompts]),
         "settings": fingerprint(config.model_dump(exclude={"batch"})),
     }
     folder = run.images / name
@@ -186,6 +198,10 @@ def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
             file=f"{index:04d}.png",
             prompt=prompt.text,
             category=prompt.category,
+            style=prompt.style,
+            face=prompt.face,
+            may_change=prompt.may_change,
+            check=prompt.check,
             seed=seed,
             scheduler=scheduler,
             steps=steps,

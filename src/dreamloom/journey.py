@@ -37,7 +37,7 @@ from dreamloom.pictures import (
 )
 from dreamloom.priors import draw_priors, make_priors
 from dreamloom.processes import join_processes
-from dreamloom.prompts import PACKS
+from dreamloom.prompts import PACK_NAMES, Pack, read_pack
 from dreamloom.rundir import Record, RunDir, write_text
 from dreamloom.runtime import Runtime
 from dreamloom.trackers import NONE, choose_tracker, track
@@ -274,15 +274,46 @@ def _step(config: LoomConfig, model: Model) -> int:
     return suggest_step(_resolution(config), model.pixels_per_latent)
 
 
-def pack_prompts(pack: str, subject: str) -> list[Prompt]:
-    """Fill a prompt pack with the subject's phrase.
+def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
+    """Fill a prompt pack with the subject's phrase and class noun.
+
+    Prompts that make no sense for that class are left out; see `prompts.PackPrompt.suits`.
+
+    Args:
+        pack: The pack's name.
+        subject: The phrase that names the subject.
+        class_noun: What the subject is one of; None takes the phrase's last word.
 
     Raises:
         ConfigError: If there is no pack of that name.
     """
-    if pack not in PACKS:
-        raise ConfigError(f"There is no prompt pack {pack!r}.", f"Choose from: {', '.join(PACKS)}.")
-    return [Prompt(p.text.format(subject=subject), p.category) for p in PACKS[pack]]
+    noun = class_noun or subject.split()[-1]
+    filled = [
+        Prompt(p.fill(subject, noun), p.category, p.style, p.face, p.may_change, p.check)
+        for p in find_pack(pack).select(noun)
+    ]
+    return _drop_repeats(filled)
+
+
+def find_pack(name: str) -> Pack:
+    """Read a prompt pack.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in PACK_NAMES:
+        raise ConfigError(
+            f"There is no prompt pack {name!r}.", f"Choose from: {', '.join(PACK_NAMES)}."
+        )
+    return read_pack(name)
+
+
+def _drop_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Keep one of the prompts with the same words: they would give the same pictures.
+
+    It is the last of them, for packs come last and know more of their prompts.
+    """
+    return list({prompt.text: prompt for prompt in prompts}.values())
 
 
 @dataclass(frozen=True)
@@ -292,20 +323,23 @@ class Wish:
     Args:
         adapters: ``FILE`` or ``FILE:WEIGHT``.
         prompts: Texts; {subject} stands for the subject's phrase.
-        pack: The name of a prompt pack, or None.
+        packs: The names of prompt packs.
         subject: The phrase; None takes what the first adapter says of itself.
         floor: Whether the base model draws the same, too.
         name: The set's name.
         out: A run's folder, or a new one.
+        class_noun: What the subject is one of; None takes what that adapter says, or else the
+            phrase's last word.
     """
 
     adapters: tuple[str, ...]
     prompts: tuple[str, ...]
-    pack: str | None
+    packs: tuple[str, ...]
     subject: str | None
     floor: bool
     name: str
     out: Path
+    class_noun: str | None = None
 
 
 def draw(
@@ -322,14 +356,7 @@ def draw(
     """
     parts = [parse_part(text) for text in wish.adapters]
     stories = [read_adapter(part.path).metadata for part in parts]
-    subject = wish.subject or next(
-        (story["dreamloom.subject"] for story in stories if "dreamloom.subject" in story), None
-    )
-    prompts = [*_fill(wish.prompts, subject)]
-    if wish.pack:
-        prompts += pack_prompts(wish.pack, subject or config.subject.phrase)
-    if not prompts:
-        raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")
+    prompts = _ask(wish, config, stories)
     run = RunDir(wish.out)
     run.refuse_strangers()
     model = load_model(_choose_base(config, stories), runtime)
@@ -343,6 +370,23 @@ def draw(
         name = f"{wish.name}_base"
         sets.append(generate_images(run, model, prompts, config.generate, (), name, observe))
     return [images.folder for images in sets]
+
+
+def _ask(wish: Wish, config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> list[Prompt]:
+    """Put the subject's words into the wished prompts and packs."""
+    told = next((story for story in stories if "dreamloom.subject" in story), {})
+    subject = wish.subject or told.get("dreamloom.subject")
+    noun = wish.class_noun
+    if not subject:
+        noun = noun or config.subject.class_noun
+    elif subject == told.get("dreamloom.subject"):
+        noun = noun or told.get("dreamloom.class_noun")
+    prompts = _fill(wish.prompts, subject)
+    for pack in wish.packs:
+        prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
+    if not prompts:
+        raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")
+    return _drop_repeats(prompts)
 
 
 def _fill(texts: Sequence[str], subject: str | None) -> list[Prompt]:

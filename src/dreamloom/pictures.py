@@ -16,6 +16,31 @@ Shape: TypeAlias = Literal["square", "buckets"]
 """Crops are squares, or of the bucket nearest to the photo's own shape; see `dreamloom.crops`."""
 
 
+Style: TypeAlias = Literal["photo", "art"]
+"""What a prompt asks for: something that looks like a photo, or art."""
+
+Face: TypeAlias = Literal["yes", "partial", "no"]
+"""How much of the subject's face a right picture shows; partial is covered or turned away."""
+
+Change: TypeAlias = Literal[
+    "age",
+    "clothes",
+    "colour",
+    "expression",
+    "eyes",
+    "glasses",
+    "hair",
+    "hat",
+    "pose",
+    "shape",
+    "skin",
+    "surface",
+    "teeth",
+]
+"""What of a subject a prompt may change. Eyes: their colour, or that they are closed or covered;
+surface: what it seems made of or covered with; teeth: that they show."""
+
+
 class _Listed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -142,7 +167,15 @@ class Picture(_Listed):
     file: str
     prompt: str
     category: str = ""
-    """The kind of change the prompt asks for: photo, scene, style, attribute, view, accessory."""
+    """The kind of change the prompt asks for: photo, scene, style, attribute, view, accessory …"""
+    style: Style | None = None
+    """Whether the prompt asks for a photo or for art; None where nobody said."""
+    face: Face | None = None
+    """How much of the subject's face must show; None where nobody said."""
+    may_change: tuple[Change, ...] | None = None
+    """What of the subject may differ from its photos; None where nobody said."""
+    check: str = ""
+    """A question that a right picture answers with yes; empty where nobody wrote one."""
     seed: int
     scheduler: str
     steps: int
