@@ -291,15 +291,25 @@ class ClipEncoder:
         from transformers import CLIPModel, CLIPTokenizer
 
         with _explaining(folder):
-            self._preprocessing = preprocessing or Preprocessing.read(folder)
+            self.preprocessing = preprocessing or Preprocessing.read(folder)
             self._model = _load(CLIPModel, folder, device)
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self._longest = int(self._model.config.text_config.max_position_embeddings)
-        self.key = f"{name or _name(folder)}/{self._preprocessing.key}"
+        self.key = f"{name or _name(folder)}/{self.preprocessing.key}"
 
     def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
         """Turn RGB pictures of any sizes into unit vectors."""
-        pixels = self._preprocessing(images).to(self._model.device)
+        return self.embed_pixels(self.preprocessing(images))
+
+    def embed_pixels(
+        self, normalised: Float[Tensor, "images 3 side side"]
+    ) -> Float[Tensor, "images features"]:
+        """Turn what `preprocessing` makes of pictures into unit vectors.
+
+        Nothing is checked here, so that the audit can show what wrongly prepared pixels do.
+        Everybody else calls `embed`.
+        """
+        pixels = normalised.to(self._model.device)
         with _steady(pixels.device):
             return _unit(self._model.get_image_features(pixel_values=pixels).pooler_output)
 
