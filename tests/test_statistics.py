@@ -11,6 +11,7 @@ from dreamloom.statistics import (
     draw,
     interval,
     lift,
+    mean_over_runs,
     mean_with_interval,
     sample_mean,
     sample_pairs,
@@ -185,3 +186,20 @@ def test_impossible_draws_are_refused():
         draw([1], resamples=0)
     with pytest.raises(ValueError, match=r"got 10 and 1\.0"):
         draw([1], resamples=10, confidence=1.0)
+
+
+def test_the_mean_over_trainings_has_students_interval():
+    # The tables: t is 4.303 for two degrees of freedom; the standard deviation here is 0.1.
+    estimate = mean_over_runs([0.4, 0.6, 0.5])
+    assert (estimate.value, estimate.n) == (pytest.approx(0.5), 3)
+    reach = 4.3027 * 0.1 / 3**0.5
+    assert estimate.interval == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)
+    assert mean_over_runs([0.4]).interval is None
+    with pytest.raises(ValueError, match="at least one"):
+        mean_over_runs([])
+
+
+def test_three_trainings_cover_the_truth_as_often_as_they_say():
+    dice = np.random.default_rng(3)
+    ends = [mean_over_runs(dice.normal(0, 1, 3).tolist()).interval for _ in range(2000)]
+    assert 0.93 < np.mean([low <= 0 <= high for low, high in ends]) < 0.97

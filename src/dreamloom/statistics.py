@@ -258,6 +258,41 @@ def mean_with_interval(
     return Estimate(sampled.value, len(values), interval(sampled, draws.independent, confidence))
 
 
+def mean_over_runs(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Estimate a mean over trainings, of which there are always few.
+
+    Resamples of three values hardly leave them, so that their percentiles are far too narrow;
+    Student's interval is right if the values are near enough to normal.
+
+    Args:
+        values: One value for each training.
+        confidence: Coverage, between 0 and 1.
+
+    Returns:
+        The mean, the number of trainings, and the interval: None for a single one.
+
+    Raises:
+        ValueError: If there is no value.
+
+    Source:
+        Student, The Probable Error of a Mean (1908).
+
+    Example:
+        >>> low, high = mean_over_runs([0.4, 0.5, 0.6]).interval
+        >>> round(low, 3), round(high, 3)
+        (0.252, 0.748)
+    """
+    count = len(values)
+    if count == 0:
+        raise ValueError("there must be at least one value")
+    mean = float(np.mean(values))
+    if count == 1:
+        return Estimate(mean, 1, None)
+    quantile = -_student_t_quantile((1 - confidence) / 2, count - 1)
+    reach = quantile * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Estimate(mean, count, (mean - reach, mean + reach))
+
+
 def lift(
     score: Sampled, floor: Sampled, ceiling: Sampled, independent: int, confidence: float
 ) -> Lift:
