@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -28,7 +29,9 @@ from dreamloom.picturebook.dataset import (
     draw_framed,
     record,
 )
+from dreamloom.picturebook.export import unpack_weights
 from dreamloom.picturebook.judges import (
+    IdentityEncoder,
     clip_folder,
     clip_key,
     load_attribute_reader,
@@ -45,8 +48,10 @@ from dreamloom.picturebook.measurements import (
 )
 from dreamloom.picturebook.models import build_autoencoder, build_noise_schedule
 from dreamloom.picturebook.pretrain_autoencoder import (
+    encode_means,
     fold_latent_statistics,
     reconstruction_loss,
+    train_autoencoder,
 )
 from dreamloom.picturebook.pretrain_clip import contrastive_loss
 from dreamloom.picturebook.pretrain_denoiser import snr_weights
@@ -292,6 +297,37 @@ def test_no_scheduler_clips_latents(
     reading = load_attribute_reader().read(pictures.float())[0]
     assert reading["kind"] == "person"
     assert reading["scene"] == "snow"
+
+
+def test_shipped_weights_are_unpacked_to_train_on(
+    tmp_path: Path, pipeline: StableDiffusionXLPipeline
+):
+    unpack_weights(weights_folder(), tmp_path)
+    vae = AutoencoderKL.from_pretrained(tmp_path / "autoencoder")
+    assert {p.dtype for p in vae.parameters()} == {torch.float32}
+    for mine, shipped in ((vae, pipeline.vae),):
+        for name, tensor in shipped.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], tensor)
+    found = {path.name for path in tmp_path.iterdir()}
+    parts = {"tokenizer", "autoencoder", "unet", "text_encoder_0", "text_encoder_1", "judges"}
+    assert found == parts
+    identity = IdentityEncoder.load(tmp_path / "judges" / "identity")
+    assert identity.key == load_identity_encoder().key
+
+
+def test_training_on_keeps_the_latents_close(tmp_path: Path):
+    draw_ahead(tmp_path, "pictures", 24, 1, lambda n: None)
+    store = PictureStore(tmp_path, "pictures")
+    torch.manual_seed(0)
+    start = build_autoencoder()
+    before = encode_means(start, store, np.arange(8))
+    cpu = torch.device("cpu")
+    trained = train_autoencoder(tmp_path, store, 3, cpu, start)
+    after = encode_means(trained, store, np.arange(8))
+    # Folding gives each channel of the trained one a spread of 1; undone, little has moved.
+    spread, shift = before.std(dim=(0, 2, 3)), before.mean(dim=(0, 2, 3))
+    unfolded = (before - shift[:, None, None]) / spread[:, None, None]
+    assert (after - unfolded).square().mean() < 0.3
 
 
 # --- the judges --------------------------------------------------------------------------

@@ -1,14 +1,17 @@
-"""Writing the trained parts as the folder that ships: diffusers' layout, half precision."""
+"""Writing the trained parts as the folder that ships, and taking it apart to train on.
+
+It ships in diffusers' layout and half precision.
+"""
 
 import json
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors import safe_open
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreamloom.picturebook.models import assemble_pipeline, build_text_encoders, build_unet
 
@@ -48,6 +51,32 @@ def export_weights(work: Path, folder: Path) -> None:
     for file in folder.rglob("*"):
         # safetensors writes files that only their owner can read.
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def unpack_weights(folder: Path, work: Path) -> None:
+    """Lay shipped weights where the stages look for something to begin from.
+
+    The work folder then holds what it would after a training from nothing, but for the drawings,
+    the latents and the optimizers' states, which do not ship.
+
+    Args:
+        folder: What `export_weights` wrote.
+        work: The work folder of the training runs.
+    """
+    CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(work / "tokenizer")
+    AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).save_pretrained(
+        work / "autoencoder"
+    )
+    UNet2DConditionModel.from_pretrained(
+        folder / "unet", torch_dtype=torch.float32
+    ).save_pretrained(work / "unet")
+    CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).save_pretrained(
+        work / "text_encoder_0"
+    )
+    CLIPTextModelWithProjection.from_pretrained(
+        folder / "text_encoder_2", dtype=torch.float32
+    ).save_pretrained(work / "text_encoder_1")
+    shutil.copytree(folder / "judges", work / "judges", dirs_exist_ok=True)
 
 
 def _forget_origin(config_file: Path) -> None:

@@ -1,6 +1,8 @@
 """Train the picturebook from nothing: ``python -m dreamloom.picturebook.pretrain --work DIR``.
 
 Every stage continues where it was stopped, and may run in a process of its own beside others.
+``--stage unpack`` lays the shipped weights into the work folder, and the stages after it train
+those on instead of beginning from nothing.
 """
 
 import logging
@@ -10,12 +12,13 @@ from pathlib import Path
 
 import click
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreamloom.picturebook import weights_folder
 from dreamloom.picturebook.dataset import Collection, PictureStore, draw_ahead
-from dreamloom.picturebook.export import export_weights
+from dreamloom.picturebook.export import export_weights, unpack_weights
+from dreamloom.picturebook.judges import AttributeReader, IdentityEncoder
 from dreamloom.picturebook.models import build_text_encoders, build_unet
 from dreamloom.picturebook.pretrain_autoencoder import polish_decoder, train_autoencoder
 from dreamloom.picturebook.pretrain_clip import save_clip, train_clip
@@ -25,8 +28,8 @@ from dreamloom.picturebook.pretrain_text import TextEncoders, train_text_encoder
 from dreamloom.picturebook.tokenizer import train_tokenizer
 from dreamloom.picturebook.training import prepare_threads
 
-_PICTURES = 40_960
-_PEOPLE_PICTURES = 15_360
+_PICTURES = 61_440
+_PEOPLE_PICTURES = 24_576
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,11 @@ class Job:
         return default if self.updates is None else self.updates
 
 
+def unpack_stage(job: Job) -> None:
+    """Begin from the weights that ship."""
+    unpack_weights(job.out, job.work)
+
+
 def draw_stage(job: Job) -> None:
     """Draw the training pictures."""
     counts: dict[Collection, int] = {"pictures": _PICTURES, "people": _PEOPLE_PICTURES}
@@ -69,7 +77,9 @@ def tokenizer_stage(job: Job) -> None:
 def autoencoder_stage(job: Job) -> None:
     """Train the autoencoder."""
     store = PictureStore(job.work, "pictures")
-    model = train_autoencoder(job.work, store, job.updates_or(5400), job.device)
+    folder = job.work / "autoencoder"
+    start = AutoencoderKL.from_pretrained(folder) if folder.exists() else None
+    model = train_autoencoder(job.work, store, job.updates_or(5400), job.device, start)
     model.save_pretrained(job.work / "autoencoder")
 
 
@@ -92,7 +102,9 @@ def latents_stage(job: Job) -> None:
 def denoiser_stage(job: Job) -> None:
     """Train the denoiser and the text encoders."""
     torch.manual_seed(5)
-    parts = (build_unet(), _read_text_encoders(job))
+    folder = job.work / "unet"
+    unet = UNet2DConditionModel.from_pretrained(folder) if folder.exists() else build_unet()
+    parts = (unet, _read_text_encoders(job))
     store = PictureStore(job.work, "pictures")
     train_denoiser(job.work, store, parts, _tokenizer(job), job.updates_or(4850), job.device)
 
@@ -107,9 +119,14 @@ def decoder_stage(job: Job) -> None:
 
 def judges_stage(job: Job) -> None:
     """Train the identity encoder and the attribute reader."""
-    identity, reader = train_judges(job.work, _stores(job), job.updates_or(2000), job.device)
-    identity.cpu().save(job.work / "judges" / "identity")
-    reader.cpu().save(job.work / "judges" / "reader")
+    folders = job.work / "judges" / "identity", job.work / "judges" / "reader"
+    start = None
+    if all(folder.exists() for folder in folders):
+        start = IdentityEncoder.load(folders[0]), AttributeReader.load(folders[1])
+    updates = job.updates_or(2000)
+    identity, reader = train_judges(job.work, _stores(job), updates, job.device, start)
+    identity.cpu().save(folders[0])
+    reader.cpu().save(folders[1])
 
 
 def clip_stage(job: Job) -> None:
@@ -125,6 +142,7 @@ def export_stage(job: Job) -> None:
 
 
 STAGES: dict[str, Callable[[Job], None]] = {
+    "unpack": unpack_stage,
     "draw": draw_stage,
     "tokenizer": tokenizer_stage,
     "text": text_stage,
@@ -136,6 +154,7 @@ STAGES: dict[str, Callable[[Job], None]] = {
     "clip": clip_stage,
     "export": export_stage,
 }
+FROM_NOTHING = tuple(name for name in STAGES if name != "unpack")
 
 
 @click.command()
@@ -151,7 +170,7 @@ STAGES: dict[str, Callable[[Job], None]] = {
     "stages",
     type=click.Choice(list(STAGES)),
     multiple=True,
-    help="Stages to run; all of them, in order, if not given.",
+    help="Stages to run; if none is given all of them, in order, from nothing.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to train.")
 @click.option(
@@ -180,7 +199,7 @@ def main(
     prepare_threads(threads)
     job = Job(work, out or weights_folder(), torch.device(device), updates, threads)
     work.mkdir(parents=True, exist_ok=True)
-    for stage in stages or STAGES:
+    for stage in stages or FROM_NOTHING:
         logger.info("stage %s", stage)
         STAGES[stage](job)
 

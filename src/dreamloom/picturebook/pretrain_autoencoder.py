@@ -1,5 +1,6 @@
 """Training the autoencoder: pictures to latents and back."""
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ _WHOLE_PICTURE_BATCH = 6
 _WHOLE_PICTURE_SHARE = 0.1
 _GRADIENT_WEIGHT = 0.5
 _KL_WEIGHT = 1e-4
+_ANCHOR_WEIGHT = 0.3
+_DECIBEL_WEIGHT = 0.01
 _LOG_EVERY = 100
 
 logger = logging.getLogger(__name__)
@@ -28,24 +31,41 @@ logger = logging.getLogger(__name__)
 def reconstruction_loss(
     redrawn: Float[Tensor, "n 3 h w"], pictures: Float[Tensor, "n 3 h w"]
 ) -> Float[Tensor, ""]:
-    """Compare pixels and the steps between neighbouring pixels, so that edges stay sharp."""
-    across = (redrawn.diff(dim=-1) - pictures.diff(dim=-1)).abs().mean()
-    down = (redrawn.diff(dim=-2) - pictures.diff(dim=-2)).abs().mean()
-    return (redrawn - pictures).abs().mean() + _GRADIENT_WEIGHT * (across + down)
+    """Compare pixels and the steps between neighbouring pixels, so that edges stay sharp.
+
+    The negative PSNR, in decibels, makes a smooth picture's small errors count as a busy one's.
+    """
+    error = redrawn - pictures
+    across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
+    decibels = 10 * error.square().mean(dim=(1, 2, 3)).add(1e-6).log10().mean()
+    return error.abs().mean() + _GRADIENT_WEIGHT * (across + down) + _DECIBEL_WEIGHT * decibels
 
 
 def train_autoencoder(
-    work: Path, store: PictureStore, updates: int, device: torch.device
+    work: Path,
+    store: PictureStore,
+    updates: int,
+    device: torch.device,
+    start: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
     """Train on crops, for it is convolutional and updates matter more than pixels.
 
     The last tenth is trained on whole pictures, whose borders the crops never show.
 
+    Args:
+        work: Where the checkpoints lie.
+        store: The pictures.
+        updates: How many to do in all.
+        device: Where to train.
+        start: What to train on; its latents are kept close to what they are, so that a denoiser
+            of them has little to learn anew. None begins from nothing.
+
     Returns:
         The autoencoder with averaged weights and latents of zero mean and unit spread.
     """
     torch.manual_seed(0)
-    model = build_autoencoder().to(device)
+    model = (start or build_autoencoder()).to(device)
+    anchor = copy.deepcopy(model).requires_grad_(False) if start else None
     run = Run("autoencoder", work, list(model.parameters()), Schedule(2e-3, updates), 1e-4)
     bf16 = bf16_is_faster(device)
     losses: list[float] = []
@@ -61,7 +81,12 @@ def train_autoencoder(
             redrawn = model.decoder(model.post_quant_conv(latents)).float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = reconstruction_loss(redrawn, pictures)
-        run.step(loss + _KL_WEIGHT * kl)
+        total = loss + _KL_WEIGHT * kl
+        if anchor is not None:
+            with torch.no_grad(), autocast(device, bf16):
+                before = anchor.quant_conv(anchor.encoder(pictures)).float().chunk(2, dim=1)[0]
+            total = total + _ANCHOR_WEIGHT * (mean - before).square().mean()
+        run.step(total)
         losses.append(loss.item())
         if run.updates_done % _LOG_EVERY == 0:
             seconds = (time.monotonic() - start) / (run.updates_done - started_at)

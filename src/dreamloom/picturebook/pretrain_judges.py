@@ -74,20 +74,26 @@ def contrast_identities(vectors: Float[Tensor, "n d"], who: Int[Tensor, " n"]) -
 
 
 def train_judges(
-    work: Path, stores: Stores, updates: int, device: torch.device
+    work: Path,
+    stores: Stores,
+    updates: int,
+    device: torch.device,
+    start: tuple[IdentityEncoder, AttributeReader] | None = None,
 ) -> tuple[IdentityEncoder, AttributeReader]:
     """Train a trunk on both tasks, then each judge apart from it on its own task.
 
     A quarter of the updates train a common trunk, one tunes the identity encoder, two the reader.
+    Judges to start from have left their trunk behind, and that quarter with it.
     """
     torch.manual_seed(3)
-    identity = IdentityEncoder().to(device)
-    reader = AttributeReader(_vocabulary()).to(device)
-    reader.trunk = identity.trunk
+    identity, reader = start or (IdentityEncoder(), AttributeReader(_vocabulary()))
+    identity, reader = identity.to(device).train(), reader.to(device).train()
     looks = nn.Linear(FEATURES, sum(len(v) for v in _looks_vocabulary().values())).to(device)
     judges = _Judges(identity, reader, looks)
-    _train(work, "judges", judges, stores, updates // 4, tasks=("identity", "reader"))
-    reader.trunk = copy.deepcopy(identity.trunk)
+    if start is None:
+        reader.trunk = identity.trunk
+        _train(work, "judges", judges, stores, updates // 4, tasks=("identity", "reader"))
+        reader.trunk = copy.deepcopy(identity.trunk)
     _train(work, "identity", judges, stores, updates // 4, tasks=("identity",))
     _train(work, "reader", judges, stores, updates // 2, tasks=("reader",))
     reader.eval().requires_grad_(False)
