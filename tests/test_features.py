@@ -8,20 +8,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
 
 import tiny
-from dreamloom import features
 from dreamloom.errors import EvaluationError
 from dreamloom.features import (
-    CLIP_PREPROCESSING,
-    CLIP_VIT_B_32,
-    DINO_PREPROCESSING,
-    DINO_VIT_S_16,
     ClipEncoder,
     DinoEncoder,
+    Dinov2Encoder,
     Missing,
-    Pinned,
     PixelEncoder,
     Preprocessing,
     load_encoders,
@@ -123,66 +126,6 @@ def test_keys_name_encoder_weights_and_preprocessing(clip, clip_folder):
     assert len({clip.key, other.key, named.key}) == 3
 
 
-@pytest.mark.parametrize("recipe", [CLIP_PREPROCESSING, DINO_PREPROCESSING])
-def test_black_and_white_arrive_where_the_recipe_says(recipe):
-    for level in (0, 255):
-        found = recipe([Image.new("RGB", (300, 400), (level,) * 3)])[0, :, 5, 5].tolist()
-        expected = [
-            (level / 255 - mean) / deviation
-            for mean, deviation in zip(recipe.mean, recipe.deviation, strict=True)
-        ]
-        assert found == pytest.approx(expected, abs=1e-5)
-        assert all(abs(value) < 2.7 for value in found)
-
-
-def test_pictures_are_cropped_not_squashed():
-    wide = Image.new("RGB", (400, 100), "black")
-    wide.paste("white", (140, 0, 260, 100))
-    shown = Preprocessing(50, 50, (0.0,) * 3, (1.0,) * 3)([wide])
-    assert shown.min() == 1.0
-    assert Preprocessing(60, 50, (0.0,) * 3, (1.0,) * 3)([wide]).shape == (1, 3, 50, 50)
-
-
-def test_shrinking_is_smooth():
-    stripes = np.zeros((320, 320, 3), np.uint8)
-    stripes[::2] = 255
-    shown = Preprocessing(32, 32, (0.0,) * 3, (1.0,) * 3)([Image.fromarray(stripes)])
-    assert shown[..., 4:-4, :].std() < 0.02  # without smoothing, only black or white lines survive
-
-
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ((32, 40, (0.5,) * 3, (0.5,) * 3), "a crop must be 1 px to the resized side, got 40 of 32"),
-        ((32, 32, (0.5,) * 3, (0.01, 1.0, 1.0)), "not meant for pixels in"),
-        ((32, 32, (123.0, 117.0, 104.0), (58.0, 57.0, 57.0)), None),
-        ((32, 32, (0.5,) * 3, (0.0, 1.0, 1.0)), "not meant for pixels in"),
-    ],
-)
-def test_recipes_for_another_scale_are_refused(recipe, message):
-    if message is None:
-        # A recipe for 0 to 255 stays within bounds, but lets pictures differ by a hundredth only.
-        with pytest.raises(ValueError, match="leave hardly any contrast"):
-            Preprocessing(*recipe)
-        return
-    with pytest.raises(ValueError, match=message):
-        Preprocessing(*recipe)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "has no 'size'"),
-        ({"size": 32}, "has no 'image_mean'"),
-        ({"size": {"height": 32, "width": 40}}, "one number for both sides"),
-    ],
-)
-def test_bad_preprocessor_files_are_explained(tmp_path, settings, message):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=message):
-        Preprocessing.read(tmp_path)
-
-
 def test_an_absent_encoder_is_explained(tmp_path):
     with pytest.raises(EvaluationError, match="cannot be read") as caught:
         ClipEncoder(tmp_path / "nowhere")
@@ -216,54 +159,93 @@ def test_dino_reads_the_class_token(tmp_path):
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-5)
 
 
+def authors_names(model, layers):
+    """Give a ViT's weights the names, and the joined projections, of DINO's authors."""
+    ours = model.state_dict()
+    theirs = {
+        "cls_token": ours["embeddings.cls_token"],
+        "pos_embed": ours["embeddings.position_embeddings"],
+    }
+    for kind in ("weight", "bias"):
+        theirs[f"patch_embed.proj.{kind}"] = ours[f"embeddings.patch_embeddings.projection.{kind}"]
+        theirs[f"norm.{kind}"] = ours[f"layernorm.{kind}"]
+        for layer in range(layers):
+            block, at = f"blocks.{layer}", f"layers.{layer}"
+            theirs[f"{block}.norm1.{kind}"] = ours[f"{at}.layernorm_before.{kind}"]
+            theirs[f"{block}.norm2.{kind}"] = ours[f"{at}.layernorm_after.{kind}"]
+            theirs[f"{block}.attn.proj.{kind}"] = ours[f"{at}.attention.o_proj.{kind}"]
+            theirs[f"{block}.mlp.fc1.{kind}"] = ours[f"{at}.mlp.fc1.{kind}"]
+            theirs[f"{block}.mlp.fc2.{kind}"] = ours[f"{at}.mlp.fc2.{kind}"]
+            theirs[f"{block}.attn.qkv.{kind}"] = torch.cat(
+                [ours[f"{at}.attention.{letter}_proj.{kind}"] for letter in "qkv"]
+            )
+    return {name: given.clone() for name, given in theirs.items()}
+
+
+def lively(model):
+    """Let every weight matter: zeros and ones would hide one that is put in the wrong place."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
 @pytest.fixture
-def empty_hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        features, "snapshot_download", lambda *_, **options: _look_up(tmp_path, options)
+def vit_folder(tmp_path):
+    config = ViTConfig(
+        hidden_size=128,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=16,
+        layer_norm_eps=1e-6,
     )
-    return tmp_path
+    model = lively(ViTModel(config, add_pooling_layer=False).eval())
+    save_file(authors_names(model, 2), tmp_path / "model.safetensors")
+    return tmp_path, model
 
 
-def _look_up(folder, options):
-    assert options["local_files_only"] is True
-    if not any(folder.iterdir()):
-        raise FileNotFoundError("no snapshot")
-    return str(folder)
+def test_dino_is_read_under_its_authors_names(vit_folder):
+    folder, model = vit_folder
+    recipe = Preprocessing(SIDE, SIDE, (0.5,) * 3, (0.5,) * 3)
+    found = DinoEncoder(folder, None, recipe).embed([picture(0), picture(1)])
+    with torch.no_grad():
+        pixels = recipe([picture(0), picture(1)])
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0]
+    assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-5)
 
 
-def test_standard_encoders_that_are_not_here_are_missing(empty_hub):
-    found = load_encoders("standard")
-    assert found.identity == Missing("there is no face encoder yet for photographs")
-    for encoder, pinned in ((found.clip, CLIP_VIT_B_32), (found.dino, DINO_VIT_S_16)):
-        assert isinstance(encoder, Missing)
-        assert pinned.name in encoder.reason
-        assert f"hf download {pinned.repository} --revision {pinned.revision}" in encoder.reason
-    assert all(key.startswith("missing: ") for key in found.keys().values())
+def test_dino_under_its_authors_names_lacks_nothing(vit_folder):
+    folder, _ = vit_folder
+    weights = load_file(folder / "model.safetensors")
+    del weights["blocks.1.mlp.fc2.bias"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(EvaluationError, match=r"blocks\.1\.mlp\.fc2\.bias"):
+        DinoEncoder(folder)
 
 
-def test_pickles_are_refused(empty_hub):
-    (empty_hub / "pytorch_model.bin").write_bytes(b"")
-    found = Pinned("somebody/encoder", "0" * 40, "MIT").folder()
-    assert isinstance(found, Missing)
-    assert "reads weights from safetensors only" in found.reason
-
-
-def test_standard_encoders_that_are_here_are_used(empty_hub, clip_folder, monkeypatch):
-    (empty_hub / "model.safetensors").write_bytes(b"")
-    tiny_clip = ClipEncoder(clip_folder)
-    made = []
-    monkeypatch.setattr(features, "ClipEncoder", lambda *given: made.append(given) or tiny_clip)
-    monkeypatch.setattr(
-        features, "DinoEncoder", lambda *given, device: made.append(given) or tiny_clip
+def test_dinov2_reads_the_class_token_after_its_last_norm(tmp_path):
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
     )
-    assert load_encoders("standard").clip is tiny_clip
-    assert [given[1] for given in made] == [CLIP_VIT_B_32.name, DINO_VIT_S_16.name]
+    model = lively(Dinov2Model(config).eval())
+    model.save_pretrained(tmp_path / "vit")
+    recipe = Preprocessing(28, 28, (0.5,) * 3, (0.5,) * 3)  # smaller than it was trained on
+    found = Dinov2Encoder(tmp_path / "vit", "vit@1", recipe).embed([picture()])
+    with torch.no_grad():
+        hidden = model(pixel_values=recipe([picture()])).last_hidden_state[:, 0]
+    assert torch.allclose(found, torch.nn.functional.normalize(hidden, dim=1), atol=1e-5)
 
 
-def test_revisions_are_pinned():
-    for pinned in (CLIP_VIT_B_32, DINO_VIT_S_16):
-        assert len(pinned.revision) == 40
-        int(pinned.revision, 16)
+def test_loading_leaves_the_callers_dice_alone(vit_folder):
+    before = torch.get_rng_state()
+    DinoEncoder(vit_folder[0])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Judge:
@@ -289,6 +271,9 @@ def test_picturebooks_judges_are_missing_without_their_weights(monkeypatch, tmp_
     assert found.kind == "picturebook"
     assert isinstance(found.identity, Missing)
     assert "judges are not installed" in found.identity.reason
+    assert set(found.named()) == {"identity", "clip", "dino", "dinov2", "style", "copies"}
+    assert all(key.startswith("missing: ") for key in found.keys().values())
+    assert found.perceptual == Missing("picturebook's judges have no perceptual distance")
 
 
 def test_picturebooks_judges_are_used(monkeypatch, clip_folder):

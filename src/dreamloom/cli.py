@@ -249,6 +249,30 @@ def report(quiet: bool, /, run: Path) -> None:
 
 
 @main.command()
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, help="The study's folder; by default runs/study- and the file.")
+@click.option("--quick", is_flag=True, help="The quick preset, whatever the file says.")
+@click.option("--base", help="Another base model than the file's.")
+@click.option("--photos", type=PATH, help="Another folder of photos.")
+@click.option("--subject", help='Another subject, like "rraj person".')
+@click.option("--pack", "packs", multiple=True, help="Other prompt packs, instead of the file's.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes of one thread each.")
+@click.option("--on", default="here", show_default=True, help="Where to work: here or ray.")
+@click.pass_obj
+def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -> None:
+    """Answer the question in FILE by doing one thing in several ways."""
+    from dreamloom.console import show_findings
+    from dreamloom.study import Changes, read_study, run_study
+
+    asked = read_study(file, Changes(**given))
+    out = out or Path("runs") / f"study-{file.stem}"
+    with _watch(quiet) as observe:
+        findings = run_study(asked, out, on, observe)
+    show_findings(findings)
+    click.echo(f"Everything: {out / 'study.md'}")
+
+
+@main.command()
 def settings() -> None:
     """List every setting with its default and its meaning."""
     from dreamloom.config import describe_settings
@@ -259,7 +283,36 @@ def settings() -> None:
 
 @main.group()
 def models() -> None:
-    """Find the models that DreamLoom uses."""
+    """List and fetch the models that evaluation uses, and find the embedded one."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models_list(as_json: bool) -> None:
+    """List the models: what for, licence, size, and whether they are here."""
+    from dreamloom.console import show_models
+    from dreamloom.features.store import list_models
+
+    listed = list_models()
+    if as_json:
+        click.echo(json.dumps([line.as_json() for line in listed], indent=2))
+    else:
+        show_models(listed)
+
+
+@models.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--from", "source", type=PATH, help="Take them from a folder or file instead.")
+def models_fetch(names: tuple[str, ...], source: Path | None) -> None:
+    """Fetch models, pinned and compared by hash; or carry them in with --from."""
+    from dreamloom.features.catalogue import find_model
+
+    for name in names:
+        find_model(name)  # a wrong name is told before anything is fetched
+    from dreamloom.features.fetching import fetch_model
+
+    for name in names:
+        click.echo(f"{name}: {fetch_model(name, source)}")
 
 
 @models.command("path")

@@ -23,9 +23,11 @@ from dreamloom import events
 from dreamloom.events import Event, Observer, silent
 
 if TYPE_CHECKING:
+    from dreamloom.features.store import Listed
     from dreamloom.metrics import Score, Scorecard
     from dreamloom.photos import PhotoCheck
     from dreamloom.prompts import Pack
+    from dreamloom.study import Findings
 
 
 @contextmanager
@@ -119,6 +121,23 @@ def show_photo_check(check: PhotoCheck) -> None:
         console.print("[green]These photos can be used as they are.[/green]")
 
 
+def show_models(listed: Sequence[Listed]) -> None:
+    """Print the models that evaluation uses, and what to do about those that are not here."""
+    console = Console(highlight=False, emoji=False)
+    for line in listed:
+        model = line.model
+        facts = [model.licence]
+        if model.size_mib:
+            facts.append(f"{model.size_mib:.0f} MiB" if model.size_mib >= 1 else "under 1 MiB")
+        if model.files:
+            facts.append("hashes known" if model.hashes_known else "hashes taken when fetched")
+        colour = "green" if line.state in {"here", "embedded"} else "yellow"
+        told = escape("; ".join(facts))
+        console.print(f"[bold]{model.name}[/bold]  [{colour}]{line.state}[/{colour}]  {told}")
+        for text in dict.fromkeys(filter(None, (model.purpose, line.why, model.note))):
+            console.print(f"    [dim]{escape(text)}[/dim]")
+
+
 def show_packs(packs: Sequence[Pack]) -> None:
     """Print what each prompt pack is for."""
     console = Console(highlight=False, emoji=False)
@@ -162,6 +181,19 @@ def show_scorecard(card: Scorecard) -> None:
         console.print(f"[dim]{escape(key)}[/dim]")
     for text in card.notes:
         console.print(f"[dim]{escape(text)}[/dim]")
+
+
+def show_findings(findings: Findings) -> None:
+    """Print each arm's measures and, last, the answer to what was asked."""
+    console = Console(highlight=False, emoji=False)
+    table = Table("arm", "score", "value", "n", "interval", "floor", "ceiling", "lift", box=None)
+    for arm in findings.arms:
+        for name, score in arm.measures().items():
+            table.add_row(escape(arm.name), name, *_cells(score))
+    console.print(table)
+    for text in findings.notes:
+        console.print(f"[dim]{escape(text)}[/dim]")
+    console.print(f"[bold]{escape(findings.study.question)}[/bold] {escape(findings.answer)}")
 
 
 def _cells(score: Score) -> list[str]:
