@@ -64,11 +64,11 @@ class RememberingFaces(Remembering):
 
     def __init__(self, inner: FaceExtractor) -> None:
         super().__init__(inner)
-        self._finder = inner
+        self._finder, self.width = inner, inner.width
 
     def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
         """Turn the largest face of each picture into a unit vector; NaN where there is none."""
-        return stack_rows(self.find(images), self._finder.width)
+        return stack_rows(self.find(images), self.width)
 
     def find(self, images: Sequence[Image.Image]) -> list[FaceReading]:
         """Find the largest face in each picture."""
