@@ -188,12 +188,12 @@ DLIB = Pinned(
     files=(
         ModelFile(
             "dlib_face_recognition_resnet_model_v1.dat",
-            "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
+            "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
             22_466_066,
         ),
         ModelFile(
             "shape_predictor_5_face_landmarks.dat",
-            "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+            "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
             9_150_489,
         ),
     ),
