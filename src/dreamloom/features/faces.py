@@ -35,6 +35,8 @@ DreamLoom calibrates on the base model's own pictures instead: drawn faces are n
 _SURE = 0.9  # OpenCV's own threshold for YuNet
 _OVERLAP = 0.3  # and for two boxes of one face
 _YUNET_FACE_PX = 300  # YuNet is trained on faces of 10 to 300 px
+# dlib's detector itself says 0; folds of cloth then pass for faces (docs/encoders.md).
+_SURE_OF_DLIB = 0.5
 _INSIDE = 0.5  # a box that lies in a larger one to more than this is no face of its own
 
 
@@ -149,7 +151,7 @@ class DlibFaceEncoder:
         return [self._read(np.ascontiguousarray(np.asarray(image))) for image in images]
 
     def _read(self, rgb: Any) -> FaceReading:
-        boxes, scores, _ = self._detector.run(rgb, 0, 0.0)
+        boxes, scores, _ = self._detector.run(rgb, 0, _SURE_OF_DLIB)
         if not boxes:
             return FaceReading("no_face", 0)
         place = max(range(len(boxes)), key=lambda one: boxes[one].area())
