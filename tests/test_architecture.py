@@ -25,10 +25,12 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = {
     "ground": ("errors", "config", "events", "rundir", "pictures", "runtime"),
     "craft": (
+        "audit",
         "objective",
         "optimizers",
         "noise",
         "combine",
+        "copies",
         "metrics",
         "statistics",
         "verdicts",
@@ -47,7 +49,7 @@ LAYERS = {
         "picturebook",
     ),
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
-    "journey": ("journey", "study", "demo", "trial"),
+    "journey": ("journey", "as_seed", "study", "demo", "trial"),
     "door": ("__init__",),
     "faces": ("console", "cli", "studio", "__main__", "picturebook.score"),
 }

@@ -2,14 +2,20 @@
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 
 from dreamloom.metrics import (
     PictureScores,
     Score,
+    assign_roles,
+    calibrate_threshold,
     cosines,
+    drift,
     find_alarms,
+    is_nearest,
+    is_own_prompt_best,
     photo_ceiling,
     prompt_fidelity,
     similarity,
@@ -106,6 +112,7 @@ def alarms(**changed):
         "prints": ["a", "b", "c"],
         "copied": [False] * 3,
         "flat": [False] * 3,
+        "missed": [False] * 3,
         "floor_prints": [None] * 3,
     }
     return find_alarms(**{**given, **changed})
@@ -121,8 +128,9 @@ def test_good_pictures_raise_no_alarm():
     [
         (
             {"copied": [False, True, False]},
-            "1 pictures are photos of the subject, unchanged, first 1",
+            "1 pictures repeat photos of the subject, first 1.png",
         ),
+        ({"missed": [False, True, True]}, "2 pictures show no face, first 1.png"),
         ({"flat": [True, True, False]}, "2 pictures are one plain colour, first 0.png"),
         ({"prints": ["a", "b", "a"]}, "1 pictures are copies of others, first 2.png"),
         ({"floor_prints": ["z", None, "c"]}, "1 pictures are the base model's own, first 2.png"),
@@ -137,3 +145,60 @@ def test_good_pictures_raise_no_alarm():
 def test_each_sign_of_a_mistake_is_named(changed, message):
     (found,) = alarms(**changed)
     assert message in found
+
+
+def test_that_every_picture_passes_is_no_alarm():
+    pictures = [
+        PictureScores(
+            file=f"{i}.png",
+            prompt="a",
+            category="",
+            seed=i,
+            scheduler="ddim",
+            steps=5,
+            values={"verified": 1.0},
+        )
+        for i in range(3)
+    ]
+    assert alarms(scores={"verified": Score(value=1.0, n=3)}, pictures=pictures) == []
+
+
+def test_the_threshold_lets_one_impostor_in_a_hundred_pass():
+    impostors = np.random.default_rng(0).normal(size=1000)
+    threshold = calibrate_threshold(impostors)
+    assert (impostors > threshold).sum() == 9
+    assert (impostors >= threshold).mean() == pytest.approx(0.01)
+    assert calibrate_threshold(impostors[:20]) == impostors[:20].max()
+    with pytest.raises(ValueError, match="needs 20 pictures of others, got 19"):
+        calibrate_threshold(impostors[:19])
+
+
+def test_the_nearest_decides():
+    similar = torch.tensor([[0.2, 0.9], [0.1, 0.3], [0.5, 0.5]])
+    others = torch.tensor([[0.8, 0.1], [0.8, -torch.inf], [-torch.inf, 0.5]])
+    assert is_nearest(similar, others).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="photos and pictures of others"):
+        is_nearest(similar, others[:, :0])
+
+
+def test_a_picture_that_fits_its_own_prompt_best_is_found():
+    fits = torch.tensor([[0.3, 0.2, 0.1], [0.3, 0.2, 0.1], [0.1, 0.1, 0.4]])
+    assert is_own_prompt_best(fits, torch.tensor([0, 1, 2])).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="two different prompts"):
+        is_own_prompt_best(fits[:, :1], torch.tensor([0, 0, 0]))
+
+
+def test_drift_is_nothing_for_the_same_picture_and_one_for_the_opposite():
+    before = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    assert drift(before=before, after=3 * before).abs().max() < 1e-7
+    assert drift(before=before, after=-before) == pytest.approx(1.0)
+    assert drift(before=before, after=before.roll(1, 0)).min() > 0
+
+
+def test_roles_are_read_from_prompts_and_packs():
+    prompts = ("a photo of RRAJ person", "a photo of a person", "an old man", "two personalities")
+    roles = assign_roles(prompts, ("", "", "class", ""), "rraj person", "person")
+    assert roles == ["subject", "class", "class", "other"]
+    # Where nobody is named, nothing is known of the pictures.
+    assert assign_roles(("", ""), ("", ""), "rraj person", "person") == ["subject"] * 2
+    assert assign_roles(prompts[1:], ("",) * 3, "rraj person", "person") == ["subject"] * 3

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreamloom.config import load_config, to_toml
 from dreamloom.errors import RunFolderError
-from dreamloom.evaluate import Group, PictureScores, Score, Scorecard
+from dreamloom.metrics import Group, PictureScores, Score, Scorecard
 from dreamloom.events import LossLogged, Note, StageDone, StageStarted
 from dreamloom.pictures import (
     ImageSet,

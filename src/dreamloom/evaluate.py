@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from dreamloom.config import EvaluateConfig, SubjectConfig
+from dreamloom.copies import correlate_layouts, find_copies
 from dreamloom.errors import EvaluationError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
-from dreamloom.features import Encoders, Missing, load_encoders
-from dreamloom.metrics import (
-    MEASURES,
-    Bench,
-    Group,
-    PictureScores,
-    Score,
-    Scorecard,
-    find_alarms,
-    look_at,
-)
+from dreamloom.features import Encoders, load_encoders
+from dreamloom.metrics import Bench, Scorecard, Seen, assign_roles, fill_card, look_at
 from dreamloom.pictures import MANIFEST, ImageSet, PhotoSet, Picture, image_files, read_image_set
 from dreamloom.rundir import Record, RunDir, file_sha256, fingerprint, write_json
 from dreamloom.runtime import measure_effort, pick_runtime
@@ -226,23 +220,38 @@ def evaluate_images(
                 lambda now, task=task, done=done: observe(  # type: ignore[misc]
                     Progress(stage, f"looking at {task}", done + now, total)
                 ),
+                views=task == "photos",
             )
         )
         done += len(paths)
     words = subject.phrase, subject.class_noun
-    prompts = [replace_subject(picture.prompt, *words) for picture in images.pictures]
+    beneath = floor.pictures if floor else ()
+    roles = assign_roles(
+        [picture.prompt for picture in images.pictures],
+        [picture.category for picture in images.pictures],
+        *words,
+    )
+    partners = _pair_up(images, floor, subject)
     bench = Bench(
         pictures=images.pictures,
-        prompts=prompts,
-        partners=_pair_up(images, floor, subject),
+        prompts=[replace_subject(picture.prompt, *words) for picture in images.pictures],
+        roles=roles,
+        partners=partners,
         seen=seen[0],
         photos=seen[1],
+        copied=_find_copies(images, photos, seen[0], seen[1]),
         below=seen[2] if floor else None,
+        below_prompts=[replace_subject(picture.prompt, *words) for picture in beneath],
+        below_roles=assign_roles(
+            [picture.prompt for picture in beneath],
+            [picture.category for picture in beneath],
+            *words,
+        ),
         encoders=loaded,
         resamples=config.resamples,
         confidence=config.confidence,
     )
-    card = _fill_in(bench, images, photos)
+    card = fill_card(bench, photos, subject.class_noun)
     for text in card.alarms:
         observe(Note(stage, text, warning=True))
     if card.warning:
@@ -292,128 +301,16 @@ def _pair_up(images: ImageSet, floor: ImageSet | None, subject: SubjectConfig) -
     return [places.get(moment(picture)) for picture in images.pictures]
 
 
-def _fill_in(bench: Bench, images: ImageSet, photos: PhotoSet) -> Scorecard:
-    pictures = images.pictures
-    scores, ceilings = bench.scores(range(len(pictures))), bench.ceilings()
-    own = {
-        measure.name: values.mean(axis=1) if measure.kind == "subject" else values
-        for measure in MEASURES
-        if measure.kind != "variety" and measure.name in bench.values
-        for values, _ in [bench.values[measure.name]]
-    }
-    listed = tuple(
-        PictureScores(
-            file=picture.file,
-            prompt=picture.prompt or None,
-            category=picture.category,
-            seed=picture.seed if picture.prompt else None,
-            scheduler=picture.scheduler or None,
-            steps=picture.steps or None,
-            values={name: float(values[row]) for name, values in own.items()},
-        )
-        for row, picture in enumerate(pictures)
-    )
+def _find_copies(
+    images: ImageSet, photos: PhotoSet, seen: Seen, known: Seen
+) -> Bool[np.ndarray, " images"]:
+    """Say which pictures repeat a photo: the same file, the same pixels, or the same layout."""
+    among = correlate_layouts(known.layouts, known.views)
+    repeated = find_copies(correlate_layouts(seen.layouts, known.views), among).numpy()
     sources = {photo.source_sha256 for photo in photos.photos}
-    alarms = find_alarms(
-        scores=scores,
-        ceilings=ceilings,
-        pictures=listed,
-        prints=bench.seen.prints,
-        copied=[
-            shown in bench.photos.prints or file_sha256(path) in sources
-            for shown, path in zip(bench.seen.prints, images.paths(), strict=True)
-        ],
-        flat=bench.seen.flat,
-        floor_prints=[
-            None if place is None or bench.below is None else bench.below.prints[place]
-            for place in bench.partners
-        ],
-    )
-    warning = _warning(bench)
-    if warning:
-        scores = {name: _doubt(score) for name, score in scores.items()}
-    return Scorecard(
-        warning=warning,
-        alarms=(*alarms, *_breakdowns(bench)),
-        notes=tuple(_notes(bench)),
-        scores=scores,
-        floors=bench.floors(),
-        ceilings=ceilings,
-        by_category=_groups(bench, "category"),
-        by_prompt=_groups(bench, "prompt", "category"),
-        by_cell=_groups(bench, "scheduler", "steps"),
-        encoders=bench.encoders.kind,
-        photos=len(photos.photos),
-        confidence=bench.confidence,
-        resamples=bench.resamples,
-        pictures=listed,
-    )
-
-
-def _breakdowns(bench: Bench) -> list[str]:
-    sets = (("pictures", bench.seen), ("photos", bench.photos), ("floor pictures", bench.below))
-    return [
-        f"{bench.encoders.keys()[name]} gave no usable numbers for {count} {what}, so nothing "
-        f"that depends on it is measured."
-        for what, seen in sets
-        if seen
-        for name, count in seen.broken.items()
-    ]
-
-
-def _groups(bench: Bench, *names: str) -> tuple[Group, ...]:
-    """Score together what shares a value of each name; unknown values make no group."""
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for row, picture in enumerate(bench.pictures):
-        shared = tuple(getattr(picture, name) or None for name in names)
-        if shared[0] is not None:
-            found.setdefault(shared, []).append(row)
-    return tuple(
-        Group(
-            **dict(zip(names, shared, strict=True)),
-            scored=bench.prompts[rows[0]] if "prompt" in names else None,
-            pictures=len(rows),
-            scores=bench.scores(rows),
-        )
-        for shared, rows in found.items()
-    )
-
-
-def _doubt(score: Score) -> Score:
-    text = "outside the world that this encoder knows"
-    return score.model_copy(update={"note": f"{score.note}; {text}" if score.note else text})
-
-
-def _warning(bench: Bench) -> str | None:
-    """Say so if the encoders have never seen anything like these photos or pictures."""
-    found = [
-        f"These {what} are outside picturebook's world of drawings: its judges know only that, "
-        f"so these scores mean nothing about real likeness."
-        for what, seen in (("photographs", bench.photos), ("pictures", bench.seen))
-        if 2 * seen.familiar.count(False) > len(seen.familiar)
-    ]
-    return found[0] if found else None
-
-
-def _notes(bench: Bench) -> list[str]:
-    notes = []
-    alone = bench.partners.count(None)
-    if bench.below is not None and alone:
-        notes.append(
-            f"{alone} of {len(bench.partners)} pictures have no floor of the same prompt, seed, "
-            f"scheduler and steps; floors and lifts are those of the others."
-        )
-    if not all(bench.prompts):
-        notes.append(
-            "The prompts are unknown, so all pictures count as one prompt's, also for variety."
-        )
-    elif not isinstance(bench.encoders.clip, Missing):
-        notes += [
-            f"This prompt is too long for the encoder and is scored by its beginning: {text}"
-            for text in bench.encoders.clip.too_long(list(dict.fromkeys(bench.prompts)))
+    return np.array(
+        [
+            bool(again) or shown in known.prints or file_sha256(path) in sources
+            for again, shown, path in zip(repeated, seen.prints, images.paths(), strict=True)
         ]
-    if len(bench.photos.prints) < 3:
-        notes.append(
-            "With fewer than three photos the ceiling has no interval, and no lift is given."
-        )
-    return notes
+    )

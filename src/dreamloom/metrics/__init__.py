@@ -1,12 +1,16 @@
 """What the scores are: similarity of features, the scorecard, and the bench that fills it."""
 
-from dreamloom.metrics.bench import Bench, Seen, look_at
+from dreamloom.metrics.bench import Bench
+from dreamloom.metrics.card import fill_card
+from dreamloom.metrics.looking import Seen, look_at
+from dreamloom.metrics.measures import MEASURE, MEASURES, Measure, Role
+from dreamloom.metrics.recognition import calibrate_threshold, is_nearest, is_own_prompt_best
+from dreamloom.metrics.roles import assign_roles
 from dreamloom.metrics.scorecard import Group, PictureScores, Score, Scorecard, find_alarms
 from dreamloom.metrics.similarity import (
-    MEASURES,
-    Measure,
     cosines,
     differences,
+    drift,
     photo_ceiling,
     prompt_fidelity,
     subject_fidelity,
@@ -14,17 +18,25 @@ from dreamloom.metrics.similarity import (
 )
 
 __all__ = [
+    "MEASURE",
     "MEASURES",
     "Bench",
     "Group",
     "Measure",
     "PictureScores",
+    "Role",
     "Score",
     "Scorecard",
     "Seen",
+    "assign_roles",
+    "calibrate_threshold",
     "cosines",
     "differences",
+    "drift",
+    "fill_card",
     "find_alarms",
+    "is_nearest",
+    "is_own_prompt_best",
     "look_at",
     "photo_ceiling",
     "prompt_fidelity",

@@ -2,98 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from dreamloom import statistics
+from dreamloom import copies, statistics
 from dreamloom.features import Encoders, Missing
+from dreamloom.metrics.looking import Seen
+from dreamloom.metrics.measures import PIXELS, Measure, Role, measures_of
+from dreamloom.metrics.perceptual import measure_distances
 from dreamloom.metrics.scorecard import Score
-from dreamloom.metrics.similarity import (
-    MEASURES,
-    Measure,
-    cosines,
-    differences,
-    prompt_fidelity,
-    subject_fidelity,
-)
+from dreamloom.metrics.values import Array, NotMeasured, Subjects, Values, value_pictures
 from dreamloom.pictures import Picture
-from dreamloom.pixels import crop_centre, open_upright
 from dreamloom.statistics import Draws, Interval, Sampled
 
-_FLAT = 2  # of 255 grey levels: what is left of a black picture after JPEG
-_Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the encoders saw in some pictures.
-
-    Args:
-        features: One row per picture, by encoder.
-        prints: A hash of each picture's pixels: equal ones are copies, whatever their files.
-        flat: Whether each picture is one plain colour.
-        familiar: Whether each picture lies in the world that the encoders know.
-        broken: Encoders that gave no usable numbers, with how many pictures.
-    """
-
-    features: dict[str, Float[Tensor, "images features"]]
-    prints: list[str]
-    flat: list[bool]
-    familiar: list[bool]
-    broken: dict[str, int]
-
-
-def look_at(
-    paths: Sequence[Path],
-    encoders: Encoders,
-    on_pictures: Callable[[int], None] = lambda done: None,
-    batch: int = 16,
-) -> Seen:
-    """Show pictures to every encoder that is there: upright, and their largest centred square.
-
-    Args:
-        paths: The pictures' files.
-        encoders: The encoders; missing ones are left out.
-        on_pictures: Told how many pictures have been seen.
-        batch: Pictures looked at together; changes memory and speed, never the features.
-
-    Raises:
-        PhotoError: If a picture cannot be read.
-    """
-    present = {
-        name: encoder
-        for name, encoder in encoders.named().items()
-        if not isinstance(encoder, Missing)
-    }
-    rows: dict[str, list[Tensor]] = {name: [] for name in present}
-    prints, flat, familiar = [], [], []
-    for start in range(0, len(paths), batch):
-        squares = []
-        for path in paths[start : start + batch]:
-            image = open_upright(path)
-            prints.append(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest())
-            grey_levels = np.ptp(np.asarray(image).reshape(-1, 3), axis=0)
-            flat.append(bool((grey_levels <= _FLAT).all()))
-            squares.append(crop_centre(image))
-        for name, encoder in present.items():
-            rows[name].append(encoder.embed(squares))
-        familiar += encoders.familiar(squares) if encoders.familiar else [True] * len(squares)
-        on_pictures(len(prints))
-    features = {name: torch.cat(found) for name, found in rows.items() if found}
-    unusable = {
-        name: int((~torch.isfinite(found).all(dim=1) | (found.norm(dim=1) == 0)).sum())
-        for name, found in features.items()
-    }
-    broken = {name: count for name, count in unusable.items() if count}
-    return Seen(features, prints, flat, familiar, broken)
+_ABSENT = {
+    "subject": "no picture shows the subject",
+    "class": "no picture shows the class without the subject; draw the pack class-v1 as well",
+    "other": "no picture shows something else; draw the pack unrelated-v1 as well",
+}
 
 
 @dataclass
@@ -103,10 +34,14 @@ class Bench:
     Args:
         pictures: The pictures, in the order in which they were looked at.
         prompts: For each picture, the text it is compared with; empty where it is unknown.
+        roles: What each picture's prompt names.
         partners: For each picture, the place of its floor among the floor's pictures, or None.
         seen: What the encoders saw in the pictures.
         photos: What they saw in the photos.
+        copied: Whether each picture repeats a photo.
         below: What they saw in the floor's pictures; None without a floor.
+        below_prompts: For each of the floor's pictures, the text it is compared with.
+        below_roles: What each of the floor's prompts names.
         encoders: The encoders.
         resamples: Bootstrap resamples behind each interval.
         confidence: Coverage of the intervals.
@@ -114,103 +49,159 @@ class Bench:
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
+    roles: Sequence[Role]
     partners: Sequence[int | None]
     seen: Seen
     photos: Seen
+    copied: Bool[np.ndarray, " images"]
     below: Seen | None
+    below_prompts: Sequence[str]
+    below_roles: Sequence[Role]
     encoders: Encoders
     resamples: int
     confidence: float
-    _draws: dict[tuple[int, ...], Draws] = field(default_factory=dict)
+    _draws: dict[tuple[int, tuple[int, ...]], Draws] = field(default_factory=dict)
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """The scores that there are with these encoders, measurable or not."""
+        present = {
+            name
+            for name, encoder in self.encoders.named().items()
+            if not isinstance(encoder, Missing)
+        }
+        return measures_of(self.encoders.kind, present)
+
+    def key(self, measure: Measure) -> str | None:
+        """Name the encoder behind a score; None where it is missing."""
+        name = self._encoder(measure)
+        if name == PIXELS:
+            return copies.KEY
+        found = self.encoders.perceptual if name == "perceptual" else self.encoders.named()[name]
+        return None if isinstance(found, Missing) else found.key
 
     def missing(self, measure: Measure) -> str:
-        """Say why a score cannot be measured; empty if it can."""
-        encoder = self.encoders.named()[measure.encoder]
-        if isinstance(encoder, Missing):
-            return encoder.reason
-        sets = [seen for seen in (self.seen, self.photos, self.below) if seen]
-        if any(measure.encoder in seen.broken for seen in sets):
-            return f"{encoder.key} gave no usable numbers for some pictures"
-        if measure.kind == "prompt" and not all(self.prompts):
-            return "the prompts are unknown: the folder has no manifest"
-        return ""
+        """Say why a score cannot be measured of any picture; empty if it can."""
+        found = self.values[measure.name]
+        return found if isinstance(found, str) else ""
 
     @cached_property
-    def values(self) -> dict[str, tuple[_Values, _Values | None]]:
-        """Each measurable score's values for the pictures and for the floor's pictures.
+    def values(self) -> dict[str, Values | str]:
+        """Each score's values for single pictures, or why there are none."""
+        return {measure.name: self._value(measure) for measure in self.measures}
 
-        One row per picture; one column per photo, or per picture for variety.
-        """
-        found = {}
-        for measure in MEASURES:
-            if not self.missing(measure):
-                of = partial(self._values, measure)
-                found[measure.name] = (of(self.seen), of(self.below) if self.below else None)
-        return found
-
-    def _values(self, measure: Measure, seen: Seen) -> _Values:
-        features = seen.features[measure.encoder]
-        if measure.kind == "subject":
-            photos = self.photos.features[measure.encoder]
-            return subject_fidelity(generated=features, photos=photos).numpy()
-        if measure.kind == "variety":
-            return differences(features).numpy()
-        if seen is self.seen:
-            rows = self.texts
-        else:
-            places = {place: row for row, place in enumerate(self.partners) if place is not None}
-            # A picture of the floor without a partner is never read; any text will do.
-            rows = self.texts[[places.get(place, 0) for place in range(len(features))]]
-        return prompt_fidelity(generated=features, prompts=rows).numpy()
+    def _value(self, measure: Measure) -> Values | str:
+        name = self._encoder(measure)
+        if name == "perceptual":
+            if isinstance(self.encoders.perceptual, Missing):
+                return self.encoders.perceptual.reason
+        elif name != PIXELS:
+            encoder = self.encoders.named()[name]
+            if isinstance(encoder, Missing):
+                return encoder.reason
+            sets = [seen for seen in (self.seen, self.photos, self.below) if seen]
+            if any(name in seen.broken for seen in sets):
+                return f"{encoder.key} gave no usable numbers for some pictures"
+        try:
+            return value_pictures(measure, name, self.subjects)
+        except NotMeasured as reason:
+            return str(reason)
 
     @cached_property
-    def texts(self) -> Tensor:
-        """Features of each picture's prompt."""
+    def subjects(self) -> Subjects:
+        """What scores of single pictures look at."""
+        known = list(dict.fromkeys(self.prompts))
+        places = {prompt: place for place, prompt in enumerate(known)}
+        named = all(known) and not isinstance(self.encoders.clip, Missing)
+        cells = list(dict.fromkeys(self._cells(range(len(self.pictures)))))
+        perceptual = self.encoders.perceptual
+        return Subjects(
+            seen=self.seen,
+            photos=self.photos,
+            below=self.below,
+            partners=self.partners,
+            roles=self.roles,
+            roles_below=self.below_roles,
+            groups=[cells.index(cell) for cell in self._cells(range(len(self.pictures)))],
+            groups_below=[places.get(prompt, -1) for prompt in self.below_prompts],
+            texts=self._embed_texts(known) if named else None,
+            own_text=[places[prompt] for prompt in self.prompts],
+            # A picture of the floor that has no partner is never read; any text will do.
+            own_text_below=[places.get(prompt, 0) for prompt in self.below_prompts],
+            copied=self.copied,
+            distances=None
+            if isinstance(perceptual, Missing)
+            else lambda seen, groups: measure_distances(perceptual, seen.paths, groups),
+        )
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         clip = self.encoders.clip
         assert not isinstance(clip, Missing)
-        known = list(dict.fromkeys(self.prompts))
-        places = [known.index(prompt) for prompt in self.prompts]
-        return clip.embed_texts(known)[places]
+        return clip.embed_texts(list(texts))
 
-    def scores(self, rows: Sequence[int]) -> dict[str, Score]:
-        """Score some of the pictures."""
-        return {
-            measure.name: self._score(measure, rows)
-            for measure in MEASURES
-            if measure.encoder != "dino" or self.encoders.kind == "standard"
-        }
+    def _encoder(self, measure: Measure) -> str:
+        return measure.encoder_for(self.encoders.kind)
 
-    def _score(self, measure: Measure, rows: Sequence[int]) -> Score:
-        if reason := self.missing(measure):
-            return Score(note=f"not measured: {reason}")
-        encoder = self.encoders.named()[measure.encoder]
-        assert not isinstance(encoder, Missing)
-        own, below = self.values[measure.name]
-        draws = self._draw(rows)
-        sampled = self._sample(measure, own, rows, rows, draws)
+    def scores(self, rows: Sequence[int], whole: bool = False) -> dict[str, Score]:
+        """Score some of the pictures.
+
+        Args:
+            rows: Their places.
+            whole: Whether these are all: a score that looks at none of them then says so, instead
+                of being absent.
+        """
+        found = {measure.name: self._score(measure, rows, whole) for measure in self.measures}
+        return {name: score for name, score in found.items() if score is not None}
+
+    def _score(self, measure: Measure, rows: Sequence[int], whole: bool) -> Score | None:
+        values = self.values[measure.name]
+        looked_at = [row for row in rows if self.roles[row] in measure.roles]
+        if not looked_at:
+            absent = " and ".join(_ABSENT[role] for role in measure.roles[:1])
+            return Score(note=f"not measured: {absent}") if whole else None
+        if isinstance(values, str):
+            return Score(note=f"not measured: {values}")
+        if measure.kind == "drift":
+            looked_at = [row for row in looked_at if self.partners[row] is not None]
+            if not looked_at:
+                return Score(note="not measured: the floor has no picture of the same prompts")
+        draws = self._draw(looked_at, values)
+        sampled = self._sample(measure, values.own, looked_at, looked_at, draws)
         if np.isnan(sampled.value):
             return Score(note="not measured: it needs two pictures or more of one prompt")
-        ceiling = self._ceiling(measure, draws)
+        return self._place(measure, values, looked_at, sampled, draws)
+
+    def _place(
+        self,
+        measure: Measure,
+        values: Values,
+        rows: Sequence[int],
+        sampled: Sampled,
+        draws: Draws,
+    ) -> Score:
+        """Put a sampled score between its floor and its ceiling."""
+        ceiling = self._ceiling(values, draws)
+        floor, lift, note = None, statistics.Lift(None), values.note
         paired = [row for row in rows if self.partners[row] is not None]
-        floor, lift, note = None, statistics.Lift(None), ""
-        if below is not None and paired:
+        if values.below is not None and paired:
             # Where only some pictures have a floor, only those tell how far it was left behind.
-            draws_below = self._draw(paired)
+            draws_below = self._draw(paired, values)
             places = [place for row in paired if (place := self.partners[row]) is not None]
-            beneath = self._sample(measure, below, places, paired, draws_below)
+            beneath = self._sample(measure, values.below, places, paired, draws_below)
             floor = None if np.isnan(beneath.value) else beneath.value
             if ceiling and floor is not None:
-                both = self._sample(measure, own, paired, paired, draws_below)
-                lift = self._lift(both, beneath, self._ceiling(measure, draws_below), draws_below)
-                note = f"no lift: {lift.reason}" if lift.reason else ""
+                both = self._sample(measure, values.own, paired, paired, draws_below)
+                lift = self._lift(both, beneath, self._ceiling(values, draws_below), draws_below)
+                no_lift = f"no lift: {lift.reason}" if lift.reason else ""
+                note = "; ".join(filter(None, (note, no_lift)))
         return Score(
             value=sampled.value,
             n=len(rows),
-            interval=self._interval(measure, sampled, draws),
+            interval=self._interval(measure, sampled, draws, len(rows)),
             floor=floor,
             ceiling=ceiling.value if ceiling else None,
             lift=lift.value,
-            key=encoder.key,
+            key=self.key(measure),
             lift_interval=lift.interval,
             note=note,
         )
@@ -222,22 +213,34 @@ class Bench:
         numbers = {unit: number for number, unit in enumerate(units)}
         return units, [numbers[noise] for noise in noises]
 
-    def _draw(self, rows: Sequence[int]) -> Draws:
-        known = self._draws.get(tuple(rows))
+    def _draw(self, rows: Sequence[int], values: Values) -> Draws:
+        photos = len(self.photos.prints)
+        if values.among_photos is not None:
+            photos = len(values.among_photos)
+        elif values.own.ndim == 2 and values.own.shape[1] != len(self.pictures):
+            photos = values.own.shape[1]
+        known = self._draws.get((photos, tuple(rows)))
         if known is None:
             units, _ = self._units(rows)
-            known = self._draws[tuple(rows)] = statistics.draw(
+            known = self._draws[(photos, tuple(rows))] = statistics.draw(
                 [prompt for prompt, _ in units],
-                len(self.photos.prints),
+                photos,
                 resamples=self.resamples,
                 confidence=self.confidence,
             )
         return known
 
+    def _cells(self, rows: Sequence[int]) -> list[tuple[str, str, int]]:
+        """Name what pictures of each may be compared with for variety: prompt and sampler."""
+        return [
+            (self.prompts[row], self.pictures[row].scheduler, self.pictures[row].steps)
+            for row in rows
+        ]
+
     def _sample(
         self,
         measure: Measure,
-        values: _Values,
+        values: Array,
         places: Sequence[int],
         rows: Sequence[int],
         draws: Draws,
@@ -249,73 +252,79 @@ class Bench:
         if measure.kind != "variety":
             share = member / member.sum(axis=1, keepdims=True)
             return statistics.sample_mean(share @ values[list(places)], draws)
-        cells = [
-            (self.prompts[row], self.pictures[row].scheduler, self.pictures[row].steps)
-            for row in rows
-        ]
-        cell_of = np.array([cells.index(cell) for cell in cells])
+        cells = self._cells(rows)
+        numbers = {cell: number for number, cell in enumerate(dict.fromkeys(cells))}
+        cell_of = np.array([numbers[cell] for cell in cells])
         together = (cell_of[:, None] == cell_of).astype(float)
         pairs = values[np.ix_(places, places)] * together
         return statistics.sample_pairs(
             member @ pairs @ member.T, member @ together @ member.T, draws
         )
 
-    @cached_property
-    def photo_pairs(self) -> dict[str, _Values]:
-        """Compare each photo with each, by measure."""
-        return {
-            measure.name: cosines(features, features).numpy()
-            for measure in MEASURES
-            if measure.kind == "subject" and not self.missing(measure)
-            for features in [self.photos.features[measure.encoder]]
-        }
-
-    def _ceiling(self, measure: Measure, draws: Draws) -> Sampled | None:
-        pairs = self.photo_pairs.get(measure.name)
-        if pairs is None or len(pairs) < 2:
+    def _ceiling(self, values: Values, draws: Draws) -> Sampled | None:
+        apart = values.among_photos
+        if apart is None or len(apart) < 2:
             return None
-        return statistics.sample_photo_pairs(pairs, draws)
+        if apart.ndim == 1:
+            return Sampled(float(apart.mean()), draws.photos @ apart)
+        return statistics.sample_photo_pairs(apart, draws)
 
     def _lift(
         self, score: Sampled, floor: Sampled, ceiling: Sampled | None, draws: Draws
     ) -> statistics.Lift:
-        if ceiling is None or len(self.photos.prints) < 3:
+        if ceiling is None or draws.photos.shape[1] < 3:
             return statistics.Lift(None, reason="it needs three photos or more")
         return statistics.lift(score, floor, ceiling, draws.independent, self.confidence)
 
-    def _interval(self, measure: Measure, sampled: Sampled, draws: Draws) -> Interval | None:
+    def _interval(
+        self, measure: Measure, sampled: Sampled, draws: Draws, n: int
+    ) -> Interval | None:
         if measure.kind == "variety" and len(draws.clusters) < 3:
             return None  # one pair has no spread
-        return statistics.interval(sampled, draws.independent, draws.confidence)
+        ends = statistics.interval(sampled, draws.independent, draws.confidence)
+        if not measure.is_share or ends is None:
+            return ends
+        # All or none right has no spread, and still may be luck.
+        rate = statistics.wilson_interval(round(sampled.value * n), n, draws.confidence)
+        assert rate is not None
+        return min(ends[0], rate[0]), max(ends[1], rate[1])
 
     def floors(self) -> dict[str, Score]:
         """Score the floor's pictures that have a partner."""
-        paired = [row for row, place in enumerate(self.partners) if place is not None]
-        places = [place for place in self.partners if place is not None]
         found = {}
-        for measure in MEASURES:
-            own_below = self.values.get(measure.name)
-            if own_below is None or own_below[1] is None or not paired:
+        for measure in self.measures:
+            values = self.values[measure.name]
+            paired = [
+                row
+                for row, place in enumerate(self.partners)
+                if place is not None and self.roles[row] in measure.roles
+            ]
+            if isinstance(values, str) or values.below is None or not paired:
                 continue
-            draws = self._draw(paired)
-            sampled = self._sample(measure, own_below[1], places, paired, draws)
+            draws = self._draw(paired, values)
+            places = [place for row in paired if (place := self.partners[row]) is not None]
+            sampled = self._sample(measure, values.below, places, paired, draws)
             if not np.isnan(sampled.value):
-                ends = self._interval(measure, sampled, draws)
-                key = self.encoders.keys()[measure.encoder]
+                ends = self._interval(measure, sampled, draws, len(paired))
                 found[measure.name] = Score(
-                    value=sampled.value, n=len(paired), interval=ends, key=key
+                    value=sampled.value, n=len(paired), interval=ends, key=self.key(measure)
                 )
         return found
 
     def ceilings(self) -> dict[str, Score]:
         """Score the photos among themselves."""
-        found, photos = {}, len(self.photos.prints)
-        draws = self._draw(range(len(self.prompts)))
-        for measure in MEASURES:
-            sampled = self._ceiling(measure, draws)
+        found = {}
+        for measure in self.measures:
+            values = self.values[measure.name]
+            if isinstance(values, str):
+                continue
+            draws = self._draw(range(len(self.prompts)), values)
+            sampled = self._ceiling(values, draws)
             if sampled:
+                photos = draws.photos.shape[1]
                 # Two photos are one pair, and one pair has no spread.
                 ends = statistics.interval(sampled, photos if photos > 2 else 1, draws.confidence)
-                key = self.encoders.keys()[measure.encoder]
-                found[measure.name] = Score(value=sampled.value, n=photos, interval=ends, key=key)
+                found[measure.name] = Score(
+                    value=sampled.value, n=photos, interval=ends, key=self.key(measure)
+                )
         return found

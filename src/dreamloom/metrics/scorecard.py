@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from dreamloom.metrics.measures import MEASURE
+
 
 class _Listed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,9 +52,15 @@ class PictureScores(_Listed):
     file: str
     prompt: str | None
     category: str
+    role: str = "subject"
+    """What its prompt names: the subject, its class, or something other."""
     seed: int | None
     scheduler: str | None
     steps: int | None
+    nearest_photo: str | None = None
+    """The photo that it repeats most closely, as far as any."""
+    copied: bool = False
+    """Whether it repeats that photo, and so earns no credit for likeness."""
     values: dict[str, float] = {}
     """By score; one that was not measured for this picture is absent."""
 
@@ -64,6 +72,8 @@ class Scorecard(_Listed):
     """Why the scores as a whole mean less than they seem to."""
     alarms: tuple[str, ...] = ()
     """Signs of a mistake, each in a sentence."""
+    findings: tuple[str, ...] = ()
+    """What the adapter did beside what it should, each in a sentence."""
     notes: tuple[str, ...] = ()
     scores: dict[str, Score]
     floors: dict[str, Score] = {}
@@ -87,6 +97,7 @@ def find_alarms(
     prints: Sequence[str],
     copied: Sequence[bool],
     flat: Sequence[bool],
+    missed: Sequence[bool],
     floor_prints: Sequence[str | None],
 ) -> list[str]:
     """Look for signs that a mistake was measured instead of the pictures.
@@ -96,8 +107,9 @@ def find_alarms(
         ceilings: The photos' own scores by name, with their intervals.
         pictures: Every picture's own values.
         prints: A hash of each picture's pixels.
-        copied: Whether each picture is a photo.
+        copied: Whether each picture repeats a photo.
         flat: Whether each picture is one plain colour.
+        missed: Whether nobody was found in each picture, though somebody was asked for.
         floor_prints: A hash of the pixels of each picture's floor; None where it has none.
 
     Returns:
@@ -115,13 +127,18 @@ def find_alarms(
         for which, text in (
             (
                 [file for file, is_copy in zip(files, copied, strict=True) if is_copy],
-                "{count} pictures are photos of the subject, unchanged, first {first}: "
-                "they prove nothing.",
+                "{count} pictures repeat photos of the subject, first {first}: they prove "
+                "nothing, and count as what the base model drew.",
             ),
             (
                 [file for file, is_flat in zip(files, flat, strict=True) if is_flat],
                 "{count} pictures are one plain colour, first {first}: a failed drawing or a "
                 "safety filter; they are scored like the others.",
+            ),
+            (
+                [file for file, nobody in zip(files, missed, strict=True) if nobody],
+                "{count} pictures show no face, first {first}; they count as what the base "
+                "model drew.",
             ),
             (
                 twice,
@@ -136,9 +153,12 @@ def find_alarms(
         if which
     ]
     for name, score in scores.items():
+        # That every picture passes, or none, is a result.
+        if name in MEASURE and MEASURE[name].is_share:
+            continue
         values = [picture.values.get(name) for picture in pictures]
         seen = {round(value, 6) for value in values if value is not None}
-        if len(seen) == 1 and len(values) > 2 and len(first) > 1:
+        if len(seen) == 1 and len([v for v in values if v is not None]) > 2 and len(first) > 1:
             found.append(
                 f"{name} is {seen.pop():.6f} for every picture: it does not depend on them."
             )

@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One score: what it asks, and which encoder answers.
-
-    Args:
-        name: Its name in records.
-        encoder: Which encoder's features it reads.
-        kind: Pictures against photos, pictures against prompts, or pictures among themselves.
-        question: What it answers, for pages and help.
-    """
-
-    name: str
-    encoder: Literal["identity", "clip", "dino"]
-    kind: Literal["subject", "prompt", "variety"]
-    question: str
-
-
-MEASURES = (
-    Measure("identity", "identity", "subject", "Is it the same subject?"),
-    Measure("clip_i", "clip", "subject", "Do the pictures look like the photos?"),
-    Measure("dino", "dino", "subject", "Do the pictures resemble the photos in detail?"),
-    Measure("clip_t", "clip", "prompt", "Do the pictures show what their prompts say?"),
-    Measure("variety", "clip", "variety", "Do pictures of one prompt differ?"),
-)
-"""Every score, in the order in which they are shown."""
 
 
 def cosines(
@@ -173,6 +143,28 @@ def variety(
     if not different.any():
         raise ValueError("variety needs at least two pictures that may be compared")
     return differences(features)[different].mean()
+
+
+def drift(
+    *, before: Float[Tensor, "images features"], after: Float[Tensor, "images features"]
+) -> Float[Tensor, " images"]:
+    """Score how far an adapter has moved each picture of the same prompt and seed.
+
+    Returns:
+        (1 - cosine) / 2 per picture, in [0, 1]: 0 where nothing changed.
+
+    Raises:
+        ValueError: If a row is all zeros or not finite.
+
+    Source:
+        The drift of PEFT's benchmark ``method_comparison/image-gen``: adapter off against on.
+
+    Example:
+        >>> off, on = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> drift(before=off, after=on)
+        tensor([0.5000], dtype=torch.float64)
+    """
+    return (1.0 - (_unit(before) * _unit(after)).sum(dim=1)) / 2
 
 
 def _unit(features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:

@@ -1,0 +1,105 @@
+"""The list of scores: what each asks, which encoder answers, and of which pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = Literal["subject", "class", "other"]
+"""What a picture's prompt names: the subject, its class without the subject, or neither."""
+
+Kind: TypeAlias = Literal[
+    "subject", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
+]
+"""How a score is computed from features; `metrics.values` has one function for each."""
+
+PIXELS = "pixels"
+"""Stands where an encoder's name would, for scores that look at the pixels themselves."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score.
+
+    Args:
+        name: Its name in records.
+        encoder: Which encoder's features it reads, or `PIXELS`.
+        kind: How it is computed.
+        question: What it answers, for pages and help.
+        better: Whether more of it is to be wished for.
+        roles: Which pictures it looks at.
+        drawn_encoder: The encoder in picturebook's world, where it has another one for this; empty
+            for the same.
+    """
+
+    name: str
+    encoder: str
+    kind: Kind
+    question: str
+    better: Literal["higher", "lower", "neither"] = "higher"
+    roles: tuple[Role, ...] = ("subject",)
+    drawn_encoder: str = ""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it counts pictures: each of them has 0 or 1."""
+        return self.kind in {"verified", "rank_1", "retrieval"}
+
+    @property
+    def needs_credit(self) -> bool:
+        """Whether a copy of a photo, or a picture that shows nobody, could gain by it."""
+        return self.kind in {"subject", "verified", "rank_1"} and self.roles == ("subject",)
+
+    def encoder_for(self, kind: str) -> str:
+        """The encoder's name among the encoders of one kind."""
+        return self.drawn_encoder if kind == "picturebook" and self.drawn_encoder else self.encoder
+
+
+_APART: tuple[Role, ...] = ("class", "other")
+
+MEASURES = (
+    Measure("identity", "identity", "subject", "Is it the same subject?"),
+    Measure("verified", "identity", "verified", "Would it pass for the subject?"),
+    Measure("rank_1", "identity", "rank_1", "Is the subject nearer than anybody else?"),
+    Measure("clip_i", "clip", "subject", "Do the pictures look like the photos?"),
+    Measure("dino", "dino", "subject", "Do the pictures resemble the photos in detail?"),
+    Measure("dinov2", "dinov2", "subject", "Do they, for a second pair of eyes?"),
+    Measure("clip_t", "clip", "prompt", "Do the pictures show what their prompts say?"),
+    Measure("prompt_found", "clip", "retrieval", "Is its own prompt the one that fits best?"),
+    Measure("variety", "clip", "variety", "Do pictures of one prompt differ?", "neither"),
+    Measure("diversity", "perceptual", "variety", "Do they differ to the eye?", "neither"),
+    Measure("copy", PIXELS, "copy", "Do the pictures repeat a photo?", "lower"),
+    Measure(
+        "leakage", "identity", "subject", "Has the class become the subject?", "lower", ("class",)
+    ),
+    Measure("pres", "dino", "subject", "Does the class resemble the photos?", "lower", ("class",)),
+    Measure(
+        "drift",
+        "dinov2",
+        "drift",
+        "What did the adapter change that it should not?",
+        "lower",
+        _APART,
+        "clip",
+    ),
+)
+"""Every score, in the order in which they are shown."""
+
+MEASURE = {measure.name: measure for measure in MEASURES}
+
+
+def measures_of(kind: str, present: set[str]) -> list[Measure]:
+    """List the scores that there are with encoders of one kind.
+
+    Picturebook's world has few judges, and what it has no judge for is not a score of it; for
+    photographs every score is listed, and those without an encoder say why.
+
+    Args:
+        kind: ``picturebook`` or ``standard``.
+        present: Names of the encoders that are at hand.
+    """
+    return [
+        measure
+        for measure in MEASURES
+        if kind != "picturebook" or measure.encoder_for(kind) in {PIXELS, *present}
+    ]
