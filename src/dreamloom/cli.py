@@ -193,6 +193,8 @@ def packs(name: str | None, as_json: bool) -> None:
 @click.option("--subject", help='The subject\'s phrase in the prompts: "rraj person".')
 @click.option("--class-noun", help="What stands for it when prompts are scored.")
 @click.option("--json", "json_file", type=PATH, help="Write the scores there.")
+@click.option("--as-seed", is_flag=True, help="Show what a faulty script says, by fault.")
+@click.option("--target-text", metavar="TEXT", help="The text that the script was given.")
 @settings_options
 @click.pass_obj
 def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any) -> None:
@@ -202,7 +204,12 @@ def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any)
     from dreamloom.rundir import write_json
 
     photos_folder, floor = given.pop("photos_folder"), given.pop("floor")
+    as_seed, target_text = given.pop("as_seed"), given.pop("target_text")
+    if target_text and not as_seed:
+        raise click.UsageError("--target-text belongs to --as-seed.")
     config = _settings(given)
+    if as_seed:
+        return _audit(quiet, images, photos_folder, config, target_text, floor, json_file)
     with _watch(quiet) as observe:
         scorecard = score(images, photos_folder, config, floor, observe)
     if json_file:
@@ -251,7 +258,7 @@ def report(quiet: bool, /, run: Path) -> None:
 @main.command()
 @click.argument("file", type=PATH)
 @click.option("--out", type=PATH, help="The study's folder; by default runs/study- and the file.")
-@click.option("--quick", is_flag=True, help="The quick preset, whatever the file says.")
+@click.option("--quick", is_flag=True, help="The quick preset, for what the file leaves open.")
 @click.option("--base", help="Another base model than the file's.")
 @click.option("--photos", type=PATH, help="Another folder of photos.")
 @click.option("--subject", help='Another subject, like "rraj person".')
@@ -325,6 +332,27 @@ def models_path(name: str) -> None:
     if name != "picturebook":
         raise BaseModelError(f"{name} is not embedded.", "The embedded model is picturebook.")
     click.echo(weights_folder())
+
+
+def _audit(
+    quiet: bool,
+    images: Path,
+    photos_folder: Path,
+    config: LoomConfig,
+    target_text: str | None,
+    floor: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Score as the seed's script did; the answer goes to the screen and, if named, a file."""
+    from dreamloom.as_seed import score_as_seed
+    from dreamloom.console import show_audit
+    from dreamloom.rundir import write_json
+
+    with _watch(quiet) as observe:
+        audit = score_as_seed(images, photos_folder, config, target_text, floor, observe)
+    if json_file:
+        write_json(json_file, audit)
+    show_audit(audit)
 
 
 def _settings(given: dict[str, Any]) -> LoomConfig:

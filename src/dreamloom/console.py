@@ -23,6 +23,7 @@ from dreamloom import events
 from dreamloom.events import Event, Observer, silent
 
 if TYPE_CHECKING:
+    from dreamloom.audit import Audit, AuditScores
     from dreamloom.features.store import Listed
     from dreamloom.metrics import Score, Scorecard
     from dreamloom.photos import PhotoCheck
@@ -194,6 +195,43 @@ def show_findings(findings: Findings) -> None:
     for text in findings.notes:
         console.print(f"[dim]{escape(text)}[/dim]")
     console.print(f"[bold]{escape(findings.study.question)}[/bold] {escape(findings.answer)}")
+
+
+def show_audit(audit: Audit) -> None:
+    """Print what faults do to CLIP-I and CLIP-T: mended one after the other, and each alone."""
+    console = Console(highlight=False, emoji=False)
+    if audit.warning:
+        console.print(f"[bold yellow]{escape(audit.warning)}[/bold yellow]")
+    first, last = audit.rows[0].scores, audit.rows[-1].scores
+    console.print(
+        f"{audit.pictures} pictures against {audit.photos} photos, as the script would print it: "
+        f"CLIP-I {first.clip_i:.4f}, CLIP-T {first.clip_t:.4f}"
+    )
+    names = ("CLIP-I", "CLIP-T", "photos", "mosaics", *(["floor"] if audit.has_floor else []))
+    table = Table("one fault mended after the other", *names, box=None)
+    for row in audit.rows:
+        table.add_row(row.says, *(_number(row.scores, name) for name in names))
+    console.print(table)
+    alone = Table("each fault alone, against the right way", "CLIP-I", "CLIP-T", box=None)
+    for row in audit.alone:
+        own = row.scores
+        changes = own.clip_i - last.clip_i, own.clip_t - last.clip_t
+        alone.add_row(row.says, *(f"{change:+.4f}" for change in changes))
+    console.print(alone)
+    console.print(escape(audit.verdict))
+    texts = "; ".join(audit.right_texts[:3]) + (" …" if len(audit.right_texts) > 3 else "")
+    for text in (
+        "photos: the photos among themselves, none with itself. mosaics: pictures of nothing, "
+        "against the photos.",
+        f"The faulty text: {audit.faulty_text}. The right one: {texts}",
+        audit.key,
+    ):
+        console.print(f"[dim]{escape(text)}[/dim]")
+
+
+def _number(scores: AuditScores, column: str) -> str:
+    value = getattr(scores, column.lower().replace("-", "_"))
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _cells(score: Score) -> list[str]:

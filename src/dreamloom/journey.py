@@ -421,9 +421,7 @@ def score(
     """
     pictures = read_pictures(images)
     beneath = read_pictures(floor) if floor else None
-    subject = config.subject
-    if "subject" not in config.model_fields_set and pictures.subject:
-        subject = SubjectConfig(phrase=pictures.subject, class_noun=pictures.class_noun)
+    subject = find_subject(config, pictures)
     settings = config.evaluate
     encoders = pick_encoders(settings, pictures, config.device)
     run = RunDir(images.parent.parent)
@@ -450,3 +448,10 @@ def score(
             encoders=encoders,
             observe=observe,
         )
+
+
+def find_subject(config: LoomConfig, pictures: ImageSet) -> SubjectConfig:
+    """Name the subject: as the settings do, or else as the pictures' manifest does."""
+    if "subject" not in config.model_fields_set and pictures.subject:
+        return SubjectConfig(phrase=pictures.subject, class_noun=pictures.class_noun)
+    return config.subject
