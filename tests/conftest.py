@@ -28,7 +28,7 @@ import pytest
 _CHECKED = (
     *("config", "events", "rundir", "pictures", "runtime"),
     *("objective", "combine", "metrics", "statistics", "verdicts", "plots"),
-    *("pixels", "features", "adapters", "checkpoints", "noise", "optimizers"),
+    *("pixels", "features", "adapters", "checkpoints", "noise", "optimizers", "detectors"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")
 

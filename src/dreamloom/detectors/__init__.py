@@ -1,0 +1,33 @@
+"""Detectors of what drawn faces get wrong: eyes, teeth, and faces too many or too few."""
+
+from dreamloom.detectors.drawn_faces import DrawnFaces
+from dreamloom.detectors.eyes import Abstention
+from dreamloom.detectors.false_alarms import MEASURED, Tally, Trial
+from dreamloom.detectors.flagging import Flagging, Shown, flag_pictures
+from dreamloom.detectors.judges import DETECTORS, PHOTO, Detector, DetectorName, Finding, Wanted
+from dreamloom.detectors.landmarks import Eye, Face, FaceLandmarks, FaceSource
+from dreamloom.detectors.mediapipe_faces import MediaPipeFaces, default_model_path, load_mediapipe
+
+__all__ = [
+    "DETECTORS",
+    "MEASURED",
+    "PHOTO",
+    "Abstention",
+    "Detector",
+    "DetectorName",
+    "DrawnFaces",
+    "Eye",
+    "Face",
+    "FaceLandmarks",
+    "FaceSource",
+    "Finding",
+    "Flagging",
+    "MediaPipeFaces",
+    "Shown",
+    "Tally",
+    "Trial",
+    "Wanted",
+    "default_model_path",
+    "flag_pictures",
+    "load_mediapipe",
+]
