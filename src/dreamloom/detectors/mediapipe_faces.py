@@ -28,6 +28,7 @@ from dreamloom.detectors.landmarks import (
     order_faces,
 )
 from dreamloom.features import Missing
+from dreamloom.features.store import models_folder
 from dreamloom.rundir import file_sha256
 
 MODEL_FILE = "face_landmarker.task"
@@ -49,8 +50,8 @@ _MOUTH = (
 
 
 def default_model_path() -> Path:
-    """Where the model is looked for unless told otherwise."""
-    return Path.home() / ".cache" / "dreamloom" / MODEL_FILE
+    """Where the model is looked for unless told otherwise: beside the encoders' weights."""
+    return models_folder() / "face_landmarker" / MODEL_FILE
 
 
 def load_mediapipe(model: Path | None = None) -> MediaPipeFaces | Missing:
