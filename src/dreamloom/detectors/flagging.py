@@ -39,7 +39,7 @@ class Shown(NamedTuple):
     """A picture to be looked at, and what its prompt asks for."""
 
     file: str
-    """Its name, by which it is listed."""
+    """Its name, by which it is listed; no two share one."""
     path: Path
     wanted: Wanted
 
