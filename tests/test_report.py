@@ -15,8 +15,8 @@ from PIL import Image
 
 from dreamloom.config import load_config, to_toml
 from dreamloom.errors import RunFolderError
-from dreamloom.metrics import Group, PictureScores, Score, Scorecard
 from dreamloom.events import LossLogged, Note, StageDone, StageStarted
+from dreamloom.metrics import Group, PictureScores, Score, Scorecard
 from dreamloom.pictures import (
     ImageSet,
     Photo,
@@ -33,6 +33,7 @@ from dreamloom.report.making import tell_seconds
 from dreamloom.report.tables import heat_maps
 from dreamloom.rundir import Record, RunDir, write_json, write_text
 from dreamloom.verdicts import (
+    Change,
     Figure,
     against_floor,
     compare,
@@ -449,7 +450,8 @@ def test_the_verdict_is_at_the_top(page: str):
     assert f"Is it the person? {with_prior.lift:.0%} of the way from the base model" in text
     assert "With prior: 0.600 (0.570 to 0.630, n = 24)." in text
     assert "Does it follow the prompts? No difference from the base model detected" in text
-    assert "What did prior preservation change? No difference detected" in text
+    assert "What did prior preservation change? Too few images to say" in text
+    assert "−0.010 (−0.010 to −0.010), 24 pairs of 6 prompts; 6 prompts cannot tell" in text
     assert "this compares these two adapters, not the method" in text
     assert "Is the person still there after the merge? Too few images to say" in text
     assert page.index('id="verdict"') < page.index('id="pictures"') < page.index('id="table"')
@@ -730,34 +732,51 @@ def test_following_is_judged_against_the_base_model():
     assert alone.answer == "Measured, but not against the base model"
 
 
-def test_a_change_is_told_score_by_score():
-    first = {
-        "identity": figure(0.5, 0.02),
-        "clip_t": figure(0.3, 0.02),
-        "variety": figure(0.1, 0.01),
+def change(label: str, outcome: str) -> Change:
+    return Change(label, outcome, figure(0.5, 0.02), figure(0.7, 0.02), "+0.200")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "answer", "tone"),
+    [
+        (["better", "no difference detected", "higher"], "Better in A; higher in C", "good"),
+        (["better", "better", "too few images"], "Better in A and B", "good"),
+        (["worse", "higher"], "Worse in A; higher in B", "bad"),
+        (["better", "worse"], "Better in A; worse in B", "same"),
+        # More variety may be noise: it is neither good nor bad.
+        (["lower", "too few images"], "Lower in A", "same"),
+        (["no difference detected", "too few images"], "No difference detected", "same"),
+        (["too few images", "not measured"], "Too few images to say", "unknown"),
+        (["not measured"], "Not measured", "unknown"),
+        ([], "Not measured", "unknown"),
+    ],
+)
+def test_a_change_is_told_score_by_score(outcomes: list[str], answer: str, tone: str):
+    changes = [change("ABC"[place], outcome) for place, outcome in enumerate(outcomes)]
+    verdict = judge_change("?", changes, words=("without", "with"), caution="Mind.")
+    assert (verdict.answer, verdict.tone) == (answer, tone)
+    if answer != "Not measured":
+        assert list(verdict.changes) == changes
+        assert verdict.sentences == ("Mind.",)
+
+
+def test_the_change_by_class_images_is_tested_pair_by_pair(tmp_path: Path):
+    demo = Folder(tmp_path)
+    prompts = [(f"a photo of rraj person, {number}", "photo") for number in range(10)]
+    cards = {
+        name: scorecard(demo.pictures(name, prompts), level)
+        for name, level in (("without_prior", 0.7), ("with_prior", 0.74))
     }
-    second = {
-        "identity": figure(0.7, 0.02),
-        "clip_t": figure(0.3, 0.02),
-        "variety": figure(0.3, 0.01),
-    }
-    verdict = judge_change(
-        "?",
-        first,
-        second,
-        words=("without", "with"),
-        pairs={"clip_t": figure(0.02, 0.01)},
-        caution="Mind.",
-    )
-    assert verdict.answer == "Better in Identity"
-    assert verdict.tone == "good"
-    assert [change.label for change in verdict.changes] == ["Identity", "CLIP-T", "Variety"]
-    # More variety may be noise: it is neither good nor bad.
-    outcomes = ["better", "no difference detected", "higher"]
-    assert [change.outcome for change in verdict.changes] == outcomes
-    assert verdict.changes[0].second == second["identity"]
-    assert "a hint that more pictures could confirm" in verdict.changes[1].pairs
-    assert verdict.sentences == ("Mind.",)
+    demo.scores(cards)
+    write_json(tmp_path / "summary.json", {"kind": "demo"})
+    text = visible(section(write_report(tmp_path).read_text(encoding="utf-8"), "verdict"))
+    # The two intervals, 0.56 ± 0.03 and 0.58 ± 0.03, overlap; the pairs all differ by 0.02.
+    assert "What did prior preservation change? Better in Identity and CLIP-I; lower in V" in text
+    assert "better +0.020 (+0.020 to +0.020), p = 0.008, 40 pairs of 10 prompts" in text
+    cards["with_prior"] = cards["with_prior"].model_copy(update={"scores": {}})
+    demo.scores(cards)
+    text = visible(section(write_report(tmp_path).read_text(encoding="utf-8"), "verdict"))
+    assert "What did prior preservation change? Not measured" in text
 
 
 def test_the_best_and_what_is_like_it():

@@ -403,8 +403,13 @@ def _tell_few(differences: _Differences, scores: int) -> str:
 
 
 def tell_comparison(one: Comparison) -> str:
-    """Say in one sentence what a comparison found, with its evidence."""
-    parts = [f"{label_of(one.measure)}: {one.outcome}"]
+    """Say in one sentence what a comparison found: its words, and what they rest on."""
+    return f"{label_of(one.measure)}: {'; '.join(filter(None, (one.outcome, tell_basis(one))))}."
+
+
+def tell_basis(one: Comparison) -> str:
+    """Say what an outcome rests on: the difference, its p, how many pairs, and what to mind."""
+    parts = []
     if one.difference is not None:
         told = f"{one.difference:+.3f}"
         if one.interval is not None:
@@ -416,7 +421,7 @@ def tell_comparison(one: Comparison) -> str:
         parts.append(f"{_count(one.pairs, 'pair')} of {_count(one.prompts, 'prompt')}")
     if one.below_practical_significance:
         parts.append("below practical significance")
-    return "; ".join(filter(None, (", ".join(parts), one.note))) + "."
+    return _join(", ".join(parts), one.note)
 
 
 def _count(number: int, what: str) -> str:

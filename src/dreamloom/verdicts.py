@@ -30,9 +30,6 @@ _MEANINGS = {
     "variety": "how much pictures of one prompt differ; more is not always better",
 }
 
-# More variety can be noise as well as freedom, so it is never called better or worse.
-_NEUTRAL = {"variety"}
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -180,10 +177,11 @@ class Change:
 
     label: str
     outcome: str
+    """As `comparisons.Comparison` has it."""
     first: Figure
     second: Figure
-    pairs: str = ""
-    """The mean difference between pictures of one prompt and seed, in words."""
+    evidence: str = ""
+    """What the outcome rests on, in words."""
 
 
 @dataclass(frozen=True)
@@ -272,56 +270,39 @@ def judge_following(
 
 def judge_change(
     question: str,
-    first: Mapping[str, Figure],
-    second: Mapping[str, Figure],
+    changes: Sequence[Change],
     *,
     words: tuple[str, str],
-    pairs: Mapping[str, Figure],
     caution: str,
 ) -> Verdict:
     """Answer what a change of settings did to each score that both sides have.
 
     Args:
         question: As the page asks it.
-        first: Scores by name before the change.
-        second: Scores by name after it.
-        words: How the two are called in a sentence.
-        pairs: Mean differences between pictures of the same prompt and seed, by score. They are
-            told, and hint at what the intervals of the two means cannot show; they do not decide.
+        changes: What became of each score; "higher" and "lower" are neither good nor bad.
+        words: How the two sides are called in a sentence.
         caution: What the comparison does not show.
     """
-    outcomes: dict[Outcome, list[str]] = {}
-    changes = []
-    for name in [name for name in first if name in second]:
-        outcome = compare(first[name], second[name])
-        word: str = outcome
-        if name in _NEUTRAL:
-            word = {"better": "higher", "worse": "lower"}.get(outcome, outcome)
-        else:
-            outcomes.setdefault(outcome, []).append(label_of(name))
-        if outcome != "not measured":
-            told = _tell_pairs(pairs.get(name, Figure()), outcome)
-            changes.append(Change(label_of(name), word, first[name], second[name], told))
-    if not changes:
-        told = "No score exists on both sides."
+    measured = [change for change in changes if change.outcome != "not measured"]
+    if not measured:
+        told = "No score of both sides could be compared."
         return Verdict(question, "Not measured", "unknown", sentences=(told,))
-    better, worse = outcomes.get("better", []), outcomes.get("worse", [])
-    parts = []
-    if better:
-        parts.append(f"better in {_listed(better)}")
-    if worse:
-        parts.append(f"worse in {_listed(worse)}")
+    by_outcome: dict[str, list[str]] = {}
+    for change in measured:
+        by_outcome.setdefault(change.outcome, []).append(change.label)
+    parts = [
+        f"{outcome} in {_listed(by_outcome[outcome])}"
+        for outcome in ("better", "worse", "higher", "lower")
+        if outcome in by_outcome
+    ]
+    tone: Outcome = "no difference detected"
+    if ("better" in by_outcome) != ("worse" in by_outcome):
+        tone = "better" if "better" in by_outcome else "worse"
     if not parts:
-        few = "too few images" in outcomes and "no difference detected" not in outcomes
+        few = "no difference detected" not in by_outcome
+        tone = "too few images" if few else tone
         parts.append("too few images to say" if few else "no difference detected")
     answer = "; ".join(parts)
-    tone: Outcome = "no difference detected"
-    if better and not worse:
-        tone = "better"
-    elif worse and not better:
-        tone = "worse"
-    elif "too few" in answer:
-        tone = "too few images"
     return Verdict(
         question,
         answer[0].upper() + answer[1:],
@@ -330,15 +311,6 @@ def judge_change(
         words=words,
         sentences=(caution,),
     )
-
-
-def _tell_pairs(difference: Figure, outcome: Outcome) -> str:
-    if difference.value is None or difference.interval is None:
-        return ""
-    low, high = difference.interval
-    told = f"pair by pair {difference.value:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
-    hints = outcome == "no difference detected" and (low > 0 or high < 0)
-    return told + (", a hint that more pictures could confirm" if hints else "")
 
 
 def _unmeasured(question: str, what: str, contenders: Sequence[Named]) -> Verdict:

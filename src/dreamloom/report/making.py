@@ -13,6 +13,7 @@ from dreamloom.errors import DreamLoomError
 from dreamloom.plots import loss_chart, smoothing_window
 from dreamloom.report.story import Facts, Story, label_run, order_of
 from dreamloom.rundir import Record, file_sha256
+from dreamloom.verdicts import read_figure, tell
 
 _TAKES_MANY = ("generate", "evaluate")
 """Stages that run once for each set of pictures: their times are added up."""
@@ -122,7 +123,26 @@ def merge_facts(story: Story) -> Facts:
         settings = {k: v for k, v in settings.items() if k not in {"files", "weights"}}
     for name, value in [*settings.items(), *results.items()]:
         facts.append((name.replace("_", " ").capitalize(), _plain(value)))
+    facts += _retention_facts(story)
     facts += [(f"SHA-256 of {name}", digest) for name, digest in record.outputs.items()]
+    return facts
+
+
+def _retention_facts(story: Story) -> Facts:
+    """Say what the merge has kept of its parts, where that was measured."""
+    record = next((r for _, r in story.records if r.stage.startswith("retention-")), None)
+    if record is None:
+        return []
+    facts = []
+    for name, label, ends in (
+        ("identity", "Subject kept", "0 as the base model, 1 as the subject’s adapter alone"),
+        ("style", "Style kept", "0 as the subject’s adapter alone, 1 as the style’s alone"),
+    ):
+        figure = read_figure(record.results.get(name))
+        told = f"{tell(figure)}: {ends}" if figure.measured else figure.note or "not measured"
+        facts.append((label, told))
+    if (both := record.results.get("both")) is not None:
+        facts.append(("Both together", f"{both:.3f}, their harmonic mean"))
     return facts
 
 

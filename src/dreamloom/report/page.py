@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from markupsafe import Markup
 
+from dreamloom.comparisons import compare_cards, tell_basis
+from dreamloom.errors import EvaluationError
+from dreamloom.metrics import Scorecard
 from dreamloom.pictures import ImageSet
 from dreamloom.report.gallery import (
     BADGES,
@@ -48,10 +50,9 @@ from dreamloom.report.tables import (
     score_folds,
     score_table,
 )
-from dreamloom.statistics import mean_with_interval
 from dreamloom.verdicts import (
     FEWEST,
-    LABELS,
+    Change,
     Figure,
     Named,
     Verdict,
@@ -205,10 +206,8 @@ def _verdicts(story: Story) -> list[Verdict]:
         verdicts.append(
             judge_change(
                 "What did prior preservation change?",
-                scores["without_prior"],
-                scores["with_prior"],
+                list_changes(story, "without_prior", "with_prior"),
                 words=("without", "with"),
-                pairs=paired_differences(story, "without_prior", "with_prior"),
                 caution="Each was trained once: this compares these two adapters, not the method.",
             )
         )
@@ -250,28 +249,25 @@ def _base_figure(story: Story, drawn: Sequence[str]) -> Figure | None:
     return story.scores().get("base", {}).get("clip_t")
 
 
-def paired_differences(story: Story, first: str, second: str) -> dict[str, Figure]:
-    """Compare two sets picture by picture: same prompt, seed and sampler, with intervals."""
-    sides = [_by_place(story, name) for name in (first, second)]
-    differences = {}
-    for name in LABELS:
-        places = [p for p in sides[0] if name in sides[0][p] and name in sides[1].get(p, {})]
-        if len(places) < 2:
-            continue
-        gaps = np.array([sides[1][place][name] - sides[0][place][name] for place in places])
-        estimate = mean_with_interval(gaps, [place[0] for place in places])
-        differences[name] = Figure(estimate.value, estimate.n, estimate.interval)
-    return differences
-
-
-def _by_place(story: Story, name: str) -> dict[tuple[str, int, str, int], dict[str, float]]:
-    images = story.sets.get(name)
-    values = read_values(story.cards.get(name, {}))
-    return {
-        (p.prompt, p.seed, p.scheduler, p.steps): values[p.file]
-        for p in (images.pictures if images else ())
-        if p.file in values
-    }
+def list_changes(story: Story, first: str, second: str) -> list[Change]:
+    """Compare two sets picture by picture, as far as both have a scorecard that can be read."""
+    try:
+        cards = [Scorecard.model_validate(story.cards.get(name)) for name in (first, second)]
+        compared = compare_cards(*cards)
+    except (ValueError, EvaluationError):
+        return []
+    before, after = (story.scores()[name] for name in (first, second))
+    return [
+        Change(
+            label_of(one.measure),
+            one.outcome,
+            before[one.measure],
+            after[one.measure],
+            tell_basis(one),
+        )
+        for one in compared
+        if one.measure in before and one.measure in after
+    ]
 
 
 def _told(story: Story, kind: str) -> list[str]:
@@ -303,7 +299,12 @@ def _galleries(
     own = [
         name
         for name in sets
-        if name not in table and (kind_of(name) in {"style", "merged"} or name.startswith("base_"))
+        if name not in table
+        and (
+            kind_of(name) in {"style", "merged"}
+            or name.startswith("base_")
+            or name.endswith("_alone")
+        )
     ]
     if not any(kind_of(name) == "merged" for name in own):
         own = []

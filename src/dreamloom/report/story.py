@@ -31,6 +31,7 @@ _NAMES = {
     "without_prior": "without prior",
     "with_prior": "with prior",
     "base_merged": "base model, merge prompt",
+    "with_prior_alone": "subject alone",
     "style": "style alone",
     "merged": "merge",
 }
