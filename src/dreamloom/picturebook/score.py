@@ -5,12 +5,11 @@ program is a face: it may call everything, and nothing may import it.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +19,8 @@ from dreamloom.console import watch
 from dreamloom.errors import DreamLoomError
 from dreamloom.events import Observer
 from dreamloom.picturebook.measurements import Row, score_model
-from dreamloom.picturebook.training import prepare_threads
 from dreamloom.rundir import library_versions, write_json
+from dreamloom.study.pool import open_pool
 from dreamloom.trial import Outcome, quick_plan, run_trial, standard_plan, trial_rows
 
 GROUPS = ("model", "dreambooth")
@@ -34,25 +33,6 @@ class Found:
     rows: list[Row]
     seconds: float
     outcomes: list[Outcome]
-
-
-@contextmanager
-def open_pool(processes: int) -> Iterator[Executor]:
-    """Give processes of one thread each; if the block fails, they end at once."""
-    pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=prepare_threads, initargs=(1,)
-    )
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        # A stopped training keeps a checkpoint, but its process would begin what is queued next.
-        while working := active_children():
-            for process in working:
-                process.terminate()
-                process.join(1.0)
-        raise
-    pool.shutdown()
 
 
 def score_groups(
