@@ -36,6 +36,7 @@ LAYERS = {
         "significance",
         "verdicts",
         "comparisons",
+        "scorecards",
         "plots",
         "pixels",
         "crops",
@@ -52,7 +53,7 @@ LAYERS = {
         "picturebook",
     ),
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
-    "journey": ("journey", "as_seed", "study", "demo", "trial"),
+    "journey": ("journey", "as_seed", "kept", "study", "demo", "trial"),
     "door": ("__init__",),
     "faces": ("console", "cli", "studio", "__main__", "picturebook.score"),
 }

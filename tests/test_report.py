@@ -771,7 +771,7 @@ def test_the_change_by_class_images_is_tested_pair_by_pair(tmp_path: Path):
     write_json(tmp_path / "summary.json", {"kind": "demo"})
     text = visible(section(write_report(tmp_path).read_text(encoding="utf-8"), "verdict"))
     # The two intervals, 0.56 ± 0.03 and 0.58 ± 0.03, overlap; the pairs all differ by 0.02.
-    assert "What did prior preservation change? Better in Identity and CLIP-I; lower in V" in text
+    assert "What did prior preservation change? Better in Identity and CLIP-I; lower in Variety" in text
     assert "better +0.020 (+0.020 to +0.020), p = 0.008, 40 pairs of 10 prompts" in text
     cards["with_prior"] = cards["with_prior"].model_copy(update={"scores": {}})
     demo.scores(cards)

@@ -218,6 +218,57 @@ def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any)
 
 
 @main.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--score", "measures", multiple=True, metavar="NAME", help="This one only; repeat.")
+@click.option("--json", "json_file", type=PATH, help="Write the comparisons there.")
+def compare(first: str, second: str, measures: tuple[str, ...], json_file: Path | None) -> None:
+    """Say what changed from A to B, pair by pair.
+
+    A and B are files that 'evaluate --json' wrote, or RUN:SET, a run and a set of its pictures.
+    """
+    from dreamloom.comparisons import compare_cards
+    from dreamloom.console import show_comparisons
+    from dreamloom.rundir import write_json
+    from dreamloom.scorecards import find_scorecard
+
+    compared = compare_cards(find_scorecard(first), find_scorecard(second), measures or None)
+    if json_file:
+        write_json(json_file, compared)
+    show_comparisons(compared)
+
+
+@main.command()
+@click.argument("merged", type=PATH)
+@click.option("--base", "base_images", type=PATH, required=True, help="Drawn without adapters.")
+@click.option("--subject", "subject_images", type=PATH, required=True, help="By its adapter alone.")
+@click.option("--style", "style_images", type=PATH, required=True, help="By its adapter alone.")
+@click.option("--photos", "photos_folder", type=PATH, required=True, help="The subject's photos.")
+@click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")
+@click.option("--json", "json_file", type=PATH, help="Write the scores there.")
+@settings_options
+@click.pass_obj
+def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any) -> None:
+    """Say what the pictures in MERGED have kept of subject and style.
+
+    All four folders must hold the same prompts and seeds.
+    """
+    from dreamloom.console import show_retention
+    from dreamloom.kept import score_merge
+    from dreamloom.rundir import write_json
+
+    folders = {name: given.pop(f"{name}_images") for name in ("base", "subject", "style")}
+    photos_folder, style_photos = given.pop("photos_folder"), given.pop("style_photos")
+    folders["merged"] = merged
+    config = _settings(given)
+    with _watch(quiet) as observe:
+        found = score_merge(folders, photos_folder, style_photos, config, observe)
+    if json_file:
+        write_json(json_file, found)
+    show_retention(found)
+
+
+@main.command()
 @click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
 @click.option("-o", "--out", type=PATH, required=True, help="The merged .safetensors file.")
 @click.option("--method", default="sum", show_default=True, help="sum: the exact weighted sum.")

@@ -24,8 +24,10 @@ from dreamloom.events import Event, Observer, silent
 
 if TYPE_CHECKING:
     from dreamloom.audit import Audit, AuditScores
+    from dreamloom.comparisons import Comparison
     from dreamloom.features.store import Listed
     from dreamloom.metrics import Score, Scorecard
+    from dreamloom.metrics.retention import Retention
     from dreamloom.photos import PhotoCheck
     from dreamloom.prompts import Pack
     from dreamloom.study import Findings
@@ -171,13 +173,18 @@ def show_scorecard(card: Scorecard) -> None:
         console.print(f"[bold yellow]{escape(card.warning)}[/bold yellow]")
     for text in card.alarms:
         console.print(f"[yellow]{escape(text)}[/yellow]")
+    for text in card.findings:
+        console.print(escape(text))
     table = Table("score", "value", "n", "interval", "floor", "ceiling", "lift", box=None)
     for name, score in card.scores.items():
         table.add_row(name, *_cells(score))
     console.print(table)
     for name, score in card.scores.items():
         if score.value is None and score.note:
-            console.print(f"[dim]{name} is not measured: {escape(score.note)}[/dim]")
+            told = escape(score.note.removeprefix("not measured: "))
+            console.print(f"[dim]{name} is not measured: {told}[/dim]")
+        elif score.note:
+            console.print(f"[dim]{name}: {escape(score.note)}[/dim]")
     for key in sorted({score.key for score in card.scores.values() if score.key}):
         console.print(f"[dim]{escape(key)}[/dim]")
     for text in card.notes:
@@ -195,6 +202,24 @@ def show_findings(findings: Findings) -> None:
     for text in findings.notes:
         console.print(f"[dim]{escape(text)}[/dim]")
     console.print(f"[bold]{escape(findings.study.question)}[/bold] {escape(findings.answer)}")
+
+
+def show_comparisons(compared: Sequence[Comparison]) -> None:
+    """Print what changed in each score, and a sentence each on what that rests on."""
+    from dreamloom.comparisons import tell_comparison
+
+    console = Console(highlight=False, emoji=False)
+    table = Table("score", "B against A", "difference", "95 % interval", "p", "pairs", box=None)
+    for one in compared:
+        gap = "–" if one.difference is None else f"{one.difference:+.3f}"
+        between = "–" if one.interval is None else "{:+.3f} to {:+.3f}".format(*one.interval)
+        p = "–" if one.p_corrected is None else f"{one.p_corrected:.3f}"
+        table.add_row(one.measure, one.outcome, gap, between, p, str(one.pairs))
+    console.print(table)
+    for one in compared:
+        console.print(escape(tell_comparison(one)))
+    for key in sorted({one.key for one in compared if one.key}):
+        console.print(f"[dim]{escape(key)}[/dim]")
 
 
 def show_audit(audit: Audit) -> None:
@@ -232,6 +257,21 @@ def show_audit(audit: Audit) -> None:
 def _number(scores: AuditScores, column: str) -> str:
     value = getattr(scores, column.lower().replace("-", "_"))
     return "–" if value is None else f"{value:.3f}"
+
+
+def show_retention(found: Retention) -> None:
+    """Print what a merge has kept of its parts."""
+    console = Console(highlight=False, emoji=False)
+    table = Table("kept", "value", "n", "interval", box=None)
+    for name, score in (("subject", found.identity), ("style", found.style)):
+        table.add_row(name, *_cells(score)[:3])
+    console.print(table)
+    if found.both is not None:
+        console.print(f"both together, by their harmonic mean: {found.both:.3f}")
+    console.print(f"[dim]style is compared with {escape(found.style_reference)}[/dim]")
+    for score in (found.identity, found.style):
+        for text in filter(None, (score.note, score.key)):
+            console.print(f"[dim]{escape(text)}[/dim]")
 
 
 def _cells(score: Score) -> list[str]:
