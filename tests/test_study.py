@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamloom import study as room
+from dreamloom.cli import main
 from dreamloom.comparisons import Comparison
 from dreamloom.errors import ConfigError, PhotoError, RunFolderError
 from dreamloom.events import Event, StageSkipped, StageStarted
@@ -637,19 +639,18 @@ def test_fewer_photos_are_another_training_with_the_same_class_images(
 def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not_been(
     home: Path, tiny_sdxl: Path
 ) -> None:
-    study = small_study(home, tiny_sdxl, TWO_ARMS, train_seeds="[0, 1]")
-    whole = run_study(study, home / "whole", observe=Teller())
+    study = small_study(home, tiny_sdxl, TWO_ARMS)
+    whole = run_study(study, home / "whole")
 
-    def third_training(event: Event) -> bool:
-        return isinstance(event, StageStarted) and stopped.count(StageStarted)["train"] == 3
+    def second_training(event: Event) -> bool:
+        return isinstance(event, StageStarted) and stopped.count(StageStarted)["train"] == 2
 
-    stopped, resumed = Teller(third_training), Teller()
+    stopped, resumed = Teller(second_training), Teller()
     with pytest.raises(KeyboardInterrupt):
         run_study(study, home / "stopped", observe=stopped)
     assert not (home / "stopped" / "study.json").exists()
     again = run_study(study, home / "stopped", observe=resumed)
-    assert resumed.count(StageStarted)["train"] == 4 - 2
-    assert resumed.count(StageSkipped)["train"] == 2
+    assert resumed.count(StageStarted)["train"] == resumed.count(StageSkipped)["train"] == 1
     assert again.answer == whole.answer
     assert read_json(home / "stopped") == read_json(home / "whole")
     idle = Teller()
@@ -657,14 +658,17 @@ def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not_been(
     assert idle.count(StageStarted) == {room.STAGE: 1}
 
 
-def test_a_new_arm_does_only_what_is_new(home: Path, tiny_sdxl: Path) -> None:
-    two = small_study(home, tiny_sdxl, TWO_ARMS, train_seeds="[0]")
-    run_study(two, home / "growing")
-    third = TWO_ARMS + '[[arms]]\nname = "rank 1"\ntrain.rank = 1\n'
+def test_a_changed_file_does_only_what_is_new(home: Path, tiny_sdxl: Path) -> None:
+    run_study(small_study(home, tiny_sdxl, TWO_ARMS), home / "whole")
     told = Teller()
-    run_study(small_study(home, tiny_sdxl, third), home / "growing", observe=told)
-    assert told.count(StageStarted)["train"] == 1
-    assert told.count(StageStarted)["generate-pictures"] == 1
+    study = small_study(home, tiny_sdxl, TWO_ARMS, train_seeds="[0, 7]")
+    findings = run_study(study, home / "whole", observe=told)
+    started = told.count(StageStarted)
+    assert (started["train"], started["priors"], started["generate-pictures"]) == (2, 1, 2)
+    assert [len(arm.cards) for arm in findings.arms] == [2, 2]
+    identity = findings.arms[0].measures()["identity"]
+    assert identity.note.startswith("2 trainings: ")
+    assert "two training seeds" in findings.answer
 
 
 def test_arms_that_differ_in_the_sampler_are_compared_by_prompt_and_seed(
@@ -775,9 +779,11 @@ def test_processes_and_ray_do_the_same_as_one(home: Path, tiny_sdxl: Path, place
 def prior(home: Path) -> tuple[Study, Findings, Path]:
     """The first recipe, with as little work as possible."""
     text = RECIPES[[path.stem for path in RECIPES].index("prior")].read_text()
-    text = change(text, photos='"photos"', train_seeds="[0]", packs='["seed-v1"]', workers="1")
+    text = change(text, photos='"photos"', train_seeds="[0]", packs="[]", workers="1")
+    text = change(text, prompts='["a photo of {subject}", "a photo of a {class_noun}"]')
     text = text.replace("[settings]", SMALL).replace("generate.images_per_prompt = 2\n", "", 1)
-    study = read_study(write(home, text))
+    (home / "file").mkdir()
+    study = read_study(write(home / "file", text.replace('"photos"', '"../photos"')))
     return study, run_study(study, home / "prior"), home / "prior"
 
 
@@ -797,3 +803,18 @@ def test_a_study_ends_in_a_sentence(prior: tuple[Study, Findings, Path]) -> None
         assert f"| {arm['name']} | Identity |" in page
     measures = {one["measure"] for one in written["comparisons"][0]["measures"]}
     assert measures == {"identity", "clip_t", "variety", "leakage"}
+
+
+def test_the_command_goes_on_with_a_study_and_ends_with_its_answer(
+    prior: tuple[Study, Findings, Path], home: Path
+) -> None:
+    _, findings, out = prior
+    file = str(home / "file" / "study.toml")
+    done = CliRunner().invoke(main, ["--quiet", "study", file, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert f"Does prior preservation help? {findings.answer}" in said
+    assert said.endswith(f"Everything: {out / 'study.md'}")
+    wrong = CliRunner().invoke(main, ["study", str(home / "none.toml")])
+    assert wrong.exit_code == 2
+    assert "There is no study file" in wrong.output
