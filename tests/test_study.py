@@ -123,6 +123,8 @@ def test_the_recipes_ask_what_every_user_asks() -> None:
         (HEAD + "[settings]\ntrian.rank = 4\n" + TWO_ARMS, "no 'trian.rank'", "train.rank"),
         (HEAD + "[grid]\nwieght = [1.0, 2.0]\n", "no 'wieght'", "weight"),
         (HEAD + "[settings]\ntrain.rank = 0\n" + TWO_ARMS, "train.rank = 0", "Rank"),
+        (HEAD + "[settings]\nseed = 3\n" + TWO_ARMS, "seed is the same", "train_seeds"),
+        (HEAD + TWO_ARMS + 'subject.phrase = "x"\n', "subject.phrase is the same", "subject"),
         (HEAD + TWO_ARMS + "checkpoint = 1.5\n", "1.checkpoint = 1.5", "share"),
         (HEAD + TWO_ARMS.replace('name = "with"\n', ""), "no arms.0.name", "tables"),
         (change(HEAD, answer='"guess"') + TWO_ARMS, "answer = 'guess'", "compare"),

@@ -250,9 +250,24 @@ def _sort_arm(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "settings": {**own.get("settings", {}), **settings}}
 
 
+_OWN_WORDS = {
+    "preset": "preset",
+    "base": "base",
+    "seed": "train_seeds",
+    "subject.phrase": "subject",
+    "subject.class_noun": "class_noun",
+}
+"""Settings that a study gives by words of its own."""
+
+
 def _refuse_other_names(given: Mapping[str, Any]) -> None:
     known = setting_names()
     for name in _flatten(given):
+        if name in _OWN_WORDS:
+            raise ConfigError(
+                f"{name} is the same for the whole study.",
+                f"Write {_OWN_WORDS[name]} at the top of the file.",
+            )
         if name not in known:
             raise _refuse_unknown(name, (*ARM_WORDS, *known))
 
