@@ -26,7 +26,7 @@ from dreamloom.metrics import MEASURES
 from dreamloom.pictures import ImageSet, Photo, PhotoSet, Picture, write_manifest
 from dreamloom.rundir import RunDir, file_sha256
 
-CONFIG = EvaluateConfig(resamples=100)
+CONFIG = EvaluateConfig(resamples=100, detectors=False)
 SUBJECT = SubjectConfig()
 PROMPTS = ("a photo of rraj person", "a rraj person in the snow", "a painting of rraj person")
 PICTUREBOOK_SCORES = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from dreamloom.config import LoomConfig
 from dreamloom.errors import DreamLoomError
-from dreamloom.evaluate import evaluate_run, pick_encoders
+from dreamloom.evaluate import MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
@@ -20,8 +20,9 @@ from dreamloom.generate import Prompt, Worn, generate_images
 from dreamloom.journey import open_run, pack_prompts, settle
 from dreamloom.merge import Part, merge_adapters, record_merge
 from dreamloom.metrics import Scorecard
+from dreamloom.metrics.retention import Retention
 from dreamloom.photos import load_photos
-from dreamloom.pictures import ImageSet, PhotoSet, PriorSet
+from dreamloom.pictures import ImageSet, PhotoSet, PriorSet, read_photo_set
 from dreamloom.priors import make_priors
 from dreamloom.report import write_report
 from dreamloom.rundir import RunDir, file_sha256, library_versions, write_json
@@ -31,6 +32,7 @@ from dreamloom.train import train_adapter
 SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
 TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}
 """The seed study's table: every scheduler with every number of steps."""
+QUICK_TABLE = {**TABLE, "steps": (20, 40)}
 
 
 def examples_folder() -> Path:
@@ -68,7 +70,8 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     merged = _merge(root, with_prior, style, observe)
     sets = _draw(root, model, config, (without, with_prior, style, merged), observe)
     scorecards = _score(root, sets, photos, config, observe)
-    _summarise(root, config, scorecards)
+    kept = _score_merge(root, sets, photos, read_photo_set(style.photos), config, observe)
+    _summarise(root, config, scorecards, kept)
     return write_report(out, observe)
 
 
@@ -130,14 +133,16 @@ def _draw(
     """Draw every set; sets that are compared share prompts, seeds and samplers."""
     without, with_prior, style, merged = adapters
     phrase = config.subject.phrase
-    prompts = pack_prompts("seed-v1", phrase)
+    # Whether "a person" is still everybody is seen only in pictures of the class.
+    prompts = [*pack_prompts("seed-v1", phrase), Prompt(config.class_prompt(), "class")]
     pixel = pack_prompts("pixel-v1", phrase)
-    table = config.generate.model_copy(update=TABLE)
+    table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
     wanted: dict[str, tuple[list[Prompt], Any, list[Worn]]] = {
         "base": (prompts, config.generate, []),
         "without_prior": (prompts, config.generate, [Worn(without.adapter)]),
         "with_prior": (prompts, config.generate, [Worn(with_prior.adapter)]),
         "base_merged": (pixel, config.generate, []),
+        "with_prior_alone": (pixel, config.generate, [Worn(with_prior.adapter)]),
         "style": (pixel, config.generate, [Worn(style.adapter)]),
         "merged": (pixel, config.generate, [Worn(merged)]),
         "table_base": (prompts[:1], table, []),
@@ -153,6 +158,7 @@ def _draw(
 _FLOORS = {
     "without_prior": "base",
     "with_prior": "base",
+    "with_prior_alone": "base_merged",
     "style": "base_merged",
     "merged": "base_merged",
     "table_without_prior": "table_base",
@@ -184,7 +190,30 @@ def _score(
     }
 
 
-def _summarise(root: RunDir, config: LoomConfig, scorecards: dict[str, Scorecard]) -> None:
+def _score_merge(
+    root: RunDir,
+    sets: dict[str, ImageSet],
+    photos: PhotoSet,
+    style_pictures: PhotoSet,
+    config: LoomConfig,
+    observe: Observer,
+) -> Retention:
+    """Say what the merge has kept of the subject and of the style."""
+    beside = MergeSets(
+        base=sets["base_merged"],
+        subject=sets["with_prior_alone"],
+        style=sets["style"],
+        merged=sets["merged"],
+    )
+    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    return evaluate_merge_run(
+        root, beside, photos, style_pictures, config.evaluate, encoders, observe
+    )
+
+
+def _summarise(
+    root: RunDir, config: LoomConfig, scorecards: dict[str, Scorecard], kept: Retention
+) -> None:
     """Write what programs read: scores of the headline prompt, and seconds per stage."""
     headline = pack_prompts("seed-v1", config.subject.phrase)[0].text
     merged = pack_prompts("pixel-v1", config.subject.phrase)[0].text
@@ -201,7 +230,11 @@ def _summarise(root: RunDir, config: LoomConfig, scorecards: dict[str, Scorecard
             "class_noun": config.subject.class_noun,
             "seed": config.seed,
             **scores,
-            "merged": _prompt_scores(scorecards["merged"], merged),
+            "merged": {
+                **_prompt_scores(scorecards["merged"], merged),
+                "identity_retention": kept.identity.model_dump(mode="json"),
+                "style_retention": kept.style.model_dump(mode="json"),
+            },
             "scores_on": {"merged": merged, "base, without_prior, with_prior": headline},
             "seconds": collect_seconds(root),
             "versions": library_versions(),

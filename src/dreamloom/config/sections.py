@@ -243,6 +243,8 @@ class EvaluateConfig(Section):
 
     encoders: Auto | Literal["picturebook", "standard"] = "auto"
     """Which encoders look at the pictures; auto uses picturebook's judges for its own pictures."""
+    detectors: bool = True
+    """Look for failures, too: eyes of two colours, teeth, faces too many or missing."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
     confidence: float = Field(0.95, gt=0.5, lt=1)

@@ -6,7 +6,7 @@ from dreamloom.metrics.looking import Seen, look_at
 from dreamloom.metrics.measures import MEASURE, MEASURES, Measure, Role
 from dreamloom.metrics.recognition import calibrate_threshold, is_nearest, is_own_prompt_best
 from dreamloom.metrics.roles import assign_roles
-from dreamloom.metrics.scorecard import Group, PictureScores, Score, Scorecard, find_alarms
+from dreamloom.metrics.scorecard import Flags, Group, PictureScores, Score, Scorecard, find_alarms
 from dreamloom.metrics.similarity import (
     cosines,
     differences,
@@ -21,6 +21,7 @@ __all__ = [
     "MEASURE",
     "MEASURES",
     "Bench",
+    "Flags",
     "Group",
     "Measure",
     "PictureScores",

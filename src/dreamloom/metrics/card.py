@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from dreamloom.copies import correlate_layouts
+from dreamloom.detectors import Flagging
 from dreamloom.features import Missing
 from dreamloom.metrics.bench import Bench
 from dreamloom.metrics.findings import tell_findings
 from dreamloom.metrics.scorecard import (
+    Flags,
     Group,
     PictureScores,
     Score,
@@ -21,7 +23,9 @@ from dreamloom.metrics.scorecard import (
 from dreamloom.pictures import PhotoSet
 
 
-def fill_card(bench: Bench, photos: PhotoSet, scored: str) -> Scorecard:
+def fill_card(
+    bench: Bench, photos: PhotoSet, scored: str, flaggings: Sequence[Flagging] = ()
+) -> Scorecard:
     """Sum up a bench as a scorecard.
 
     Args:
@@ -29,6 +33,7 @@ def fill_card(bench: Bench, photos: PhotoSet, scored: str) -> Scorecard:
         photos: The photos, by name.
         scored: What pictures of the subject are compared with where a prompt is said: the class
             noun stands for the subject.
+        flaggings: What detectors of failures found.
     """
     scores = bench.scores(range(len(bench.pictures)), whole=True)
     ceilings = bench.ceilings()
@@ -55,6 +60,19 @@ def fill_card(bench: Bench, photos: PhotoSet, scored: str) -> Scorecard:
         notes=tuple(_notes(bench, scored)),
         findings=() if warning else tuple(tell_findings(scores, scored)),
         scores=scores,
+        flags={
+            one.detector: Flags(
+                label=one.label,
+                n=one.n,
+                judged=one.judged,
+                abstained=dict(one.abstained),
+                flagged=one.flagged,
+                rate=one.rate,
+                interval=one.interval,
+                told=one.tell(),
+            )
+            for one in flaggings
+        },
         floors=bench.floors(),
         ceilings=ceilings,
         by_category=_groups(bench, "category"),

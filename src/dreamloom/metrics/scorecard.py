@@ -65,6 +65,24 @@ class PictureScores(_Listed):
     """By score; one that was not measured for this picture is absent."""
 
 
+class Flags(_Listed):
+    """What one detector of failures found."""
+
+    label: str
+    n: int
+    """How many pictures there were."""
+    judged: int
+    """How many of them it could judge; the others are neither good nor bad."""
+    abstained: dict[str, int]
+    """How many it could not judge, by reason."""
+    flagged: tuple[str, ...]
+    """The files that it flagged."""
+    rate: float | None
+    interval: tuple[float, float] | None
+    told: str
+    """All of it in one line, with how often the detector itself is wrong."""
+
+
 class Scorecard(_Listed):
     """What was measured, and what speaks against believing it."""
 
@@ -78,6 +96,8 @@ class Scorecard(_Listed):
     scores: dict[str, Score]
     floors: dict[str, Score] = {}
     ceilings: dict[str, Score] = {}
+    flags: dict[str, Flags] = {}
+    """What detectors of failures found, by detector; empty where they were not asked."""
     by_category: tuple[Group, ...] = ()
     by_prompt: tuple[Group, ...] = ()
     by_cell: tuple[Group, ...] = ()

@@ -51,6 +51,16 @@ _SILENT_H = re.compile(r"hour|heir|honou?r|honest")
 _ARTICLE_AND_BLANK = re.compile(r"(?:\b([Aa]) )?\{(subject|class_noun)\}")
 
 
+def is_person(class_noun: str) -> bool:
+    """Say whether a class noun means persons.
+
+    Example:
+        >>> is_person("old man"), is_person("dog")
+        (True, False)
+    """
+    return bool(_PERSONS.intersection(class_noun.lower().split()[-1:]))
+
+
 class PackPrompt(BaseModel):
     """A prompt of a pack, and what a right picture of it may show otherwise than the photos."""
 
@@ -94,7 +104,7 @@ class PackPrompt(BaseModel):
         class.
         """
         words = class_noun.lower().split()
-        if self.for_persons and not _PERSONS.intersection(words[-1:]):
+        if self.for_persons and not is_person(class_noun):
             return False
         if self.category != "unrelated" or not words:
             return True

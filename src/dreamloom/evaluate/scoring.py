@@ -1,9 +1,10 @@
-"""The evaluate stage: pictures and photos in, scores with n, interval, floor and ceiling out."""
+"""Scoring a set of pictures against a subject's photos."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,20 @@ from jaxtyping import Bool
 
 from dreamloom.config import EvaluateConfig, SubjectConfig
 from dreamloom.copies import correlate_layouts, find_copies
+from dreamloom.detectors import (
+    DrawnFaces,
+    Flagging,
+    Shown,
+    Wanted,
+    flag_pictures,
+    load_mediapipe,
+)
 from dreamloom.errors import EvaluationError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.features import Encoders, load_encoders
-from dreamloom.metrics import Bench, Scorecard, Seen, assign_roles, fill_card, look_at
+from dreamloom.metrics import Bench, Role, Scorecard, Seen, assign_roles, fill_card, look_at
 from dreamloom.pictures import MANIFEST, ImageSet, PhotoSet, Picture, image_files, read_image_set
+from dreamloom.prompts import is_person
 from dreamloom.rundir import Record, RunDir, file_sha256, fingerprint, write_json
 from dreamloom.runtime import measure_effort, pick_runtime
 
@@ -251,7 +261,10 @@ def evaluate_images(
         resamples=config.resamples,
         confidence=config.confidence,
     )
-    card = fill_card(bench, photos, subject.class_noun)
+    flaggings = (
+        _flag(images, roles, photos, loaded, subject, observe, stage) if config.detectors else ()
+    )
+    card = fill_card(bench, photos, subject.class_noun, flaggings)
     for text in card.alarms:
         observe(Note(stage, text, warning=True))
     if card.warning:
@@ -313,4 +326,37 @@ def _find_copies(
             bool(again) or shown in known.prints or file_sha256(path) in sources
             for again, shown, path in zip(repeated, seen.prints, images.paths(), strict=True)
         ]
+    )
+
+
+def _flag(
+    images: ImageSet,
+    roles: Sequence[Role],
+    photos: PhotoSet,
+    encoders: Encoders,
+    subject: SubjectConfig,
+    observe: Observer,
+    stage: str,
+) -> tuple[Flagging, ...]:
+    """Look for failures in the pictures of the subject."""
+    shown = [
+        Shown(
+            picture.file,
+            path,
+            Wanted(
+                picture.style,
+                picture.face,
+                None if picture.may_change is None else frozenset(picture.may_change),
+            ),
+        )
+        for picture, path, role in zip(images.pictures, images.paths(), roles, strict=True)
+        if role == "subject"
+    ]
+    source = DrawnFaces() if encoders.kind == "picturebook" else load_mediapipe()
+    return flag_pictures(
+        shown,
+        photos.paths(),
+        source,
+        of_person=is_person(subject.class_noun),
+        observe=lambda done, total: observe(Progress(stage, "looking for faults", done, total)),
     )

@@ -1,0 +1,27 @@
+"""The evaluate stage: pictures and photos in, scores with n, interval, floor and ceiling out."""
+
+from dreamloom.evaluate.merges import MergeSets, evaluate_merge, evaluate_merge_run
+from dreamloom.evaluate.scoring import (
+    STAGE,
+    evaluate_folder,
+    evaluate_images,
+    evaluate_run,
+    pick_encoders,
+    read_pictures,
+    read_scorecards,
+    replace_subject,
+)
+
+__all__ = [
+    "STAGE",
+    "MergeSets",
+    "evaluate_folder",
+    "evaluate_images",
+    "evaluate_merge",
+    "evaluate_merge_run",
+    "evaluate_run",
+    "pick_encoders",
+    "read_pictures",
+    "read_scorecards",
+    "replace_subject",
+]

@@ -1,0 +1,96 @@
+"""What a merge keeps of its parts: the subject of one adapter, the style of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from dreamloom import statistics
+from dreamloom.metrics.scorecard import Score
+from dreamloom.metrics.similarity import subject_fidelity
+from dreamloom.statistics import Draws
+
+
+class Retention(BaseModel):
+    """How much of each part a merge has kept: 0 for nothing, 1 for what the part alone does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity: Score
+    """From the base model (0) to the subject's adapter alone (1)."""
+    style: Score
+    """From the subject's adapter alone (0) to the style's adapter alone (1)."""
+    both: float | None = None
+    """Their harmonic mean, each cut to between 0 and 1: neither makes up for the other."""
+    style_reference: str
+    """What the style is measured against."""
+
+
+def measure_retention(
+    *,
+    merged: Float[Tensor, "cells features"],
+    none: Float[Tensor, "cells features"],
+    full: Float[Tensor, "cells features"],
+    references: Float[Tensor, "references features"],
+    draws: Draws,
+    key: str,
+) -> Score:
+    """Place the merge's pictures between those without the part and those of the part alone.
+
+    Args:
+        merged: Features of the merge's pictures.
+        none: Of the pictures without the part, of the same prompts and seeds.
+        full: Of the pictures of the part alone, likewise.
+        references: Of the subject's photos, or of pictures in the style.
+        draws: From `statistics.draw`, for these cells and references.
+        key: Names the encoder.
+
+    Returns:
+        The ratio (merged − none) / (full − none) of mean similarities to the references; above 1
+        where the merge shows more of the part than the part alone.
+
+    Source:
+        The retention of ZipLoRA's and K-LoRA's comparisons, as a share of what each part can do.
+    """
+    sampled = [
+        statistics.sample_mean(subject_fidelity(generated=side, photos=references).numpy(), draws)
+        for side in (merged, none, full)
+    ]
+    found = statistics.lift(*sampled, draws.independent, draws.confidence)
+    if found.value is None:
+        # The words of a lift speak of floor and ceiling.
+        reason = "the part alone does not differ clearly from the pictures without it"
+        return Score(n=len(merged), key=key, note=f"not measured: {reason}")
+    return Score(value=found.value, n=len(merged), interval=found.interval, key=key)
+
+
+def combine_retention(identity: Score, style: Score) -> float | None:
+    """Give the harmonic mean of two retentions; None where one is not measured.
+
+    Example:
+        >>> combine_retention(Score(value=0.5), Score(value=1.5))
+        0.6666666666666666
+        >>> combine_retention(Score(value=-0.1), Score(value=0.9))
+        0.0
+    """
+    if identity.value is None or style.value is None:
+        return None
+    first, second = (min(1.0, max(0.0, value)) for value in (identity.value, style.value))
+    return 2 * first * second / (first + second) if first + second else 0.0
+
+
+def choose_cells(places: Sequence[Sequence[tuple[str, int, str, int]]]) -> list[list[int]]:
+    """Find what all sets have drawn, and where each of them has it.
+
+    Args:
+        places: For each set, what each picture was drawn from: prompt, seed, scheduler, steps.
+
+    Returns:
+        For each set, the numbers of the pictures of the common cells, in one order.
+    """
+    known = [{cell: number for number, cell in enumerate(cells)} for cells in places]
+    common = [cell for cell in known[0] if all(cell in others for others in known[1:])]
+    return [[own[cell] for cell in common] for own in known]
