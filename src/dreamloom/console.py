@@ -185,6 +185,8 @@ def show_scorecard(card: Scorecard) -> None:
             console.print(f"[dim]{name} is not measured: {told}[/dim]")
         elif score.note:
             console.print(f"[dim]{name}: {escape(score.note)}[/dim]")
+    for flags in card.flags.values():
+        console.print(f"[bold]{escape(flags.label)}[/bold]: {escape(flags.told)}")
     for key in sorted({score.key for score in card.scores.values() if score.key}):
         console.print(f"[dim]{escape(key)}[/dim]")
     for text in card.notes:
