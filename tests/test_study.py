@@ -129,6 +129,11 @@ def test_the_recipes_ask_what_every_user_asks() -> None:
         (HEAD + TWO_ARMS.replace('name = "with"\n', ""), "no arms.0.name", "tables"),
         (change(HEAD, answer='"guess"') + TWO_ARMS, "answer = 'guess'", "compare"),
         (change(HEAD, decide_by='["identiy"]') + TWO_ARMS, "no 'identiy'", "identity"),
+        (
+            change(HEAD, answer='"choose"', decide_by='["variety"]') + TWO_ARMS,
+            "chosen by variety",
+            "another measure",
+        ),
         (change(HEAD, train_seeds="[1, 1]") + TWO_ARMS, "each training seed", "train_seeds"),
         (HEAD.replace('photos = "photos"\n', "") + TWO_ARMS, "says no photos", "photos"),
         (HEAD + 'arms = "two"\n', "arms is not a list", "[[arms]]"),
@@ -514,6 +519,12 @@ def test_an_arm_is_chosen_by_likeness_and_obedience_together() -> None:
     assert choose_arm(cards, NAMES) == 1
     assert choose_arm(cards, ["identity"]) == 0
     assert choose_arm(cards, ["clip_t"]) == 2
+    # With any other measures the first alone chooses; of leakage, less is better.
+    assert choose_arm(cards, ["identity", "clip_t", "variety"]) == 0
+    leaking = [
+        card(0.5).model_copy(update={"scores": {"leakage": Score(value=v)}}) for v in (3, 1, 2)
+    ]
+    assert choose_arm([[one] for one in leaking], ["leakage"]) == 1
     # The mean over training seeds counts, and of nearly equal arms the first.
     assert choose_arm([[card(0.5), card(0.9)], [card(0.7), card(0.705)]], NAMES) == 0
     assert choose_arm([[card(0.9, alarms=("a copy",))], [card(0.5)]], NAMES) == 1
@@ -687,6 +698,16 @@ def test_arms_that_differ_in_the_sampler_are_compared_by_prompt_and_seed(
     assert [one.measure for one in contrast.measures] == ["identity", "leakage"]
     assert [one.pairs for one in contrast.measures] == [2, 0]
     assert [one.outcome for one in contrast.measures] == [FEW, UNMEASURED]
+
+
+def test_without_an_encoder_the_answer_says_so_and_not_that_images_are_few(
+    home: Path, tiny_sdxl: Path
+) -> None:
+    # Picturebook's world has no judge for this one.
+    study = small_study(home, tiny_sdxl, TWO_ARMS, decide_by='["dinov2"]')
+    findings = run_study(study, home / "whole")
+    assert findings.answer.startswith("Not measured")
+    assert findings.contrasts == ()
 
 
 def test_weak_spots_are_looked_for_in_each_category(home: Path, tiny_sdxl: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dreamloom.comparisons import LEVEL, Comparison
-from dreamloom.metrics import Scorecard
+from dreamloom.metrics import MEASURE, Scorecard
 from dreamloom.significance import correct_by_holm, smallest_p
 from dreamloom.verdicts import (
     Candidate,
@@ -155,7 +155,7 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
 
     With likeness and prompt following to decide by, merit is what `verdicts.recommend_checkpoint`
     takes it for, so that neither can make up for the loss of the other, and of nearly equal arms
-    the first is taken. With one measure it is the arm with the highest value of it.
+    the first is taken. With any other measures, the first of them alone chooses.
 
     Args:
         cards: Each arm's scorecards, one for each training seed.
@@ -165,8 +165,9 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
         The arm's number; the first where nothing was measured.
     """
     if set(decide_by) != {"identity", "clip_t"}:
+        sign = -1 if MEASURE[decide_by[0]].better == "lower" else 1
         values = [_mean([card.scores.get(decide_by[0]) for card in arm]) for arm in cards]
-        known = [(value, -place) for place, value in enumerate(values) if value is not None]
+        known = [(sign * value, -place) for place, value in enumerate(values) if value is not None]
         return -max(known)[1] if known else 0
     candidates = []
     for place, arm in enumerate(cards):

@@ -95,7 +95,10 @@ def find_answer(
     names, seeds = study.decide_by, len(study.train_seeds)
     chosen, categories = None, {}
     contrasts: list[Contrast] = []
-    if study.answer == "compare":
+    unmeasured = _explain_unmeasured(arms, names)
+    if unmeasured:
+        answer = unmeasured
+    elif study.answer == "compare":
         contrasts = contrast_arms([(arms[0], arm) for arm in arms[1:]], names)
         answer = answer_compare(contrasts, seeds, names)
     elif study.answer == "plateau":
@@ -225,6 +228,16 @@ def _read_identity(card: Scorecard) -> dict[str, Figure]:
 
 def _list_seeds(cards: Sequence[Scorecard]) -> list[int | None]:
     return list(dict.fromkeys(picture.seed for card in cards for picture in card.pictures))
+
+
+def _explain_unmeasured(arms: Sequence[ArmFindings], names: Sequence[str]) -> str:
+    """Say why none of the measures that decide was measured; empty if one was."""
+    cards = [card for arm in arms for card in arm.cards]
+    if any(_is_measured(card, name) for card in cards for name in names):
+        return ""
+    reasons = [card.scores[name].note for card in cards for name in names if name in card.scores]
+    why = next((reason.removeprefix("not measured: ") for reason in reasons if reason), "")
+    return f"Not measured{f': {why}' if why else ''}."
 
 
 def _list_notes(

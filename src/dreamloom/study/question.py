@@ -358,6 +358,11 @@ def _check(study: Study) -> None:
     for measure in study.decide_by:
         if measure not in MEASURE:
             raise _refuse_unknown(measure, MEASURE)
+    if study.answer == "choose" and MEASURE[study.decide_by[0]].better == "neither":
+        raise ConfigError(
+            f"Nothing can be chosen by {study.decide_by[0]}: neither more nor less is better.",
+            "Begin decide_by with another measure.",
+        )
     names = [arm.name for arm in arms]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
