@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +24,7 @@ from dreamloom.features.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
 from dreamloom.metrics.measures import MEASURE
 from dreamloom.metrics.scorecard import PictureScores, Scorecard
 from dreamloom.significance import correct_by_holm, sign_flip_p, smallest_p, student_p
-from dreamloom.statistics import Sampled, draw, interval, sample_mean
+from dreamloom.statistics import Draws, Sampled, draw, interval, sample_mean
 from dreamloom.verdicts import Outcome, label_of
 
 Change: TypeAlias = Outcome | Literal["higher", "lower"]
@@ -105,8 +106,8 @@ class _Differences:
         """Take the mean, with the doubt of other prompts, and of other trainings where it can."""
         rows, trainings = self.table.shape
         if self.speaks_for_trainings:
-            return sample_mean(self.table, draw(range(rows), trainings, resamples=_RESAMPLES))
-        return sample_mean(self.table.mean(axis=1), draw(range(rows), resamples=_RESAMPLES))
+            return sample_mean(self.table, _draw(rows, trainings))
+        return sample_mean(self.table.mean(axis=1), _draw(rows))
 
     def test(self) -> float:
         """Give the p-value of there being no difference."""
@@ -116,6 +117,12 @@ class _Differences:
             assert sampled.error is not None
             p = max(p, student_p(sampled.value, sampled.error, sampled.freedom))
         return p
+
+
+# Scores that are compared together have mostly the same prompts.
+@lru_cache(maxsize=2)
+def _draw(rows: int, trainings: int = 0) -> Draws:
+    return draw(range(rows), trainings, resamples=_RESAMPLES)
 
 
 def compare_cards(

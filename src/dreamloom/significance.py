@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -50,12 +50,22 @@ def sign_flip_p(
     # Sums that are equal but for rounding count as equal.
     found = abs(values.sum()) - 1e-9 * np.abs(values).sum()
     if values.size <= MOST_EXACT:
-        # A flip of all signs has the same distance from 0, so half of the flips will do.
-        numbers = np.arange(2 ** (values.size - 1))
-        signs = 1.0 - 2.0 * ((numbers[:, None] >> np.arange(values.size)) & 1)
-        return float((np.abs(signs @ values) >= found).mean())
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, values.size))
-    return float((1 + (np.abs(signs @ values) >= found).sum()) / (1 + flips))
+        return float((np.abs(_list_signs(values.size) @ values) >= found).mean())
+    as_far = np.abs(_draw_signs(values.size, flips, seed) @ values) >= found
+    return float((1 + as_far.sum()) / (1 + flips))
+
+
+# Scores that are compared together have the same prompts, and so the same flips.
+@lru_cache(maxsize=2)
+def _list_signs(size: int) -> Float[np.ndarray, "flips prompts"]:
+    # A flip of all signs has the same distance from 0, so half of the flips will do.
+    numbers = np.arange(2 ** (size - 1))
+    return 1.0 - 2.0 * ((numbers[:, None] >> np.arange(size)) & 1)
+
+
+@lru_cache(maxsize=2)
+def _draw_signs(size: int, flips: int, seed: int) -> Float[np.ndarray, "flips prompts"]:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, size))
 
 
 def smallest_p(units: int, flips: int = 19_999) -> float:
