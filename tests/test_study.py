@@ -404,6 +404,7 @@ def test_the_plateau_is_told_with_what_lies_before_it() -> None:
         ([WORSE, FEW], FEW, "No plateau found: too few images to tell “2 photos” from “last”"),
         ([FEW, FEW], FEW, "Too few images to tell any of them from “last”"),
         ([WORSE, BETTER], SAME, "From “2 photos” on none is worse than “last”"),
+        ([WORSE, SAME, BETTER], SAME, "From “2 photos” on none is worse than “last”"),
     ],
 )
 def test_without_a_plateau_it_is_said_why(outcomes: list[str], clip_t: str, beginning: str) -> None:

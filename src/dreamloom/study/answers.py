@@ -231,8 +231,7 @@ def answer_plateau(contrasts: Sequence[Contrast], seeds: int, decide_by: Sequenc
             told = f"{_quote(nearest.second)} against {last}: {nearest.tell(decide_by)}"
         return f"No plateau found: {told}; {_basis(seeds)}."
     first = contrasts[start]
-    above = decisions[start].better
-    if above:
+    if any(decision.better for decision in decisions[start:]):
         told = f"From {_quote(first.second)} on none is worse than {last}"
     else:
         told = f"From {_quote(first.second)} on, {SAME} to {last}"
