@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom import evaluate
 from dreamloom.config import EvaluateConfig, SubjectConfig
 from dreamloom.errors import DreamLoomError, EvaluationError, PhotoError
 from dreamloom.evaluate import (
@@ -538,3 +537,188 @@ def test_any_change_is_scored_again(tmp_path, images, photos, floor, change):
         run.scores.write_text("{")
     in_run(run, images, photos, observe=seen.append, **given)
     assert isinstance(seen[-1], StageDone)
+
+
+# --- what a picture is for -----------------------------------------------------------------------
+
+
+class Faces(Colours):
+    """Sees a face wherever a picture is not dark: TEST."""
+
+    key = "faces@TEST"
+    may_miss = True
+
+    def embed(self, images):
+        rows = super().embed(images)
+        dark = torch.tensor([np.asarray(image).mean() < 40 for image in images])
+        return rows.masked_fill(dark[:, None], float("nan"))
+
+
+WATCHED = (*PROMPTS[:2], "a photo of a person", "a photo of a red car")
+
+
+def make_watched(folder, bases, seeds=6, offset=0):
+    """Draw two prompts of the subject, one of its class and one of something else."""
+    pictures = []
+    for number, (prompt, base) in enumerate(zip(WATCHED, bases, strict=True)):
+        for seed in range(seeds):
+            name = f"{len(pictures):04d}.png"
+            colour_file(folder / name, base, offset + 1000 * number + seed)
+            pictures.append(
+                Picture(
+                    file=name,
+                    prompt=prompt,
+                    seed=seed,
+                    scheduler="ddim",
+                    steps=20,
+                    guidance=5.0,
+                )
+            )
+    images = ImageSet(
+        folder=folder, base={"name": "tiny"}, resolution_px=24, pictures=tuple(pictures)
+    )
+    write_manifest(images)
+    return images
+
+
+RED, BLUE, GREEN = (180, 90, 70), (60, 90, 180), (60, 180, 90)
+
+
+@pytest.fixture
+def watched_floor(tmp_path):
+    return make_watched(tmp_path / "below", (BLUE, BLUE, BLUE, GREEN), offset=50_000)
+
+
+def test_leakage_is_found_in_pictures_of_the_class_alone(tmp_path, photos, watched_floor):
+    leaky = make_watched(tmp_path / "leaky", (RED, RED, RED, GREEN))
+    tight = make_watched(tmp_path / "tight", (RED, RED, BLUE, GREEN))
+    found, none = (score(images, photos, watched_floor) for images in (leaky, tight))
+    assert found.scores["leakage"].n == none.scores["leakage"].n == 6
+    assert found.scores["leakage"].lift_interval[0] > 0
+    assert none.scores["leakage"].lift < found.scores["leakage"].lift / 3
+    assert found.findings[0].startswith("Leakage found: pictures of another person have a likeness")
+    assert not none.findings[0].startswith("Leakage found")
+    # The class does not count for the subject, nor the other way round.
+    assert found.scores["identity"] == none.scores["identity"]
+    assert found.scores["identity"].n == 12
+    roles = [one.role for one in found.pictures]
+    assert roles == ["subject"] * 12 + ["class"] * 6 + ["other"] * 6
+    assert "leakage" not in found.pictures[0].values
+    assert "identity" not in found.pictures[12].values
+    assert any("12 of 24 pictures are not of the subject" in note for note in found.notes)
+
+
+def test_drift_is_what_has_moved_beside_the_subject(tmp_path, photos, watched_floor):
+    moved = make_watched(tmp_path / "moved", (RED, RED, BLUE, RED))
+    same = make_watched(tmp_path / "same", (RED, RED, BLUE, GREEN), offset=50_000)
+    far, near = (score(images, photos, watched_floor) for images in (moved, same))
+    assert far.scores["drift"].value > near.scores["drift"].value
+    # The same dice draw the same pictures beside the subject.
+    assert near.scores["drift"].value == pytest.approx(0, abs=1e-6)
+    assert far.scores["drift"].n == 12
+    alone = score(moved, photos)
+    assert alone.scores["drift"].note == "not measured: it needs the base model's pictures: --floor"
+
+
+def test_without_pictures_of_the_class_leakage_says_what_to_draw(images, photos, floor):
+    card = score(images, photos, floor)
+    assert card.scores["leakage"].value is None
+    assert "draw the pack class-v1 as well" in card.scores["leakage"].note
+    assert all("leakage" not in group.scores for group in card.by_prompt)
+
+
+def test_copied_photos_earn_what_the_base_model_earned(tmp_path, photos, floor):
+    copied = make_images(tmp_path / "copied", RED)
+    for number, path in enumerate(copied.paths()):
+        photo = Image.open(photos.paths()[number % 6])
+        photo.crop((0, 3, 24, 27)).save(path)
+    card = score(copied, photos, floor)
+    assert "12 pictures repeat photos of the subject" in card.alarms[0]
+    assert all(one.copied and one.nearest_photo for one in card.pictures)
+    assert card.scores["copy"].value > 0.98
+    for name in ("identity", "clip_i"):
+        assert card.scores[name].value == pytest.approx(card.scores[name].floor)
+        assert card.scores[name].lift == pytest.approx(0)
+    # Without a floor they earn nothing.
+    assert score(copied, photos).scores["identity"].value == 0
+
+
+def test_pictures_without_a_face_earn_what_the_base_model_earned(images, photos, floor):
+    found = encoders(identity=Faces())
+    before = score(images, photos, floor, encoders=found)
+    for path in images.paths()[::2]:
+        Image.new("RGB", (24, 24), (20, 10, 12)).save(path)
+    after = score(images, photos, floor, encoders=found)
+    assert any("6 pictures show no face" in alarm for alarm in after.alarms)
+    kept = [one.values["identity"] for one in after.pictures]
+    low = [one.values["identity"] for one in score(floor, photos, encoders=found).pictures]
+    assert kept[::2] == pytest.approx(low[::2])
+    assert kept[1::2] == pytest.approx([one.values["identity"] for one in before.pictures][1::2])
+    assert after.scores["identity"].n == 12
+    assert after.scores["identity"].value < before.scores["identity"].value
+
+
+def test_photos_without_a_face_are_left_out_and_said(images, photos, floor):
+    Image.new("RGB", (24, 30), (20, 10, 12)).save(photos.paths()[0])
+    card = score(images, photos, floor, encoders=encoders(identity=Faces()))
+    assert card.ceilings["identity"].n == 5
+    assert card.ceilings["clip_i"].n == 6
+    assert any("In 1 of 6 photos no face was found" in note for note in card.notes)
+    for path in photos.paths():
+        Image.new("RGB", (24, 30), (20, 10, 12)).save(path)
+    none = score(images, photos, floor, encoders=encoders(identity=Faces()))
+    assert none.scores["identity"].note == "not measured: no photo shows a face"
+    assert none.scores["clip_i"].value is not None
+
+
+def test_verification_and_rank_are_measured_against_the_base_models_persons(tmp_path, photos):
+    like = make_images(tmp_path / "like", (200, 60, 60), seeds=8)
+    unlike = make_images(tmp_path / "unlike", BLUE, seeds=8, offset=9_000)
+    below = make_images(tmp_path / "below", BLUE, seeds=8, offset=50_000)
+    good, bad = score(like, photos, below), score(unlike, photos, below)
+    assert good.scores["verified"].value > 0.9
+    assert good.scores["rank_1"].value > 0.9
+    assert good.scores["verified"].interval[1] == 1
+    assert good.scores["verified"].interval[0] < good.scores["verified"].value
+    assert bad.scores["verified"].value < 0.2
+    assert bad.scores["rank_1"].value < 0.2
+    # One in a hundred of the base model's own may pass; of 24 that is the highest alone.
+    assert good.scores["verified"].floor == pytest.approx(1 / 24)
+    assert "from 24 pictures of the base model" in good.scores["verified"].note
+    few = make_images(tmp_path / "few", BLUE, seeds=4, offset=50_000)
+    told = score(make_images(tmp_path / "two", RED), photos, few).scores["verified"].note
+    assert "needs 20 pictures of the base model's persons; there are 12" in told
+
+
+def test_a_prompt_is_found_where_it_fits_best(images, photos):
+    card = score(images, photos)
+    look = Colours()
+    seen = look.embed([Image.open(path) for path in images.paths()])
+    texts = look.embed_texts([group.scored for group in card.by_prompt])
+    own = torch.arange(3).repeat_interleave(4)
+    fits = seen @ texts.T
+    right = fits.gather(1, own[:, None])[:, 0] >= fits.amax(dim=1) - 1e-9
+    assert card.scores["prompt_found"].value == pytest.approx(right.double().mean().item())
+    assert card.scores["prompt_found"].note == "among 3 prompts"
+    one = images.model_copy(update={"pictures": images.pictures[:4]})
+    assert "two different prompts" in score(one, photos).scores["prompt_found"].note
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_mixed_sizes_black_pictures_and_one_photo_are_scored_and_said(tmp_path, floor):
+    mixed = make_images(tmp_path / "mixed", RED)
+    for number, path in enumerate(mixed.paths()):
+        Image.open(path).resize((24 + 8 * number, 24 + 3 * number)).save(path)
+    one = make_photos(tmp_path / "one", 1)
+    card = score(mixed, one, floor)
+    assert card.scores["identity"].value is not None
+    assert card.scores["identity"].ceiling is None
+    for path in mixed.paths():
+        Image.new("RGB", (32, 32)).save(path)
+    black = encoders(identity=Faces(), clip=Missing("not here"))
+    told = score(mixed, one, floor, encoders=black)
+    assert any("12 pictures are one plain colour" in alarm for alarm in told.alarms)
+    assert any("12 pictures show no face" in alarm for alarm in told.alarms)
+    assert told.scores["identity"].value == pytest.approx(told.scores["identity"].floor)
