@@ -486,7 +486,7 @@ def test_progress_covers_everything(images, photos, floor):
 def test_pictures_of_picturebook_are_seen_by_its_judges(images, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        evaluate, "load_encoders", lambda kind, device: asked.append(kind) or encoders()
+        scoring, "load_encoders", lambda kind, device: asked.append(kind) or encoders()
     )
     drawn = images.model_copy(update={"base": {"name": "picturebook"}})
     pick_encoders(CONFIG, images, "cpu")

@@ -16,7 +16,7 @@ from PIL import Image
 from dreamloom.config import load_config, to_toml
 from dreamloom.errors import RunFolderError
 from dreamloom.events import LossLogged, Note, StageDone, StageStarted
-from dreamloom.metrics import Group, PictureScores, Score, Scorecard
+from dreamloom.metrics import Flags, Group, PictureScores, Score, Scorecard
 from dreamloom.pictures import (
     ImageSet,
     Photo,
@@ -633,6 +633,35 @@ def test_prompts_cannot_write_into_the_page(tmp_path: Path):
     assert nasty in visible_text_of_headings(html)
 
 
+def test_side_effects_faults_and_what_a_merge_kept_are_told(tmp_path: Path):
+    run = Folder(tmp_path)
+    run.record("merge", results={"layers": 3})
+    kept = {"value": 0.81, "n": 8, "interval": [0.7, 0.9]}
+    none = {"value": None, "note": "not measured: no style here"}
+    results = {"identity": kept, "style": none, "both": 0.5, "style_reference": "6 pictures"}
+    run.record("retention-merged", results=results)
+    images = run.pictures("merged", [("a photo", "photo")])
+    flags = Flags(
+        label="teeth",
+        n=4,
+        judged=0,
+        abstained={"art": 4},
+        flagged=(),
+        rate=None,
+        interval=None,
+        told="experimental; none judged",
+    )
+    card = scorecard(images, 0.5, findings=("Leakage found: much of it.",), flags={"teeth": flags})
+    run.scores({"merged": card})
+    html = write_report(tmp_path).read_text()
+    assert "Merge: Leakage found: much of it." in visible(section(html, "verdict"))
+    assert "Merge: teeth experimental; none judged" in visible(section(html, "scores"))
+    merge = visible(section(html, "merge"))
+    assert "Subject kept 0.810 (0.700 to 0.900, n = 8): 0 as the base model" in merge
+    assert "Style kept not measured: no style here" in merge
+    assert "Both together 0.500" in merge
+
+
 def visible_text_of_headings(html: str) -> list[str]:
     return [unescape(text) for text in re.findall(r"<h4>(.*?)</h4>", html)]
 
@@ -771,7 +800,10 @@ def test_the_change_by_class_images_is_tested_pair_by_pair(tmp_path: Path):
     write_json(tmp_path / "summary.json", {"kind": "demo"})
     text = visible(section(write_report(tmp_path).read_text(encoding="utf-8"), "verdict"))
     # The two intervals, 0.56 ± 0.03 and 0.58 ± 0.03, overlap; the pairs all differ by 0.02.
-    assert "What did prior preservation change? Better in Identity and CLIP-I; lower in Variety" in text
+    assert (
+        "What did prior preservation change? Better in Identity and CLIP-I; lower in Variety"
+        in text
+    )
     assert "better +0.020 (+0.020 to +0.020), p = 0.008, 40 pairs of 10 prompts" in text
     cards["with_prior"] = cards["with_prior"].model_copy(update={"scores": {}})
     demo.scores(cards)

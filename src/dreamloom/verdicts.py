@@ -15,19 +15,41 @@ FEWEST = 8
 
 LABELS = {
     "identity": "Identity",
+    "verified": "Verified",
+    "rank_1": "Rank 1",
     "clip_i": "CLIP-I",
     "dino": "DINO",
+    "dinov2": "DINOv2",
     "clip_t": "CLIP-T",
+    "prompt_found": "Prompt found",
     "variety": "Variety",
+    "diversity": "Diversity (LPIPS)",
+    "copy": "Copy",
+    "leakage": "Leakage",
+    "pres": "PRES",
+    "drift": "Drift",
+    "identity_retention": "Subject kept",
+    "style_retention": "Style kept",
 }
 """Names of scores as a reader meets them, in the order in which they are shown."""
 
 _MEANINGS = {
     "identity": "how much the subject is the one in the photos",
+    "verified": "how many pictures would pass for the subject",
+    "rank_1": "in how many the subject is nearer than all of the base model’s persons",
     "clip_i": "how alike whole pictures and photos are",
     "dino": "how alike pictures and photos are in detail",
+    "dinov2": "the same, by a later encoder",
     "clip_t": "how well pictures fit their prompts",
+    "prompt_found": "for how many no other prompt of the set fits better",
     "variety": "how much pictures of one prompt differ; more is not always better",
+    "diversity": "how much they differ to the eye; more is not always better",
+    "copy": "how closely pictures repeat a photo; less is better",
+    "leakage": "how much the class without the subject looks like it; less is better",
+    "pres": "the same, by DINO; less is better",
+    "drift": "how far pictures beside the subject have moved; less is better",
+    "identity_retention": "how much of the subject a merge has kept",
+    "style_retention": "how much of the style a merge has kept",
 }
 
 

@@ -45,6 +45,7 @@ from dreamloom.report.story import (
 from dreamloom.report.tables import (
     Block,
     HeatMap,
+    fault_facts,
     heat_maps,
     key_facts,
     score_folds,
@@ -86,6 +87,8 @@ class Page:
     verdicts: list[Verdict]
     alarms: list[str]
     warnings: list[str]
+    findings: list[str]
+    faults: Facts
     all_quiet: str
     galleries: list[Gallery]
     badges: str
@@ -127,6 +130,8 @@ def lay_out(story: Story) -> Page:
         verdicts=_verdicts(story),
         alarms=alarms,
         warnings=_warnings(story, alarms),
+        findings=_told(story, "findings"),
+        faults=fault_facts(story),
         all_quiet="No alarm and no warning was raised."
         if story.cards
         else "Nothing was scored here, so nothing could raise an alarm.",
@@ -252,21 +257,20 @@ def _base_figure(story: Story, drawn: Sequence[str]) -> Figure | None:
 def list_changes(story: Story, first: str, second: str) -> list[Change]:
     """Compare two sets picture by picture, as far as both have a scorecard that can be read."""
     try:
-        cards = [Scorecard.model_validate(story.cards.get(name)) for name in (first, second)]
-        compared = compare_cards(*cards)
+        before = Scorecard.model_validate(story.cards.get(first))
+        compared = compare_cards(before, Scorecard.model_validate(story.cards.get(second)))
     except (ValueError, EvaluationError):
         return []
-    before, after = (story.scores()[name] for name in (first, second))
+    sides = [story.scores()[name] for name in (first, second)]
     return [
         Change(
             label_of(one.measure),
             one.outcome,
-            before[one.measure],
-            after[one.measure],
-            tell_basis(one),
+            *(side[one.measure] for side in sides),
+            evidence=tell_basis(one),
         )
         for one in compared
-        if one.measure in before and one.measure in after
+        if all(one.measure in side for side in sides)
     ]
 
 

@@ -224,3 +224,14 @@ def key_facts(story: Story) -> Facts:
             break
     told = list(dict.fromkeys(t for card in story.cards.values() for t in texts_of(card, "notes")))
     return [*facts, *((("Notes", " ".join(told)),) if told else ())]
+
+
+def fault_facts(story: Story) -> Facts:
+    """Say what the detectors of failures found in each set, and how often they are wrong."""
+    return [
+        (f"{label_set(name).capitalize()}: {flags.get('label')}", str(flags.get("told")))
+        for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
+        if not name.startswith(TABLE) and isinstance(card.get("flags"), dict)
+        for flags in card["flags"].values()
+        if isinstance(flags, dict) and flags.get("told")
+    ]
