@@ -17,6 +17,7 @@ from dreamloom.evaluate import (
     pick_encoders,
     read_pictures,
     read_scorecards,
+    refuse_drawn_photos,
     replace_subject,
 )
 from dreamloom.events import Note, Progress, StageDone, StageSkipped
@@ -219,6 +220,15 @@ def test_swapping_pictures_and_photos_shows(images, photos):
     wrong = score(as_pictures, as_photos).scores
     assert wrong["identity"].ceiling != pytest.approx(right.ceiling)
     assert wrong["clip_t"].value != pytest.approx(score(images, photos).scores["clip_t"].value)
+
+
+def test_swapped_folders_are_refused(images, photos):
+    with pytest.raises(EvaluationError, match="pictures that DreamLoom drew") as refused:
+        refuse_drawn_photos(images.folder)
+    assert "swapped" in refused.value.hint
+    refuse_drawn_photos(photos.folder)
+    write_manifest(photos)
+    refuse_drawn_photos(photos.folder)
 
 
 def test_a_picture_on_its_side_scores_as_the_upright_one(photos, tmp_path):

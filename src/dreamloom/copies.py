@@ -23,7 +23,7 @@ from torch import Tensor
 KEY = "layout-correlation-v1"
 """Names what is compared, and how; see `read_layout`."""
 
-LIMIT = 0.975
+LIMIT = 0.98
 """From this correlation on a picture repeats a photo, where no other limit is known."""
 
 _SIDE_PX = 24

@@ -17,7 +17,13 @@ from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig, PriorsConfig, SubjectConfig, load_config, to_toml
 from dreamloom.crops import suggest_step
 from dreamloom.errors import ConfigError, RunFolderError
-from dreamloom.evaluate import evaluate_images, evaluate_run, pick_encoders, read_pictures
+from dreamloom.evaluate import (
+    evaluate_images,
+    evaluate_run,
+    pick_encoders,
+    read_pictures,
+    refuse_drawn_photos,
+)
 from dreamloom.events import Note, Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
@@ -419,6 +425,7 @@ def score(
         EvaluationError: If a folder holds no picture.
         PhotoError: If a photo cannot be read or there is none.
     """
+    refuse_drawn_photos(photos_folder)
     pictures = read_pictures(images)
     beneath = read_pictures(floor) if floor else None
     subject = find_subject(config, pictures)

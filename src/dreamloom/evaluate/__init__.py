@@ -9,6 +9,7 @@ from dreamloom.evaluate.scoring import (
     pick_encoders,
     read_pictures,
     read_scorecards,
+    refuse_drawn_photos,
     replace_subject,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "pick_encoders",
     "read_pictures",
     "read_scorecards",
+    "refuse_drawn_photos",
     "replace_subject",
 ]

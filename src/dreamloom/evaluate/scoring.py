@@ -20,7 +20,7 @@ from dreamloom.detectors import (
     flag_pictures,
     load_mediapipe,
 )
-from dreamloom.errors import EvaluationError
+from dreamloom.errors import DreamLoomError, EvaluationError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.features import Encoders, load_encoders
 from dreamloom.metrics import Bench, Role, Scorecard, Seen, assign_roles, fill_card, look_at
@@ -183,6 +183,24 @@ def read_pictures(folder: Path) -> ImageSet:
         for index, path in enumerate(files)
     )
     return ImageSet(folder=folder, base={}, resolution_px=0, pictures=pictures)
+
+
+def refuse_drawn_photos(folder: Path) -> None:
+    """Refuse to take for photos what DreamLoom drew: the two folders were swapped.
+
+    Raises:
+        EvaluationError: If the folder has the manifest of drawn pictures.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        read_image_set(folder)
+    except DreamLoomError:
+        return  # the manifest of something else
+    raise EvaluationError(
+        f"{folder} holds pictures that DreamLoom drew, not photos.",
+        "Were the two folders swapped? First the pictures, then --photos with the subject's.",
+    )
 
 
 def evaluate_images(
