@@ -55,11 +55,11 @@ def measure_retention(
     Source:
         The retention of ZipLoRA's and K-LoRA's comparisons, as a share of what each part can do.
     """
-    sampled = [
+    kept, below, above = (
         statistics.sample_mean(subject_fidelity(generated=side, photos=references).numpy(), draws)
         for side in (merged, none, full)
-    ]
-    found = statistics.lift(*sampled, draws.independent, draws.confidence)
+    )
+    found = statistics.lift(kept, below, above, draws.independent, draws.confidence)
     if found.value is None:
         # The words of a lift speak of floor and ceiling.
         reason = "the part alone does not differ clearly from the pictures without it"

@@ -321,7 +321,7 @@ def _fill(values: Array) -> Array:
 def _give_no_credit(own: Array, below: Array | None, partners: Sequence[int | None]) -> Array:
     """Give rows of nan what their floor has, or the mean floor, or 0 where there is none."""
     given = own.copy()
-    for row in np.flatnonzero(np.isnan(own).any(axis=1)):
+    for row in np.flatnonzero(np.isnan(own).any(axis=1)).tolist():
         place = partners[row]
         if below is None:
             given[row] = 0.0

@@ -261,16 +261,18 @@ def list_changes(story: Story, first: str, second: str) -> list[Change]:
         compared = compare_cards(before, Scorecard.model_validate(story.cards.get(second)))
     except (ValueError, EvaluationError):
         return []
-    sides = [story.scores()[name] for name in (first, second)]
+    scores = story.scores()
+    shown = scores[first].keys() & scores[second].keys()
     return [
         Change(
             label_of(one.measure),
             one.outcome,
-            *(side[one.measure] for side in sides),
+            scores[first][one.measure],
+            scores[second][one.measure],
             evidence=tell_basis(one),
         )
         for one in compared
-        if all(one.measure in side for side in sides)
+        if one.measure in shown
     ]
 
 
