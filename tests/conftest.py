@@ -28,6 +28,7 @@ import pytest
 _CHECKED = (
     *("config", "events", "rundir", "pictures", "runtime"),
     *("objective", "combine", "metrics", "statistics", "verdicts", "plots"),
+    *("significance", "comparisons", "scorecards"),
     *("pixels", "features", "adapters", "checkpoints", "noise", "optimizers", "detectors"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")

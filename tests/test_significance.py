@@ -67,7 +67,7 @@ def test_many_differences_are_flipped_at_random():
 
 @pytest.mark.parametrize("units", [1, 2, 6, MOST_EXACT])
 def test_the_smallest_p_is_that_of_one_direction(units: int):
-    assert sign_flip_p(np.arange(1, units + 1)) == smallest_p(units)
+    assert sign_flip_p(np.arange(1.0, units + 1)) == smallest_p(units)
 
 
 def test_no_difference_at_all_is_certain_to_be_matched():

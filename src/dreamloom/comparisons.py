@@ -100,7 +100,7 @@ class _Differences:
     @property
     def speaks_for_trainings(self) -> bool:
         """Whether there are enough trainings to allow for others."""
-        return self.table.shape[1] >= FEWEST_TRAININGS
+        return bool(self.table.shape[1] >= FEWEST_TRAININGS)
 
     def sample(self) -> Sampled:
         """Take the mean, with the doubt of other prompts, and of other trainings where it can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -103,7 +103,7 @@ def correct_by_holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def student_p(value: float, error: float, freedom: float) -> float:
+def student_p(value: float, error: float, freedom: float | int) -> float:
     """Give the two-sided p-value of a mean that would be 0 if nothing had changed.
 
     Args:
@@ -124,7 +124,7 @@ def student_p(value: float, error: float, freedom: float) -> float:
     return float(2 * np.interp(angle, angles, below))
 
 
-def student_quantile(probability: float, freedom: float) -> float:
+def student_quantile(probability: float, freedom: float | int) -> float:
     """Invert Student's distribution.
 
     Args:
@@ -135,12 +135,12 @@ def student_quantile(probability: float, freedom: float) -> float:
     return float(math.sqrt(freedom) * np.tan(np.interp(probability, below, angles)))
 
 
-@cache
+@lru_cache(maxsize=16)
 def _tabulate_student(
     freedom: float,
 ) -> tuple[Float[np.ndarray, " angles"], Float[np.ndarray, " angles"]]:
     """Tabulate Student's distribution: for x = √ν·tan θ the density is cos θ to the power ν − 1."""
-    angles = np.linspace(-np.pi / 2, np.pi / 2, 40_001)
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 10_001)
     density = np.cos(angles).clip(0) ** (freedom - 1)
     below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return angles, below / below[-1]

@@ -62,8 +62,7 @@ class Draws:
         """Which pictures (1, else 0) belong to each row that is drawn: a prompt, or a picture."""
         if len(set(self.clusters)) == 1:
             return np.eye(len(self.clusters))
-        numbers = np.arange(max(self.clusters) + 1)
-        return (numbers[:, None] == np.array(self.clusters)).astype(float)
+        return np.eye(max(self.clusters) + 1)[:, list(self.clusters)]
 
 
 @dataclass(frozen=True)
