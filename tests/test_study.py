@@ -552,6 +552,8 @@ def test_scores_of_several_trainings_are_joined_with_the_spread_between_them() -
     assert joined.interval is not None
     assert joined.interval[1] - joined.interval[0] > 0.2
     assert "2 trainings: 0.400, 0.600" in joined.note
+    shares = join_scores([one, one.model_copy(update={"value": 0.6})], is_share=True)
+    assert shares.interval == (0.0, 1.0)
     assert join_scores([one, Score(note="not measured: gone")]).note == "not measured: gone"
 
 

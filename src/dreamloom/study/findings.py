@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamloom.comparisons import Comparison, compare_settings, tell_comparison
-from dreamloom.metrics import Score, Scorecard
+from dreamloom.metrics import MEASURE, Score, Scorecard
 from dreamloom.statistics import mean_over_runs
 from dreamloom.study.answers import (
     UNMEASURED,
@@ -50,7 +50,10 @@ class ArmFindings:
         """Each measure over all training seeds."""
         names = dict.fromkeys(name for card in self.cards for name in card.scores)
         return {
-            name: join_scores([card.scores[name] for card in self.cards if name in card.scores])
+            name: join_scores(
+                [card.scores[name] for card in self.cards if name in card.scores],
+                is_share=name in MEASURE and MEASURE[name].is_share,
+            )
             for name in names
         }
 
@@ -244,7 +247,7 @@ def _list_notes(
     study: Study, arms: Sequence[ArmFindings], exposures: Mapping[str, int]
 ) -> Iterable[str]:
     if study.preset == "quick":
-        yield "The quick preset teaches and draws little: this shows how it works more than what."
+        yield "The quick preset teaches and draws little: the standard one may answer otherwise."
     if len(set(exposures.values())) > 1:
         told = ", ".join(f"{count} by “{name}”" for name, count in exposures.items())
         yield f"The arms saw photos unequally often, which may be the difference: {told}."
@@ -261,7 +264,7 @@ def _list_notes(
         yield f"Alarms were raised for {', '.join(alarms)}; they stand in study.json."
 
 
-def join_scores(scores: Sequence[Score]) -> Score:
+def join_scores(scores: Sequence[Score], is_share: bool = False) -> Score:
     """Take one measure over several training seeds.
 
     The interval is then that of the mean over trainings: it says how another training would come
@@ -269,6 +272,7 @@ def join_scores(scores: Sequence[Score]) -> Score:
 
     Args:
         scores: One for each training seed, of one key.
+        is_share: Whether it is a share of the pictures, of which the interval cannot leave 0 to 1.
     """
     if len(scores) == 1:
         return scores[0]
@@ -276,10 +280,13 @@ def join_scores(scores: Sequence[Score]) -> Score:
     if not values or len(values) < len(scores):
         return Score(note=next((score.note for score in scores if score.note), "not measured"))
     over = mean_over_runs(values)
+    ends = over.interval
+    if ends is not None and is_share:
+        ends = max(0.0, ends[0]), min(1.0, ends[1])
     return Score(
         value=over.value,
         n=sum(score.n for score in scores if score.n is not None),
-        interval=over.interval,
+        interval=ends,
         floor=_mean([score.floor for score in scores]),
         ceiling=_mean([score.ceiling for score in scores]),
         lift=_mean([score.lift for score in scores]),
