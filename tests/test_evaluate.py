@@ -653,6 +653,16 @@ def test_copied_photos_earn_what_the_base_model_earned(tmp_path, photos, floor):
     assert score(copied, photos).scores["identity"].value == 0
 
 
+def test_an_encoder_of_copies_tells_the_nearest_photo(images, photos, floor):
+    card = score(images, photos, floor, encoders=encoders("standard", copies=Colours()))
+    look = Colours()
+    squares = [Image.open(path).crop((0, 3, 24, 27)) for path in photos.paths()]
+    similar = look.embed([Image.open(p) for p in images.paths()]) @ look.embed(squares).T
+    nearest = similar.amax(dim=1)
+    assert card.scores["copy_sscd"].value == pytest.approx(nearest.mean().item(), abs=1e-6)
+    assert card.scores["copy_sscd"].floor < card.scores["copy_sscd"].value
+
+
 def test_pictures_without_a_face_earn_what_the_base_model_earned(images, photos, floor):
     found = encoders(identity=Faces())
     before = score(images, photos, floor, encoders=found)

@@ -9,7 +9,7 @@ Role: TypeAlias = Literal["subject", "class", "other"]
 """What a picture's prompt names: the subject, its class without the subject, or neither."""
 
 Kind: TypeAlias = Literal[
-    "subject", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
+    "subject", "nearest", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
 ]
 """How a score is computed from features; `metrics.values` has one function for each."""
 
@@ -69,6 +69,7 @@ MEASURES = (
     Measure("variety", "clip", "variety", "Do pictures of one prompt differ?", "neither"),
     Measure("diversity", "perceptual", "variety", "Do they differ to the eye?", "neither"),
     Measure("copy", PIXELS, "copy", "Do the pictures repeat a photo?", "lower"),
+    Measure("copy_sscd", "copies", "nearest", "Do they, repainted or cut?", "lower"),
     Measure(
         "leakage", "identity", "subject", "Has the class become the subject?", "lower", ("class",)
     ),

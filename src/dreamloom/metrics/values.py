@@ -117,6 +117,15 @@ def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> Values
     return Values(_give_no_credit(own, below, subjects.partners), below, _pairs(photos))
 
 
+def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    photos = _photos(encoder, subjects)
+    below = subjects.below
+    return Values(
+        _similar(encoder, subjects.seen, photos).max(axis=1),
+        None if below is None else _similar(encoder, below, photos).max(axis=1),
+    )
+
+
 def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Values:
     found = _value_subject(measure, encoder, subjects)
     if found.below is None:
@@ -252,6 +261,7 @@ def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> Values:
 
 _KINDS: Mapping[Kind, Callable[[Measure, str, Subjects], Values]] = {
     "subject": _value_subject,
+    "nearest": _value_nearest,
     "verified": _value_verified,
     "rank_1": _value_rank_1,
     "prompt": _value_prompt,
