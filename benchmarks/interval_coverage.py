@@ -17,7 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamloom.statistics import mean_with_interval
+from dreamloom.statistics import (
+    draw,
+    interval,
+    lift,
+    mean_with_interval,
+    sample_mean,
+    sample_pairs,
+    sample_photo_pairs,
+)
 
 Dice = np.random.Generator
 Effects = Callable[[Dice, tuple[int, ...]], np.ndarray]
@@ -105,8 +113,74 @@ def measure_coverage(case: Case, trials: int, resamples: int = 2000, seed: int =
     return hits / trials
 
 
+def measure_variety(prompts: int, seeds: int, trials: int, resamples: int = 2000) -> float:
+    """Give the coverage for a mean over pairs of a prompt's pictures."""
+    dice, hits = np.random.default_rng(0), 0
+    clusters = np.repeat(np.arange(prompts), seeds)
+    for trial in range(trials):
+        own = dice.normal(size=len(clusters))
+        if prompts > 1:  # one prompt's interval speaks for that prompt
+            own += dice.normal(size=prompts)[clusters] / 2
+        pairs = own[:, None] + own + _symmetric(dice, len(clusters))
+        draws = draw(clusters.tolist(), resamples=resamples, seed=trial)
+        found = interval(
+            sample_pairs(pairs, np.ones_like(pairs), draws), draws.independent, draws.confidence
+        )
+        assert found is not None
+        hits += found[0] <= 0 <= found[1]
+    return hits / trials
+
+
+def measure_ceiling(photos: int, trials: int, resamples: int = 2000) -> float:
+    """Give the coverage for a mean over pairs of photos."""
+    dice, hits = np.random.default_rng(0), 0
+    for trial in range(trials):
+        own = dice.normal(size=photos)
+        pairs = own[:, None] + own + _symmetric(dice, photos)
+        draws = draw([0], photos, resamples=resamples, seed=trial)
+        found = interval(sample_photo_pairs(pairs, draws), photos, draws.confidence)
+        assert found is not None
+        hits += found[0] <= 0 <= found[1]
+    return hits / trials
+
+
+def measure_lift(
+    prompts: int, seeds: int, trials: int, spread: float, resamples: int = 2000
+) -> float:
+    """Give the coverage for a lift of 0.5, with six photos."""
+    dice, hits, photos = np.random.default_rng(0), 0, 6
+    clusters = np.repeat(np.arange(prompts), seeds)
+    found = 0
+    for trial in range(trials):
+        by_photo, by_prompt = dice.normal(size=photos), dice.normal(size=prompts)[clusters]
+        draws = draw(clusters.tolist(), photos, resamples=resamples, seed=trial)
+        floor, score = (
+            level
+            + spread * (by_prompt + dice.normal(size=len(clusters)))[:, None]
+            + spread / 2 * by_photo
+            for level in (0.0, 0.5)
+        )
+        ceiling = 1 + spread / 2 * (by_photo[:, None] + by_photo + _symmetric(dice, photos))
+        ends = lift(
+            sample_mean(score, draws),
+            sample_mean(floor, draws),
+            sample_photo_pairs(ceiling, draws),
+            draws.independent,
+            draws.confidence,
+        ).interval
+        if ends is not None:
+            found += 1
+            hits += ends[0] <= 0.5 <= ends[1]
+    return hits / found
+
+
+def _symmetric(dice: Dice, size: int) -> np.ndarray:
+    noise = dice.normal(size=(size, size)) / 2
+    return noise + noise.T
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=4000)
     trials = parser.parse_args().trials
@@ -118,6 +192,18 @@ def main() -> None:
             f"| {case.kind} | {case.prompts} | {case.seeds} | {case.photos or '–'} "
             f"| {case.between:g} | {coverage:.1%} |",
             flush=True,
+        )
+    print("\n| score | prompts | pictures of each | photos | coverage |")
+    print("|---|---|---|---|---|")
+    for prompts, seeds in ((1, 8), (6, 4), (25, 4)):
+        print(
+            f"| variety | {prompts} | {seeds} | – | {measure_variety(prompts, seeds, trials):.1%} |"
+        )
+    for photos in (4, 6, 12):
+        print(f"| ceiling | – | – | {photos} | {measure_ceiling(photos, trials):.1%} |")
+    for prompts, seeds in ((6, 4), (25, 2)):
+        print(
+            f"| lift | {prompts} | {seeds} | 6 | {measure_lift(prompts, seeds, trials, 0.1):.1%} |"
         )
 
 
