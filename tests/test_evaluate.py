@@ -19,6 +19,7 @@ from dreamloom.evaluate import (
     read_scorecards,
     refuse_drawn_photos,
     replace_subject,
+    scoring,
 )
 from dreamloom.events import Note, Progress, StageDone, StageSkipped
 from dreamloom.features import Encoders, Missing
