@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig, load_config
-from dreamloom.demo import TABLE, examples_folder, run_demo
+from dreamloom.demo import QUICK_TABLE, examples_folder, run_demo
 from dreamloom.errors import RunFolderError
 from dreamloom.events import Event, StageSkipped, StageStarted
 from dreamloom.pictures import read_image_set, read_photo_set
@@ -38,7 +38,7 @@ def settings() -> LoomConfig:
 @pytest.fixture(scope="module", autouse=True)
 def small_table() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TABLE, "steps", (2, 3))
+        patch.setitem(QUICK_TABLE, "steps", (2, 3))
         yield
 
 
@@ -76,13 +76,27 @@ def test_photos_are_seen_equally_often_with_and_without_class_images(demo: Path)
 def test_compared_sets_share_prompts_seeds_and_samplers(demo: Path) -> None:
     for names in (
         ("base", "without_prior", "with_prior"),
-        ("base_merged", "style", "merged"),
+        ("base_merged", "with_prior_alone", "style", "merged"),
         ("table_base", "table_without_prior", "table_with_prior"),
     ):
         plans = [read_image_set(demo / "images" / name).pictures for name in names]
-        assert plans[0] == plans[1] == plans[2]
+        assert all(plan == plans[0] for plan in plans)
     cells = {(p.scheduler, p.steps) for p in read_image_set(demo / "images/table_base").pictures}
     assert cells == {("ddim", 2), ("ddim", 3), ("pndm", 2), ("pndm", 3)}
+
+
+def test_the_class_and_the_merges_parts_are_measured_too(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    for name in ("identity_retention", "style_retention"):
+        assert {"value", "n", "interval", "floor", "ceiling", "lift", "key"} <= set(
+            summary["merged"][name]
+        )
+    cards = json.loads((demo / "scores.json").read_text())
+    leakage = cards["with_prior"]["scores"]["leakage"]
+    assert leakage["n"] == 2
+    assert leakage["floor"] is not None
+    assert cards["with_prior"]["scores"]["drift"]["value"] is not None
+    assert cards["with_prior"]["flags"]
 
 
 def test_the_merge_is_the_sum_of_its_parts(demo: Path) -> None:
