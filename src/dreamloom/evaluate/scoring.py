@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dreamloom.config import EvaluateConfig, SubjectConfig
 from dreamloom.copies import correlate_layouts, find_copies
@@ -260,6 +261,7 @@ def evaluate_images(
         *words,
     )
     partners = _pair_up(images, floor, subject)
+    nearness = correlate_layouts(seen[0].layouts, seen[1].views)
     bench = Bench(
         pictures=images.pictures,
         prompts=[replace_subject(picture.prompt, *words) for picture in images.pictures],
@@ -267,7 +269,8 @@ def evaluate_images(
         partners=partners,
         seen=seen[0],
         photos=seen[1],
-        copied=_find_copies(images, photos, seen[0], seen[1]),
+        nearness=nearness,
+        copied=_find_copies(images, photos, nearness, seen[0], seen[1]),
         below=seen[2] if floor else None,
         below_prompts=[replace_subject(picture.prompt, *words) for picture in beneath],
         below_roles=assign_roles(
@@ -333,11 +336,15 @@ def _pair_up(images: ImageSet, floor: ImageSet | None, subject: SubjectConfig) -
 
 
 def _find_copies(
-    images: ImageSet, photos: PhotoSet, seen: Seen, known: Seen
+    images: ImageSet,
+    photos: PhotoSet,
+    nearness: Float[Tensor, "images photos"],
+    seen: Seen,
+    known: Seen,
 ) -> Bool[np.ndarray, " images"]:
     """Say which pictures repeat a photo: the same file, the same pixels, or the same layout."""
     among = correlate_layouts(known.layouts, known.views)
-    repeated = find_copies(correlate_layouts(seen.layouts, known.views), among).numpy()
+    repeated = find_copies(nearness, among).numpy()
     sources = {photo.source_sha256 for photo in photos.photos}
     return np.array(
         [

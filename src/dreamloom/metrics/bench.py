@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom import copies, statistics
@@ -38,6 +38,7 @@ class Bench:
         partners: For each picture, the place of its floor among the floor's pictures, or None.
         seen: What the encoders saw in the pictures.
         photos: What they saw in the photos.
+        nearness: How closely each picture repeats each photo.
         copied: Whether each picture repeats a photo.
         below: What they saw in the floor's pictures; None without a floor.
         below_prompts: For each of the floor's pictures, the text it is compared with.
@@ -53,6 +54,7 @@ class Bench:
     partners: Sequence[int | None]
     seen: Seen
     photos: Seen
+    nearness: Float[Tensor, "images photos"]
     copied: Bool[np.ndarray, " images"]
     below: Seen | None
     below_prompts: Sequence[str]
@@ -79,11 +81,6 @@ class Bench:
             return copies.KEY
         found = self.encoders.perceptual if name == "perceptual" else self.encoders.named()[name]
         return None if isinstance(found, Missing) else found.key
-
-    def missing(self, measure: Measure) -> str:
-        """Say why a score cannot be measured of any picture; empty if it can."""
-        found = self.values[measure.name]
-        return found if isinstance(found, str) else ""
 
     @cached_property
     def values(self) -> dict[str, Values | str]:
@@ -128,6 +125,7 @@ class Bench:
             own_text=[places[prompt] for prompt in self.prompts],
             # A picture of the floor that has no partner is never read; any text will do.
             own_text_below=[places.get(prompt, 0) for prompt in self.below_prompts],
+            nearness=self.nearness,
             copied=self.copied,
             distances=None
             if isinstance(perceptual, Missing)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dreamloom.copies import correlate_layouts
 from dreamloom.detectors import Flagging
 from dreamloom.features import Missing
 from dreamloom.metrics.bench import Bench
@@ -96,7 +95,7 @@ def _list_pictures(bench: Bench, sources: Sequence[str]) -> tuple[PictureScores,
         rows = values.own.mean(axis=1) if values.own.ndim == 2 else values.own
         looked_at = np.array([role in measure.roles for role in bench.roles])
         own[measure.name] = np.where(looked_at, rows, np.nan)
-    nearest = correlate_layouts(bench.seen.layouts, bench.photos.views).argmax(dim=1).tolist()
+    nearest = bench.nearness.argmax(dim=1).tolist()
     return tuple(
         PictureScores(
             file=picture.file,

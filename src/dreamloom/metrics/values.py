@@ -52,6 +52,7 @@ class Subjects:
         texts: Features of the different prompts; None where they are unknown.
         own_text: For each picture, the row of its prompt's.
         own_text_below: The same for the base model's.
+        nearness: How closely each picture repeats each photo.
         copied: Whether each picture repeats a photo.
         distances: Gives the perceptual distance of each picture with each; None without an encoder.
     """
@@ -67,6 +68,7 @@ class Subjects:
     texts: Float[Tensor, "prompts features"] | None
     own_text: Sequence[int]
     own_text_below: Sequence[int]
+    nearness: Float[Tensor, "images photos"]
     copied: Bool[np.ndarray, " images"]
     distances: Callable[[Seen, Sequence[int]], Array] | None = None
 
@@ -239,12 +241,14 @@ def _value_variety(measure: Measure, encoder: str, subjects: Subjects) -> Values
 
 
 def _value_copy(measure: Measure, encoder: str, subjects: Subjects) -> Values:
-    def nearest(seen: Seen) -> Array:
-        best = correlate_layouts(seen.layouts, subjects.photos.views).amax(dim=1)
-        return best.numpy().astype(float)
+    def nearest(nearness: Tensor) -> Array:
+        return nearness.amax(dim=1).numpy().astype(float)
 
     below = subjects.below
-    return Values(nearest(subjects.seen), None if below is None else nearest(below))
+    return Values(
+        nearest(subjects.nearness),
+        None if below is None else nearest(correlate_layouts(below.layouts, subjects.photos.views)),
+    )
 
 
 def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> Values:
