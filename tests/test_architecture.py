@@ -55,7 +55,7 @@ LAYERS = {
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
     "journey": ("journey", "as_seed", "kept", "study", "demo", "trial"),
     "door": ("__init__",),
-    "faces": ("console", "cli", "studio", "__main__", "picturebook.score"),
+    "faces": ("console", "cli", "cli_adapters", "studio", "__main__", "picturebook.score"),
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}

@@ -4,60 +4,26 @@ import doctest
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import dreamloom.combine.merging
 from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import METHODS, weighted_sum
-
-SHAPES = {"linear": ((), ()), "pointwise": ((1, 1), (1, 1)), "conv": ((3, 3), (1, 1))}
-
-
-def random_layer(rank, dice, outputs=6, inputs=5, kind="linear"):
-    kernel, ones = SHAPES[kind]
-    return Layer(
-        torch.randn(rank, inputs, *kernel, generator=dice),
-        torch.randn(outputs, rank, *ones, generator=dice),
-    )
-
-
-@st.composite
-def merges(draw):
-    """Two to four adapters, each with some of three layers of any rank, and their weights."""
-    dice = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    adapters = []
-    for _ in range(draw(st.integers(1, 4))):
-        kinds = draw(st.sets(st.sampled_from([*SHAPES]), min_size=1))
-        adapters.append(
-            Adapter(
-                {
-                    f"unet.{kind}": random_layer(draw(st.integers(1, 7)), dice, kind=kind)
-                    for kind in sorted(kinds)
-                }
-            )
-        )
-    weight = st.floats(-2, 2)
-    weights = draw(st.lists(weight, min_size=len(adapters), max_size=len(adapters)))
-    return adapters, weights
+from dreamloom.combine import FULL, METHODS, Wish, combine, parse_rank
+from dreamloom.errors import AdapterError, ConfigError
+from merges import (
+    assert_same,
+    dense,
+    merges,
+    names_of,
+    random_adapter,
+    random_layer,
+    rewrite,
+)
 
 
-def dense(adapter, name):
-    """Multiply a layer out by hand; an absent one changes nothing."""
-    if name not in adapter.layers:
-        return torch.zeros((), dtype=torch.float64)
-    layer = adapter.layers[name]
-    up = layer.up.double().reshape(layer.up.shape[:2])
-    return torch.einsum("or,r...->o...", up, layer.down.double())
-
-
-def names_of(adapters):
-    return {name for adapter in adapters for name in adapter.layers}
-
-
-def assert_same(one, other):
-    assert one.layers.keys() == other.layers.keys()
-    for name in one.layers:
-        torch.testing.assert_close(dense(one, name), dense(other, name), rtol=0, atol=1e-5)
+def weighted_sum(adapters, weights):
+    return combine(adapters, Wish(weights)).adapter
 
 
 @settings(max_examples=25)
@@ -123,7 +89,8 @@ def test_alone_at_full_weight_it_stays_what_it_was(pair):
 
 def test_a_weight_of_zero_leaves_out(pair):
     assert_same(weighted_sum(pair, [0.0, 1.0]), pair[1])
-    assert weighted_sum(pair, [0.0, 0.0]).layers == {}
+    with pytest.raises(ConfigError, match="nothing is left"):
+        weighted_sum(pair, [0.0, 0.0])
     broken = Adapter({"unet.both": random_layer(2, torch.Generator(), inputs=9)})
     assert_same(weighted_sum([pair[0], broken], [1.0, 0.0]), pair[0])
 
@@ -153,12 +120,8 @@ def test_adding_the_factors_is_something_else(pair):
 
 
 def test_the_sum_does_not_depend_on_how_an_update_is_split(pair):
-    dice = torch.Generator().manual_seed(7)
-    turn = torch.randn(3, 3, generator=dice)
-    layer = pair[0].layers["unet.both"]
-    turned = Layer(torch.linalg.inv(turn) @ layer.down, layer.up @ turn)
-    rewritten = Adapter({**pair[0].layers, "unet.both": turned})
-    assert_same(weighted_sum([rewritten, pair[1]], [0.7, -0.3]), weighted_sum(pair, [0.7, -0.3]))
+    rewritten = [rewrite(adapter, seed=7) for adapter in pair]
+    assert_same(weighted_sum(rewritten, [0.7, -0.3]), weighted_sum(pair, [0.7, -0.3]))
 
 
 def test_the_parts_are_left_as_they_were(pair):
@@ -169,13 +132,13 @@ def test_the_parts_are_left_as_they_were(pair):
 
 @pytest.mark.parametrize(("count", "weights"), [(2, [1.0]), (1, [1.0, 2.0]), (0, [])])
 def test_each_adapter_needs_a_weight(pair, count, weights):
-    with pytest.raises(ValueError, match=f"{count} adapters need as many weights"):
+    with pytest.raises(ConfigError, match=f"{count} adapters need as many weights"):
         weighted_sum(pair[:count], weights)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
 def test_weights_are_finite(pair, weight):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ConfigError, match="finite"):
         weighted_sum(pair, [1.0, weight])
 
 
@@ -183,14 +146,99 @@ def test_weights_are_finite(pair, weight):
 def test_updates_of_other_shapes_are_refused_by_name(other):
     dice = torch.Generator().manual_seed(8)
     one, two = (Adapter({"unet.x": random_layer(2, dice, **kind)}) for kind in ({}, other))
-    with pytest.raises(ValueError, match=r"unet\.x differ in shape: \[\(6, 5\)") as caught:
+    with pytest.raises(AdapterError, match=r"unet\.x differ in shape: \[\(6, 5\)") as caught:
         weighted_sum([one, two], [1.0, 1.0])
     assert "9" in str(caught.value) or "3, 3" in str(caught.value)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_documented_with_its_source(method):
-    text = METHODS[method].__doc__
-    assert "Source:" in text
-    examples = doctest.DocTestFinder().find(METHODS[method], method, globs={})
-    assert any(found.examples for found in examples)
+def test_the_example_is_true():
+    failures, tried = doctest.testmod(dreamloom.combine.merging)
+    assert tried
+    assert not failures
+
+
+# Every method, whatever it does.
+
+EXACT = [name for name, method in METHODS.items() if method.needs in {"factors", "entries"}]
+
+
+def merged_by(method, some, weights, rank=None):
+    wish = Wish(weights, method, rank=FULL if rank is None else parse_rank(str(rank)))
+    return combine(some, wish).adapter
+
+
+@pytest.fixture
+def some():
+    """As many adapters as every method takes, their ranks mixed, each lacking some layer."""
+    ranks = ({"linear": 3, "conv": 2}, {"linear": 2, "pointwise": 3, "conv": 4})
+    return [random_adapter(seed, each) for seed, each in enumerate(ranks, 11)]
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_a_method_tells_its_formula_and_source(method):
+    found = METHODS[method]
+    assert found.summary.endswith(".")
+    assert "=" in found.formula
+    assert found.source
+    assert all(option.description for option in found.options)
+    assert found.read_options({}) == {option.name: option.default for option in found.options}
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_no_method_depends_on_how_an_update_is_split(method, some):
+    rewritten = [rewrite(adapter, seed) for seed, adapter in enumerate(some)]
+    assert_same(
+        merged_by(method, rewritten, [0.8, 0.6]), merged_by(method, some, [0.8, 0.6]), atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("method", [name for name in EXACT if METHODS[name].keeps_one])
+def test_one_adapter_at_weight_1_stays_what_it_is(method, some):
+    if METHODS[method].least == 1:
+        assert_same(merged_by(method, some[:1], [1.0]), some[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_a_merge_says_the_same_twice(method, some):
+    once, again = (merged_by(method, some, [0.8, 0.6]) for _ in range(2))
+    assert once.layers.keys() == again.layers.keys()
+    for name, layer in once.layers.items():
+        assert torch.equal(layer.up, again.layers[name].up)
+        assert torch.equal(layer.down, again.layers[name].down)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_zeros_are_finite(method, some):
+    empty = Adapter(
+        {
+            name: Layer(torch.zeros_like(layer.down), torch.zeros_like(layer.up))
+            for name, layer in some[1].layers.items()
+        }
+    )
+    merged = merged_by(method, [some[0], empty], [1.0, 1.0])
+    for layer in merged.layers.values():
+        assert torch.isfinite(layer.up).all()
+        assert torch.isfinite(layer.down).all()
+
+
+@settings(max_examples=25)
+@given(merges(), st.integers(1, 7))
+def test_cutting_is_the_best_that_a_rank_can_do(merge, rank):
+    adapters, weights = merge
+    whole = combine(adapters, Wish(weights)).adapter
+    assume(whole.norm() > 1e-3)
+    existing = max(
+        min(*layer.up.shape[:2], *layer.down.flatten(1).shape) for layer in whole.layers.values()
+    )
+    done = combine(adapters, Wish(weights, rank=parse_rank(str(min(rank, existing)))))
+    for name in whole.layers:
+        exact = dense(whole, name).flatten(1)
+        left, values, right = torch.linalg.svd(exact, full_matrices=False)
+        best = (left[:, :rank] * values[:rank]) @ right[:rank]
+        found = dense(done.adapter, name).expand(whole.layers[name].update().shape).flatten(1)
+        lost = (found - exact).norm()
+        assert lost <= (best - exact).norm() + 1e-4 * exact.norm() + 1e-6
+        if exact.norm() > 1e-5:
+            report = done.reports[name]
+            assert report.error == pytest.approx(float(lost / exact.norm()), abs=2e-3)
+            assert report.norm == pytest.approx(float(found.norm()), rel=1e-3, abs=1e-5)

@@ -193,7 +193,7 @@ def test_weights_that_leave_nothing_are_refused(parts, out):
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(parts, out, weight):
     error = refused(ConfigError, [parts[0], Part(parts[1].path, weight)], out)
-    assert "weights must be finite" in error.problem
+    assert "must be finite" in error.problem
 
 
 def test_nothing_cannot_be_merged(out):
@@ -203,7 +203,7 @@ def test_nothing_cannot_be_merged(out):
 def test_updates_of_other_shapes_are_refused(parts, out):
     other = Adapter({"unet.both": Layer(torch.ones(2, 9), torch.ones(3, 2))})
     write_adapter(parts[1].path, other)
-    assert "updates of unet.both differ in shape" in refused(ConfigError, parts, out).problem
+    assert "updates of unet.both differ in shape" in refused(AdapterError, parts, out).problem
 
 
 def test_a_merge_that_overflows_is_not_written(parts, out):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreamloom.cli_adapters import ADAPTER_COMMANDS
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -269,32 +271,6 @@ def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any
 
 
 @main.command()
-@click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
-@click.option("-o", "--out", type=PATH, required=True, help="The merged .safetensors file.")
-@click.option("--method", default="sum", show_default=True, help="sum: the exact weighted sum.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@click.pass_obj
-def merge(quiet: bool, /, parts: tuple[str, ...], out: Path, method: str, overwrite: bool) -> None:
-    """Merge adapters into one file that can be loaded alone."""
-    from dreamloom.merge import merge_adapters, parse_part
-
-    with _watch(quiet) as observe:
-        parsed = [parse_part(part) for part in parts]
-        merged = merge_adapters(parsed, out, method, overwrite, observe)
-    ranks = sorted(set(merged.ranks.values()))
-    click.echo(f"The merged adapter: {out} ({len(merged.layers)} layers, rank {ranks[-1]})")
-
-
-@main.command()
-@click.argument("file", type=PATH)
-def inspect(file: Path) -> None:
-    """Tell what an adapter file holds and how it was made."""
-    from dreamloom.adapters import describe_adapter
-
-    click.echo(json.dumps(describe_adapter(file), indent=2))
-
-
-@main.command()
 @click.argument("run", type=PATH)
 @click.pass_obj
 def report(quiet: bool, /, run: Path) -> None:
@@ -441,3 +417,7 @@ def _watch(quiet: bool) -> AbstractContextManager[Observer]:
     from dreamloom.console import watch
 
     return watch(quiet)
+
+
+for command in ADAPTER_COMMANDS:
+    main.add_command(command)

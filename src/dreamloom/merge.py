@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds, write_adapter
-from dreamloom.combine import METHODS
+from dreamloom.combine import Wish, combine, find_method
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, StageDone, StageStarted, silent
 from dreamloom.rundir import Record, RunDir, file_sha256
@@ -61,20 +61,14 @@ def merge_adapters(
         raise RunFolderError(f"{out} is a folder.", "Name a .safetensors file.")
     if out.exists() and not overwrite:
         raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
-    if method not in METHODS:
-        raise ConfigError(f"There is no merge method {method!r}.", f"Choose: {', '.join(METHODS)}.")
+    find_method(method)
     observe(StageStarted("merge", f"{len(parts)} adapters"))
     with measure_effort() as effort:
         adapters = [read_adapter(part.path) for part in parts]
         _check_same_base(parts, adapters)
         for part, adapter in zip(parts, adapters, strict=True):
             refuse_other_kinds(adapter, str(part.path), "can be merged")
-        try:
-            merged = METHODS[method](adapters, [part.weight for part in parts])
-        except ValueError as error:
-            raise ConfigError(f"These adapters cannot be merged: {error}.") from error
-        if not merged.layers:
-            raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
+        merged = combine(adapters, Wish([part.weight for part in parts], method)).adapter
         merged = replace(merged, metadata=_tell(parts, adapters, method))
         write_adapter(out, merged)
     observe(StageDone("merge", effort.seconds, str(out)))

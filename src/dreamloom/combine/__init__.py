@@ -1,15 +1,27 @@
-"""Ways to make one adapter out of several: one small function each, listed here."""
+"""Ways to make one adapter out of several; `methods` lists them, `combine` carries one out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dreamloom.combine.blocks import NO_BLOCKS, BlockWeights
+from dreamloom.combine.merging import Combined, LayerReport, Wish, combine
+from dreamloom.combine.method import Context, Method, Option, Part
+from dreamloom.combine.methods import METHODS, find_method
+from dreamloom.combine.ranks import FULL, RankWish, parse_rank
 
-from dreamloom.adapters import Adapter
-from dreamloom.combine.weighted_sum import weighted_sum
-
-Method = Callable[[Sequence[Adapter], Sequence[float]], Adapter]
-
-METHODS: dict[str, Method] = {"sum": weighted_sum}
-"""Every method by name; adding one is a function and a line."""
-
-__all__ = ["METHODS", "Method", "weighted_sum"]
+__all__ = [
+    "FULL",
+    "METHODS",
+    "NO_BLOCKS",
+    "BlockWeights",
+    "Combined",
+    "Context",
+    "LayerReport",
+    "Method",
+    "Option",
+    "Part",
+    "RankWish",
+    "Wish",
+    "combine",
+    "find_method",
+    "parse_rank",
+]
