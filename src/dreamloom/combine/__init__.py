@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreamloom.combine.blocks import NO_BLOCKS, BlockWeights
-from dreamloom.combine.merging import Combined, LayerReport, Wish, combine
+from dreamloom.combine.merging import Combined, LayerReport, Uncut, Wish, combine, merge_uncut
 from dreamloom.combine.method import Context, Method, Option, Part
 from dreamloom.combine.methods import METHODS, find_method
 from dreamloom.combine.ranks import FULL, RankWish, parse_rank
@@ -20,8 +20,10 @@ __all__ = [
     "Option",
     "Part",
     "RankWish",
+    "Uncut",
     "Wish",
     "combine",
     "find_method",
+    "merge_uncut",
     "parse_rank",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -144,6 +144,40 @@ def combine(
     return Combined(Adapter(layers, tokens=gather_words(words)), reports)
 
 
+@dataclass(frozen=True)
+class Uncut:
+    """What a method says of one layer, before anything is cut off.
+
+    Args:
+        layer: Its name.
+        update: The merged update.
+        together: The ranks of the adapters' updates of this layer, added up.
+    """
+
+    layer: str
+    update: Merged
+    together: int
+
+
+def merge_uncut(
+    adapters: Sequence[Adapter],
+    wish: Wish,
+    prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Iterator[Uncut]:
+    """Merge as `combine` does, but cut nothing off: what the error of a merge is measured by.
+
+    One layer is computed at a time, when it is asked for, in the order of their names.
+
+    Raises:
+        ConfigError, AdapterError: As `combine`.
+    """
+    method = find_method(wish.method)
+    _check(adapters, wish, method)
+    merger = _Merger(adapters, wish, method, prepared or {})
+    for name in merger.names:
+        yield Uncut(name, merger.merge(name), merger.add_ranks(name))
+
+
 def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
     count = len(adapters)
     if not adapters or count != len(wish.weights):
@@ -224,8 +258,7 @@ class _Merger:
         """The rank that the layer's merged update can have at most."""
         parts = self.parts(name)
         sides = min(parts[0].factors.shape)
-        together = sum(part.factors.rank for part in parts)
-        return sides if self._method.needs == "entries" else min(sides, together)
+        return sides if self._method.needs == "entries" else min(sides, self.add_ranks(name))
 
     def _sum_grams(self) -> Float[Tensor, "adapters adapters"]:
         total = torch.zeros(len(self._adapters), len(self._adapters), dtype=torch.float64)
@@ -237,7 +270,12 @@ class _Merger:
             total[rows[:, None], rows] += products
         return total
 
-    def _merge(self, name: str) -> Merged:
+    def add_ranks(self, name: str) -> int:
+        """The ranks of what goes into a layer, added up."""
+        return sum(part.factors.rank for part in self.parts(name))
+
+    def merge(self, name: str) -> Merged:
+        """What the method makes of a layer, uncut."""
         context = Context(
             layer=name,
             options=self._options,
@@ -250,17 +288,16 @@ class _Merger:
 
     def spend_budget(self) -> dict[str, int]:
         """Choose the ranks of all layers together; what is merged is not kept meanwhile."""
-        values = {name: _find_values(self._merge(name)) for name in self.names}
+        values = {name: _find_values(self.merge(name)) for name in self.names}
         costs = {name: sum(self.parts(name)[0].factors.shape) for name in self.names}
         return spend_budget(values, costs, self._wish.rank.amount / self._wish.bytes_per_number)
 
     def cut(self, name: str, rank: int | None) -> tuple[Factors, LayerReport]:
         """Merge a layer and cut it to the rank that was asked for."""
-        merged = self._merge(name)
+        merged = self.merge(name)
         if isinstance(merged, Factors):
             return _cut_factors(merged, self._wish.rank, rank)
-        together = sum(part.factors.rank for part in self.parts(name))
-        return _cut_matrix(merged, self._wish.rank, rank, together)
+        return _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
 
 
 def _find_values(merged: Merged) -> Tensor:
