@@ -29,7 +29,7 @@ _CHECKED = (
     *("config", "events", "rundir", "pictures", "runtime"),
     *("objective", "combine", "metrics", "statistics", "verdicts", "plots"),
     *("significance", "comparisons", "scorecards"),
-    *("pixels", "features", "adapters", "checkpoints", "noise", "optimizers", "detectors"),
+    *("pixels", "features", "adapters", "checkpoints", "noise", "pace", "optimizers", "detectors"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")
 

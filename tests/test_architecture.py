@@ -29,6 +29,7 @@ LAYERS = {
         "objective",
         "optimizers",
         "noise",
+        "pace",
         "combine",
         "copies",
         "metrics",

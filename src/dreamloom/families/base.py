@@ -10,9 +10,10 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from dreamloom.adapters import Adapter, AdapterKind
+from dreamloom.pace import Strength
 from dreamloom.runtime import Runtime
 
 Reach = Literal["attention", "linear", "all"]
@@ -291,15 +292,31 @@ class Model(Protocol):
         """Encode and predict as the base model does, for the time of a block."""
         ...
 
-    def wear(self, parts: Sequence[tuple[Adapter, float]]) -> AbstractContextManager[None]:
+    def wear(self, parts: Sequence[tuple[Adapter, Strength]]) -> AbstractContextManager[None]:
         """Wear adapters at weights for the time of a block; afterwards the base is as it was.
 
         An adapter of any kind adds its weight times its change of the base's weights. New words
         are known whatever the weight, except at 0.
 
+        A `Pace` instead of a weight is followed by `sample`, step by step, whatever the scheduler;
+        everywhere else it stands as at a drawing's first step, on all rows. Prompts are encoded
+        once, so in text encoders it is the strongest weight that its curve reaches.
+
         Raises:
             AdapterError: If an adapter does not fit this base, or two teach one word.
         """
+        ...
+
+    def layers_of(self, adapter: Adapter) -> Mapping[str, Module]:
+        """Find the layers that an adapter changes, to listen to them; see `families.listening`.
+
+        Raises:
+            AdapterError: If the adapter does not fit this base.
+        """
+        ...
+
+    def saving_memory(self) -> AbstractContextManager[None]:
+        """Recompute activations in the backward passes of a block instead of keeping them."""
         ...
 
     def sample(

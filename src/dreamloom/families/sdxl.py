@@ -32,11 +32,13 @@ from dreamloom.families.base import (
     Weights,
     nothing,
 )
+from dreamloom.families.beside import Branch, beside, find_moment
 from dreamloom.families.schedule import NoiseSchedule, end_in_noise
 from dreamloom.families.schedulers import list_schedulers, make_scheduler
 from dreamloom.families.sources import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.families.words import AttachedWords, start_words
-from dreamloom.families.worn import as_state_dict, beside, folded, locate
+from dreamloom.families.worn import as_state_dict, folded, locate
+from dreamloom.pace import START, Curve, Moment, Pace, Strength
 from dreamloom.runtime import Runtime
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -110,6 +112,7 @@ class SDXLModel:
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
         self._words: AttachedWords | None = None
+        self._branches: list[Branch] = []
 
     def _plan_noise(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
@@ -266,25 +269,57 @@ class SDXLModel:
             yield
 
     @contextmanager
-    def wear(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
+    def wear(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
         """Wear adapters at weights for a block.
 
-        A float32 model takes the changes into its weights. A half-precision one would round
-        small changes away, so there they stay beside the weights.
+        A float32 model takes plain weights' changes into its own. A half-precision one would
+        round small changes away, so there they stay beside the weights, as everywhere do those
+        that follow the steps of a drawing.
         """
-        words = gather_words([adapter.tokens for adapter, weight in parts if weight != 0])
+        words = gather_words([adapter.tokens for adapter, strength in parts if _is_worn(strength)])
+        paced = [(adapter, pace) for adapter, pace in parts if isinstance(pace, Pace)]
+        plain = [(adapter, weight) for adapter, weight in parts if not isinstance(weight, Pace)]
         name = self.identity.name
         with ExitStack() as stack:
+            stack.enter_context(self._follow(paced))
             if self.runtime.dtype == torch.float32:
-                stack.enter_context(folded(self._components, parts, name))
+                stack.enter_context(folded(self._components, plain, name))
             else:
-                others = [part for part in parts if part[0].peft is not None]
+                others = [(a, Pace(Curve.constant(w))) for a, w in plain if a.peft is not None]
                 stack.enter_context(beside(self._components, others, name))
-                loras = [part for part in parts if part[0].peft is None]
+                loras = [part for part in plain if part[0].peft is None]
                 stack.enter_context(self._load_beside(loras))
             if words:
                 stack.callback(AttachedWords(self._pipeline, words).detach)
             yield
+
+    def layers_of(self, adapter: Adapter) -> dict[str, nn.Module]:
+        """Find the layers that an adapter changes."""
+        return locate(self._components, adapter, self.identity.name)
+
+    @contextmanager
+    def saving_memory(self) -> Iterator[None]:
+        """Recompute activations in the backward passes of a block."""
+        unet = self._pipeline.unet
+        unet.enable_gradient_checkpointing()
+        # Checkpointing acts only in training mode; SDXL's UNet has no dropout to mind.
+        unet.train()
+        try:
+            yield
+        finally:
+            unet.disable_gradient_checkpointing()
+            unet.eval()
+
+    @contextmanager
+    def _follow(self, parts: Sequence[tuple[Adapter, Pace]]) -> Iterator[None]:
+        """Let `sample` turn the weights of adapters for a block."""
+        with beside(self._components, parts, self.identity.name) as branches:
+            earlier = self._branches
+            self._branches = [*earlier, *branches]
+            try:
+                yield
+            finally:
+                self._branches = earlier
 
     @contextmanager
     def _load_beside(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
@@ -324,14 +359,63 @@ class SDXLModel:
         for start in range(0, len(shots), batch):
             some = shots[start : start + batch]
             chosen = encoded.take(torch.tensor([prompts.index(shot.prompt) for shot in some]))
-            pictures += self._pipeline(
-                prompt_embeds=chosen.tokens,
-                pooled_prompt_embeds=chosen.pooled,
-                num_inference_steps=sampler.steps,
-                guidance_scale=sampler.guidance,
-                height=side,
-                width=side,
-                generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in some],
-            ).images
+            with self._turning():
+                pictures += self._pipeline(
+                    prompt_embeds=chosen.tokens,
+                    pooled_prompt_embeds=chosen.pooled,
+                    num_inference_steps=sampler.steps,
+                    guidance_scale=sampler.guidance,
+                    height=side,
+                    width=side,
+                    generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in some],
+                    **self._encode_nothing(len(some)),
+                ).images
             on_picture(len(pictures), len(shots))
         return pictures
+
+    @contextmanager
+    def _turning(self) -> Iterator[None]:
+        """Turn what is worn at a pace to each step's moment, while the pipeline draws."""
+
+        def turn(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del unet
+            moment = find_moment(inputs[1], self._pipeline.scheduler.timesteps)
+            # The pipeline puts the unconditional half before the other.
+            is_guided = self._pipeline.do_classifier_free_guidance
+            self._turn_to(moment, len(inputs[0]) // 2 if is_guided else 0)
+
+        if not self._branches:
+            yield
+            return
+        hook = self._pipeline.unet.register_forward_pre_hook(turn)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._turn_to(START)
+
+    def _turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
+        for branch in self._branches:
+            branch.turn_to(moment, unconditional_rows)
+
+    def _encode_nothing(self, count: int) -> dict[str, Tensor]:
+        """Encode the unconditional half's empty prompt where the pipeline would do it wrongly.
+
+        Most bases take zeros for it. The others encode it with text encoders that may wear what
+        belongs to the conditional half only.
+        """
+        worn = [b for b in self._branches if b.pace.conditional_only and b.acts_on_text]
+        if not worn or self._pipeline.config.force_zeros_for_empty_prompt:
+            return {}
+        for branch in worn:
+            branch.weight = 0.0
+        encoded = self.encode_prompts([""]).take(torch.zeros(count, dtype=torch.int64))
+        self._turn_to(START)
+        return {
+            "negative_prompt_embeds": encoded.tokens,
+            "negative_pooled_prompt_embeds": encoded.pooled,
+        }
+
+
+def _is_worn(strength: Strength) -> bool:
+    return (strength.curve.strongest if isinstance(strength, Pace) else strength) != 0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
 
 from dreamloom.adapters import Adapter, Layer
 from dreamloom.errors import AdapterError
@@ -82,7 +80,7 @@ def folded(
                 for name, module in modules.items():
                     target: Tensor = module.weight  # type: ignore[assignment]
                     original = kept.setdefault(module, target.detach().clone())
-                    change = _compute_change(adapter, name, original, module)
+                    change = _multiply_out(adapter, name, original, module)
                     target.copy_((target.float() + weight * change).to(target.dtype))
         yield
     finally:
@@ -91,49 +89,10 @@ def folded(
                 module.weight.copy_(original)  # type: ignore[operator]
 
 
-def _compute_change(adapter: Adapter, name: str, weight: Tensor, module: nn.Module) -> Tensor:
+def _multiply_out(adapter: Adapter, name: str, weight: Tensor, module: nn.Module) -> Tensor:
     if adapter.peft is None:
         return adapter.layers[name].update().to(weight.device)
     return change_of(adapter.peft, name, weight, module)
-
-
-@contextmanager
-def beside(
-    components: Mapping[str, nn.Module], parts: Sequence[tuple[Adapter, float]], base_name: str
-) -> Iterator[None]:
-    """Compute the weighted changes of other kinds than LoRA beside the layers, for a block.
-
-    A half-precision weight would round small changes away; beside it they keep their digits. Each
-    changed layer costs its own memory and time once more.
-    """
-    placed = [(locate(components, adapter, base_name), adapter, w) for adapter, w in parts]
-    hooks = []
-    try:
-        for modules, adapter, weight in placed:
-            for name, module in modules.items():
-                base: Tensor = module.weight  # type: ignore[assignment]
-                change = weight * _compute_change(adapter, name, base, module)
-                hooks.append(module.register_forward_hook(_adder(change.to(base.dtype))))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _adder(change: Tensor) -> Any:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if isinstance(module, nn.Conv2d):
-            return output + conv2d(
-                inputs[0],
-                change,
-                stride=module.stride,
-                padding=module.padding,
-                dilation=module.dilation,
-                groups=module.groups,
-            )
-        return output + linear(inputs[0], change)
-
-    return add
 
 
 def as_state_dict(adapter: Adapter) -> dict[str, Tensor]:

@@ -1,0 +1,399 @@
+"""Adapters whose weights follow a drawing, against drawings that are made by hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dreamloom.adapters import Adapter, AdapterKind, Layer
+from dreamloom.errors import AdapterError
+from dreamloom.families import load_model
+from dreamloom.families.base import AdapterSpec, Framing, Model, Reach, Sampler, Shot
+from dreamloom.families.beside import find_moment
+from dreamloom.families.schedulers import SCHEDULERS, make_scheduler
+from dreamloom.families.sdxl import SDXLModel
+from dreamloom.pace import (
+    START,
+    Curve,
+    Manner,
+    Moment,
+    Pace,
+    Strength,
+    parse_curve,
+    set_paces,
+    share_layers,
+)
+from dreamloom.runtime import Runtime, pick_runtime
+from looks import psnr_db
+
+FAST = Sampler("ddim", steps=4, guidance=4.0)
+SHOT = Shot("a photo of a dog", 3)
+# Two roundings of one picture agree to 80 dB and more here; what is told apart, to less than 40.
+SAME_DB = 60
+HALVES = parse_curve("1@0,1@0.5,0@0.5")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_sdxl: Path) -> SDXLModel:
+    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    assert isinstance(model, SDXLModel)
+    return model
+
+
+def make_adapter(model: Model, seed: int, reach: Reach = "all", text: bool = False) -> Adapter:
+    spec = AdapterSpec(rank=2, alpha=2.0, reach=reach, seed=seed, text_encoders=text)
+    model.attach_adapter(spec)
+    fresh = model.read_adapter()
+    model.detach_adapter()
+    dice = torch.Generator().manual_seed(seed)
+    return Adapter(
+        {
+            name: Layer(layer.down, 0.5 * torch.randn(layer.up.shape, generator=dice))
+            for name, layer in fresh.layers.items()
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(tiny: SDXLModel) -> tuple[Adapter, Adapter]:
+    return make_adapter(tiny, 1), make_adapter(tiny, 2)
+
+
+Parts = Sequence[tuple[Adapter, Strength]]
+
+
+def draw(model: Model, parts: Parts, sampler: Sampler = FAST) -> Image.Image:
+    with model.wear(parts):
+        return model.sample([SHOT], sampler)[0]
+
+
+@torch.no_grad()
+def draw_by_hand(
+    model: SDXLModel,
+    worn_at: Callable[[Moment], Parts],
+    sampler: Sampler = FAST,
+    conditional_only: bool = False,
+) -> Image.Image:
+    """Draw call by call, each with plainly worn adapters and each half of guidance on its own."""
+    pipeline = model._pipeline
+    side = model.advice.resolution_px
+    tokens = model.encode_prompts([SHOT.prompt])
+    nothing = type(tokens)(torch.zeros_like(tokens.tokens), torch.zeros_like(tokens.pooled))
+    scheduler = make_scheduler(sampler.scheduler, model._scheduler_config)
+    scheduler.set_timesteps(sampler.steps)
+    generator = torch.Generator("cpu").manual_seed(SHOT.seed)
+    latents = scheduler.init_noise_sigma * torch.randn(
+        (1, 4, side // 8, side // 8), generator=generator
+    )
+    places = sorted({float(t) for t in scheduler.timesteps}, reverse=True)
+    takes_dice = "generator" in scheduler.step.__code__.co_varnames
+    for t in scheduler.timesteps:
+        noisy = scheduler.scale_model_input(latents, t)
+        framing, parts = (
+            [Framing((side, side))],
+            worn_at(Moment(places.index(float(t)), len(places))),
+        )
+        with model.wear(parts):
+            wished = model.predict(noisy, t, tokens, framing)
+            free = model.predict(noisy, t, nothing, framing)
+        if conditional_only:
+            free = model.predict(noisy, t, nothing, framing)
+        guided = free + sampler.guidance * (wished - free)
+        dice = {"generator": generator} if takes_dice else {}
+        latents = scheduler.step(guided, t, latents, **dice, return_dict=False)[0]
+    pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    drawn: Image.Image = pipeline.image_processor.postprocess(pixels)[0]
+    return drawn
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "unipc"])
+def test_a_constant_schedule_draws_what_a_plain_weight_draws(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter], scheduler: str
+) -> None:
+    sampler = Sampler(scheduler, 4, 4.0)
+    plain = draw(tiny, [(pair[0], 0.8)], sampler)
+    assert (
+        psnr_db(draw(tiny, [(pair[0], Pace(parse_curve("0.8@0,0.8@1")))], sampler), plain) > SAME_DB
+    )
+    assert psnr_db(draw(tiny, [], sampler), plain) < 40
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha"])
+def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: AdapterKind) -> None:
+    for group in tiny.attach_adapter(AdapterSpec(2, 2.0, "linear", 1, kind=kind)):
+        for number, weight in enumerate(group.parameters):
+            dice = torch.Generator().manual_seed(number)
+            weight.data += 0.3 * torch.randn(weight.shape, generator=dice)
+    adapter = tiny.read_adapter()
+    tiny.detach_adapter()
+    assert adapter.kind == kind
+    plain = draw(tiny, [(adapter, 0.8)])
+    assert psnr_db(draw(tiny, [(adapter, Pace(Curve.constant(0.8)))]), plain) > SAME_DB
+    by_hand = draw_by_hand(tiny, lambda moment: [(adapter, 0.8 if moment.step > 1 else 0)])
+    halves = draw(tiny, [(adapter, Pace(parse_curve("0@0,0@0.5,0.8@0.5")))])
+    assert psnr_db(halves, by_hand) > SAME_DB
+    assert psnr_db(halves, plain) < 40
+
+
+def test_a_weight_of_0_throughout_draws_the_bases_picture_bit_for_bit(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    base = draw(tiny, [])
+    for conditional_only in (False, True):
+        pace = Pace(Curve.constant(0.0), conditional_only=conditional_only)
+        assert draw(tiny, [(pair[0], pace)]).tobytes() == base.tobytes()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "euler_a"])
+def test_a_schedule_draws_what_is_drawn_by_hand(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter], scheduler: str
+) -> None:
+    """PNDM and Heun call the denoiser more often than there are steps; ancestors roll dice."""
+    sampler = Sampler(scheduler, 4, 3.0)
+    falling, late = parse_curve("1.2@0,-0.2@1"), parse_curve("0@0,0@0.4,1@0.4")
+
+    def worn_at(moment: Moment) -> Parts:
+        # At the four steps the progress is 0, 1/3, 2/3 and 1.
+        return [
+            (pair[0], [1.2, 1.2 - 1.4 / 3, 1.2 - 2.8 / 3, -0.2][moment.step]),
+            (pair[1], [0, 0, 1, 1][moment.step]),
+        ]
+
+    ours = draw(tiny, [(pair[0], Pace(falling)), (pair[1], Pace(late))], sampler)
+    assert psnr_db(ours, draw_by_hand(tiny, worn_at, sampler)) > SAME_DB
+    assert psnr_db(ours, draw(tiny, [(pair[0], 1.2), (pair[1], 0.0)], sampler)) < 40
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "expected"),
+    [
+        ("ddim", 4, [0, 1, 2, 3]),
+        ("pndm", 4, [0, 1, 1, 2, 3]),
+        ("heun", 3, [0, 1, 1, 2, 2]),
+        ("heun", 1, [0]),
+        ("dpm++karras", 4, [0, 1, 2, 3]),
+    ],
+)
+def test_the_step_is_read_from_the_timestep_not_counted(
+    tiny: SDXLModel,
+    pair: tuple[Adapter, Adapter],
+    scheduler: str,
+    steps: int,
+    expected: list[int],
+) -> None:
+    seen: list[Moment] = []
+
+    class Spy(Pace):
+        def weight(self, layer: str, moment: Moment) -> float:
+            if not seen or layer == next(iter(pair[0].layers)):
+                seen.append(moment)
+            return super().weight(layer, moment)
+
+    draw(tiny, [(pair[0], Spy(HALVES))], Sampler(scheduler, steps, 2.0))
+    seen = [moment for moment in seen if moment is not START]
+    assert seen == [Moment(step, steps) for step in expected]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_every_scheduler_goes_from_the_first_step_to_the_last(name: str, steps: int) -> None:
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = make_scheduler(name, {**config, "steps_offset": 1, "timestep_spacing": "leading"})
+    scheduler.set_timesteps(steps)
+    met = [find_moment(t, scheduler.timesteps) for t in scheduler.timesteps]
+    assert [moment.step for moment in met] == sorted(moment.step for moment in met)
+    assert {moment.step for moment in met} == set(range(steps))
+    assert {moment.steps for moment in met} == {steps}
+
+
+def test_steps_of_one_timestep_are_one() -> None:
+    timesteps = torch.tensor([999.0, 500.0, 500.0, 1.5])
+    assert [find_moment(t, timesteps) for t in timesteps] == [
+        Moment(0, 3),
+        Moment(1, 3),
+        Moment(1, 3),
+        Moment(2, 3),
+    ]
+
+
+def test_switch_draws_what_alternating_by_hand_draws(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    sampler = Sampler("euler", 5, 4.0)
+    paces = set_paces(pair, [1.0, 0.7], Manner("switch", every=2))
+    ours = draw(tiny, list(zip(pair, paces, strict=True)), sampler)
+
+    def worn_at(moment: Moment) -> Parts:
+        turns = [(pair[0], 1.0), (pair[0], 1.0), (pair[1], 0.7), (pair[1], 0.7), (pair[0], 1.0)]
+        return [turns[moment.step]]
+
+    assert psnr_db(ours, draw_by_hand(tiny, worn_at, sampler)) > SAME_DB
+    assert psnr_db(ours, draw(tiny, [(pair[0], 1.0), (pair[1], 0.7)], sampler)) < 40
+
+
+def test_k_lora_draws_what_each_layers_winner_draws_by_hand(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    paces = set_paces(pair, [1.0, 1.0], Manner("k-lora"))
+    ours = draw(tiny, list(zip(pair, paces, strict=True)))
+    table = share_layers(*pair)
+    kept: list[int] = []
+
+    def worn_at(moment: Moment) -> Parts:
+        subject = {n: x for n, x in pair[0].layers.items() if table[n] >= moment.progress}
+        style = {n: x for n, x in pair[1].layers.items() if table[n] < moment.progress}
+        kept.append(len(subject))
+        return [(Adapter(subject), 1.0), (Adapter(style), 1.0)]
+
+    assert psnr_db(ours, draw_by_hand(tiny, worn_at)) > SAME_DB
+    assert kept[0] > kept[1] > kept[-1] == 0
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+def test_the_unconditional_half_sees_the_base_model(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter], scheduler: str
+) -> None:
+    sampler = Sampler(scheduler, 4, 4.0)
+    pace = Pace(Curve.constant(0.8), conditional_only=True)
+    ours = draw(tiny, [(pair[0], pace)], sampler)
+    by_hand = draw_by_hand(tiny, lambda _: [(pair[0], 0.8)], sampler, conditional_only=True)
+    assert psnr_db(ours, by_hand) > SAME_DB
+    assert psnr_db(ours, draw(tiny, [(pair[0], 0.8)], sampler)) < 40
+
+
+def test_without_guidance_there_is_no_half_to_leave_out(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    sampler = Sampler("ddim", 3, 1.0)
+    pace = Pace(Curve.constant(0.8), conditional_only=True)
+    plain = draw(tiny, [(pair[0], 0.8)], sampler)
+    assert psnr_db(draw(tiny, [(pair[0], pace)], sampler), plain) > SAME_DB
+
+
+def test_a_scheduled_picture_does_not_depend_on_its_batch(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    shots = [Shot("a photo of a dog", 0), Shot("a person", 1), SHOT]
+    with tiny.wear([(pair[0], Pace(HALVES, conditional_only=True)), (pair[1], 0.5)]):
+        together = tiny.sample(shots, FAST, batch=3)
+        one_by_one = tiny.sample(shots, FAST, batch=1)
+    for first, second in zip(together, one_by_one, strict=True):
+        assert psnr_db(first, second) > SAME_DB
+
+
+def list_state(model: SDXLModel) -> Iterator[tuple[str, bytes]]:
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        module = getattr(model._pipeline, name)
+        for key, value in module.state_dict().items():
+            yield f"{name}.{key}", value.contiguous().view(torch.uint8).numpy().tobytes()
+    for module in model._pipeline.unet.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_the_base_is_as_it_was_even_if_drawing_fails(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    before, picture = dict(list_state(tiny)), draw(tiny, [])
+    foreign = Adapter({"unet.mid_block.nowhere": Layer(torch.ones(1, 4), torch.ones(4, 1))})
+    pace = Pace(HALVES)
+    with (
+        pytest.raises(AdapterError, match="does not fit"),
+        tiny.wear([(pair[0], pace), (foreign, pace)]),
+    ):
+        pass
+    with pytest.raises(ZeroDivisionError), tiny.wear([(pair[0], pace), (pair[1], 0.3)]):
+        tiny.sample([SHOT], FAST, on_picture=lambda done, total: done // 0)
+    draw(tiny, [(pair[0], pace), (pair[1], 0.3)])
+    assert dict(list_state(tiny)) == before
+    assert draw(tiny, []).tobytes() == picture.tobytes()
+
+
+def test_outside_a_drawing_a_schedule_stands_at_its_beginning(
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+) -> None:
+    side = tiny.advice.resolution_px
+    asked = (
+        torch.ones(2, 4, side // 8, side // 8),
+        torch.tensor([10, 900]),
+        tiny.encode_prompts(["a dog", "a person"]),
+        [Framing((side, side))] * 2,
+    )
+    with tiny.wear([(pair[0], 1.0)]), torch.no_grad():
+        expected = tiny.predict(*asked)
+    with tiny.wear([(pair[0], Pace(HALVES, conditional_only=True))]), torch.no_grad():
+        torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
+        tiny.sample([SHOT], FAST)
+        torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_text_encoders_are_worn_at_the_strongest_weight(tiny: SDXLModel) -> None:
+    adapter = make_adapter(tiny, 5, text=True)
+    assert any(name.startswith("text_encoder_2.") for name in adapter.layers)
+    base = tiny.encode_prompts([SHOT.prompt])
+    with tiny.wear([(adapter, 0.7)]):
+        plain = tiny.encode_prompts([SHOT.prompt])
+    with tiny.wear([(adapter, Pace(parse_curve("0@0,0.7@1")))]):
+        paced = tiny.encode_prompts([SHOT.prompt])
+    assert (plain.tokens - base.tokens).abs().max() > 0.01
+    torch.testing.assert_close(paced.tokens, plain.tokens, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(paced.pooled, plain.pooled, rtol=1e-3, atol=1e-4)
+
+
+def test_an_empty_prompt_that_is_encoded_sees_the_base_model(tiny_sdxl: Path) -> None:
+    """Bases that encode an empty prompt for the unconditional half, instead of taking zeros."""
+    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    assert isinstance(model, SDXLModel)
+    model._pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    adapter = make_adapter(model, 5, text=True)
+    with model.wear([]):
+        nothing = model.encode_prompts([""])
+    told: list[torch.Tensor] = []
+    hook = model._pipeline.unet.register_forward_pre_hook(
+        lambda _, inputs, named: told.append(named["encoder_hidden_states"]), with_kwargs=True
+    )
+    draw(model, [(adapter, Pace(Curve.constant(1.0), conditional_only=True))])
+    assert torch.equal(told[-1][:1], nothing.tokens)
+    draw(model, [(adapter, Pace(Curve.constant(1.0)))])
+    assert not torch.allclose(told[-1][:1], nothing.tokens, atol=1e-3)
+    hook.remove()
+
+
+def test_a_half_precision_base_follows_schedules_beside_plain_adapters(tiny_sdxl: Path) -> None:
+    half = load_model(str(tiny_sdxl), Runtime(torch.device("cpu"), torch.bfloat16))
+    assert isinstance(half, SDXLModel)
+    pair = make_adapter(half, 1, "attention"), make_adapter(half, 2, "attention")
+    short = Sampler("ddim", 2, 4.0)
+    before = dict(list_state(half))
+    other = (pair[1], 0.6)
+    plain = draw(half, [(pair[0], 0.8), other], short)
+    paced = draw(half, [(pair[0], Pace(Curve.constant(0.8))), other], short)
+    # Eight bits of precision: the two ways of adding up differ by roundings.
+    assert psnr_db(paced, plain) > 40
+    alone = draw(half, [other], short)
+    assert psnr_db(alone, plain) < 35
+    nothing = draw(half, [(pair[0], Pace(Curve.constant(0.0))), other], short)
+    assert nothing.tobytes() == alone.tobytes()
+    assert dict(list_state(half)) == before
+
+
+def test_factors_out_of_half_precisions_range_are_balanced(tiny_sdxl: Path) -> None:
+    half = load_model(str(tiny_sdxl), Runtime(torch.device("cpu"), torch.float16))
+    assert isinstance(half, SDXLModel)
+    adapter = make_adapter(half, 1)
+    lopsided = Adapter(
+        {name: Layer(1e6 * x.down, 1e-6 * x.up) for name, x in adapter.layers.items()}
+    )
+    linears = [name for name, x in adapter.layers.items() if x.down.ndim == 2]
+    name = next(iter(linears))
+    module = half._pipeline.unet.get_submodule(name.removeprefix("unet."))
+    rows = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).half()
+    pace = Pace(Curve.constant(1.0))
+    found = []
+    for one in (adapter, lopsided):
+        with half.wear([(one, pace)]), torch.no_grad():
+            found.append(module(rows).float())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-2)
+    assert (found[0] - module(rows).float()).abs().max() > 0.05
