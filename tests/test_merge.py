@@ -12,7 +12,7 @@ from torch import nn
 
 from dreamloom.adapters import Adapter, Layer, read_adapter, write_adapter
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.events import StageDone, StageStarted
+from dreamloom.events import Progress, StageDone, StageStarted
 from dreamloom.merge import Part, merge_adapters, parse_part, record_merge
 from dreamloom.rundir import RunDir, file_sha256
 
@@ -81,6 +81,7 @@ def parts(tmp_path):
 
 @pytest.fixture
 def out(tmp_path):
+    (tmp_path / "merged").mkdir()
     return tmp_path / "merged" / "out.safetensors"
 
 
@@ -97,34 +98,48 @@ def test_the_file_holds_the_weighted_sum(parts, out):
         torch.testing.assert_close(
             layers["unet.only1"].update(), -0.5 * other["unet.only1"].update()
         )
-    assert [type(event) for event in events] == [StageStarted, StageDone]
-    assert (events[0].detail, events[1].detail) == ("2 adapters", str(out))
+    assert [type(event) for event in events] == [StageStarted, *[Progress] * 3, StageDone]
+    assert (events[0].detail, events[-1].detail) == ("2 adapters", str(out))
 
 
 def test_the_file_tells_what_it_is_made_of(parts, out):
     merge_adapters(parts, out)
     story = dict(read_adapter(out).metadata)
-    assert json.loads(story.pop("dreamloom.parts")) == [
+    recipe = json.loads(story.pop("dreamloom.recipe"))
+    assert recipe.pop("parts") == [
         {
-            "file": "0.safetensors",
-            "sha256": file_sha256(parts[0].path),
-            "weight": 0.8,
-            "subject": "rraj person",
-        },
-        {
-            "file": "1.safetensors",
-            "sha256": file_sha256(parts[1].path),
-            "weight": -0.5,
-            "subject": "pixel",
-        },
+            "name": name,
+            "file": f"{name}.safetensors",
+            "sha256": file_sha256(part.path),
+            "weight": part.weight,
+            "blocks": [],
+            "subject": subject,
+            "words": [],
+        }
+        for name, part, subject in zip("01", parts, ["rraj person", "pixel"], strict=True)
     ]
-    assert story == {
-        "dreamloom.kind": "merge",
-        "dreamloom.method": "sum",
-        "dreamloom.base": "picturebook",
-        "dreamloom.base_fingerprint": "f00",
-        "dreamloom.subject": "rraj person",
+    assert recipe.pop("versions").keys() == {"dreamloom", "torch"}
+    assert recipe == {
+        "method": "sum",
+        "options": {},
+        "rank": "full",
+        "seed": 0,
+        "format": "peft",
+        "precision": "fp32",
+        "remixed": 0,
     }
+    assert {key for key in story if key.startswith("dreamloom.")} == {
+        "dreamloom.kind",
+        "dreamloom.method",
+        "dreamloom.base",
+        "dreamloom.base_fingerprint",
+        "dreamloom.subject",
+        "dreamloom.layers",
+        "dreamloom.slices",
+        "dreamloom.seal",
+    }
+    assert (story["dreamloom.kind"], story["dreamloom.method"]) == ("merge", "sum")
+    assert (story["dreamloom.base"], story["dreamloom.subject"]) == ("picturebook", "rraj person")
 
 
 def test_the_folders_of_the_parts_stay_private(parts, out):
@@ -133,7 +148,6 @@ def test_the_folders_of_the_parts_stay_private(parts, out):
 
 
 def test_an_existing_file_is_not_overwritten_unasked(parts, out):
-    out.parent.mkdir()
     out.write_text("another's work")
     with pytest.raises(RunFolderError) as caught:
         merge_adapters(parts, out)
@@ -144,19 +158,21 @@ def test_an_existing_file_is_not_overwritten_unasked(parts, out):
     assert len(read_adapter(out).layers) == 3
 
 
-def test_a_part_may_be_overwritten_by_the_whole(parts):
-    before = read_adapter(parts[0].path).layers["unet.only0"].update()
-    merge_adapters(parts, parts[0].path, overwrite=True)
-    after = read_adapter(parts[0].path).layers["unet.only0"].update()
-    torch.testing.assert_close(after, 0.8 * before)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_input_is_overwritten_even_if_asked(parts, overwrite):
+    before = parts[0].path.read_bytes()
+    with pytest.raises(RunFolderError) as caught:
+        merge_adapters(parts, parts[0].path, overwrite=overwrite)
+    assert caught.value.problem == f"{parts[0].path} is one of the inputs, which would be lost."
+    assert parts[0].path.read_bytes() == before
 
 
 def refused(error, parts, out, **options):
     """Merge, expect a refusal, and check that it left nothing behind."""
-    before = sorted(out.parent.glob("**/*")) if out.parent.exists() else None
+    before = sorted(parts[0].path.parent.glob("**/*")) if parts else None
     with pytest.raises(error) as caught:
         merge_adapters(parts, out, **options)
-    assert (sorted(out.parent.glob("**/*")) if out.parent.exists() else None) == before
+    assert (sorted(parts[0].path.parent.glob("**/*")) if parts else None) == before
     return caught.value
 
 

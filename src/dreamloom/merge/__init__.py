@@ -1,0 +1,31 @@
+"""Stage 6: several adapters in, one adapter file out, which says and proves how it was made."""
+
+from __future__ import annotations
+
+from dreamloom.merge.making import carry_out, check_out, merge_adapters
+from dreamloom.merge.recipe import (
+    Part,
+    Precision,
+    Recipe,
+    name_parts,
+    parse_options,
+    parse_part,
+    read_recipe,
+    share_blocks,
+)
+from dreamloom.merge.recording import record_merge
+
+__all__ = [
+    "Part",
+    "Precision",
+    "Recipe",
+    "carry_out",
+    "check_out",
+    "merge_adapters",
+    "name_parts",
+    "parse_options",
+    "parse_part",
+    "read_recipe",
+    "record_merge",
+    "share_blocks",
+]

@@ -1,0 +1,288 @@
+"""Several adapter files in, one out, with a certificate of how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds
+from dreamloom.combine import BlockWeights, Combined, Wish, combine, find_method
+from dreamloom.combine.factors import flatten, norm
+from dreamloom.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.merge.certificate import Certificate, Told, ToldPart, write_sealed
+from dreamloom.merge.recipe import BYTES, Part, Recipe, name_parts
+from dreamloom.rundir import file_sha256, library_versions
+from dreamloom.runtime import measure_effort
+
+# Float32 factors cancel to about this share of themselves, not to 0.
+_NOTHING = 1e-6
+_VERSIONS = ("dreamloom", "torch")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The adapters of a recipe, read and found fit to be merged.
+
+    Args:
+        parts: The recipe's parts, each with a name of its own and its file's SHA-256.
+        adapters: The adapters, in the same order.
+        blocks: Their block weights.
+    """
+
+    parts: tuple[Part, ...]
+    adapters: Sequence[Adapter]
+    blocks: Sequence[BlockWeights]
+
+
+def merge_adapters(
+    parts: Sequence[Part],
+    out: Path,
+    method: str = "sum",
+    overwrite: bool = False,
+    observe: Observer = silent,
+) -> Adapter:
+    """Combine adapter files into one that can be loaded alone; see `carry_out` for more wishes.
+
+    Returns:
+        The merged adapter, as written to ``out``.
+
+    Raises:
+        DreamLoomError: As `carry_out`.
+    """
+    return carry_out(Recipe(tuple(parts), method), out, overwrite, observe).adapter
+
+
+def carry_out(
+    recipe: Recipe, out: Path, overwrite: bool = False, observe: Observer = silent
+) -> Combined:
+    """Merge as a recipe says, and write the file with its certificate.
+
+    Returns:
+        The merged adapter as written to ``out``, and what became of each layer.
+
+    Raises:
+        AdapterError: If a file cannot be read, is not finite, is another than the recipe names, or
+            the adapters belong to different base models.
+        ConfigError: If the method, an option, the weights or the rank are not possible, or the
+            weights cancel each other out.
+        RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
+    """
+    check_out(out, [part.path for part in recipe.parts], overwrite)
+    find_method(recipe.method).read_options(recipe.options)
+    observe(StageStarted("merge", f"{len(recipe.parts)} adapters"))
+    with measure_effort() as effort:
+        loaded = load_parts(recipe.parts)
+        wish = make_wish(recipe, loaded)
+        combined = combine(
+            loaded.adapters,
+            wish,
+            on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
+        )
+        refuse_cancelled(loaded, combined)
+        told = _tell(recipe, loaded)
+        certificate = Certificate(told, combined.reports, cut_slices(wish, loaded.adapters))
+        story = {
+            **_tell_base(loaded.adapters),
+            "dreamloom.kind": "merge",
+            "dreamloom.method": recipe.method,
+            **certificate.as_metadata([*combined.adapter.layers]),
+        }
+        merged = combined.adapter.with_metadata(**story)
+        write_sealed(out, merged, recipe.precision, recipe.format)
+    observe(StageDone("merge", effort.seconds, str(out)))
+    return Combined(merged, combined.reports)
+
+
+def check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a place where nothing can or may be written.
+
+    Args:
+        out: The file to write.
+        inputs: The files it is made from; none of them may be lost.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        RunFolderError: If it is a folder, lies in no folder, is an input, or exists and may not be
+            replaced.
+        AdapterError: If it does not end in .safetensors.
+    """
+    if out.is_dir():
+        raise RunFolderError(f"{out} is a folder.", "Name a .safetensors file.")
+    if not out.parent.is_dir():
+        raise RunFolderError(f"There is no folder {out.parent}.", "Make it, or name another.")
+    if out.suffix != ".safetensors":
+        raise AdapterError(f"{out} does not end in .safetensors.", "Name it so.")
+    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+        raise RunFolderError(
+            f"{out} is one of the inputs, which would be lost.", "Name another file to write."
+        )
+    if out.exists() and not overwrite:
+        raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
+
+
+def load_parts(parts: Sequence[Part]) -> Loaded:
+    """Read the adapters of a recipe.
+
+    Raises:
+        AdapterError: As `carry_out`.
+        ConfigError: If two parts bear one name, or block weights cannot be read.
+    """
+    named = name_parts(parts)
+    adapters = [read_usable(part.path) for part in named]
+    refuse_other_bases([part.path for part in named], adapters)
+    for part, adapter in zip(named, adapters, strict=True):
+        refuse_other_kinds(adapter, str(part.path), "can be merged")
+    hashes = [file_sha256(part.path) for part in named]
+    for part, found in zip(named, hashes, strict=True):
+        if part.sha256 and part.sha256 != found:
+            raise AdapterError(
+                f"{part.path} is not the file that the recipe means: its SHA-256 begins with "
+                f"{found[:12]}, and the recipe says {part.sha256[:12]}.",
+                "Get that file, or take sha256 out of the recipe.",
+            )
+    complete = tuple(
+        Part(part.path, part.weight, part.name, part.blocks, found)
+        for part, found in zip(named, hashes, strict=True)
+    )
+    return Loaded(complete, adapters, [BlockWeights() for _ in complete])
+
+
+def read_usable(path: Path) -> Adapter:
+    """Read an adapter, and refuse one with numbers that are none.
+
+    Raises:
+        AdapterError: If it cannot be read, or holds NaN or infinity.
+    """
+    adapter = read_adapter(path)
+    for name, layer in adapter.layers.items():
+        if not (torch.isfinite(layer.up).all() and torch.isfinite(layer.down).all()):
+            raise AdapterError(
+                f"{path} holds numbers that are not finite (NaN or infinity), in {name}.",
+                "Its training went wrong, or it overflowed in half precision; get another file.",
+            )
+    return adapter
+
+
+def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters that say they were made for different base models.
+
+    Raises:
+        AdapterError: If so, naming each with its base.
+    """
+    known = {
+        adapter.metadata["dreamloom.base_fingerprint"]: (path, adapter)
+        for path, adapter in zip(paths, adapters, strict=True)
+        if "dreamloom.base_fingerprint" in adapter.metadata
+    }
+    if len(known) > 1:
+        told = ", ".join(
+            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
+            for path, adapter in known.values()
+        )
+        raise AdapterError(
+            f"The adapters were made for different base models: {told}.",
+            "Only adapters of one base model can be merged.",
+        )
+
+
+def make_wish(recipe: Recipe, loaded: Loaded) -> Wish:
+    """Say how the adapters shall be merged, as `combine` takes it; options are complete."""
+    return Wish(
+        weights=[part.weight for part in loaded.parts],
+        method=recipe.method,
+        options=find_method(recipe.method).read_options(recipe.options),
+        rank=recipe.rank,
+        blocks=loaded.blocks,
+        seed=recipe.seed,
+        bytes_per_number=BYTES[recipe.precision],
+    )
+
+
+def refuse_cancelled(loaded: Loaded, combined: Combined) -> None:
+    """Refuse a merge of which nothing but rounding is left.
+
+    Raises:
+        ConfigError: If ‖ΔW‖ is below a millionth of Σ |wᵢ| ‖ΔWᵢ‖.
+    """
+    together = 0.0
+    for part, adapter, blocks in zip(loaded.parts, loaded.adapters, loaded.blocks, strict=True):
+        squares = [
+            (blocks.of(name) * norm(flatten(layer))) ** 2 for name, layer in adapter.layers.items()
+        ]
+        together += abs(part.weight) * math.sqrt(sum(squares))
+    left = math.sqrt(sum(report.norm**2 for report in combined.reports.values()))
+    if left <= _NOTHING * together:
+        raise ConfigError(
+            "The weights cancel each other out, so nothing is left of the adapters.",
+            "Change a weight.",
+        )
+
+
+def cut_slices(wish: Wish, adapters: Sequence[Adapter]) -> list[Mapping[str, int]]:
+    """Tell each part's share of each layer's rank in a plain sum at full rank.
+
+    There the parts' factors stand side by side, in their order. Anything else cannot be taken
+    apart again, and gives an empty list.
+    """
+    if wish.method != "sum" or wish.rank.kind != "full":
+        return []
+    return [
+        {
+            name: rank
+            for name, rank in adapter.ranks.items()
+            if wish.weights[number] * (wish.blocks[number].of(name) if wish.blocks else 1.0) != 0
+        }
+        for number, adapter in enumerate(adapters)
+    ]
+
+
+def _tell(recipe: Recipe, loaded: Loaded) -> Told:
+    """Say how the file was made, so that it can tell when it is found alone in a folder."""
+    versions = library_versions()
+    return Told(
+        parts=tuple(
+            ToldPart(
+                name=part.name,
+                file=part.path.name,
+                sha256=part.sha256,
+                weight=part.weight,
+                blocks=tuple(blocks.rules),
+                subject=adapter.metadata.get("dreamloom.subject", ""),
+                words=tuple(adapter.tokens),
+            )
+            for part, adapter, blocks in zip(
+                loaded.parts, loaded.adapters, loaded.blocks, strict=True
+            )
+        ),
+        method=recipe.method,
+        options=find_method(recipe.method).read_options(recipe.options),
+        rank=str(recipe.rank),
+        seed=recipe.seed,
+        format=recipe.format,
+        precision=recipe.precision,
+        versions={name: versions[name] for name in _VERSIONS if name in versions},
+    )
+
+
+def _tell_base(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """What the merged file says as its parts do: whose adapter it is, and what it draws."""
+    # The first part is the subject, by custom; its words still name it in the merge.
+    story = {}
+    for key in (
+        "dreamloom.base",
+        "dreamloom.base_fingerprint",
+        "dreamloom.subject",
+        "dreamloom.class_noun",
+        "dreamloom.layout",
+        "dreamloom.prediction",
+        "dreamloom.zero_terminal_snr",
+    ):
+        found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
+        if found:
+            story[key] = found[0]
+    return story
