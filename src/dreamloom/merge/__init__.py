@@ -14,18 +14,24 @@ from dreamloom.merge.recipe import (
     share_blocks,
 )
 from dreamloom.merge.recording import record_merge
+from dreamloom.merge.remix import parse_changes, remix_merge
+from dreamloom.merge.verify import Verified, verify_merge
 
 __all__ = [
     "Part",
     "Precision",
     "Recipe",
+    "Verified",
     "carry_out",
     "check_out",
     "merge_adapters",
     "name_parts",
+    "parse_changes",
     "parse_options",
     "parse_part",
     "read_recipe",
     "record_merge",
+    "remix_merge",
     "share_blocks",
+    "verify_merge",
 ]

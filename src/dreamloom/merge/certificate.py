@@ -66,7 +66,7 @@ class Told(_Closed):
     options: dict[str, Value]
     rank: str
     seed: int
-    format: str
+    format: FileFormat
     precision: Precision
     remixed: int = 0
     """How often weights were changed afterwards; each time, numbers were rounded once more."""
@@ -188,6 +188,19 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
             "It was changed after it was merged; merge the parts again.",
         ) from error
     return Certificate(told, reports, slices)
+
+
+def refuse_unsealed(path: Path, adapter: Adapter) -> None:
+    """Refuse a merged file that is not as it was written.
+
+    Raises:
+        AdapterError: If its bytes do not fit its seal.
+    """
+    if not seal_holds(path, adapter.metadata.get(SEAL_KEY, "")):
+        raise AdapterError(
+            f"{path} is not as it was written: its bytes do not fit its seal.",
+            "It was damaged, edited or converted; name the file that the merge wrote.",
+        )
 
 
 def forget_certificate(metadata: Mapping[str, str]) -> dict[str, str]:
