@@ -129,6 +129,8 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),
+        (("generate", "--adapter", "{gone}:1@0,2", "--out", "{out}"), "'2' is no WEIGHT@", 2),
+        (("generate", "--compose", "swich", "--out", "{out}"), "'swich' is none of sum, switch", 2),
         (("merge", "{pickle}", "-o", "{out}.safetensors"), "pickle", 1),
         (("merge", "{photos}/IMG_0.jpg", "-o", "{out}.safetensors"), "IMG_0.jpg", 1),
         (("evaluate", "{gone}", "--photos", "{photos}"), "{gone}", 1),

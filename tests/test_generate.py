@@ -12,8 +12,9 @@ from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Event, Progress, StageSkipped
 from dreamloom.families import load_model
 from dreamloom.families.base import AdapterSpec, Model
-from dreamloom.generate import Prompt, Worn, generate_images
-from dreamloom.pictures import read_image_set
+from dreamloom.generate import Prompt, Worn, generate_images, parse_compose, parse_worn
+from dreamloom.pace import Curve, Manner, parse_curve
+from dreamloom.pictures import ImageSet, read_image_set
 from dreamloom.priors import make_priors
 from dreamloom.runtime import pick_runtime
 from looks import psnr_db
@@ -32,21 +33,26 @@ def settings(model: Model) -> GenerateConfig:
     return small_config(model).generate
 
 
-@pytest.fixture
-def adapter(model: Model, tmp_path: Path) -> Path:
-    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
+def write_random_adapter(model: Model, path: Path, seed: int) -> Path:
+    model.attach_adapter(AdapterSpec(2, 2.0, "attention", seed))
     fresh = model.read_adapter()
     model.detach_adapter()
+    dice = torch.Generator().manual_seed(seed)
     layers = {
-        name: Layer(layer.down, 0.3 * torch.randn(layer.up.shape))
+        name: Layer(layer.down, 0.3 * torch.randn(layer.up.shape, generator=dice))
         for name, layer in fresh.layers.items()
     }
     story = {
         "dreamloom.base": "tiny",
         "dreamloom.base_fingerprint": model.identity.fingerprint,
     }
-    write_adapter(tmp_path / "one.safetensors", Adapter(layers, story))
-    return tmp_path / "one.safetensors"
+    write_adapter(path, Adapter(layers, story))
+    return path
+
+
+@pytest.fixture
+def adapter(model: Model, tmp_path: Path) -> Path:
+    return write_random_adapter(model, tmp_path / "one.safetensors", seed=0)
 
 
 def test_every_prompt_is_drawn_with_every_seed_scheduler_and_step(
@@ -122,6 +128,137 @@ def test_weights_scale_what_is_worn(
     plain = Image.open(base.paths()[0])
     assert psnr_db(drawn[0.0], plain) == float("inf")
     assert psnr_db(drawn[0.5], plain) > psnr_db(drawn[1.0], plain)
+
+
+def read_pixels(images: ImageSet) -> list[bytes]:
+    return [Image.open(path).tobytes() for path in images.paths()]
+
+
+@pytest.fixture
+def other(model: Model, tmp_path: Path) -> Path:
+    return write_random_adapter(model, tmp_path / "two.safetensors", seed=1)
+
+
+def test_a_schedule_is_kept_in_the_manifest_and_draws_another_set(
+    model: Model, settings: GenerateConfig, adapter: Path, tmp_path: Path
+) -> None:
+    run, falling = claimed(tmp_path / "run"), parse_curve("-1@0,0.5@1")
+    images = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, falling)])
+    assert images.adapters[0].weight == -1
+    assert images.adapters[0].pace == "-1@0,0.5@1"
+    assert read_image_set(images.folder) == images
+    told: list[Event] = []
+    again = generate_images(
+        run, model, PROMPTS[:1], settings, [Worn(adapter, falling)], observe=told.append
+    )
+    assert isinstance(told[0], StageSkipped)
+    assert again == images
+    for weight in (-1.0, parse_curve("-1@0,0.4@1")):
+        with pytest.raises(RunFolderError, match="already holds pictures drawn with other"):
+            generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, weight)])
+    plain = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, -1.0)], name="plain")
+    assert read_pixels(plain) != read_pixels(images)
+
+
+def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
+    model: Model, settings: GenerateConfig, adapter: Path, other: Path, tmp_path: Path
+) -> None:
+    run, worn = claimed(tmp_path / "run"), [Worn(adapter), Worn(other, 0.5)]
+    drawn = {}
+    for name, manner in {
+        "sum": Manner(),
+        "switch": Manner("switch"),
+        "k-lora": Manner("k-lora", alpha=1.0, beta=0.75),
+        "conditional": Manner(conditional_only=True),
+    }.items():
+        images = generate_images(run, model, PROMPTS[:1], settings, worn, name, manner=manner)
+        drawn[name] = read_pixels(images)[0], [worn.pace for worn in images.adapters]
+        record = run.read_record(f"generate-{name}")
+        assert record is not None
+        assert Manner(**record.settings["manner"]) == manner
+        assert [entry.weight for entry in images.adapters] == [1.0, 0.5]
+    assert len({pixels for pixels, _ in drawn.values()}) == 4
+    assert {name: paces for name, (_, paces) in drawn.items()} == {
+        "sum": ["", ""],
+        "switch": ["1@0; turn 1 of 2, 1 steps each", "0.5@0; turn 2 of 2, 1 steps each"],
+        "k-lora": [
+            "1@0; k-lora subject, alpha 1, beta 0.75",
+            "0.5@0; k-lora style, alpha 1, beta 0.75",
+        ],
+        "conditional": ["1@0; conditional only", "0.5@0; conditional only"],
+    }
+    manner = Manner("switch", conditional_only=True)
+    with pytest.raises(RunFolderError, match="already holds pictures"):
+        generate_images(run, model, PROMPTS[:1], settings, worn, "switch", manner=manner)
+
+
+def test_manners_that_change_nothing_are_refused(
+    model: Model, settings: GenerateConfig, adapter: Path, other: Path, tmp_path: Path
+) -> None:
+    run, both = claimed(tmp_path / "run"), [Worn(adapter), Worn(other)]
+
+    def draw(worn: list[Worn], manner: Manner, config: GenerateConfig = settings) -> None:
+        generate_images(run, model, PROMPTS, config, worn, manner=manner)
+
+    with pytest.raises(ConfigError, match="switch takes turns between two adapters or more, not 1"):
+        draw(both[:1], Manner("switch"))
+    with pytest.raises(ConfigError, match="k-lora takes two adapters, subject and style, not 3"):
+        draw([*both, both[0]], Manner("k-lora"))
+    with pytest.raises(ConfigError, match="without an adapter"):
+        draw([], Manner(conditional_only=True))
+    unguided = settings.model_copy(update={"guidance": 1.0})
+    with pytest.raises(ConfigError, match="At a guidance of 1 there is no unconditional half"):
+        draw(both, Manner(conditional_only=True), unguided)
+    steps = settings.model_copy(update={"steps": (9, 3)})
+    with pytest.raises(ConfigError, match=r"In 3 steps .* two\.safetensors would never have its"):
+        draw(both, Manner("switch", every=3), steps)
+    assert not run.images.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "worn"),
+    [
+        ("a.safetensors", Worn(Path("a.safetensors"))),
+        ("a.safetensors:-0.5", Worn(Path("a.safetensors"), -0.5)),
+        ("a:b.safetensors:1", Worn(Path("a:b.safetensors"), 1.0)),
+        ("C:/x/a.safetensors", Worn(Path("C:/x/a.safetensors"))),
+        (
+            "a.safetensors:1@0,0.4@0.5,0@1",
+            Worn(Path("a.safetensors"), Curve(((0.0, 1.0), (0.5, 0.4), (1.0, 0.0)))),
+        ),
+    ],
+)
+def test_a_worn_adapter_is_read_as_typed(text: str, worn: Worn) -> None:
+    assert parse_worn(text) == worn
+
+
+def test_a_file_whose_name_looks_like_a_weight_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a:0.5").touch()
+    assert parse_worn(str(tmp_path / "a:0.5")) == Worn(tmp_path / "a:0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a:heavy", r"'a:heavy' ends in 'heavy', which is not a weight\. Write FILE:0\.8"),
+        ("a:", r"which is not a weight\. "),
+        ("a:nan", r"which is not a weight\. "),
+        ("a:1@0,much@1", r"not a weight: 'much@1' is no WEIGHT@PROGRESS\. "),
+        ("a:1@0,0@2", r"not a weight: the progress 2 is not between 0 and 1\. "),
+    ],
+)
+def test_a_weight_that_is_none_is_explained(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_worn(text)
+
+
+def test_an_unknown_way_to_compose_is_explained() -> None:
+    assert parse_compose("switch:2", True) == Manner("switch", 2, conditional_only=True)
+    complaint = r"--compose swich is not possible: 'swich' is none of .*\. Write sum, switch"
+    with pytest.raises(ConfigError, match=complaint):
+        parse_compose("swich")
+    with pytest.raises(ConfigError, match="a turn of 0 steps is none; take 1 or more"):
+        parse_compose("switch:0")
 
 
 def test_bad_wishes_are_explained_and_leave_nothing(

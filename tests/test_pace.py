@@ -24,6 +24,7 @@ from dreamloom.pace import (
     parse_manner,
     set_paces,
     share_layers,
+    tell_paces,
 )
 
 PROGRESS = st.floats(0, 1)
@@ -226,6 +227,17 @@ def test_a_plain_weight_stays_one_where_nothing_moves_it() -> None:
     assert set_paces([subject], [0.8], only) == [Pace(Curve.constant(0.8), conditional_only=True)]
 
 
+def test_paces_are_told_without_being_computed() -> None:
+    curve = parse_curve("1@0,0@1")
+    assert tell_paces([curve, 1.0]) == ["1@0,0@1", ""]
+    assert tell_paces([]) == []
+    adapters = make_pair()
+    for manner in (TOGETHER, Manner("switch", 3), Manner("k-lora"), Manner(conditional_only=True)):
+        settled = set_paces(adapters, [curve, 0.5], manner)
+        told = [str(pace) if isinstance(pace, Pace) else "" for pace in settled]
+        assert tell_paces([curve, 0.5], manner) == told
+
+
 def test_turns_and_curves_multiply() -> None:
     subject, style = make_pair()
     curve = parse_curve("1@0,0@1")
@@ -245,9 +257,9 @@ def test_text_encoders_take_the_strongest_weight_whatever_the_moment() -> None:
 
 def test_a_pace_is_told_completely() -> None:
     pace = Pace(parse_curve("1@0,0@1"), Turn(0, 2, 3), conditional_only=True)
-    assert str(pace) == "1.0@0.0,0.0@1.0; turn 1 of 2, 3 steps each; conditional only"
+    assert str(pace) == "1@0,0@1; turn 1 of 2, 3 steps each; conditional only"
     share = Share("style", {}, 1.5, 0.5)
-    assert str(Pace(Curve.constant(1.0), share)) == "1.0@0.0; k-lora style, alpha 1.5, beta 0.5"
+    assert str(Pace(Curve.constant(1.0), share)) == "1@0; k-lora style, alpha 1.5, beta 0.5"
 
 
 @pytest.mark.parametrize(

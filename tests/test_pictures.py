@@ -41,6 +41,18 @@ def images(tmp_path):
     )
 
 
+def test_a_plainly_worn_adapter_is_written_without_a_pace(tmp_path, images):
+    written = json.loads(write_manifest(images).read_text())
+    assert written["adapters"] == [{"file": "a.safetensors", "sha256": "00", "weight": -0.5}]
+    paced = WornAdapter(file="b.safetensors", sha256="00", weight=1, pace="1@0,0@1")
+    scheduled = images.model_copy(update={"adapters": (*images.adapters, paced)})
+    write_manifest(scheduled)
+    assert read_image_set(tmp_path) == scheduled
+    assert scheduled.fingerprint != images.fingerprint
+    told = ["a.safetensors × -0.5", "b.safetensors × 1 (1@0,0@1)"]
+    assert [str(worn) for worn in scheduled.adapters] == told
+
+
 def photo(**changes):
     known = {"file": "0.png", "source": "a.jpg", "source_sha256": "ab", "original_px": (9, 8)}
     return Photo(**{**known, "scaled_px": (64, 64), **changes})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli_adapters import ADAPTER_COMMANDS
+from dreamloom.cli_search import SEARCH_COMMANDS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -28,6 +29,15 @@ PATH = click.Path(path_type=Path)
 PACKS_HELP = (
     "A list of prompts, may be repeated: person-v1, object-v1, live-v1, class-v1, unrelated-v1, "
     "seed-v1, pixel-v1, picturebook-v1, picturebook-class-v1. 'dreamloom packs NAME' shows one."
+)
+
+ADAPTER_HELP = (
+    "May be repeated. FILE:1@0,0.4@0.5,0@1 is worn at weights that follow the drawing, from its "
+    "first step (0) to its last (1)."
+)
+COMPOSE_HELP = (
+    "How several adapters share a drawing: sum, switch[:STEPS] (they take turns) or "
+    "k-lora[:ALPHA,BETA] (each layer goes over from the first to the second)."
 )
 
 
@@ -143,7 +153,9 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
 
 @main.command()
 @click.option("--base", help="The base model; the adapter's own where it says so.")
-@click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help="May be repeated.")
+@click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help=ADAPTER_HELP)
+@click.option("--compose", default="sum", show_default=True, help=COMPOSE_HELP)
+@click.option("--conditional-only", is_flag=True, help="Guidance's other half sees the base model.")
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated.")
 @click.option("--pack", "packs", multiple=True, help=PACKS_HELP)
 @click.option("--subject", help="The subject in prompts; the adapter's own where it says so.")
@@ -159,10 +171,11 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
 @click.pass_obj
 def generate(quiet: bool, /, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
+    from dataclasses import fields
+
     from dreamloom.journey import Wish, draw
 
-    fields = ("adapters", "prompts", "packs", "subject", "class_noun", "floor", "name", "out")
-    wish = Wish(**{field: given.pop(field) for field in fields})
+    wish = Wish(**{field.name: given.pop(field.name) for field in fields(Wish)})
     config = _settings(given)
     with _watch(quiet) as observe:
         folders = draw(wish, config, _runtime(config), observe)
@@ -419,5 +432,5 @@ def _watch(quiet: bool) -> AbstractContextManager[Observer]:
     return watch(quiet)
 
 
-for command in ADAPTER_COMMANDS:
+for command in (*ADAPTER_COMMANDS, *SEARCH_COMMANDS):
     main.add_command(command)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dreamloom.adapters import Adapter, read_adapter
+from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds
 from dreamloom.config import GenerateConfig
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.families.base import Model, Sampler, Shot
+from dreamloom.pace import (
+    MANNERS,
+    TOGETHER,
+    Curve,
+    Manner,
+    Pace,
+    parse_curve,
+    parse_manner,
+    set_paces,
+    tell_paces,
+)
 from dreamloom.pictures import (
     MANIFEST,
     Change,
@@ -47,10 +59,54 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Worn:
-    """An adapter file and the weight at which it is worn."""
+    """An adapter file and the weight at which it is worn, or how that follows the drawing."""
 
     path: Path
-    weight: float = 1.0
+    weight: float | Curve = 1.0
+
+    @property
+    def strongest(self) -> float:
+        """The weight, or the one farthest from 0."""
+        return self.weight.strongest if isinstance(self.weight, Curve) else self.weight
+
+
+def parse_worn(text: str) -> Worn:
+    """Read ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…`` as typed on the command line.
+
+    Raises:
+        ConfigError: If what follows the colon is neither a weight nor a schedule.
+    """
+    path, colon, weight = text.rpartition(":")
+    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
+        return Worn(Path(text))
+    try:
+        if "@" in weight:
+            return Worn(Path(path), parse_curve(weight))
+        plain = float(weight)
+        if not math.isfinite(plain):
+            raise ValueError
+        return Worn(Path(path), plain)
+    except ValueError as error:
+        reason = f": {error}" if "@" in weight else ""
+        raise ConfigError(
+            f"{text!r} ends in {weight!r}, which is not a weight{reason}.",
+            "Write FILE:0.8, or just FILE; or FILE:1@0,0.4@0.5,0@1 for weights over the drawing, "
+            "from 0 at its first step to 1 at its last.",
+        ) from None
+
+
+def parse_compose(text: str, conditional_only: bool = False) -> Manner:
+    """Read how adapters are worn together, as typed on the command line.
+
+    Raises:
+        ConfigError: If there is no such way, or a number is out of range.
+    """
+    try:
+        return parse_manner(text, conditional_only)
+    except ValueError as error:
+        raise ConfigError(
+            f"--compose {text} is not possible: {error}.", f"Write {MANNERS}."
+        ) from None
 
 
 def generate_images(
@@ -61,6 +117,7 @@ def generate_images(
     worn: Sequence[Worn] = (),
     name: str = "pictures",
     observe: Observer = silent,
+    manner: Manner = TOGETHER,
 ) -> ImageSet:
     """Draw every prompt with every seed, scheduler and number of steps into ``images/<name>``.
 
@@ -75,18 +132,17 @@ def generate_images(
         worn: Adapters to wear; none draws the base model.
         name: The set's name: letters, digits, dash and underscore.
         observe: Told of progress.
+        manner: How several adapters are worn together.
 
     Raises:
         AdapterError: If an adapter cannot be read or belongs to another base model.
         RunFolderError: If a finished set of that name was drawn otherwise.
-        ConfigError: If a scheduler or the set's name is not allowed, or there is no prompt.
+        ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
+            prompt.
     """
-    adapters = check_wish(model, prompts, config, worn, name)
+    adapters = check_wish(model, prompts, config, worn, name, manner)
     stage = f"generate-{name}"
-    listed = tuple(
-        WornAdapter(file=part.path.name, sha256=file_sha256(part.path), weight=part.weight)
-        for part in worn
-    )
+    listed = _list_worn(worn, manner)
     inputs = {
         "base": model.identity.fingerprint,
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
@@ -109,7 +165,8 @@ def generate_images(
         # What lies there is the beginning of a set that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with model.wear(list(zip(adapters, [part.weight for part in worn], strict=True))):
+        strengths = set_paces(adapters, [part.weight for part in worn], manner)
+        with model.wear(list(zip(adapters, strengths, strict=True))):
             _draw(model, plan, folder, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
@@ -125,7 +182,7 @@ def generate_images(
         Record(
             stage=stage,
             inputs=inputs,
-            settings=config.model_dump(mode="json"),
+            settings=config.model_dump(mode="json") | {"manner": asdict(manner)},
             outputs=run.hash_outputs(manifest, *images.paths()),
             results={"pictures": len(plan), "seconds_per_picture": effort.seconds / len(plan)},
             base=model.identity.as_dict(),
@@ -145,12 +202,15 @@ def check_wish(
     config: GenerateConfig,
     worn: Sequence[Worn],
     name: str,
+    manner: Manner = TOGETHER,
 ) -> list[Adapter]:
     """Check everything about a set before anything is written; return the adapters, read.
 
     Raises:
-        AdapterError: If an adapter cannot be read or does not fit the base model.
-        ConfigError: If a scheduler or the set's name is not allowed, or there is no prompt.
+        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be worn
+            in this manner.
+        ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
+            prompt.
     """
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
@@ -167,11 +227,50 @@ def check_wish(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
+    _check_manner(manner, worn, config)
     for part, adapter in zip(worn, adapters, strict=True):
         _check_base(part.path, dict(adapter.metadata), model)
-        with model.wear([(adapter, part.weight)]):
+        if manner.method == "k-lora":
+            refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
+        strength = Pace(part.weight) if isinstance(part.weight, Curve) else part.weight
+        with model.wear([(adapter, strength)]):
             pass  # it fits
     return adapters
+
+
+def _check_manner(manner: Manner, worn: Sequence[Worn], config: GenerateConfig) -> None:
+    """Refuse what could not be seen in the pictures: a manner that changes nothing there."""
+    try:
+        manner.check(len(worn))
+    except ValueError as error:
+        raise ConfigError(
+            f"This cannot be drawn: {error}.",
+            "Give --adapter as often, or leave --compose and --conditional-only out.",
+        ) from None
+    if manner.conditional_only and float(config.guidance) <= 1:
+        raise ConfigError(
+            f"At a guidance of {float(config.guidance):g} there is no unconditional half that "
+            "adapters could be kept from.",
+            "Raise --guidance above 1, or leave --conditional-only out.",
+        )
+    steps = min(config.steps)
+    if manner.method == "switch" and steps <= manner.every * (len(worn) - 1):
+        raise ConfigError(
+            f"In {steps} steps with turns of {manner.every}, {worn[-1].path.name} would never have "
+            "its turn.",
+            "Take shorter turns, as in --compose switch:1, or more --steps.",
+        )
+
+
+def _list_worn(worn: Sequence[Worn], manner: Manner) -> tuple[WornAdapter, ...]:
+    """List the adapters with how each is worn, for the manifest."""
+    paces = tell_paces([part.weight for part in worn], manner)
+    return tuple(
+        WornAdapter(
+            file=part.path.name, sha256=file_sha256(part.path), weight=part.strongest, pace=pace
+        )
+        for part, pace in zip(worn, paces, strict=True)
+    )
 
 
 def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:

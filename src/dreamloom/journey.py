@@ -28,8 +28,7 @@ from dreamloom.events import Note, Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.features import Encoders
-from dreamloom.generate import Prompt, Worn, check_wish, generate_images
-from dreamloom.merge import parse_part
+from dreamloom.generate import Prompt, check_wish, generate_images, parse_compose, parse_worn
 from dreamloom.metrics import Scorecard
 from dreamloom.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
 from dreamloom.photos import fingerprint_photos, load_class_images, load_photos
@@ -327,7 +326,7 @@ class Wish:
     """What the user wants drawn.
 
     Args:
-        adapters: ``FILE`` or ``FILE:WEIGHT``.
+        adapters: ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…``.
         prompts: Texts; {subject} stands for the subject's phrase.
         packs: The names of prompt packs.
         subject: The phrase; None takes what the first adapter says of itself.
@@ -336,6 +335,8 @@ class Wish:
         out: A run's folder, or a new one.
         class_noun: What the subject is one of; None takes what that adapter says, or else the
             phrase's last word.
+        compose: How the adapters are worn together; see `pace.MANNERS`.
+        conditional_only: Whether the unconditional half of guidance sees the base model.
     """
 
     adapters: tuple[str, ...]
@@ -346,6 +347,8 @@ class Wish:
     name: str
     out: Path
     class_noun: str | None = None
+    compose: str = "sum"
+    conditional_only: bool = False
 
 
 def draw(
@@ -357,24 +360,24 @@ def draw(
 
     Raises:
         AdapterError: If an adapter cannot be read or was made for another base.
-        ConfigError: If nothing is to be drawn, or a name is unknown.
+        ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
-    parts = [parse_part(text) for text in wish.adapters]
-    stories = [read_adapter(part.path).metadata for part in parts]
+    worn = [parse_worn(text) for text in wish.adapters]
+    manner = parse_compose(wish.compose, wish.conditional_only)
+    stories = [read_adapter(part.path).metadata for part in worn]
     prompts = _ask(wish, config, stories)
     run = RunDir(wish.out)
     run.refuse_strangers()
     model = load_model(_choose_base(config, stories), runtime)
     config = settle(config, model)
-    worn = [Worn(part.path, part.weight) for part in parts]
-    check_wish(model, prompts, config.generate, worn, wish.name)
+    settings, name = config.generate, wish.name
+    check_wish(model, prompts, settings, worn, name, manner)
     run.claim()
     observe = tee(observe, run.observer())
-    sets = [generate_images(run, model, prompts, config.generate, worn, wish.name, observe)]
+    sets = [generate_images(run, model, prompts, settings, worn, name, observe, manner)]
     if wish.floor and worn:
-        name = f"{wish.name}_base"
-        sets.append(generate_images(run, model, prompts, config.generate, (), name, observe))
+        sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
     return [images.folder for images in sets]
 
 

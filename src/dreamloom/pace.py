@@ -109,7 +109,11 @@ class Curve:
 
     def __str__(self) -> str:
         """As it is typed: ``1@0,0.4@0.5,0@1``; see `parse_curve`."""
-        return ",".join(f"{weight!r}@{progress!r}" for progress, weight in self.points)
+        return ",".join(f"{_type(weight)}@{_type(progress)}" for progress, weight in self.points)
+
+
+def _type(number: float) -> str:
+    return repr(number).removesuffix(".0")
 
 
 def parse_curve(text: str) -> Curve:
@@ -183,7 +187,7 @@ class Share:
         return (moment.progress <= self.table[layer]) == (self.role == "subject")
 
     def __str__(self) -> str:
-        return f"k-lora {self.role}, alpha {self.alpha!r}, beta {self.beta!r}"
+        return f"k-lora {self.role}, alpha {_type(self.alpha)}, beta {_type(self.beta)}"
 
 
 @dataclass(frozen=True)
@@ -314,26 +318,41 @@ def set_paces(
         ValueError: If their number does not suit the manner.
     """
     manner.check(len(adapters))
-    gates: list[Turn | Share | None] = [None] * len(adapters)
-    if manner.method == "switch":
-        gates = [Turn(place, len(adapters), manner.every) for place in range(len(adapters))]
-    elif manner.method == "k-lora":
+    table: Mapping[str, float] = {}
+    if manner.method == "k-lora":
         subject, style = adapters
         table = share_layers(subject, style, manner.alpha, manner.beta)
+    return _assign(weights, manner, table)
+
+
+def tell_paces(weights: Sequence[float | Curve], manner: Manner = TOGETHER) -> list[str]:
+    """Tell the pace of each adapter as `Pace` does, empty for a plain weight.
+
+    Nothing is computed: what k-lora makes of two adapters is determined by them and by this.
+    """
+    strengths = _assign(weights, manner, {})
+    return [str(strength) if isinstance(strength, Pace) else "" for strength in strengths]
+
+
+def _assign(
+    weights: Sequence[float | Curve], manner: Manner, table: Mapping[str, float]
+) -> list[Strength]:
+    gates: list[Turn | Share | None] = [None] * len(weights)
+    if manner.method == "switch":
+        gates = [Turn(place, len(weights), manner.every) for place in range(len(weights))]
+    elif manner.method == "k-lora":
         gates = [
             Share("subject", table, manner.alpha, manner.beta),
             Share("style", table, manner.alpha, manner.beta),
         ]
-    return [
-        weight
-        if gate is None and not manner.conditional_only and not isinstance(weight, Curve)
-        else Pace(
-            weight if isinstance(weight, Curve) else Curve.constant(weight),
-            gate,
-            manner.conditional_only,
-        )
-        for weight, gate in zip(weights, gates, strict=True)
-    ]
+    strengths: list[Strength] = []
+    for weight, gate in zip(weights, gates, strict=True):
+        if gate is None and not manner.conditional_only and not isinstance(weight, Curve):
+            strengths.append(weight)
+        else:
+            curve = weight if isinstance(weight, Curve) else Curve.constant(weight)
+            strengths.append(Pace(curve, gate, manner.conditional_only))
+    return strengths
 
 
 def share_layers(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    model_serializer,
+    model_validator,
+)
 
 from dreamloom.errors import DreamLoomError
 from dreamloom.rundir import file_sha256, fingerprint, write_text
@@ -188,6 +193,18 @@ class WornAdapter(_Listed):
     file: str
     sha256: str
     weight: float
+    """Its weight; where that follows the drawing, the strongest that it reaches."""
+    pace: str = ""
+    """How it follows the drawing, as `dreamloom.pace.Pace` tells it; empty for a plain weight."""
+
+    def __str__(self) -> str:
+        """The file, its weight and its pace, for readers."""
+        return f"{self.file} × {self.weight:g}" + (f" ({self.pace})" if self.pace else "")
+
+    @model_serializer(mode="wrap")
+    def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # A plainly worn adapter is written, and so fingerprinted, as before there were paces.
+        return {name: value for name, value in write(self).items() if name != "pace" or value}
 
 
 class ImageSet(_Listed):

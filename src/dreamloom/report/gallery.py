@@ -196,7 +196,7 @@ def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> Sh
 def _worn(images: ImageSet) -> str:
     if not images.adapters:
         return "no adapter"
-    return " + ".join(f"{worn.file} × {worn.weight:g}" for worn in images.adapters)
+    return " + ".join(str(worn) for worn in images.adapters)
 
 
 def _by_category(rows: Mapping[tuple[str, str, str], Row]) -> list[tuple[str, list[Row]]]:
