@@ -54,9 +54,17 @@ LAYERS = {
         "picturebook",
     ),
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
-    "journey": ("journey", "as_seed", "kept", "study", "demo", "trial"),
+    "journey": ("journey", "as_seed", "kept", "study", "search", "demo", "trial"),
     "door": ("__init__",),
-    "faces": ("console", "cli", "cli_adapters", "studio", "__main__", "picturebook.score"),
+    "faces": (
+        "console",
+        "cli",
+        "cli_adapters",
+        "cli_search",
+        "studio",
+        "__main__",
+        "picturebook.score",
+    ),
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}
