@@ -163,14 +163,20 @@ EXACT = [name for name, method in METHODS.items() if method.needs in {"factors",
 
 
 def merged_by(method, some, weights, rank=None):
-    wish = Wish(weights, method, rank=FULL if rank is None else parse_rank(str(rank)))
-    return combine(some, wish).adapter
+    """Merge as many of some adapters as a method takes: two, or more if it needs more."""
+    count = min(len(some), max(2, METHODS[method].least))
+    wish = Wish(weights[:count], method, rank=FULL if rank is None else parse_rank(str(rank)))
+    return combine(some[:count], wish).adapter
 
 
 @pytest.fixture
 def some():
-    """As many adapters as every method takes, their ranks mixed, each lacking some layer."""
-    ranks = ({"linear": 3, "conv": 2}, {"linear": 2, "pointwise": 3, "conv": 4})
+    """As many adapters as every method needs, their ranks mixed, each lacking some layer."""
+    ranks = (
+        {"linear": 3, "conv": 2},
+        {"linear": 2, "pointwise": 3, "conv": 4},
+        {"linear": 1, "pointwise": 2, "conv": 3},
+    )
     return [random_adapter(seed, each) for seed, each in enumerate(ranks, 11)]
 
 
@@ -188,7 +194,9 @@ def test_a_method_tells_its_formula_and_source(method):
 def test_no_method_depends_on_how_an_update_is_split(method, some):
     rewritten = [rewrite(adapter, seed) for seed, adapter in enumerate(some)]
     assert_same(
-        merged_by(method, rewritten, [0.8, 0.6]), merged_by(method, some, [0.8, 0.6]), atol=2e-4
+        merged_by(method, rewritten, [0.8, 0.6, 0.5]),
+        merged_by(method, some, [0.8, 0.6, 0.5]),
+        atol=2e-4,
     )
 
 
@@ -200,7 +208,7 @@ def test_one_adapter_at_weight_1_stays_what_it_is(method, some):
 
 @pytest.mark.parametrize("method", EXACT)
 def test_a_merge_says_the_same_twice(method, some):
-    once, again = (merged_by(method, some, [0.8, 0.6]) for _ in range(2))
+    once, again = (merged_by(method, some, [0.8, 0.6, 0.5]) for _ in range(2))
     assert once.layers.keys() == again.layers.keys()
     for name, layer in once.layers.items():
         assert torch.equal(layer.up, again.layers[name].up)
@@ -215,7 +223,7 @@ def test_zeros_are_finite(method, some):
             for name, layer in some[1].layers.items()
         }
     )
-    merged = merged_by(method, [some[0], empty], [1.0, 1.0])
+    merged = merged_by(method, [some[0], empty, empty], [1.0, 1.0, 1.0])
     for layer in merged.layers.values():
         assert torch.isfinite(layer.up).all()
         assert torch.isfinite(layer.down).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -61,11 +61,13 @@ class LayerReport:
         norm: Its Frobenius norm.
         error: ‖what is written − what the method says‖ / ‖what the method says‖, 0 or above; the
             precision of the file is not in it.
+        notes: Further figures by name, if the method tells any.
     """
 
     rank: int
     norm: float
     error: float
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,8 +276,8 @@ class _Merger:
         """The ranks of what goes into a layer, added up."""
         return sum(part.factors.rank for part in self.parts(name))
 
-    def merge(self, name: str) -> Merged:
-        """What the method makes of a layer, uncut."""
+    def merge(self, name: str, notes: dict[str, float] | None = None) -> Merged:
+        """What the method makes of a layer, uncut; what it tells goes into ``notes``."""
         context = Context(
             layer=name,
             options=self._options,
@@ -283,6 +285,8 @@ class _Merger:
             adapters=len(self._adapters),
             whole=self._whole,
             prepared=self._prepared.get(name, {}),
+            weights=tuple(self._wish.weights),
+            notes={} if notes is None else notes,
         )
         return self._method.merge(self.parts(name), context)
 
@@ -294,10 +298,13 @@ class _Merger:
 
     def cut(self, name: str, rank: int | None) -> tuple[Factors, LayerReport]:
         """Merge a layer and cut it to the rank that was asked for."""
-        merged = self.merge(name)
+        notes: dict[str, float] = {}
+        merged = self.merge(name, notes)
         if isinstance(merged, Factors):
-            return _cut_factors(merged, self._wish.rank, rank)
-        return _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
+            factors, report = _cut_factors(merged, self._wish.rank, rank)
+        else:
+            factors, report = _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
+        return factors, replace(report, notes=notes)
 
 
 def _find_values(merged: Merged) -> Tensor:

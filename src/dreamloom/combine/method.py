@@ -108,6 +108,8 @@ class Context:
         whole: Inner products of the weighted updates over all layers, adapter by adapter in the
             user's order (float64, (adapters, adapters)), if the method asks for them.
         prepared: What the base model told about this layer, by name; see `Method.needs`.
+        weights: The adapters' weights in the user's order, block weights left out.
+        notes: Empty; figures about the layer that a method puts here, by name, are reported.
     """
 
     layer: str
@@ -116,6 +118,8 @@ class Context:
     adapters: int
     whole: Float[Tensor, "adapters adapters"] | None = None
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Sequence[float] = ()
+    notes: dict[str, float] = field(default_factory=dict)
 
     def number(self, name: str) -> float:
         """A numeric option."""
