@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from dreamloom.adapters.adapter import Layer, PeftState
+from dreamloom.adapters.sdxl_layers import COMPONENTS
 
-COMPONENTS = ("unet", "text_encoder_2", "text_encoder")
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
@@ -43,10 +43,7 @@ def describe_lora(ranks: Mapping[str, int], use_dora: bool = False) -> dict[str,
             continue
         counts = Counter(own.values())
         common = max(counts, key=lambda rank: (counts[rank], rank))
-        # PEFT reads these names as patterns of names' ends; "^" ties each to its own layer.
-        special = {
-            f"^{re.escape(name)}": rank for name, rank in sorted(own.items()) if rank != common
-        }
+        special = {_match(name): rank for name, rank in sorted(own.items()) if rank != common}
         configs[component] = {
             "peft_type": "LORA",
             "r": common,
@@ -59,3 +56,13 @@ def describe_lora(ranks: Mapping[str, int], use_dora: bool = False) -> dict[str,
             "use_rslora": False,
         } | ({"use_dora": True} if use_dora else {})
     return configs
+
+
+def _match(name: str) -> str:
+    """Write the pattern of one layer's name."""
+    bare = name.removeprefix("text_model.")
+    if bare.startswith("encoder.layers."):
+        # Versions of transformers differ in the wrapper; PEFT lets a pattern mean a name's end.
+        return re.escape(bare)
+    # PEFT reads these names as patterns of names' ends; "^" ties each to its own layer.
+    return f"^{re.escape(name)}"
