@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreamloom.combine.blocks import NO_BLOCKS, BlockWeights
+from dreamloom.combine.blocks import NO_BLOCKS, BlockWeights, parse_blocks, read_blocks
 from dreamloom.combine.merging import Combined, LayerReport, Uncut, Wish, combine, merge_uncut
 from dreamloom.combine.method import Context, Method, Option, Part
 from dreamloom.combine.methods import METHODS, find_method
@@ -25,5 +25,7 @@ __all__ = [
     "combine",
     "find_method",
     "merge_uncut",
+    "parse_blocks",
     "parse_rank",
+    "read_blocks",
 ]

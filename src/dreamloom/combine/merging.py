@@ -109,7 +109,7 @@ def combine(
 
     Raises:
         ConfigError: If the numbers of adapters and weights differ, a weight is not finite, nothing
-            is left to merge, or the method, an option or the rank is not possible.
+            is left to merge, or the method, an option, the rank or block weights are not possible.
         AdapterError: If one is no LoRA, two change a layer of different shapes, or teach one word
             differently.
 
@@ -199,6 +199,9 @@ def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
         )
     for number, adapter in enumerate(adapters, 1):
         refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")
+    layers = {name for adapter in adapters for name in adapter.layers}
+    for blocks in wish.blocks:
+        blocks.check(layers)
 
 
 class _Merger:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from dreamloom.adapters import AdapterKind
+from dreamloom.adapters.patterns import B_LORA_BLOCKS, matches
 from dreamloom.errors import ConfigError
 from dreamloom.families.base import AdapterSpec, Reach
-
-B_LORA_BLOCKS = {
-    "content": "unet.up_blocks.0.attentions.0",
-    "style": "unet.up_blocks.0.attentions.1",
-}
-"""SDXL's blocks that hold mostly content and mostly style.
-
-Source:
-    Frenkel et al., Implicit Style-Content Separation using B-LoRA (arXiv:2403.14572), section 4.
-"""
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 # Few tools read adapters on these, and they shape every picture rather than one subject.
@@ -112,21 +102,6 @@ def _explain_missing(block: str, names: Iterable[str], reach: Reach) -> None:
             has,
         )
     raise ConfigError(f"The block {block!r} matches no layer that may change.", has)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Say whether a pattern is a run of whole parts of a layer's name; ``*`` stands for anything.
-
-    Example:
-        >>> matches("attentions.1", "unet.up_blocks.0.attentions.1.proj_in")
-        True
-        >>> matches("attentions.1", "unet.up_blocks.0.attentions.10.proj_in")
-        False
-        >>> matches("up_blocks.*.to_q", "unet.up_blocks.0.attentions.1.attn1.to_q")
-        True
-    """
-    inner = ".*".join(map(re.escape, pattern.split("*")))
-    return re.search(rf"(^|\.)({inner})(\.|$)", name) is not None
 
 
 def assign_by_pattern(
