@@ -30,6 +30,7 @@ LAYERS = {
         "optimizers",
         "noise",
         "pace",
+        "calibrate",
         "combine",
         "copies",
         "metrics",

@@ -1,0 +1,208 @@
+"""What a model's layers are given on some prompts, kept as sums of a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from weakref import ReferenceType, ref
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamloom.calibrate.inquiry import Ask, Inquiry, Prepared, Told
+from dreamloom.combine.factors import flatten
+from dreamloom.combine.method import Value
+from dreamloom.combine.methods.regmean import InputShares
+from dreamloom.combine.prepared import JOINT, name_down, name_gram
+from dreamloom.events import silent
+from dreamloom.families.base import Model
+from dreamloom.families.listening import go_down, gram_of, list_inputs, list_places, listen
+
+ROUND_BYTES = 2**31
+"""How much memory the Gram matrices of inputs may take at a time."""
+
+
+class GramSum:
+    """A growing mean of outer products.
+
+    Args:
+        features: How long the rows are.
+    """
+
+    def __init__(self, features: int) -> None:
+        self._features = features
+        self._total: Tensor | None = None
+        self._places = 0
+
+    def add(self, rows: Float[Tensor, "places features"]) -> None:
+        """Take more rows in."""
+        gram = gram_of(rows)
+        self._total = gram if self._total is None else self._total.add_(gram)
+        self._places += len(rows)
+
+    def mean(self) -> Float[Tensor, "features features"]:
+        """The mean over all rows; zeros if there was none."""
+        if self._total is None:
+            return torch.zeros(self._features, self._features)
+        return self._total / self._places
+
+
+def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
+    """Measure how strongly each adapter's prompts fill the rows of every adapter's ``down``.
+
+    For each layer that several adapters change: the means of z zᵀ with z = [down₁; down₂; …] · x
+    over every token or pixel x that it is given. A sum of rank × rank numbers a layer is all that
+    is kept, however much is drawn.
+
+    Source:
+        SSR-Merge (arXiv:2606.10617): its statistics add up over inputs.
+    """
+    del options  # they matter where the layers are merged
+    where = inquiry.model.runtime.device
+    exact = find_place_for_doubles(inquiry.model)
+    downs = {
+        name: torch.cat([flatten(inquiry.adapters[n - 1].layers[name]).down for n in numbers])
+        for name, numbers in inquiry.shared.items()
+    }
+    downs = {name: down.to(where, torch.float32) for name, down in downs.items()}
+    prepared: Prepared = {name: {} for name in inquiry.shared}
+    for ask in inquiry.asks:
+        sums = {name: GramSum(len(down)) for name, down in downs.items()}
+
+        def hear(
+            name: str, layer: nn.Module, rows: Tensor, sums: Mapping[str, GramSum] = sums
+        ) -> None:
+            signals = go_down(layer, rows.float(), downs[name])
+            sums[name].add(list_places(layer, signals).to(exact, torch.float64))
+
+        with torch.no_grad(), listen(inquiry.layers, hear):
+            inquiry.draw(ask)
+        for name, total in sums.items():
+            prepared[name][name_gram(ask.number)] = total.mean().cpu()
+    return Told(prepared)
+
+
+def hear_inputs(
+    inquiry: Inquiry, options: Mapping[str, Value], round_bytes: int = ROUND_BYTES
+) -> Told:
+    """Measure the inputs of every layer, and share them out among the adapters.
+
+    The Gram matrix of a layer's inputs has inputs² numbers, so only those of one round's layers are
+    held at a time, and every round draws anew. Layers that are given the same tensor, as queries,
+    keys and values of one attention are, share one matrix.
+
+    Args:
+        inquiry: The merge.
+        options: Those of RegMean.
+        round_bytes: Memory for the matrices of one round.
+    """
+    sources = find_sources(inquiry)
+    widths = {name: inquiry.adapters[inquiry.shared[name][0] - 1] for name in sources.values()}
+    rounds = plan_rounds(
+        {name: a.layers[name].down[0].numel() for name, a in widths.items()},
+        len(inquiry.asks),
+        round_bytes,
+    )
+    prepared: Prepared = {}
+    for heard_now in rounds:
+        grams = _hear_round(inquiry, heard_now)
+        shares: dict[tuple[str, ...], InputShares] = {}
+        for name in (name for name, source in sources.items() if source in heard_now):
+            numbers, source = inquiry.shared[name], sources[name]
+            key = (source, *map(str, numbers))
+            if key not in shares:
+                shares[key] = _share_inputs(grams[source], numbers, options)
+            prepared[name] = {
+                name_down(number): shares[key].share(
+                    place, flatten(inquiry.adapters[number - 1].layers[name]).down
+                )
+                for place, number in enumerate(numbers)
+            }
+    return Told(prepared)
+
+
+def _share_inputs(
+    heard: Mapping[int, Tensor], numbers: Sequence[int], options: Mapping[str, Value]
+) -> InputShares:
+    joint = float(options["joint"])
+    return InputShares(
+        [heard[number] for number in numbers],
+        joint * heard[JOINT] if joint > 0 else None,
+        shrink=float(options["shrink"]),
+        ridge=float(options["ridge"]),
+        keeps_unseen=options["unseen"] == "sum",
+    )
+
+
+def _hear_round(inquiry: Inquiry, names: Mapping[str, int]) -> dict[str, dict[int, Tensor]]:
+    exact = find_place_for_doubles(inquiry.model)
+    grams: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+    layers = {name: inquiry.layers[name] for name in names}
+    for ask in inquiry.asks:
+        sums = {name: GramSum(width) for name, width in names.items()}
+
+        def hear(
+            name: str, layer: nn.Module, rows: Tensor, sums: Mapping[str, GramSum] = sums
+        ) -> None:
+            sums[name].add(list_inputs(layer, rows.float()))
+
+        with torch.no_grad(), listen(layers, hear):
+            inquiry.draw(ask)
+        for name, total in sums.items():
+            grams[name][ask.number] = total.mean().to(exact)
+    return grams
+
+
+def find_sources(inquiry: Inquiry) -> dict[str, str]:
+    """Find which layers are given the very same tensor, by looking once.
+
+    A convolution has its own: what it multiplies depends on its kernel.
+
+    Returns:
+        For each shared layer the first one that was given its inputs.
+    """
+    first: dict[int, tuple[ReferenceType[Tensor], str]] = {}
+    sources = {name: name for name in inquiry.shared}
+
+    def hear(name: str, layer: nn.Module, rows: Tensor) -> None:
+        if not isinstance(layer, nn.Linear):
+            return
+        # An address alone says little: another tensor may have been there before.
+        alive, source = first.get(id(rows), (None, name))
+        if alive is not None and alive() is rows:
+            sources[name] = source
+        else:
+            first[id(rows)] = (ref(rows), name)
+
+    look = replace(inquiry, steps=1, observe=silent)
+    with torch.no_grad(), listen(inquiry.layers, hear):
+        look.draw(Ask(JOINT, (), inquiry.asks[0].prompts[:1]))
+    return sources
+
+
+def plan_rounds(widths: Mapping[str, int], matrices: int, round_bytes: int) -> list[dict[str, int]]:
+    """Divide layers into rounds whose Gram matrices fit into memory together.
+
+    Args:
+        widths: The number of each layer's inputs.
+        matrices: How many Gram matrices each layer needs.
+        round_bytes: For those of one round, in float32; a layer that needs more has a round of its
+            own.
+    """
+    rounds: list[dict[str, int]] = []
+    left = 0
+    for name, width in widths.items():
+        need = 4 * width**2 * matrices
+        if not rounds or need > left:
+            rounds.append({})
+            left = round_bytes
+        rounds[-1][name] = width
+        left -= need
+    return rounds
+
+
+def find_place_for_doubles(model: Model) -> torch.device:
+    """Apple's GPU knows no float64; there the processor adds up."""
+    device = model.runtime.device
+    return torch.device("cpu") if device.type == "mps" else device
