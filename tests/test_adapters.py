@@ -325,7 +325,7 @@ def test_a_header_that_begins_like_a_pickle_is_none(tmp_path, small):
     write_adapter(path, small)
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
-    header, wanted = whole[8 : 8 + length], 0x0480
+    header, wanted = whole[8 : 8 + length], 0x010480
     path.write_bytes(wanted.to_bytes(8, "little") + header.ljust(wanted) + whole[8 + length :])
     assert path.read_bytes().startswith(b"\x80\x04")
     assert_equal(read_adapter(path), small)
