@@ -27,7 +27,7 @@ import pytest
 # included. Families and the rooms above them name protocols that only mypy can check.
 _CHECKED = (
     *("config", "events", "rundir", "pictures", "runtime"),
-    *("objective", "combine", "metrics", "statistics", "verdicts", "plots"),
+    *("objective", "combine", "diagnose", "metrics", "statistics", "verdicts", "plots"),
     *("significance", "comparisons", "scorecards"),
     *("pixels", "features", "adapters", "checkpoints", "noise", "pace", "optimizers", "detectors"),
 )

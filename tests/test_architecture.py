@@ -33,6 +33,8 @@ LAYERS = {
         "calibrate",
         "combine",
         "copies",
+        "diagnose",
+        "extract",
         "metrics",
         "statistics",
         "significance",

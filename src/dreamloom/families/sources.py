@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import nn
 
 from dreamloom.errors import BaseModelError
 from dreamloom.families import sdxl_configs, single_files
+from dreamloom.families.weights import fingerprint_weights
 from dreamloom.picturebook import weights_folder
 from dreamloom.runtime import Runtime
 
@@ -33,7 +33,6 @@ CHECKPOINT_SUFFIXES = (".safetensors", *single_files.PICKLES)
 """How the names of single files end; pickles are refused, but by name."""
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_SAMPLE_BYTES = 2**20
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 # Text encoders of before 2023 name this id as the end of a text; CLIP's is another.
 _PLACEHOLDER_END = 2
@@ -345,26 +344,6 @@ def _name_the_end_of_text(encoder: nn.Module, end: int) -> None:
     for module in encoder.modules():
         if getattr(module, "eos_token_id", None) == _PLACEHOLDER_END:
             module.eos_token_id = end  # type: ignore[assignment]
-
-
-def fingerprint_weights(path: Path) -> str:
-    """Hash a model's weight files: their names, sizes, and a MiB from both ends and the middle.
-
-    Reading seven gigabytes before every command would cost more than it protects; two different
-    trainings of one architecture differ in every part.
-    """
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    for file in files:
-        if path.is_dir() and "judges" in file.relative_to(path).parts:
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}:{size}".encode())
-        with file.open("rb") as stream:
-            for start in (0, max(0, size // 2), max(0, size - _SAMPLE_BYTES)):
-                stream.seek(start)
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _explain(base: str, error: Exception) -> BaseModelError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreamloom.merge.baking import Baked, bake_adapters
 from dreamloom.merge.making import carry_out, check_out, merge_adapters
 from dreamloom.merge.recipe import (
     Part,
@@ -18,10 +19,12 @@ from dreamloom.merge.remix import parse_changes, remix_merge
 from dreamloom.merge.verify import Verified, verify_merge
 
 __all__ = [
+    "Baked",
     "Part",
     "Precision",
     "Recipe",
     "Verified",
+    "bake_adapters",
     "carry_out",
     "check_out",
     "merge_adapters",

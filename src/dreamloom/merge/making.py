@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds
-from dreamloom.combine import BlockWeights, Combined, Wish, combine, find_method
+from dreamloom.combine import (
+    BlockWeights,
+    Combined,
+    Wish,
+    combine,
+    find_method,
+    read_blocks,
+)
 from dreamloom.combine.factors import flatten, norm
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
@@ -149,7 +156,7 @@ def load_parts(parts: Sequence[Part]) -> Loaded:
         Part(part.path, part.weight, part.name, part.blocks, found)
         for part, found in zip(named, hashes, strict=True)
     )
-    return Loaded(complete, adapters, [BlockWeights() for _ in complete])
+    return Loaded(complete, adapters, [read_blocks(part.blocks) for part in complete])
 
 
 def read_usable(path: Path) -> Adapter:

@@ -13,13 +13,15 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamloom.adapters import FileFormat
-from dreamloom.combine import FULL, RankWish, find_method, parse_rank
+from dreamloom.combine import FULL, RankWish, find_method, parse_rank, read_blocks
 from dreamloom.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Of the numbers in the file; what is computed is computed in float32 and float64."""
 
 Value = float | int | bool | str
+
+Blocks = str | Sequence[float] | Mapping[str, Any]
 
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 _NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
@@ -33,14 +35,15 @@ class Part:
         path: Its file.
         weight: Any finite number; negative ones subtract, 0 leaves out.
         name: What the merged file calls it; empty takes the file's name.
-        blocks: Weights of single blocks, as the user types them; empty is 1 everywhere.
+        blocks: Weights of single blocks, as the user types or writes them; see
+            `dreamloom.combine.read_blocks`. Empty is 1 everywhere.
         sha256: What the file's SHA-256 must be; empty takes any.
     """
 
     path: Path
     weight: float = 1.0
     name: str = ""
-    blocks: str = ""
+    blocks: Blocks = ""
     sha256: str = ""
 
 
@@ -164,8 +167,8 @@ class PartForm(_Closed):
     """How strongly it goes in; negative subtracts."""
     name: str = ""
     """What the merged file calls it; without one, the file's name."""
-    blocks: str = ""
-    """Weights of single blocks, as --blocks takes them."""
+    blocks: Any = ""
+    """Weights of single blocks: as --blocks takes them, a list of numbers, or a table."""
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """The file's SHA-256, 64 hex digits: another file is refused."""
 
@@ -216,6 +219,8 @@ def read_recipe(file: Path) -> Recipe:
         for part in form.parts
     ]
     find_method(form.method).read_options(form.options)
+    for part in parts:
+        read_blocks(part.blocks)
     return Recipe(
         name_parts(parts),
         form.method,
