@@ -94,7 +94,9 @@ def spend_budget(
     """Choose each layer's rank so that all together lose least within a number of parameters.
 
     The directions of all layers are taken in the order of what they are worth for their length,
-    σ² / (outputs + inputs), until the next one would not fit. Every layer keeps one at least.
+    σ² / (outputs + inputs), as long as they fit; once from one direction in each layer, and once
+    from the highest rank that fits in all of them. The better choice counts, so no rank that is the
+    same everywhere keeps more. Every layer keeps one direction at least.
 
     Args:
         values: Singular values by layer, descending.
@@ -103,27 +105,64 @@ def spend_budget(
 
     Raises:
         ConfigError: If not even rank 1 fits.
+
+    Source:
+        The greedy choice for knapsack problems: Dantzig, Discrete-variable extremum problems
+        (Operations Research 5, 1957).
     """
-    names = [name for name in values if len(values[name])]
-    ranks = {name: min(1, len(values[name])) for name in values}
-    left = numbers - sum(numbers_per_rank[name] for name in names)
-    if left < 0:
-        least = sum(numbers_per_rank[name] for name in names)
+    lengths = {name: len(values[name]) for name in values}
+    least = {name: min(1, length) for name, length in lengths.items()}
+    needed = _count_numbers(least, numbers_per_rank)
+    if needed > numbers:
         raise ConfigError(
             f"The budget has room for {numbers:.0f} numbers, and rank 1 in every layer needs "
-            f"{least}.",
+            f"{needed}.",
             "Raise the budget.",
         )
-    worth = torch.cat(
-        [values[name][1:].double().square() / numbers_per_rank[name] for name in names]
-    )
-    owners = [name for name in names for _ in range(len(values[name]) - 1)]
-    # Stable, so that layers of equal worth come in the order of their names.
-    for index in torch.argsort(worth, descending=True, stable=True).tolist():
-        left -= numbers_per_rank[owners[index]]
-        if left < 0:
+    uniform = least
+    for rank in range(2, max(lengths.values(), default=0) + 1):
+        ranks = {name: min(rank, length) for name, length in lengths.items()}
+        if _count_numbers(ranks, numbers_per_rank) > numbers:
             break
-        ranks[owners[index]] += 1
+        uniform = ranks
+    order = _order_by_worth(values, numbers_per_rank)
+    filled = [_fill(begun, order, numbers_per_rank, numbers) for begun in (least, uniform)]
+    return max(filled, key=lambda ranks: _sum_energy(values, ranks))
+
+
+def _count_numbers(ranks: Mapping[str, int], numbers_per_rank: Mapping[str, int]) -> int:
+    return sum(rank * numbers_per_rank[name] for name, rank in ranks.items())
+
+
+def _sum_energy(values: Mapping[str, Float[Tensor, " k"]], ranks: Mapping[str, int]) -> float:
+    return sum(float(values[name][:rank].double().square().sum()) for name, rank in ranks.items())
+
+
+def _order_by_worth(
+    values: Mapping[str, Float[Tensor, " k"]], numbers_per_rank: Mapping[str, int]
+) -> list[tuple[str, int]]:
+    """All directions, by layer and place there (from 0), the worthiest for their length first."""
+    places = [(name, place) for name in values for place in range(len(values[name]))]
+    if not places:
+        return []
+    worth = torch.cat([values[name].double().square() / numbers_per_rank[name] for name in values])
+    # Stable, so that layers of equal worth come in the order of their names.
+    return [places[i] for i in torch.argsort(worth, descending=True, stable=True).tolist()]
+
+
+def _fill(
+    begun: Mapping[str, int],
+    order: Sequence[tuple[str, int]],
+    numbers_per_rank: Mapping[str, int],
+    numbers: float,
+) -> dict[str, int]:
+    """Raise ranks by the worthiest directions that are not there yet, as long as they fit."""
+    ranks = dict(begun)
+    left = numbers - _count_numbers(ranks, numbers_per_rank)
+    for name, place in order:
+        if place == ranks[name] and numbers_per_rank[name] <= left:
+            ranks[name] += 1
+            left -= numbers_per_rank[name]
     return ranks
 
 

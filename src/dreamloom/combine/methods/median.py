@@ -13,7 +13,7 @@ from dreamloom.combine.method import Context, Method, Part
 from dreamloom.combine.mixing import SCOPE, STRENGTH, mix_updates
 
 _ROUNDS = 1000
-_STILL = 1e-10
+_STILL = 1e-2  # of what counts as standing on an update
 # Nearer than this share of the largest update, the median stands on an update: distances come from
 # squares, and so with half of float64's digits.
 _ON = 1e-7
@@ -24,38 +24,54 @@ def choose_median(
 ) -> Float[Tensor, " k"]:
     """The numbers of the geometric median: argmin Σ aᵢ ‖x - ΔWᵢ‖.
 
-    Each round weighs the updates by aᵢ over their distance. If the median has come to stand on
-    one, it stays if that one pulls as hard as all others together, and moves on if not.
+    An update is the median if it holds more than all others together pull. Else rounds of averages
+    come nearer to it, in which an update counts by aᵢ over its distance.
 
     Args:
         products: Inner products of the updates.
         sizes: How much each counts.
 
     Source:
-        Weiszfeld, Tohoku Math. J. 43 (1937); where it stands on an update: Vardi and Zhang, The
-        multivariate L1-median and associated data depth (PNAS 97, 2000).
+        Weiszfeld, Tohoku Math. J. 43 (1937); what holds where it stands on an update: Vardi and
+        Zhang, The multivariate L1-median and associated data depth (PNAS 97, 2000).
     """
     shares = sizes / sizes.sum()
+    near = _ON * products.diagonal().max().sqrt()
+    for update in torch.eye(len(shares), dtype=products.dtype).unbind():
+        target, pull, held = _pull(update, products, shares, near)
+        if held >= pull * _length(target - update, products):
+            return update.clone()
     median = shares
-    scale = products.diagonal().max().sqrt()
     for _ in range(_ROUNDS):
-        gaps = torch.eye(len(shares), dtype=products.dtype) - median
-        distances = torch.einsum("ij,jk,ik->i", gaps, products, gaps).clamp(min=0).sqrt()
-        off = distances > _ON * scale
-        if not off.any():
-            break
-        pulls = torch.where(off, shares / distances.where(off, distances + 1), 0.0)
-        target = pulls / pulls.sum()
-        held = shares[~off].sum()
-        if held > 0:
-            way = target - median
-            force = pulls.sum() * (way @ products @ way).clamp(min=0).sqrt()
-            target = median + (1 - held / force).clamp(min=0) * way if force > 0 else median
-        moved = target - median
-        median = target
-        if (moved @ products @ moved).clamp(min=0).sqrt() < _STILL * scale:
+        target, pull, held = _pull(median, products, shares, near)
+        step = target - median
+        force = pull * _length(step, products)
+        if force > 0:
+            # An update that it stands on by chance holds it back, but not for ever.
+            step = step * (1 - held / force).clamp(min=0)
+        median = median + step
+        if _length(step, products) < _STILL * near:
             break
     return median
+
+
+def _pull(
+    median: Float[Tensor, " k"],
+    products: Float[Tensor, "k k"],
+    shares: Float[Tensor, " k"],
+    near: Tensor,
+) -> tuple[Float[Tensor, " k"], Tensor, Tensor]:
+    """Where the updates pull a point to, how hard, and the shares of those that it stands on."""
+    gaps = torch.eye(len(shares), dtype=products.dtype) - median
+    distances = torch.einsum("ij,jk,ik->i", gaps, products, gaps).clamp(min=0).sqrt()
+    away = distances > near
+    pulls = torch.where(away, shares / distances.where(away, 1.0), 0.0)
+    target = pulls / pulls.sum() if away.any() else median
+    return target, pulls.sum(), shares[~away].sum()
+
+
+def _length(mixture: Float[Tensor, " k"], products: Float[Tensor, "k k"]) -> Tensor:
+    return (mixture @ products @ mixture).clamp(min=0).sqrt()
 
 
 def find_median(parts: Sequence[Part], context: Context) -> Factors:

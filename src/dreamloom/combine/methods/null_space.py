@@ -85,7 +85,9 @@ def _find_protected(context: Context) -> int:
             f"Adapter {wanted} cannot be protected, for there are {context.adapters}.",
             f"Give a number from 1 to {context.adapters}, or 0 for the last.",
         )
-    return wanted or context.adapters
+    # An adapter of weight 0 counts as if it were not there.
+    last = max(number for number, weight in enumerate(context.weights, 1) if weight != 0)
+    return wanted or last
 
 
 METHODS = (
