@@ -169,6 +169,26 @@ def test_the_table_of_k_lora_picks_what_its_comparison_picks_at_every_step(
     assert seen == {"subject", "style"}
 
 
+def test_the_largest_entries_of_a_large_layer_are_found_wherever_they_are() -> None:
+    """A sample says where to look; where it misleads, everything is looked at."""
+    even = make_layer(700, 600, 10, 1)
+    # All large entries are among the sampled ones, every 7th here, and too few of them are kept.
+    columns = torch.where(torch.arange(700) % 7 == 0, 5 + torch.arange(700) / 700, 1.0)
+    down, up = torch.zeros(10, 700), torch.zeros(600, 10)
+    down[0], up[:, 0] = columns, 1 + torch.arange(600) / 1000
+    odd = Layer(down, up)
+    table = share_layers(
+        Adapter({"unet.a": even, "unet.b": odd}), Adapter({"unet.a": odd, "unet.b": even})
+    )
+    largest = [
+        float(layer.update().double().abs().flatten().sort(descending=True).values[:100].sum())
+        for layer in (even, odd)
+    ]
+    # Both adapters hold the same two layers, so γ is 1.
+    assert table["unet.a"] == pytest.approx((largest[0] / largest[1] - 0.5) / 1.5, rel=1e-5)
+    assert table["unet.b"] == pytest.approx((largest[1] / largest[0] - 0.5) / 1.5, rel=1e-5)
+
+
 def test_layers_of_one_adapter_and_of_text_encoders_are_not_shared_out() -> None:
     subject, style = make_pair()
     ours, theirs = set_paces([subject, style], [1.0, 0.5], Manner("k-lora"))
