@@ -239,7 +239,7 @@ def test_a_forged_certificate_is_found(parts, out):
         (RECIPE_KEY, '"rank":"full"', '"rank":"1"'),
         (RECIPE_KEY, '"rank":"full"', '"rank":"thin"'),
         (RECIPE_KEY, '"method":"sum"', '"method":"guess"'),
-        (RECIPE_KEY, '"blocks":[]', '"blocks":[["conv",0.5]]'),
+        (RECIPE_KEY, '"weight":0.8', '"weight":0.8,"blocks":[["conv",0.5]]'),
         (RECIPE_KEY, '{"parts"', '{"prats"'),
         (LAYERS_KEY, '"ranks":[', '"ranks":[1,'),
         (LAYERS_KEY, '"empty":{}', '"empty":{"unet.x":0.0}'),

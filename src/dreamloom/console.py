@@ -23,8 +23,13 @@ from dreamloom import events
 from dreamloom.events import Event, Observer, silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dreamloom.adapters import Adapter
     from dreamloom.audit import Audit, AuditScores
     from dreamloom.comparisons import Comparison
+    from dreamloom.diagnose import Diagnosis
+    from dreamloom.extract import Extracted
     from dreamloom.features.store import Listed
     from dreamloom.metrics import Score, Scorecard
     from dreamloom.metrics.retention import Retention
@@ -274,6 +279,93 @@ def show_retention(found: Retention) -> None:
     for score in (found.identity, found.style):
         for text in filter(None, (score.note, score.key)):
             console.print(f"[dim]{escape(text)}[/dim]")
+
+
+def show_methods() -> None:
+    """Print every merge method: what it does, by which formula and source, and its options."""
+    from dreamloom.combine import METHODS
+
+    console = Console(highlight=False, emoji=False)
+    needs = {
+        "activations": "asks the base model: --base",
+        "training": "learns with the base model: --base",
+    }
+    for method in METHODS.values():
+        facts = [needs[method.needs]] if method.needs in needs else []
+        if method.least > 1 or method.most:
+            most = f" to {method.most}" if method.most and method.most > method.least else ""
+            more = "" if method.most else " or more"
+            facts.append(f"{method.least}{most}{more} adapters")
+        told = f"  [dim]({'; '.join(facts)})[/dim]" if facts else ""
+        console.print(f"[bold]{method.name}[/bold]  {escape(method.summary)}{told}")
+        console.print(f"    {escape(method.formula)}")
+        console.print(f"    [dim]{escape(method.source)}[/dim]")
+        for option in method.options:
+            choices = f" ({', '.join(option.choices)})" if option.choices else ""
+            console.print(
+                f"    --set {option.name}={option.default}{choices}  "
+                f"[dim]{escape(option.description)}[/dim]"
+            )
+
+
+def show_cut(out: Path, adapter: Adapter, error: float) -> None:
+    """Print what an adapter that was cut to a rank has become."""
+    ranks = sorted(set(adapter.ranks.values()))
+    told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    console = Console(highlight=False, emoji=False)
+    console.print(
+        f"The adapter: {escape(str(out))} ({len(adapter.layers)} layers, {told}, {error:.2%} off)"
+    )
+
+
+def show_extracted(out: Path, found: Extracted) -> None:
+    """Print what of two models' difference an adapter holds."""
+    show_cut(out, found.adapter, found.error)
+    console = Console(highlight=False, emoji=False)
+    worst = max(found.errors, key=found.errors.__getitem__)
+    console.print(f"[dim]Worst held: {worst}, {found.errors[worst]:.2%} off.[/dim]")
+    if found.others:
+        shown = ", ".join(found.others[:3]) + (" …" if len(found.others) > 3 else "")
+        console.print(
+            f"[yellow]{len(found.others)} other tensors differ, too, which no adapter changes: "
+            f"{escape(shown)}.[/yellow]"
+        )
+
+
+def show_diagnosis(found: Diagnosis) -> None:
+    """Print what two adapters have to do with each other, block by block, and what to do."""
+    from dreamloom.diagnose import give_advice, group_layers
+
+    console = Console(highlight=False, emoji=False)
+    one, other = (escape(name) for name in found.names)
+    table = Table(
+        *("block", "layers", f"‖{one}‖", f"‖{other}‖", "ratio", "cosine"),
+        *(f"{one} in {other}", "by chance"),
+        box=None,
+    )
+    together = ("all", found.together)
+    for name, told in (*((g.name, g.together) for g in group_layers(found)), together):
+        shared = f"{told.shared} of {told.layers}" if told.shared < told.layers else told.layers
+        overlap = told.row_overlap and f"{told.row_overlap[0]:.0%}"
+        chance = told.row_chance and f"{told.row_chance[0]:.0%}"
+        table.add_row(
+            f"[bold]{name}[/bold]" if name == "all" else escape(name),
+            str(shared),
+            *(f"{norm:.3g}" for norm in told.norms),
+            "–" if told.ratio is None else f"{told.ratio:.2f}",
+            "–" if told.cosine is None or not told.shared else f"{told.cosine:+.3f}",
+            overlap or "–",
+            chance or "–",
+        )
+    console.print(table)
+    errors = ", ".join(f"{rank}: {error:.1%}" for rank, error in found.together.errors.items())
+    console.print(f"[dim]Error of the sum by rank: {errors}[/dim]")
+    for text in give_advice(found):
+        console.print(f"– {escape(text)}")
+    console.print(
+        "[dim]This is about weights. Which pictures are better, only pictures tell: "
+        "dreamloom search.[/dim]"
+    )
 
 
 def _cells(score: Score) -> list[str]:

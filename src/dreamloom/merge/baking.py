@@ -21,7 +21,7 @@ from dreamloom.families.weights import (
     fingerprint_weights,
     open_weights,
 )
-from dreamloom.merge.making import Loaded, load_parts
+from dreamloom.merge.inputs import Loaded, load_parts
 from dreamloom.merge.recipe import Part
 from dreamloom.rundir import atomic_folder, atomic_path
 from dreamloom.runtime import measure_effort

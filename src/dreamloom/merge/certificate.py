@@ -56,6 +56,8 @@ class ToldPart(_Closed):
     subject: str = ""
     words: tuple[str, ...] = ()
     """New words that this adapter teaches."""
+    prompts: tuple[str, ...] = ()
+    """What the base model was asked for it, by methods that ask."""
 
 
 class Told(_Closed):
@@ -70,6 +72,13 @@ class Told(_Closed):
     precision: Precision
     remixed: int = 0
     """How often weights were changed afterwards; each time, numbers were rounded once more."""
+    base: str = ""
+    """The base model that was asked, by methods that ask."""
+    base_fingerprint: str = ""
+    runtime: str = ""
+    """Where it computed, and how precisely."""
+    joint: tuple[str, ...] = ()
+    """What it was asked for all parts at once."""
     versions: dict[str, str]
 
     def wish(self) -> Wish:
@@ -107,7 +116,7 @@ class Certificate:
             layers: The names of the layers that the file holds.
         """
         entries = {
-            RECIPE_KEY: self.told.model_dump_json(),
+            RECIPE_KEY: self.told.model_dump_json(exclude_defaults=True),
             LAYERS_KEY: _pack(self.reports, set(layers)),
             SEAL_KEY: _UNSEALED,
         }

@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds
-from dreamloom.combine import (
-    BlockWeights,
-    Combined,
-    Wish,
-    combine,
-    find_method,
-    read_blocks,
-)
+from dreamloom.adapters import Adapter
+from dreamloom.combine import Combined, Wish, combine, find_method
 from dreamloom.combine.factors import flatten, norm
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.merge.asking import Answer, Question, ask_base
 from dreamloom.merge.certificate import Certificate, Told, ToldPart, write_sealed
-from dreamloom.merge.recipe import BYTES, Part, Recipe, name_parts
-from dreamloom.rundir import file_sha256, library_versions
+from dreamloom.merge.inputs import Loaded, load_parts
+from dreamloom.merge.recipe import BYTES, Part, Recipe
+from dreamloom.rundir import library_versions
 from dreamloom.runtime import measure_effort
 
 # Float32 factors cancel to about this share of themselves, not to 0.
 _NOTHING = 1e-6
 _VERSIONS = ("dreamloom", "torch")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The adapters of a recipe, read and found fit to be merged.
-
-    Args:
-        parts: The recipe's parts, each with a name of its own and its file's SHA-256.
-        adapters: The adapters, in the same order.
-        blocks: Their block weights.
-    """
-
-    parts: tuple[Part, ...]
-    adapters: Sequence[Adapter]
-    blocks: Sequence[BlockWeights]
 
 
 def merge_adapters(
@@ -77,6 +54,7 @@ def carry_out(
             the adapters belong to different base models.
         ConfigError: If the method, an option, the weights or the rank are not possible, or the
             weights cancel each other out.
+        BaseModelError: If the method asks the base model and it cannot be loaded.
         RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
     """
     check_out(out, [part.path for part in recipe.parts], overwrite)
@@ -85,13 +63,15 @@ def carry_out(
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
         wish = make_wish(recipe, loaded)
+        answer = ask_base(_make_question(recipe), loaded.adapters, wish, observe)
         combined = combine(
             loaded.adapters,
             wish,
+            answer.layers,
             on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
         )
         refuse_cancelled(loaded, combined)
-        told = _tell(recipe, loaded)
+        told = _tell(recipe, loaded, answer)
         certificate = Certificate(told, combined.reports, cut_slices(wish, loaded.adapters))
         story = {
             **_tell_base(loaded.adapters),
@@ -132,69 +112,9 @@ def check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
 
 
-def load_parts(parts: Sequence[Part]) -> Loaded:
-    """Read the adapters of a recipe.
-
-    Raises:
-        AdapterError: As `carry_out`.
-        ConfigError: If two parts bear one name, or block weights cannot be read.
-    """
-    named = name_parts(parts)
-    adapters = [read_usable(part.path) for part in named]
-    refuse_other_bases([part.path for part in named], adapters)
-    for part, adapter in zip(named, adapters, strict=True):
-        refuse_other_kinds(adapter, str(part.path), "can be merged")
-    hashes = [file_sha256(part.path) for part in named]
-    for part, found in zip(named, hashes, strict=True):
-        if part.sha256 and part.sha256 != found:
-            raise AdapterError(
-                f"{part.path} is not the file that the recipe means: its SHA-256 begins with "
-                f"{found[:12]}, and the recipe says {part.sha256[:12]}.",
-                "Get that file, or take sha256 out of the recipe.",
-            )
-    complete = tuple(
-        Part(part.path, part.weight, part.name, part.blocks, found)
-        for part, found in zip(named, hashes, strict=True)
-    )
-    return Loaded(complete, adapters, [read_blocks(part.blocks) for part in complete])
-
-
-def read_usable(path: Path) -> Adapter:
-    """Read an adapter, and refuse one with numbers that are none.
-
-    Raises:
-        AdapterError: If it cannot be read, or holds NaN or infinity.
-    """
-    adapter = read_adapter(path)
-    for name, layer in adapter.layers.items():
-        if not (torch.isfinite(layer.up).all() and torch.isfinite(layer.down).all()):
-            raise AdapterError(
-                f"{path} holds numbers that are not finite (NaN or infinity), in {name}.",
-                "Its training went wrong, or it overflowed in half precision; get another file.",
-            )
-    return adapter
-
-
-def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> None:
-    """Refuse adapters that say they were made for different base models.
-
-    Raises:
-        AdapterError: If so, naming each with its base.
-    """
-    known = {
-        adapter.metadata["dreamloom.base_fingerprint"]: (path, adapter)
-        for path, adapter in zip(paths, adapters, strict=True)
-        if "dreamloom.base_fingerprint" in adapter.metadata
-    }
-    if len(known) > 1:
-        told = ", ".join(
-            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
-            for path, adapter in known.values()
-        )
-        raise AdapterError(
-            f"The adapters were made for different base models: {told}.",
-            "Only adapters of one base model can be merged.",
-        )
+def _make_question(recipe: Recipe) -> Question:
+    prompts = [part.prompts for part in recipe.parts]
+    return Question(recipe.base, recipe.device, prompts if any(prompts) else (), recipe.joint)
 
 
 def make_wish(recipe: Recipe, loaded: Loaded) -> Wish:
@@ -248,7 +168,7 @@ def cut_slices(wish: Wish, adapters: Sequence[Adapter]) -> list[Mapping[str, int
     ]
 
 
-def _tell(recipe: Recipe, loaded: Loaded) -> Told:
+def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> Told:
     """Say how the file was made, so that it can tell when it is found alone in a folder."""
     versions = library_versions()
     return Told(
@@ -261,9 +181,10 @@ def _tell(recipe: Recipe, loaded: Loaded) -> Told:
                 blocks=tuple(blocks.rules),
                 subject=adapter.metadata.get("dreamloom.subject", ""),
                 words=tuple(adapter.tokens),
+                prompts=tuple(answer.prompts[number]) if answer.prompts else (),
             )
-            for part, adapter, blocks in zip(
-                loaded.parts, loaded.adapters, loaded.blocks, strict=True
+            for number, (part, adapter, blocks) in enumerate(
+                zip(loaded.parts, loaded.adapters, loaded.blocks, strict=True)
             )
         ),
         method=recipe.method,
@@ -272,6 +193,10 @@ def _tell(recipe: Recipe, loaded: Loaded) -> Told:
         seed=recipe.seed,
         format=recipe.format,
         precision=recipe.precision,
+        base=answer.base,
+        base_fingerprint=answer.fingerprint,
+        runtime=answer.runtime,
+        joint=tuple(answer.joint),
         versions={name: versions[name] for name in _VERSIONS if name in versions},
     )
 

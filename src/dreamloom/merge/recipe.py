@@ -38,6 +38,8 @@ class Part:
         blocks: Weights of single blocks, as the user types or writes them; see
             `dreamloom.combine.read_blocks`. Empty is 1 everywhere.
         sha256: What the file's SHA-256 must be; empty takes any.
+        prompts: What a base model is asked for this adapter, by methods that ask one; without any
+            the adapter tells.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Part:
     name: str = ""
     blocks: Blocks = ""
     sha256: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Recipe:
         seed: Of methods that throw dice.
         format: Of the merged file.
         precision: Of the numbers in it.
+        base: The base model that some methods ask; empty takes the one that the adapters name.
+        joint: What it is asked for all adapters at once; without any, made from the adapters'.
+        device: Where it computes.
     """
 
     parts: tuple[Part, ...]
@@ -68,6 +74,9 @@ class Recipe:
     seed: int = 0
     format: FileFormat = "peft"
     precision: Precision = "fp32"
+    base: str = ""
+    joint: tuple[str, ...] = ()
+    device: str = "auto"
 
 
 def parse_part(text: str) -> Part:
@@ -135,8 +144,30 @@ def parse_options(method: str, texts: Iterable[str]) -> dict[str, Value]:
     return {name: complete[name] for name in given}
 
 
+def share_prompts(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
+    """Give parts their prompts, each typed as ``NAME: PROMPT``.
+
+    Args:
+        parts: Named parts; see `name_parts`.
+        texts: As typed.
+
+    Raises:
+        ConfigError: If one names no part.
+    """
+    prompts: dict[str, list[str]] = {part.name: list(part.prompts) for part in parts}
+    for text in texts:
+        name, colon, prompt = (piece.strip() for piece in text.partition(":"))
+        if not colon or name not in prompts:
+            raise ConfigError(
+                f"The prompt {text!r} names no part.",
+                f"Write NAME: PROMPT; the parts are {', '.join(prompts)}.",
+            )
+        prompts[name].append(prompt)
+    return tuple(replace(part, prompts=tuple(prompts[part.name])) for part in parts)
+
+
 def share_blocks(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
-    """Give parts their block weights: ``NAME=WEIGHTS`` to one of them, ``WEIGHTS`` to all.
+    """Give parts their block weights: ``NAME: WEIGHTS`` to one of them, ``WEIGHTS`` to all.
 
     Args:
         parts: Named parts; see `name_parts`.
@@ -144,8 +175,8 @@ def share_blocks(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...
     """
     blocks = {part.name: part.blocks for part in parts}
     for text in texts:
-        name, equals, weights = text.partition("=")
-        if equals and name in blocks:
+        name, colon, weights = (piece.strip() for piece in text.partition(":"))
+        if colon and name in blocks:
             blocks[name] = weights
         else:
             blocks = dict.fromkeys(blocks, text)
@@ -171,6 +202,8 @@ class PartForm(_Closed):
     """Weights of single blocks: as --blocks takes them, a list of numbers, or a table."""
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """The file's SHA-256, 64 hex digits: another file is refused."""
+    prompts: tuple[str, ...] = ()
+    """What the base model is asked for it, by methods that ask; without any the adapter tells."""
 
 
 class RecipeForm(_Closed):
@@ -190,6 +223,12 @@ class RecipeForm(_Closed):
     """Of the merged file."""
     precision: Precision = "fp32"
     """Of the numbers in it: fp32, fp16 or bf16."""
+    base: str = ""
+    """The base model, for methods that ask it; without one, the adapters' own."""
+    joint: tuple[str, ...] = ()
+    """What it is asked for all adapters at once; without any, made from the adapters' prompts."""
+    device: str = "auto"
+    """Where it computes: auto, cpu, cuda, cuda:1 or mps."""
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -215,7 +254,14 @@ def read_recipe(file: Path) -> Recipe:
     except ValidationError as error:
         raise _explain(error) from None
     parts = [
-        Part(file.parent / part.file, part.weight, part.name, part.blocks, part.sha256)
+        Part(
+            file.parent / part.file,
+            part.weight,
+            part.name,
+            part.blocks,
+            part.sha256,
+            part.prompts,
+        )
         for part in form.parts
     ]
     find_method(form.method).read_options(form.options)
@@ -229,6 +275,9 @@ def read_recipe(file: Path) -> Recipe:
         form.seed,
         form.format,
         form.precision,
+        form.base,
+        form.joint,
+        form.device,
     )
 
 

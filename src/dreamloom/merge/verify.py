@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from dreamloom.combine.factors import Factors, find_spectrum, flatten, norm, sta
 from dreamloom.combine.ranks import choose_rank, spend_budget
 from dreamloom.errors import AdapterError
 from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.merge.asking import Answer, Question, ask_base
 from dreamloom.merge.certificate import Certificate, Told, read_certificate, refuse_unsealed
-from dreamloom.merge.making import read_usable
+from dreamloom.merge.inputs import find_inputs, read_input
 from dreamloom.merge.recipe import Precision
-from dreamloom.rundir import file_sha256, library_versions
+from dreamloom.rundir import library_versions
 from dreamloom.runtime import measure_effort
 
 # Half the distance from 1 to the next number, and half that of the least number from 0.
@@ -100,6 +101,7 @@ def verify_merge(
     path: Path,
     folder: Path | None = None,
     files: Sequence[Path] = (),
+    question: Question | None = None,
     observe: Observer = silent,
 ) -> Verified:
     """Merge a file's inputs again and compare, layer by layer.
@@ -112,11 +114,14 @@ def verify_merge(
         path: The merged file.
         folder: Where the inputs lie, at any depth; by default beside the merged file.
         files: Files that are looked at first.
+        question: Where the base model lies and is asked, for methods that ask it; by default as
+            the file says. What it is asked, the file says.
         observe: Told of progress.
 
     Raises:
         AdapterError: If the file says nothing of how it was merged, an input is missing or has
             changed, or the file is not what its recipe says.
+        BaseModelError: If the base model is asked and cannot be loaded.
     """
     observe(StageStarted("verify", str(path)))
     with measure_effort() as effort:
@@ -124,9 +129,10 @@ def verify_merge(
         certificate = read_certificate(path, merged)
         refuse_unsealed(path, merged)
         told = certificate.told
-        adapters = [read_usable(found) for found in find_inputs(told, path, folder, files)]
+        adapters = [read_input(found) for found in find_inputs(told, path, folder, files)]
+        answer = _ask_again(path, told, adapters, question or Question(), observe)
         layers: dict[str, _Layer] = {}
-        for uncut in merge_uncut(adapters, told.wish()):
+        for uncut in merge_uncut(adapters, told.wish(), answer.layers):
             layers[uncut.layer] = _compare(uncut, merged, told)
             observe(Progress("verify", "layers", len(layers), len(certificate.reports)))
         verified = _judge(path, certificate, layers)
@@ -134,54 +140,19 @@ def verify_merge(
     return verified
 
 
-def find_inputs(
-    told: Told, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
-) -> list[Path]:
-    """Find the files that were merged, by their SHA-256.
-
-    Raises:
-        AdapterError: If one is missing, or only another file of its name is there.
-    """
-    found: dict[str, Path] = {}
-    wanted = {part.sha256 for part in told.parts}
-    seen: dict[Path, str] = {}
-    for file in _list_candidates(told, path, folder, files):
-        if wanted <= found.keys():
-            break
-        if file not in seen:
-            seen[file] = file_sha256(file)
-            found.setdefault(seen[file], file)
-    for part in told.parts:
-        if part.sha256 in found:
-            continue
-        namesakes = [file for file in seen if file.name == part.file]
-        if namesakes:
-            raise AdapterError(
-                f"{namesakes[0]} is not the file that was merged: its SHA-256 begins with "
-                f"{seen[namesakes[0]][:12]}, and the recipe says {part.sha256[:12]}.",
-                "It has changed since; find the old one, and name its folder with --inputs.",
-            )
+def _ask_again(
+    path: Path, told: Told, adapters: Sequence[Adapter], question: Question, observe: Observer
+) -> Answer:
+    """Ask the base model what it was asked before, and see that it is the same."""
+    prompts = [part.prompts for part in told.parts]
+    asked = Question(question.base or told.base, question.device, prompts, told.joint)
+    answer = ask_base(asked, adapters, told.wish(), observe)
+    if answer.fingerprint != told.base_fingerprint:
         raise AdapterError(
-            f"The input {part.file} (SHA-256 {part.sha256[:12]}…) is not in "
-            f"{folder or path.parent}.",
-            "Name the folder where it lies with --inputs.",
+            f"{path} was merged with the help of {told.base}, and {answer.base} has other weights.",
+            "Name that base model with --base.",
         )
-    return [found[part.sha256] for part in told.parts]
-
-
-def _list_candidates(
-    told: Told, path: Path, folder: Path | None, files: Sequence[Path]
-) -> Iterator[Path]:
-    """List what may be an input: what is named so before what is named otherwise."""
-    yield from (file for file in files if file.is_file())
-    place = folder or path.parent
-    if not place.is_dir():
-        raise AdapterError(f"There is no folder {place}.", "Name the folder of the inputs.")
-    listed = sorted(place.rglob("*.safetensors") if folder else place.glob("*.safetensors"))
-    names = {part.file for part in told.parts}
-    listed = [file for file in listed if file.is_file() and not file.samefile(path)]
-    yield from (file for file in listed if file.name in names)
-    yield from (file for file in listed if file.name not in names)
+    return answer
 
 
 def _compare(uncut: Uncut, merged: Adapter, told: Told) -> _Layer:
