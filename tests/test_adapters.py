@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamloom.adapters import (
@@ -30,6 +30,7 @@ from dreamloom.adapters import (
     write_adapter,
 )
 from dreamloom.errors import AdapterError
+from dreamloom.rundir import file_sha256
 
 CONFIG_KEY = "lora_adapter_metadata"
 
@@ -221,10 +222,10 @@ def test_a_file_describes_itself_in_plain_values(tmp_path, small):
 # ------------------------------------------------------------------ files that are refused
 
 
-def refusal(path):
+def refusal(path, named=None):
     with pytest.raises(AdapterError) as caught:
         read_adapter(path)
-    assert str(path) in caught.value.problem
+    assert str(named or path) in caught.value.problem
     assert caught.value.hint
     return caught.value
 
@@ -717,6 +718,24 @@ def test_words_that_are_not_finite_are_not_written(tmp_path, small):
     with pytest.raises(AdapterError, match="embedding of <me>, ünï is not finite"):
         write_adapter(tmp_path / "a.safetensors", adapter)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_that_are_not_finite_are_not_read(tmp_path, small):
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, with_words(small))
+    beside = words_file(path)
+    tensors = load_file(beside)
+    with safe_open(beside, framework="pt") as file:
+        story = file.metadata()
+    tensors["clip_g"][2, 1] = float("inf")
+    save_file(tensors, beside, metadata=story)
+    rewrite_header(path, lambda h: tell_hash(h, file_sha256(beside)))
+    assert "holds NaN or infinity" in refusal(path, beside).problem
+
+
+def tell_hash(header, sha256):
+    header["__metadata__"]["dreamloom.words_sha256"] = sha256
+    return header
 
 
 # ------------------------------------------------------------------ other kinds

@@ -18,6 +18,8 @@ from dreamloom.adapters import (
     write_adapter,
 )
 from dreamloom.adapters.kohya import name_for_kohya
+from dreamloom.adapters.sdxl_layers import sdxl_layers
+from dreamloom.adapters.spelling import LayerNames
 from dreamloom.errors import AdapterError
 
 # From files that kohya-ss writes and from its own list of modules.
@@ -53,6 +55,14 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 def test_names_are_those_of_kohyas_files() -> None:
     assert name_for_kohya(KNOWN, {}) == KNOWN
+
+
+def test_names_come_back_exactly() -> None:
+    names = list(sdxl_layers())
+    there = name_for_kohya(names, {})
+    assert len(set(there.values())) == len(names)
+    found = LayerNames()
+    assert [found.find(there[name]) for name in names] == names
 
 
 @pytest.mark.parametrize("wrapped", ["text_model.", ""])

@@ -86,6 +86,10 @@ def read_words(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, T
             )
         with safe_open(beside, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if not all(torch.isfinite(rows.float()).all() for rows in tensors.values()):
+            raise AdapterError(
+                f"{beside} holds NaN or infinity.", "Use the words of an earlier checkpoint."
+            )
         return _split(listed, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise AdapterError(
