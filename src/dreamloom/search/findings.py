@@ -40,8 +40,6 @@ class RoundFindings(_Listed):
     """Pictures of each candidate."""
     steps: int
     candidates: tuple[Tried, ...]
-    left_out: tuple[str, ...] = ()
-    """Aims that could not be measured on so few pictures, each with the reason."""
 
 
 class HeldOut(_Listed):
@@ -118,9 +116,12 @@ def write_command(
 def write_page(found: Findings) -> str:
     """Write the findings as a page of Markdown."""
     lines = ["# Merge weights", "", f"**{found.verdict}**", ""]
-    lines += ["```sh", found.command, "```", ""]
-    lines += [f"- {note}" for note in found.notes]
+    lines += ["```sh", found.command, "```", "", *(f"- {note}" for note in found.notes)]
     lines += ["", "## On held-out prompts and seeds", "", *_page_held_out(found), ""]
+    lines += [
+        "Each interval is that of its comparison alone; each p allows for those made with it.",
+        "",
+    ]
     for name, one in found.comparisons.items():
         lines.append(f"- The winner against {name}: {tell_comparison(one)}")
         lines += [f"    - {tell_comparison(change)}" for change in found.changes.get(name, ())]
@@ -135,8 +136,7 @@ def write_page(found: Findings) -> str:
     lines += ["", *_page_round(found.compared_on, found.front), ""]
     for number, tried in enumerate(found.rounds, 1):
         lines += [f"### Round {number}: {tried.shots} pictures of {tried.steps} steps each", ""]
-        lines += [f"- Left out: {text}." for text in tried.left_out]
-        lines += ["", *_page_round(tried, ()), ""]
+        lines += [*_page_round(tried, ()), ""]
     if found.agreement is not None:
         lines.append(
             f"The orders of rounds 1 and 2 agree by {found.agreement:.2f} (Spearman; 1 is the same "

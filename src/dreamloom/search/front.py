@@ -41,14 +41,13 @@ def attribute_change(first: Sequence[float], second: Sequence[float]) -> list[fl
 
     Example:
         >>> [round(number, 3) for number in attribute_change([0.2, 0.4], [0.4, 0.4])]
-        [0.667, 0.264]
+        [0.667, 0.365]
     """
     start, end = np.asarray(first, float), np.asarray(second, float)
     middles = (np.arange(_STRETCHES) + 0.5)[:, None] / _STRETCHES
     path = start + middles * (end - start)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = 1 / path.clip(0, 1)
-        gradients = len(start) * inverse**2 / inverse.sum(axis=1, keepdims=True) ** 2
+    inverse = 1 / path.clip(1e-9, 1)
+    gradients = len(start) * inverse**2 / inverse.sum(axis=1, keepdims=True) ** 2
     # Nothing is gained above 1, and nothing by one share while another is at 0.
     flat = (path >= 1) | (path.min(axis=1, keepdims=True) <= 0)
     return [float(number) for number in np.where(flat, 0.0, gradients).mean(axis=0)]

@@ -105,8 +105,9 @@ def plan_search(
         ConfigError: If the budget does not suffice for a search.
     """
     searched, held, leaking = prompts
-    held_out, leaks = _plan_held_out(budget, held, leaking)
-    left = budget - (ENDS + RIVALS) * held_out[0] * held_out[1] - (1 + RIVALS) * leaks
+    prompts_held, shots_held = _plan_held_out(budget, held)
+    leaks = min(len(leaking), FEWEST_PAIRS // 2)
+    left = budget - (ENDS + RIVALS) * shots_held - (1 + RIVALS) * leaks
     found = None
     for shots in range(max(2, len(searched)), 1, -1):
         count = _count_candidates(left, shots, steps)
@@ -127,20 +128,17 @@ def plan_search(
     return Plan(
         rounds=rounds,
         shots=shots_listed,
-        held_out=_list_shots(held[: held_out[0]], held_out[0] * held_out[1], next_seed),
+        held_out=_list_shots(held[:prompts_held], shots_held, next_seed),
         leaks=_list_shots(leaking, leaks, next_seed),
         pictures=_cost(rounds) + budget - left,
     )
 
 
-def _plan_held_out(
-    budget: int, held: Sequence[str], leaking: Sequence[str]
-) -> tuple[tuple[int, int], int]:
-    """Say how many prompts are held out, with how many seeds each, and how many of the class."""
+def _plan_held_out(budget: int, held: Sequence[str]) -> tuple[int, int]:
+    """Say how many prompts are held out, and how many pictures of them each side draws."""
     room = int(_HELD_OUT_SHARE * budget) // (ENDS + RIVALS)
     prompts = min(len(held), max(FEWEST_PAIRS, room))
-    seeds = max(-(-FEWEST_PAIRS // prompts), room // prompts)
-    return (prompts, seeds), min(len(leaking), FEWEST_PAIRS // 2)
+    return prompts, max(FEWEST_PAIRS, room - room % prompts)
 
 
 def _plan_rounds(candidates: int, shots: int, steps: int) -> tuple[Round, ...]:

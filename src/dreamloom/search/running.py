@@ -34,7 +34,7 @@ from dreamloom.search.looks import Look
 from dreamloom.search.picture import draw_front
 from dreamloom.search.plan import Round
 from dreamloom.search.rounds import Ranked, halve
-from dreamloom.search.shares import AIMS, Ends, explain_no_room
+from dreamloom.search.shares import Ends, explain_no_room
 from dreamloom.search.telling import WINNER, Searched, tell_search
 from dreamloom.search.wish import Wish
 from dreamloom.study.pool import Crew, open_crew
@@ -135,16 +135,14 @@ class _Search:
         """Draw the ends, halve the candidates, and compare the winner on what was held out."""
         job = self.job
         self._draw_style()
-        notes = self._check_ends()
-        left_out: list[tuple[str, ...]] = []
+        scale, notes = self._check_ends()
 
         def measure(
             candidates: Sequence[Candidate], one: Round
         ) -> Mapping[Candidate, Mapping[str, float]]:
             ends, looks = self._look(candidates, job.plan.shots[: one.shots], one.steps)
-            missing = [aim for aim in AIMS if ends.bounds(aim) and ends.room(aim) is None]
-            left_out.append(tuple(explain_no_room(aim) for aim in missing))
-            return {candidate: ends.keep(seen) for candidate, seen in looks.items()}
+            on_scale = replace(ends, scale=scale)
+            return {candidate: on_scale.keep(seen) for candidate, seen in looks.items()}
 
         design = draw_design(
             job.plan.rounds[0].candidates,
@@ -154,8 +152,7 @@ class _Search:
             list(job.rivals.values()),
         )
         ranked = halve(design, job.plan.rounds, measure, job.wish.between, job.config.seed)
-        winner = ranked[-1].candidates[0]
-        return self._hold_out(winner, ranked, left_out, notes)
+        return self._hold_out(ranked, scale, notes)
 
     def _draw_style(self) -> None:
         """Draw what stands for the style where no pictures were given, before anybody looks."""
@@ -167,29 +164,32 @@ class _Search:
         self._do([piece], "drawing the style")
         self.job = replace(self.job, table=replace(table, drawn=tuple(piece.files)))
 
-    def _check_ends(self) -> tuple[str, ...]:
-        """Refuse to search where an adapter alone shows nothing of its own.
+    def _check_ends(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Say how far it is from nothing kept to everything, and what is doubtful about it.
 
         Raises:
-            EvaluationError: If the subject's or the style's does not.
+            EvaluationError: If the subject's or the style's adapter alone shows nothing of its own.
         """
         plan, evaluate = self.job.plan, self.job.config.evaluate
         ends, _ = self._look([], plan.shots, plan.rounds[-1].steps)
+        rooms, notes = ends.rooms(), []
         for aim in ("identity", "style"):
-            if ends.room(aim) is None:
-                why = explain_no_room(aim)
+            if aim not in rooms:
                 raise EvaluationError(
-                    f"There is nothing that a merge could keep: {why}.",
+                    f"There is nothing that a merge could keep: {explain_no_room(aim)}.",
                     "Train that adapter longer, or give prompts that call what it has learned.",
                 )
+        if "prompt" not in rooms:
+            why = explain_no_room("prompt") if ends.bounds("prompt") else "it needs two prompts"
+            notes.append(f"What is kept of the prompts is not measured: {why}.")
         scores = ends.score(ends.subject, {}, evaluate.resamples, evaluate.confidence)
-        doubtful = [aim for aim in AIMS if aim in scores and scores[aim].value is None]
-        return tuple(
-            f"On the {len(plan.shots)} pictures of the search it is not clear that "
-            f"{aim} can be kept or lost at all: {scores[aim].note.removeprefix('not measured: ')}."
-            for aim in doubtful
-            if ends.bounds(aim)
-        )
+        for aim in rooms:
+            if scores[aim].value is None:
+                notes.append(
+                    f"On the {len(plan.shots)} pictures of the search it is not clear that {aim} "
+                    f"can be kept or lost at all."
+                )
+        return rooms, tuple(notes)
 
     def _look(
         self, candidates: Sequence[Candidate], shots: Sequence[Shot], steps: int
@@ -216,11 +216,11 @@ class _Search:
 
     def _hold_out(
         self,
-        winner: Candidate,
         ranked: list[Ranked],
-        left_out: list[tuple[str, ...]],
+        scale: Mapping[str, float],
         notes: tuple[str, ...],
     ) -> Searched:
+        winner = ranked[-1].candidates[0]
         plan, steps = self.job.plan, self.job.plan.rounds[-1].steps
         sides = {WINNER: winner}
         sides |= {name: one for name, one in self.job.rivals.items() if one != winner}
@@ -236,9 +236,8 @@ class _Search:
         return Searched(
             job=self.job,
             ranked=ranked,
-            left_out=left_out,
             sides=sides,
-            ends=ends,
+            ends=replace(ends, scale={**scale, **ends.rooms()}),
             looks={name: looks[candidate] for name, candidate in sides.items()},
             cards={name: self._evaluate(candidate) for name, candidate in sides.items()},
             pictures=work.count_pictures(self.job.table),

@@ -35,12 +35,15 @@ class Ends:
         base: By the base model alone.
         subject: By the subject's adapter alone.
         style: By the style's alone.
+        scale: How far it is from nothing kept to everything, by aim, where other pictures than
+            these say so: of few pictures it is hard to tell. None takes these.
     """
 
     prompts: Sequence[str]
     base: Sequence[Look]
     subject: Sequence[Look]
     style: Sequence[Look]
+    scale: Mapping[str, float] | None = None
 
     def value(self, looks: Sequence[Look]) -> dict[str, Values]:
         """Give each aim's values: a row for each picture, and a column for each reference.
@@ -51,8 +54,19 @@ class Ends:
         """
         identity = [None if one.copies_photo else one.identity for one in looks]
         style = [None if one.copies_style else one.style for one in looks]
-        below = [one.identity for one in self.base], [one.style for one in self.subject]
-        found = {"identity": _fill(identity, below[0]), "style": _fill(style, below[1])}
+        every = (*looks, *self.base, *self.subject, *self.style)
+        found = {
+            "identity": _fill(
+                identity,
+                [one.identity for one in self.base],
+                _count_columns([one.identity for one in every]),
+            ),
+            "style": _fill(
+                style,
+                [one.style for one in self.subject],
+                _count_columns([one.style for one in every]),
+            ),
+        }
         if all(one.prompt is not None for one in (*looks, *self.base)):
             found["prompt"] = np.array([one.prompt for one in looks], float)
         return {aim: values for aim, values in found.items() if values is not None}
@@ -71,11 +85,18 @@ class Ends:
 
     def room(self, aim: str) -> float | None:
         """How far it is from nothing kept to everything; None if not measured or not above 0."""
+        if self.scale is not None:
+            return self.scale.get(aim)
         bounds = self.bounds(aim)
         if bounds is None:
             return None
         gap = average(bounds[1], self.prompts) - average(bounds[0], self.prompts)
         return gap if gap > 0 else None
+
+    def rooms(self) -> dict[str, float]:
+        """The room of each aim that has any."""
+        found = {aim: self.room(aim) for aim in AIMS}
+        return {aim: room for aim, room in found.items() if room is not None}
 
     def keep(self, looks: Sequence[Look]) -> dict[str, float]:
         """Say which share of each aim is kept: 0 for nothing, 1 for all; it may lie outside.
@@ -108,7 +129,7 @@ class Ends:
                 statistics.sample_mean(side, draws) for side in (values[aim], *bounds)
             )
             found = statistics.lift(kept, low, high, draws.independent, draws.confidence)
-            note = "" if found.value is not None else f"not measured: {_NO_ROOM[aim]}, clearly"
+            note = "" if found.value is not None else f"not measured: perhaps {_NO_ROOM[aim]}"
             scores[aim] = Score(
                 value=found.value,
                 n=len(looks),
@@ -138,18 +159,24 @@ def average(values: Values, prompts: Sequence[str]) -> float:
     return float(np.mean([rows[labels == prompt].mean() for prompt in dict.fromkeys(prompts)]))
 
 
+def _count_columns(rows: Sequence[tuple[float, ...] | None]) -> int:
+    """How many references pictures were compared with; 0 if none could be."""
+    return max((len(row) for row in rows if row is not None), default=0)
+
+
 def _fill(
-    rows: Sequence[tuple[float, ...] | None], below: Sequence[tuple[float, ...] | None]
+    rows: Sequence[tuple[float, ...] | None],
+    below: Sequence[tuple[float, ...] | None],
+    columns: int,
 ) -> Values | None:
     """Give rows without a value what lies below them, or the mean of that, or zeros."""
-    widths = {len(row) for row in (*rows, *below) if row is not None}
-    if not widths:
+    if columns == 0:
         return None
-    known = [row for row in below if row is not None] or [(0.0,) * widths.pop()]
+    known = [row for row in below if row is not None] or [(0.0,) * columns]
     mean = np.mean(known, axis=0)
     filled = [
         next((side for side in (own, under) if side is not None), mean)
         for own, under in zip(rows, below, strict=True)
     ]
     table: Values = np.array(filled, float)
-    return table[:, 0] if table.shape[1] == 1 else table
+    return table[:, 0] if columns == 1 else table

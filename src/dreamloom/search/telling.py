@@ -30,9 +30,8 @@ class Searched:
     Args:
         job: What was asked.
         ranked: The rounds.
-        left_out: For each round, why aims could not be measured.
         sides: The winner, and its rivals that are other weights, by name.
-        ends: The ends on what was held out.
+        ends: The ends on what was held out, on their own scale where they have one.
         looks: What was seen in each side's held-out pictures.
         cards: Their scorecards.
         pictures: How many were drawn in all.
@@ -41,7 +40,6 @@ class Searched:
 
     job: Job
     ranked: Sequence[Ranked]
-    left_out: Sequence[tuple[str, ...]]
     sides: Mapping[str, Candidate]
     ends: Ends
     looks: Mapping[str, Sequence[Look]]
@@ -55,21 +53,21 @@ def tell_search(found: Searched) -> Findings:
     job, plan = found.job, found.job.plan
     winner = found.sides[WINNER]
     rounds = [
-        _tell_round(ranked, reasons, _count_next(found.ranked, number))
-        for number, (ranked, reasons) in enumerate(zip(found.ranked, found.left_out, strict=True))
+        _tell_round(ranked, _count_next(found.ranked, number))
+        for number, ranked in enumerate(found.ranked)
     ]
     on_same = found.ranked[1]
     comparisons = _compare(found)
-    tried = rounds[-1].candidates[0]
+    tried, held_out = rounds[-1].candidates[0], _tell_held_out(found)
     return Findings(
         verdict=tell_verdict(winner, comparisons, job.rivals),
         winner=tried,
         command=write_command(job.wish.files, tried, job.wish.out / "merged.safetensors"),
         front=_find_front(on_same),
-        compared_on=_tell_round(on_same, found.left_out[1], 0),
+        compared_on=_tell_round(on_same, 0),
         rounds=tuple(rounds),
         agreement=correlate_rounds(found.ranked[0], found.ranked[1]),
-        held_out=_tell_held_out(found),
+        held_out=held_out,
         comparisons=comparisons,
         changes=_compare_scores(found),
         budget=job.wish.budget,
@@ -84,7 +82,7 @@ def tell_search(found: Searched) -> Findings:
         },
         base=dict(job.base),
         keys=_name_keys(job),
-        notes=found.notes,
+        notes=(*found.notes, *_doubt(held_out[WINNER])),
         versions=library_versions(),
     )
 
@@ -97,7 +95,7 @@ def _count_next(ranked: Sequence[Ranked], number: int) -> int:
     return following.candidates - following.fresh
 
 
-def _tell_round(ranked: Ranked, left_out: tuple[str, ...], promoted: int) -> RoundFindings:
+def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
     return RoundFindings(
         shots=ranked.round.shots,
         steps=ranked.round.steps,
@@ -112,7 +110,6 @@ def _tell_round(ranked: Ranked, left_out: tuple[str, ...], promoted: int) -> Rou
             )
             for place, one in enumerate(ranked.candidates)
         ),
-        left_out=left_out,
     )
 
 
@@ -174,6 +171,16 @@ def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
             findings=tuple(text for text in card.findings if not text.startswith("Drift")),
         )
     return told
+
+
+def _doubt(winner: HeldOut) -> list[str]:
+    """Say which shares are guesses, because both ends of their scale may be the same."""
+    return [
+        f"On the held-out pictures it is not clear that {aim} can be kept or lost at all "
+        f"({score.note.removeprefix('not measured: ')}), so what is kept together is a guess."
+        for aim, score in winner.kept.items()
+        if score.value is None and score.key
+    ]
 
 
 def _name_keys(job: Job) -> dict[str, str]:
