@@ -100,12 +100,13 @@ class BlockWeights:
     Args:
         rules: Pairs of a pattern and a weight; the last pattern that matches a layer's name
             counts. A layer that none matches has weight 1.
-        words: What the user named, each with the patterns that it stands for.
+        words: What the user named and must be there, each with its pattern: patterns, and blocks
+            that only some base models have.
         positions: The blocks that a list has numbers for, if a list was given.
     """
 
     rules: Sequence[tuple[str, float]] = ()
-    words: Sequence[tuple[str, tuple[str, ...]]] = ()
+    words: Sequence[tuple[str, str]] = ()
     positions: Sequence[str] = ()
     _known: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -123,12 +124,12 @@ class BlockWeights:
             layers: The names of all layers that some adapter changes.
 
         Raises:
-            ConfigError: If a word matches none of them, or a list has no number for a block whose
-                attention changes: it is a list for another base model.
+            ConfigError: If a pattern matches none of them, or a list has no number for a block
+                whose attention changes: it is a list for another base model.
         """
         known = sorted(layers)
-        for word, patterns in self.words:
-            if not any(matches(pattern, layer) for pattern in patterns for layer in known):
+        for word, pattern in self.words:
+            if not any(matches(pattern, layer) for layer in known):
                 raise ConfigError(
                     f"The block weights name {word!r}, which is in no layer that changes.",
                     f"Layers have names such as {known[0]}; write whole parts of them.",
@@ -203,7 +204,7 @@ def parse_blocks(text: str) -> BlockWeights:
                 "Write style=1.2, mid=0, or a list of 12, 17, 20 or 26 numbers.",
             )
         patterns = WORDS.get(word, (word,))
-        words.append((word, patterns))
+        words += _list_needed(word)
         rules += [(pattern, _check_weight(weight, word) if equals else 1.0) for pattern in patterns]
         alone |= not equals and word != "all"
     return BlockWeights((("*", 0.0), *rules) if alone else tuple(rules), tuple(words))
@@ -231,7 +232,7 @@ def read_blocks(value: object) -> BlockWeights:
     if isinstance(value, list | tuple):
         return _read_list([_check_weight(weight, "the list") for weight in value])
     if isinstance(value, Mapping):
-        words: list[tuple[str, tuple[str, ...]]] = []
+        words: list[tuple[str, str]] = []
         rules = tuple(_read_table(value, words))
         return BlockWeights(rules, tuple(words))
     raise ConfigError(
@@ -259,7 +260,7 @@ def _read_list(weights: Sequence[float]) -> BlockWeights:
 
 
 def _read_table(
-    table: Mapping[object, object], words: list[tuple[str, tuple[str, ...]]]
+    table: Mapping[object, object], words: list[tuple[str, str]]
 ) -> Iterator[tuple[str, float]]:
     for key, value in table.items():
         word = str(key)
@@ -275,7 +276,7 @@ def _read_table(
                 )
             continue
         patterns = WORDS.get(word, (word,))
-        words.append((word, patterns))
+        words += _list_needed(word)
         if isinstance(value, list | tuple) and word in ("down", "up"):
             yield from _read_places(f"{patterns[0]}.*", patterns[0], value)
         else:
@@ -308,6 +309,13 @@ def _read_places(block: str, whole: str, weights: Sequence[object]) -> Iterator[
     if len(numbers) > 1:
         for place, number in enumerate(numbers):
             yield from ((pattern, number) for pattern in _place(block, place))
+
+
+def _list_needed(word: str) -> list[tuple[str, str]]:
+    """What must be there for a word to mean anything: nothing, for what any adapter may lack."""
+    if word in WORDS and word not in B_LORA_BLOCKS:
+        return []
+    return [(word, B_LORA_BLOCKS.get(word, word))]
 
 
 def _is_number(text: str) -> bool:
