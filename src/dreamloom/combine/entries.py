@@ -165,7 +165,7 @@ def elect_signs(
             sizes; ``none``: nobody is elected, which is None.
 
     Source:
-        TIES-Merging (Yadav et al., arXiv:2306.01708), section 4.2, γ = sgn(Σ τ̂ᵢ).
+        TIES-Merging (Yadav et al., arXiv:2306.01708), elect: γ = sgn(Σ τ̂ᵢ).
     """
     if election == "none":
         return None
@@ -193,7 +193,7 @@ def add_agreeing(
             ``weighted_mean``: divided by the sum of the sizes of their weights.
 
     Source:
-        TIES-Merging (arXiv:2306.01708), section 4.2, the disjoint merge, which is the mean.
+        TIES-Merging (Yadav et al., arXiv:2306.01708), disjoint merge: there, the mean.
     """
     total = torch.zeros_like(blocks[0])
     share = torch.zeros_like(blocks[0])
@@ -228,7 +228,8 @@ def find_magnitudes(
         places: From 1, the largest, to the number of entries.
 
     Source:
-        Selection by radix: Knuth, The Art of Computer Programming 3, sections 5.2.5 and 5.3.3.
+        Sorting by distribution, of which only the bin in question is looked at: Knuth, The Art of
+        Computer Programming 3, section 5.2.5.
     """
     upper = torch.zeros(2**15, dtype=torch.int64)
     for block in read():

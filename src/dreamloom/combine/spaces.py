@@ -76,11 +76,11 @@ def enter_space(updates: Sequence[Factors], kind: str) -> Space:
         kind: ``dense``, ``knots`` or ``core``.
 
     Source:
-        KnOTS: Stoica et al., Model Merging with SVD to Tie the Knots (arXiv:2410.19735), Eq. 3,
-        the product Uᵀ ΔWᵢ in place of the SVD of a wide dense matrix. Core space: Panariello et
-        al., Accurate and Efficient Low-Rank Model Merging in Core Space (arXiv:2509.17786),
-        section 3.2. Their bases are singular vectors of the stacked factors, which change when a
-        factor is rewritten; ours are those of the stacked updates, which span the same.
+        KnOTS: Stoica et al., Model Merging with SVD to Tie the Knots (arXiv:2410.19735); the
+        product Uᵀ ΔWᵢ stands for the SVD of a wide dense matrix. Core space: Panariello et al.,
+        Accurate and Efficient Low-Rank Model Merging in Core Space (arXiv:2509.17786); its bases
+        are singular vectors of the stacked factors, which turn when a factor is rewritten, ours
+        are those of the stacked updates, which span the same.
     """
     doubles = [Factors(update.up.double(), update.down.double()) for update in updates]
     if kind == "dense":

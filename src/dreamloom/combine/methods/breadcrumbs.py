@@ -30,7 +30,7 @@ def keep_middle(entries: Entries, density: float, outliers: float) -> Trim:
         outliers: The share of the largest that go, from 0.
 
     Source:
-        Model Breadcrumbs (Davari and Belilovsky, arXiv:2312.06795), section 3.1, masks by layer.
+        Model Breadcrumbs (Davari and Belilovsky, arXiv:2312.06795), masks by layer.
     """
     kept = max(1, round(density * entries.count))
     above = min(round(outliers * entries.count), entries.count - kept)
@@ -42,7 +42,7 @@ def merge_breadcrumbs(parts: Sequence[Part], context: Context) -> Merged:
     """Keep the middle of each weighted update and add up.
 
     Source:
-        Model Breadcrumbs (Davari and Belilovsky, arXiv:2312.06795), section 3.1.
+        Model Breadcrumbs (Davari and Belilovsky, arXiv:2312.06795).
     """
     density, outliers = context.number("density"), context.number("outliers")
     return merge_entries(
@@ -58,7 +58,7 @@ METHODS = (
         name="breadcrumbs",
         summary="The sum of what is neither largest nor smallest in each adapter.",
         formula="ΔW = λ Σ wᵢ middle(ΔWᵢ)",
-        source="Davari and Belilovsky, Model Breadcrumbs (arXiv:2312.06795), section 3.1",
+        source="Davari and Belilovsky, Model Breadcrumbs (arXiv:2312.06795)",
         merge=merge_breadcrumbs,
         needs="entries",
         options=(

@@ -30,7 +30,7 @@ def drop_at_random(density: float, dice: torch.Generator) -> Trim:
         dice: Thrown once for each entry, in the order of rows.
 
     Source:
-        DARE (Yu et al., arXiv:2311.03099), section 3.2: m ~ Bernoulli(p), (1 - m) δ / (1 - p).
+        DARE (Yu et al., arXiv:2311.03099), drop and rescale: m ~ Bernoulli(p), (1 - m) δ / (1 - p).
     """
 
     def trim(block: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
@@ -44,8 +44,8 @@ def merge_dare(parts: Sequence[Part], context: Context) -> Merged:
     """Drop entries of each weighted update at random, rescale the rest, and add up.
 
     Source:
-        DARE (Yu et al., arXiv:2311.03099), section 3.2; with an election, as its section 4 does
-        with TIES.
+        DARE (Yu et al., arXiv:2311.03099), drop and rescale, before a sum or before the
+        election and the merge of TIES.
     """
     density = context.number("density")
     return merge_entries(
@@ -58,7 +58,7 @@ METHODS = (
         name="dare",
         summary="The sum of what is left when entries are dropped at random and the rest made up.",
         formula="ΔW = λ Σ wᵢ mᵢ ∘ ΔWᵢ / d, mᵢ ~ Bernoulli(d)",
-        source="Yu et al., Language Models are Super Mario (arXiv:2311.03099), section 3.2",
+        source="Yu et al., Language Models are Super Mario (arXiv:2311.03099)",
         merge=merge_dare,
         needs="entries",
         options=(

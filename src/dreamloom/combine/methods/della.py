@@ -29,8 +29,8 @@ def keep_chances(
     The smallest of a row has density - spread, the largest density + spread; a single one density.
 
     Source:
-        DELLA (Deep et al., arXiv:2406.11617), section 3.1, pᵢ = p_min + Δᵢ, ranks by row; steps
-        of ε / (n - 1), so that both ends are reached.
+        DELLA (Deep et al., arXiv:2406.11617), MagPrune with ranks by row; steps of 2 ε / (n - 1),
+        so that both ends are reached.
     """
     columns = block.shape[1]
     order = block.abs().argsort(dim=1, stable=True)
@@ -51,7 +51,7 @@ def drop_small_ones(density: float, spread: float, dice: torch.Generator) -> Tri
         ConfigError: If a chance would be 0 or less, or above 1.
 
     Source:
-        DELLA (Deep et al., arXiv:2406.11617), section 3.1, MagPrune.
+        DELLA (Deep et al., arXiv:2406.11617), MagPrune.
     """
     if density >= 1:
         return lambda block: block
@@ -74,7 +74,7 @@ def merge_della(parts: Sequence[Part], context: Context) -> Merged:
     """Drop entries of each weighted update by their magnitude, elect signs, and add up.
 
     Source:
-        DELLA (Deep et al., arXiv:2406.11617), section 3: drop, elect, fuse.
+        DELLA (Deep et al., arXiv:2406.11617): drop, elect, fuse.
     """
     density, spread = context.number("density"), context.number("spread")
     return merge_entries(
@@ -91,7 +91,7 @@ METHODS = (
         summary="Like DARE, but small entries are dropped more often; then a sign is elected.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] τ̂ᵢ, τ̂ᵢ = mᵢ ∘ wᵢ ΔWᵢ / pᵢ, mᵢ ~ Bernoulli(pᵢ), "
         "pᵢ from d - ε to d + ε by rank in the row",
-        source="Deep et al., DELLA-Merging (arXiv:2406.11617), section 3",
+        source="Deep et al., DELLA-Merging (arXiv:2406.11617)",
         merge=merge_della,
         needs="entries",
         options=(

@@ -20,7 +20,7 @@ def add_largest(parts: Sequence[Part], context: Context) -> Merged:
     """Keep each weighted update's largest entries and add them up.
 
     Source:
-        TIES-Merging (Yadav et al., arXiv:2306.01708), section 4.2, its first step alone.
+        TIES-Merging (Yadav et al., arXiv:2306.01708), its first step, trim, alone.
     """
     density = context.number("density")
     return merge_entries(
@@ -33,7 +33,7 @@ METHODS = (
         name="magnitude",
         summary="The sum of what is largest in each adapter; its small entries go.",
         formula="ΔW = λ Σ wᵢ top(ΔWᵢ)",
-        source="Yadav et al., TIES-Merging (arXiv:2306.01708), section 4.2, the first step",
+        source="Yadav et al., TIES-Merging (arXiv:2306.01708), its first step alone",
         merge=add_largest,
         needs="entries",
         options=(

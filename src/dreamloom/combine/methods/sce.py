@@ -77,7 +77,7 @@ def merge_sce(parts: Sequence[Part], context: Context) -> Merged:
     variance, and passes whole.
 
     Source:
-        SCE (Wan et al., FuseChat, arXiv:2408.07990), section 3.3: select, calculate, erase.
+        SCE (Wan et al., FuseChat, arXiv:2408.07990): select, calculate, erase.
     """
     alive = drop_zeros(parts)
     if not alive:
@@ -104,7 +104,7 @@ METHODS = (
         summary="The mean of what agrees, by energy, where the adapters differ most.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] ηᵢ τ̂ᵢ / Σ [sgn τ̂ᵢ = γ] ηᵢ, τ̂ᵢ = s ∘ wᵢ ΔWᵢ, "
         "s: top variance, ηᵢ = ‖τ̂ᵢ‖² / Σ ‖τ̂ⱼ‖², γ = sgn Σ τ̂ᵢ",
-        source="Wan et al., FuseChat (arXiv:2408.07990), section 3.3",
+        source="Wan et al., FuseChat (arXiv:2408.07990): select, calculate, erase",
         merge=merge_sce,
         needs="entries",
         options=(

@@ -23,7 +23,8 @@ def merge_ties(parts: Sequence[Part], context: Context, space: str) -> Merged:
     in common; a subject with a style wants the sum, so that is the default of ``reduce``.
 
     Source:
-        TIES-Merging (Yadav et al., arXiv:2306.01708), section 4.2, top-k within each layer.
+        TIES-Merging (Yadav et al., arXiv:2306.01708): trim, elect, merge; top-k within each
+        layer.
     """
     density = context.number("density")
     return merge_entries(parts, context, space, lambda entries, _: keep_largest(entries, density))
@@ -38,7 +39,8 @@ def merge_knots(parts: Sequence[Part], context: Context) -> Merged:
     """TIES where the outputs are turned to the directions that the updates share.
 
     Source:
-        KnOTS (Stoica et al., arXiv:2410.19735), section 4, with weights, top-k within each layer.
+        KnOTS (Stoica et al., arXiv:2410.19735) with TIES; with weights, top-k within each
+        layer.
     """
     return merge_ties(parts, context, "knots")
 
@@ -47,7 +49,7 @@ def merge_core(parts: Sequence[Part], context: Context) -> Merged:
     """TIES where outputs and inputs are turned to the directions that the updates share.
 
     Source:
-        Core Space (Panariello et al., arXiv:2509.17786), section 3.2, with TIES.
+        Core Space (Panariello et al., arXiv:2509.17786) with TIES.
     """
     return merge_ties(parts, context, "core")
 
@@ -64,7 +66,7 @@ METHODS = (
         name="ties",
         summary="Each adapter's largest entries; where signs differ, the heavier side alone.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] τ̂ᵢ, τ̂ᵢ = top(wᵢ ΔWᵢ), γ = sgn Σ τ̂ᵢ",
-        source="Yadav et al., TIES-Merging (arXiv:2306.01708), section 4.2",
+        source="Yadav et al., TIES-Merging (arXiv:2306.01708): trim, elect, merge",
         merge=merge_by_sign,
         needs="entries",
         options=(*_TIES, space_option("dense")),
