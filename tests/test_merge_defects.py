@@ -280,7 +280,37 @@ def test_a_merged_file_draws_what_its_parts_draw_worn_together(model, worn):
             torch.testing.assert_close(look(model), together, rtol=0, atol=2e-5)
 
 
-# Single methods: D16, D17, D19.
+# Single methods: D16 to D19.
+
+
+def test_d16_without_outliers_the_largest_entries_stay():
+    """An empty slice counted from the end is the whole tensor, or none of it."""
+    one = make_one(20)
+    merged = merged_by("breadcrumbs", [one], [1.0], "20", outliers=0.0, density=0.5, space="dense")
+    exact, found = dense(one, TO_Q), dense(merged, TO_Q)
+    middle = exact.abs().flatten().sort().values[exact.numel() // 2]
+    expected = torch.where(exact.abs() >= middle, exact, 0.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (expected != 0).sum() == exact.numel() // 2
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "della", "breadcrumbs", "sce", "magnitude"])
+def test_d18_entries_are_those_of_updates_not_of_factors(method):
+    some = [make_one(21), make_one(22)]
+    rewritten = [rewrite(adapter, seed) for seed, adapter in enumerate(some)]
+    told, again = (merged_by(method, each, [0.8, 0.6], "20") for each in (some, rewritten))
+    assert far(dense(again, TO_Q), dense(told, TO_Q)) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["knots", "core"])
+def test_d19_each_adapter_has_its_own_weight_in_knots(method):
+    """At density 1, where one adapter is much the stronger, its sign is elected everywhere."""
+    some = [make_one(23), make_one(24)]
+    kept = merged_by(method, some, [1.0, 1e-3], density=1.0)
+    assert strength(dense(kept, TO_Q), dense(some[0], TO_Q)) == pytest.approx(1.0, abs=0.01)
+    turned = merged_by(method, some, [1e-3, 1.0], density=1.0)
+    assert strength(dense(turned, TO_Q), dense(some[1], TO_Q)) == pytest.approx(1.0, abs=0.01)
+    assert abs(strength(dense(turned, TO_Q), dense(some[0], TO_Q))) < 0.2
 
 
 def test_d17_zip_masks_are_learned_at_a_rate_that_moves_them_and_stay_factors():
