@@ -418,6 +418,17 @@ def test_a_product_that_fits_no_layer_is_refused():
         as_lora(Adapter({}, peft=PeftState("loha", broken, state.configs)))
 
 
+def test_a_loha_of_an_older_text_encoder_becomes_a_lora_of_todays():
+    state, changes = teach(LoHaConfig(r=2, alpha=2, target_modules=["to_q"], init_weights=False))
+    inner = "text_model.encoder.layers.0.mlp.fc1"
+    tensors = {k.replace("unet.to_q", f"text_encoder.{inner}"): t for k, t in state.tensors.items()}
+    config = {**state.configs["unet"], "target_modules": [inner]}
+    plain = as_lora(Adapter({}, peft=PeftState("loha", tensors, {"text_encoder": config})))
+    assert list(plain.layers) == ["text_encoder.encoder.layers.0.mlp.fc1"]
+    change = plain.layers["text_encoder.encoder.layers.0.mlp.fc1"].update()
+    torch.testing.assert_close(change, changes["unet.to_q"])
+
+
 def test_a_dora_is_no_lora_for_free():
     layers = {"unet.x": random_layer(torch.empty(4, 3), 2)}
     dora = Adapter({}, peft=make_dora(layers, {"unet.x": torch.ones(4)}))

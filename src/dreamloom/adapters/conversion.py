@@ -17,7 +17,7 @@ from dreamloom.adapters.dora import DOWN, MAGNITUDE, UP
 from dreamloom.adapters.peftconfig import match_pattern, read_pattern
 from dreamloom.adapters.products import make_layer, truncate_change
 from dreamloom.adapters.reading import read_adapter
-from dreamloom.adapters.sdxl_layers import kernel_of
+from dreamloom.adapters.sdxl_layers import kernel_of, respell_text
 from dreamloom.adapters.writing import FileFormat, write_adapter
 from dreamloom.errors import AdapterError, RunFolderError
 
@@ -52,13 +52,13 @@ def as_lora(adapter: Adapter, shape_of: Callable[[str], Sequence[int]] | None = 
     layers = {}
     for name in state.layer_names:
         shape = None if shape_of is None else tuple(shape_of(name))
-        layers[name] = _expand(state, name, kernel_of(name) if shape is None else shape[2:])
-        up, down = layers[name].up, layers[name].down
-        if shape is not None and (up.shape[0], *down.shape[1:]) != shape:
+        layer = _expand(state, name, kernel_of(name) if shape is None else shape[2:])
+        if shape is not None and (layer.up.shape[0], *layer.down.shape[1:]) != shape:
             raise AdapterError(
                 f"The {KIND_NAMES[state.kind]} of {name} does not have the shape {shape}.",
                 "It was made for another base model.",
             )
+        layers[respell_text(name)] = layer
     return replace(adapter, layers=layers, peft=None)
 
 
