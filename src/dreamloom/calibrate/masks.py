@@ -14,11 +14,11 @@ from torch.nn import Parameter
 
 from dreamloom.adapters import Adapter
 from dreamloom.calibrate.examples import Examples, record_examples
-from dreamloom.calibrate.inquiry import Inquiry, Told
+from dreamloom.calibrate.inquiry import Inquiry, Prepared, Told
 from dreamloom.combine.factors import Factors, balance, flatten
 from dreamloom.combine.method import Value
 from dreamloom.combine.methods.ziprank import split_directions
-from dreamloom.combine.prepared import name_mask
+from dreamloom.combine.prepared import JOINT, name_mask
 from dreamloom.errors import TrainingError
 from dreamloom.events import Progress
 from dreamloom.families.base import Conditioning, Model
@@ -146,15 +146,17 @@ Make = Callable[[Sequence[Factors], Sequence[float], Tensor], Masked]
 def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> Told:
     """Change masks until the merge says on each adapter's prompts what that adapter says alone.
 
-        L = Σₖ ‖ε_merged(xₖ, pₖ) − εₖ(xₖ, pₖ)‖² / ‖ε_base(xₖ, pₖ) − εₖ(xₖ, pₖ)‖² + λ overlap
+        L = Σₖ ‖ε_merged(xₖ) − εₖ(xₖ)‖² / d + η ‖ε_merged(x) − ε_sum(x)‖² / d + λ overlap
 
-    What the adapters say is recorded once, for fixed noise and timesteps, so an update costs one
-    pass forward and back for each adapter. Dividing by the base model's distance makes adapters of
-    different strength count alike. Masks begin at 1, which is the plain sum; if they end no better
-    than that, they stay 1. Updates of text encoders are added up, unmasked.
+    The first term asks for each adapter's own answers to its prompts, the second, which is ours,
+    for the plain sum's to prompts that ask for all of them. d is the mean square distance between
+    what the adapters and the base model say, so that λ means the same for weak and strong adapters.
+    What adapters say is recorded once, for fixed noise and timesteps, so an update costs one pass
+    forward and back for each. Masks begin at 1, which is the plain sum; if they end no better than
+    that, they stay 1. Updates of text encoders are added up, unmasked.
 
     Args:
-        inquiry: The merge; its asks are those of the adapters.
+        inquiry: The merge.
         options: Those of ZipLoRA and ZipRank.
         make: Makes the masks of a layer.
 
@@ -167,40 +169,39 @@ def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> T
     """
     model = inquiry.model
     recorded = record_examples(inquiry)
-    masked = _mask_layers(inquiry, make)
+    masked = {n: _mask_layer(inquiry, n, make) for n in inquiry.shared if not acts_on_text(n)}
     others = [(adapter, 1.0) for adapter in _leave_out(inquiry.weighed, masked)]
     with ExitStack() as stack:
         stack.enter_context(model.wear(others))
         stack.enter_context(add_changes(inquiry.layers, masked))
         prompts = [model.encode_prompts(examples.ask.prompts) for examples in recorded]
         model.release_encoders()
+        shares = _share_loss(recorded, float(options["joint"]))
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
             stack.enter_context(model.saving_memory())
-        _descend(inquiry, options, recorded, prompts, list(masked.values()))
+        taught = list(zip(recorded, prompts, shares, strict=True))
+        _descend(inquiry, options, taught, list(masked.values()))
         missed = _measure(model, recorded, prompts)
-    if sum(missed) >= sum(missed_by_sum):
-        masked, missed = _mask_layers(inquiry, make), missed_by_sum
-    prepared = {
-        name: {
-            name_mask(number): mask
-            for number, mask in zip(inquiry.shared[name], masks.read(), strict=True)
-        }
-        for name, masks in masked.items()
-    }
-    return Told(prepared, missed_by_sum, missed)
+    at_first, at_last = (
+        sum(share * part for share, part in zip(shares, parts, strict=True))
+        for parts in (missed_by_sum, missed)
+    )
+    if at_last >= at_first:
+        masked, missed = {}, missed_by_sum
+    prepared: Prepared = {}
+    for name, numbers in inquiry.shared.items():
+        masks = (masked.get(name) or _mask_layer(inquiry, name, make)).read()
+        prepared[name] = {name_mask(n): mask for n, mask in zip(numbers, masks, strict=True)}
+    adapters = len([ask for ask in inquiry.asks if ask.number != JOINT])
+    return Told(prepared, missed_by_sum[:adapters], missed[:adapters])
 
 
-def _mask_layers(inquiry: Inquiry, make: Make) -> dict[str, Masked]:
-    masked = {}
-    for name, layer in inquiry.layers.items():
-        if acts_on_text(name):
-            continue
-        numbers = inquiry.shared[name]
-        parts = [flatten(inquiry.adapters[number - 1].layers[name]) for number in numbers]
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        masked[name] = make(parts, [inquiry.weight_of(n, name) for n in numbers], weight)
-    return masked
+def _mask_layer(inquiry: Inquiry, name: str, make: Make) -> Masked:
+    numbers = inquiry.shared[name]
+    parts = [flatten(inquiry.adapters[number - 1].layers[name]) for number in numbers]
+    weight: Tensor = inquiry.layers[name].weight  # type: ignore[assignment]
+    return make(parts, [inquiry.weight_of(number, name) for number in numbers], weight)
 
 
 def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
@@ -216,11 +217,19 @@ def _measure(
     return [e.miss_of_all(model, said) for e, said in zip(recorded, prompts, strict=True)]
 
 
+def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
+    """What each kind of example adds to the loss, in units of what is missed of it."""
+    gaps = [examples.gap for examples in recorded if examples.ask.number != JOINT]
+    return [
+        examples.gap / (sum(gaps) / len(gaps)) * (joint if examples.ask.number == JOINT else 1.0)
+        for examples in recorded
+    ]
+
+
 def _descend(
     inquiry: Inquiry,
     options: Mapping[str, Value],
-    recorded: Sequence[Examples],
-    prompts: Sequence[Conditioning],
+    taught: Sequence[tuple[Examples, Conditioning, float]],
     masked: Sequence[Masked],
 ) -> None:
     if not masked:
@@ -233,10 +242,10 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         dice = generator_for(inquiry.seed, "masks", update)
         draws = torch.rand(_PER_UPDATE, generator=dice)
-        for examples, said in zip(recorded, prompts, strict=True):
+        for examples, said, share in taught:
             # The same places for each adapter, so that their order does not matter.
             picked = (draws * len(examples)).long()
-            loss = examples.miss(inquiry.model, said, picked).mean()
+            loss = share * examples.miss(inquiry.model, said, picked).mean()
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"The loss of the masks is not finite after {update} updates.",

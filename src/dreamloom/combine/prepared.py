@@ -33,7 +33,7 @@ LEARNING_RATE = Option("learning_rate", 0.01, "Adam's; masks begin at 1.", low=1
 OVERLAP = Option(
     "overlap", 0.01, "λ: how much it costs that masks let through the same of both.", low=0.0
 )
-LEARNING = (UPDATES, LEARNING_RATE, OVERLAP, PROMPTS, STEPS)
+LEARNING = (UPDATES, LEARNING_RATE, OVERLAP, JOINT_SHARE, PROMPTS, STEPS)
 
 
 def name_gram(number: int) -> str:

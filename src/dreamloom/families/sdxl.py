@@ -287,7 +287,8 @@ class SDXLModel:
             else:
                 others = [(a, Pace(Curve.constant(w))) for a, w in plain if a.peft is not None]
                 stack.enter_context(beside(self._components, others, name))
-                loras = [part for part in plain if part[0].peft is None]
+                # Of an adapter that only teaches words there is nothing to load.
+                loras = [part for part in plain if part[0].layers]
                 stack.enter_context(self._load_beside(loras))
             if words:
                 stack.callback(AttachedWords(self._pipeline, words).detach)
