@@ -240,13 +240,35 @@ def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
     return float(triangle.norm() * inverse.norm())
 
 
+@dataclass(frozen=True)
+class Singular:
+    """The singular values and vectors of a matrix that is no product; only those above rounding."""
+
+    left: Float[Tensor, "outputs k"]
+    values: Float[Tensor, " k"]
+    right: Float[Tensor, "k inputs"]
+
+    def truncate(self, rank: int) -> Factors:
+        """The nearest update of a rank, its factors equally long.
+
+        Source:
+            Eckart and Young, Psychometrika 1 (1936).
+        """
+        roots = self.values[:rank].sqrt()
+        return Factors(self.left[:, :rank] * roots, roots[:, None] * self.right[:rank])
+
+
+def find_singular(matrix: Float[Tensor, "outputs inputs"]) -> Singular:
+    """Find the singular values and vectors of a matrix, in its own precision."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    alive = values > values[:1] * torch.finfo(values.dtype).eps
+    return Singular(left[:, alive], values[alive], right[alive])
+
+
 def truncate_matrix(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors:
     """The nearest update of a rank to a matrix that is no product, its factors equally long.
 
     Source:
         Eckart and Young, Psychometrika 1 (1936).
     """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    rank = min(rank, int((values > values[:1] * torch.finfo(values.dtype).eps).sum()))
-    roots = values[:rank].sqrt()
-    return Factors(left[:, :rank] * roots, roots[:, None] * right[:rank])
+    return find_singular(matrix).truncate(rank)

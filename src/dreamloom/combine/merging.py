@@ -13,11 +13,11 @@ from dreamloom.adapters import Adapter, Layer, gather_words, refuse_other_kinds
 from dreamloom.combine.blocks import NO_BLOCKS, BlockWeights
 from dreamloom.combine.factors import (
     Factors,
+    find_singular,
     find_spectrum,
     flatten,
     gram,
     norm,
-    truncate_matrix,
     unflatten,
 )
 from dreamloom.combine.method import Context, Merged, Method, Part, Value
@@ -333,13 +333,10 @@ def _cut_matrix(
     matrix: Tensor, wish: RankWish, rank: int | None, together: int
 ) -> tuple[Factors, LayerReport]:
     """Cut what a method of entries made; its ``full`` is the rank of its parts together."""
-    matrix = matrix.float()
+    singular = find_singular(matrix.float())
+    values = singular.values.double()
     if rank is None:
-        if wish.kind == "energy":
-            rank = choose_rank(torch.linalg.svdvals(matrix), wish)
-        else:
-            rank = min(int(wish.amount) if wish.kind == "fixed" else together, *matrix.shape)
-    cut = truncate_matrix(matrix, rank)
-    whole, kept = float(matrix.double().norm()), norm(cut)
-    error = max(whole**2 - kept**2, 0.0) ** 0.5 / whole if whole > 0 else 0.0
-    return cut, LayerReport(cut.rank, kept, error)
+        rank = choose_rank(values, wish, full=together)
+    cut = singular.truncate(rank)
+    whole, kept, lost = (float(v.norm()) for v in (values, values[:rank], values[rank:]))
+    return cut, LayerReport(cut.rank, kept, lost / whole if whole > 0 else 0.0)
