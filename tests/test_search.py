@@ -32,7 +32,7 @@ from dreamloom.search.candidates import (
     propose_near,
     spread,
 )
-from dreamloom.search.findings import Tried
+from dreamloom.search.findings import Tried, write_command
 from dreamloom.search.front import attribute_change, correlate_ranks, find_front, join_shares
 from dreamloom.search.heldout import compare_kept, correct_together, tell_verdict
 from dreamloom.search.looks import Look
@@ -634,18 +634,21 @@ def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_pat
         assert len(set(candidate.subject)) == len(GROUPS)
 
 
-def test_the_command_merges_with_the_winners_weights(searched, taught) -> None:
-    _, found = searched
-    done = CliRunner().invoke(main, shlex.split(found.command)[1:])
+@pytest.mark.parametrize("by_block", [False, True])
+def test_the_command_merges_with_the_winners_weights(taught, by_block, tmp_path) -> None:
+    winner = draw_design(3, by_block, BETWEEN, 5, [])[2]
+    files = taught / "subject.safetensors", taught / "style.safetensors"
+    out = tmp_path / "merged file.safetensors"
+    command = write_command(files, winner, out)
+    done = CliRunner().invoke(main, ["--quiet", *shlex.split(command)[1:]])
     assert done.exit_code == 0, done.output
-    merged = read_adapter(Path(shlex.split(found.command)[-1]))
-    name = next(iter(merged.layers))
-    subject, style = (read_adapter(taught / f"{part}.safetensors") for part in ("subject", "style"))
-    expected = (
-        found.winner.subject[0] * subject.layers[name].update()
-        + found.winner.style[0] * style.layers[name].update()
-    )
-    torch.testing.assert_close(merged.layers[name].update(), expected, rtol=1e-4, atol=1e-6)
+    expected = combine([read_adapter(path) for path in files], winner.wish()).adapter
+    merged = read_adapter(out)
+    assert set(merged.layers) == set(expected.layers)
+    for name, layer in expected.layers.items():
+        torch.testing.assert_close(
+            merged.layers[name].update(), layer.update(), rtol=1e-4, atol=1e-5
+        )
 
 
 # --- what cannot be searched -------------------------------------------------------------
@@ -682,7 +685,11 @@ def test_bad_wishes_are_refused_in_a_sentence_and_nothing_is_written(
     text = tmp_path / "conv.safetensors"
     layers = {"unet.conv_in": make_adapter(model, 1, "style").layers["unet.conv_in"]}
     write_adapter(text, replace(make_adapter(model, 1, "style"), layers=layers))
-    refuse(replace(wish, style=text, by_block=True), ConfigError, "no down, mid or up block")
+    refuse(
+        replace(wish, style=text, by_block=True),
+        ConfigError,
+        "does not change layers in down, mid and up blocks alike",
+    )
 
 
 def test_an_adapter_that_shows_nothing_of_its_own_ends_the_search_early(

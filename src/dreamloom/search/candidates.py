@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 
 from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import NO_BLOCKS, BlockWeights, Wish
+from dreamloom.combine import NO_BLOCKS, Wish, parse_blocks
 
-GROUPS = {"down": "*.down_blocks.*", "mid": "*.mid_block.*", "up": "*.up_blocks.*"}
-"""Blocks that may have weights of their own, by pattern of their layers' names."""
+GROUPS = ("down", "mid", "up")
+"""Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""
 
 BETWEEN = (0.3, 1.5)
 """Weights that a search tries, unless told otherwise."""
@@ -45,20 +44,36 @@ class Candidate:
         sides = (self.subject, self.style)
         return " and ".join("/".join(f"{weight:g}" for weight in side) for side in sides)
 
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """The subject's weights and the style's, as a merge takes them."""
+        return _read_side(self.subject), _read_side(self.style)
+
     def wish(self) -> Wish:
         """How to merge two adapters as this candidate wears them."""
-        both = [_split(side) for side in (self.subject, self.style)]
-        return Wish([weight for weight, _ in both], blocks=[blocks for _, blocks in both])
+        blocks = [parse_blocks(side.blocks) if side.blocks else NO_BLOCKS for side in self.sides]
+        return Wish([side.weight for side in self.sides], blocks=blocks)
 
     def dress(self, subject: Adapter, style: Adapter) -> list[tuple[Adapter, float]]:
         """Both adapters with their weights, to be worn without a merge; those of 0 are left out."""
-        worn = [
-            (_scale(adapter, blocks), weight)
-            for adapter, (weight, blocks) in zip(
-                (subject, style), map(_split, (self.subject, self.style)), strict=True
-            )
+        return [
+            (_scale(adapter, side.blocks), side.weight)
+            for adapter, side in zip((subject, style), self.sides, strict=True)
+            if side.weight != 0
         ]
-        return [(adapter, weight) for adapter, weight in worn if weight != 0]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One adapter's weights as a merge takes them.
+
+    Args:
+        weight: Of the whole adapter.
+        blocks: What it is multiplied by in single blocks, as typed; empty is 1 everywhere.
+    """
+
+    weight: float
+    blocks: str = ""
 
 
 def spread(subject: float, style: float, by_block: bool) -> Candidate:
@@ -67,27 +82,32 @@ def spread(subject: float, style: float, by_block: bool) -> Candidate:
     return Candidate((subject,) * count, (style,) * count)
 
 
-def _split(weights: Sequence[float]) -> tuple[float, BlockWeights]:
-    """Give a weight of the whole adapter and the blocks' own; the rest has the blocks' mean."""
+def _read_side(weights: Sequence[float]) -> Side:
+    """Layers outside the groups have the mean of the groups' weights."""
     if len(set(weights)) == 1:
-        return weights[0], NO_BLOCKS
+        return Side(weights[0])
     mean = sum(weights) / len(weights)
-    return 1.0, BlockWeights((("*", mean), *zip(GROUPS.values(), weights, strict=True)))
+    own = zip(("all", *GROUPS), (mean, *weights), strict=True)
+    return Side(1.0, ", ".join(f"{name}={weight:.4g}" for name, weight in own))
 
 
-def _scale(adapter: Adapter, blocks: BlockWeights) -> Adapter:
-    if blocks is NO_BLOCKS:
+def _scale(adapter: Adapter, blocks: str) -> Adapter:
+    if not blocks:
         return adapter
+    weights = parse_blocks(blocks)
     layers = {
-        name: Layer(layer.down, layer.up * blocks.of(name))
+        name: Layer(layer.down, layer.up * weights.of(name))
         for name, layer in adapter.layers.items()
     }
     return Adapter(layers, adapter.metadata, adapter.tokens)
 
 
 def has_blocks(adapter: Adapter) -> bool:
-    """Whether an adapter changes any layer of `GROUPS`."""
-    return any(fnmatchcase(name, p) for name in adapter.layers for p in GROUPS.values())
+    """Whether an adapter changes layers in each of `GROUPS`."""
+    return all(
+        any(parse_blocks(f"all=0, {group}=1").of(name) for name in adapter.layers)
+        for group in GROUPS
+    )
 
 
 def draw_design(

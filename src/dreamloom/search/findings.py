@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dreamloom.comparisons import Comparison, tell_comparison
 from dreamloom.metrics import Score
+from dreamloom.search.candidates import Candidate
 from dreamloom.verdicts import label_of
 
 
@@ -99,18 +100,19 @@ class Findings(_Listed):
     versions: dict[str, str] = {}
 
 
-def write_command(
-    files: tuple[Path, Path], winner: Tried, out: Path, blocks: Sequence[str] = ()
-) -> str:
+def write_command(files: tuple[Path, Path], winner: Candidate, out: Path) -> str:
     """Give the command line that merges with the winner's weights."""
-    if len(winner.subject) == 1:
-        parts = [
-            f"{path}:{w[0]:g}"
-            for path, w in zip(files, (winner.subject, winner.style), strict=True)
-        ]
-    else:
-        parts = [str(path) for path in files]
-    return shlex.join(["dreamloom", "merge", *parts, *blocks, "-o", str(out)])
+    subject, style = winner.sides
+    named = [("subject", files[0], subject), ("style", files[1], style)]
+    if not (subject.blocks or style.blocks):
+        return _join("merge", *(f"{path}:{side.weight:g}" for _, path, side in named), out=out)
+    parts = [f"{name}={path}:{side.weight:g}" for name, path, side in named]
+    blocks = [f"--blocks={name}:{side.blocks}" for name, _, side in named if side.blocks]
+    return _join("merge", *parts, *blocks, out=out)
+
+
+def _join(*words: str, out: Path) -> str:
+    return shlex.join(["dreamloom", *words, "-o", str(out)])
 
 
 def write_page(found: Findings) -> str:

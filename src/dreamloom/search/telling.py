@@ -62,7 +62,7 @@ def tell_search(found: Searched) -> Findings:
     return Findings(
         verdict=tell_verdict(winner, comparisons, job.rivals),
         winner=tried,
-        command=write_command(job.wish.files, tried, job.wish.out / "merged.safetensors"),
+        command=write_command(job.wish.files, winner, job.wish.out / "merged.safetensors"),
         front=_find_front(on_same),
         compared_on=_tell_round(on_same, 0),
         rounds=tuple(rounds),

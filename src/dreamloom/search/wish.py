@@ -96,7 +96,7 @@ def read_parts(wish: Wish) -> tuple[Adapter, Adapter]:
         refuse_other_kinds(adapter, str(path), "can be merged")
         if wish.by_block and not has_blocks(adapter):
             raise ConfigError(
-                f"{path} changes no down, mid or up block that could have a weight of its own.",
+                f"{path} does not change layers in down, mid and up blocks alike.",
                 "Leave out --blocks.",
             )
     made_for = [a.metadata.get("dreamloom.base_fingerprint") for a in (subject, style)]
