@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch.nn.functional import mse_loss
 
 from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds, write_adapter
-from dreamloom.combine import weighted_sum
+from dreamloom.combine import Wish, combine
 from dreamloom.errors import AdapterError, ConfigError
 from dreamloom.families import load_model
 from dreamloom.families.base import AdapterSpec, Framing, Sampler, Shot, Weights
@@ -515,7 +515,7 @@ def test_a_word_of_several_vectors_is_spelled_out_in_prompts(tiny: SDXLModel) ->
 def test_merging_refuses_other_kinds_by_name(tiny: SDXLModel) -> None:
     lora, dora = strengthen(tiny, PLAIN), strengthen(tiny, replace(PLAIN, kind="dora"))
     with pytest.raises(AdapterError, match="DoRA; only a LoRA"):
-        weighted_sum([lora, dora], [1.0, 1.0])
+        combine([lora, dora], Wish([1.0, 1.0]))
     with pytest.raises(AdapterError, match=r"x\.safetensors is a DoRA"):
         refuse_other_kinds(dora, "x.safetensors", "can be merged")
     with pytest.raises(AdapterError, match="norm"):
@@ -525,11 +525,11 @@ def test_merging_refuses_other_kinds_by_name(tiny: SDXLModel) -> None:
 def test_a_merge_keeps_the_words_of_its_parts(tiny: SDXLModel) -> None:
     one = strengthen(tiny, replace(PLAIN, tokens={"<me>": "person"}))
     two = strengthen(tiny, replace(PLAIN, tokens={"<it>": "dog"}))
-    assert list(weighted_sum([one, two], [1.0, 0.5]).tokens) == ["<me>", "<it>"]
-    assert list(weighted_sum([one, two], [1.0, 0.0]).tokens) == ["<me>"]
+    assert list(combine([one, two], Wish([1.0, 0.5])).adapter.tokens) == ["<me>", "<it>"]
+    assert list(combine([one, two], Wish([1.0, 0.0])).adapter.tokens) == ["<me>"]
     clash = replace(two, tokens={"<me>": two.tokens["<it>"]})
     with pytest.raises(AdapterError, match="<me>"):
-        weighted_sum([one, clash], [1.0, 1.0])
+        combine([one, clash], Wish([1.0, 1.0]))
 
 
 def test_an_adapter_that_cannot_be_attached_leaves_the_base(
