@@ -229,7 +229,9 @@ class _Merger:
             }
         )
         self.kernels = {name: self._check_shapes(name) for name in self.names}
-        self._whole = self._sum_grams() if method.whole else None
+        # A method that has a scope needs the whole model's inner products only where it is that.
+        wanted = method.whole and self._options.get("scope", "model") == "model"
+        self._whole = self._sum_grams() if wanted else None
 
     def _weight(self, number: int, layer: str) -> float:
         return self._wish.weights[number] * self._blocks[number].of(layer)

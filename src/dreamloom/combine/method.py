@@ -150,7 +150,8 @@ class Method:
         merge: The merged update of one layer from its parts: one or more, in the user's order.
         needs: What it must be given.
         options: Its settings.
-        whole: Whether `Context.whole` is wanted.
+        whole: Whether `Context.whole` is wanted; if the method has an option ``scope``, it is there
+            only where that is ``model``.
         least: The fewest adapters it makes sense for.
         most: The most adapters it can take, or None.
         keeps_one: Whether one adapter at weight 1 comes out as it is.
