@@ -75,7 +75,9 @@ def test_a_merge_holds_in_every_precision_and_rank(parts, out, rank, precision):
     assert verified.error <= verified.rank_error + rounding
     assert verified.error >= verified.rank_error - rounding
     assert (verified.rank_error > 0.01) == (rank != "full")
-    assert str(verified).startswith(f"{out} holds: merged again from person.safetensors and ")
+    begins = f"{out} holds: merged again from person and pixel and pose by sum, its 3 layers "
+    assert str(verified).startswith(begins)
+    assert ("as near to what the method says as --rank" in str(verified)) == (rank != "full")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def merge(
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
     ranks = sorted(set(combined.adapter.ranks.values()))
     told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    lost = f", {combined.error:.2%} off what was cut" if combined.error > 0 else ""
+    lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
     click.echo(f"The merged adapter: {out} ({len(combined.adapter.layers)} layers, {told}{lost})")
     if verified:
         click.echo(str(verified))
@@ -247,7 +247,6 @@ def extract(
     base: str,
     rank: str,
     out: Path,
-    json_file: Path | None,
     **given: Any,
 ) -> None:
     """Make an adapter of what the model TUNED has changed of its base."""

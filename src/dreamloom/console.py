@@ -339,25 +339,24 @@ def show_diagnosis(found: Diagnosis) -> None:
     console = Console(highlight=False, emoji=False)
     one, other = (escape(name) for name in found.names)
     table = Table(
-        *("block", "layers", f"‖{one}‖", f"‖{other}‖", "ratio", "cosine"),
-        *(f"{one} in {other}", "by chance"),
-        box=None,
+        "block", f"‖{one}‖", f"‖{other}‖", "ratio", "cosine", "overlap", "chance", box=None
     )
+    table.columns[0].no_wrap = True
     together = ("all", found.together)
     for name, told in (*((g.name, g.together) for g in group_layers(found)), together):
-        shared = f"{told.shared} of {told.layers}" if told.shared < told.layers else told.layers
-        overlap = told.row_overlap and f"{told.row_overlap[0]:.0%}"
-        chance = told.row_chance and f"{told.row_chance[0]:.0%}"
         table.add_row(
             f"[bold]{name}[/bold]" if name == "all" else escape(name),
-            str(shared),
             *(f"{norm:.3g}" for norm in told.norms),
             "–" if told.ratio is None else f"{told.ratio:.2f}",
             "–" if told.cosine is None or not told.shared else f"{told.cosine:+.3f}",
-            overlap or "–",
-            chance or "–",
+            "–" if told.row_overlap is None else f"{told.row_overlap[0]:.0%}",
+            "–" if told.row_chance is None else f"{told.row_chance[0]:.0%}",
         )
     console.print(table)
+    console.print(
+        f"[dim]overlap: how much of {one} lies where {other} looks; chance: of unrelated "
+        "adapters.[/dim]"
+    )
     errors = ", ".join(f"{rank}: {error:.1%}" for rank, error in found.together.errors.items())
     console.print(f"[dim]Error of the sum by rank: {errors}[/dim]")
     for text in give_advice(found):

@@ -24,6 +24,9 @@ OVERLAP = 0.3
 ABOVE_CHANCE = 1.5
 """Overlaps up to this many times that of unrelated spaces are no sign of anything shared."""
 
+ALIKE = 0.5
+"""From this cosine on, adapters were taught the same: to keep them apart would undo both."""
+
 SMALL_ERROR = 0.05
 """An error that a rank may cost: half-precision files and the choice of a weight cost as much."""
 
@@ -114,6 +117,8 @@ def _advise_direction(diagnosis: Diagnosis) -> list[str]:
 def _advise_overlap(diagnosis: Diagnosis) -> list[str]:
     """Say whether methods that separate the adapters' inputs have anything to separate."""
     together, (one, other) = diagnosis.together, diagnosis.names
+    if (together.cosine or 0.0) >= ALIKE:
+        return []
     assert together.row_overlap is not None
     assert together.row_chance is not None
     overlap, chance = together.row_overlap[0], together.row_chance[0]

@@ -132,9 +132,9 @@ def find_inputs(
                 f"{seen[namesakes[0]][:12]}, and the recipe says {part.sha256[:12]}.",
                 "It has changed since; find the old one, and name its folder with --inputs.",
             )
+        where = f"in {folder}" if folder else f"beside {path}"
         raise AdapterError(
-            f"The input {part.file} (SHA-256 {part.sha256[:12]}…) is not in "
-            f"{folder or path.parent}.",
+            f"The input {part.file} (SHA-256 {part.sha256[:12]}…) is not {where}.",
             "Name the folder where it lies with --inputs.",
         )
     return [found[part.sha256] for part in told.parts]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from dreamloom.adapters import FileFormat
 from dreamloom.combine import FULL, RankWish, find_method, parse_rank, read_blocks
@@ -24,6 +25,8 @@ Value = float | int | bool | str
 Blocks = str | Sequence[float] | Mapping[str, Any]
 
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+# What DreamLoom, PEFT and diffusers call every adapter.
+_GENERIC = {"adapter", "adapter-kohya", "adapter_model", "pytorch_lora_weights"}
 _NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
 
 
@@ -106,6 +109,8 @@ def _parse_unnamed(text: str) -> Part:
 def name_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Give every part a name of its own: the user's, or the file's, numbered where it is shared.
 
+    Files that training wrote are all called alike; they are named by the subject that they tell.
+
     Raises:
         ConfigError: If the user gave one name twice.
     """
@@ -118,14 +123,26 @@ def name_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     for part in parts:
         name = part.name
         if not name:
-            stem, number = part.path.stem, 1
-            name = stem
+            own, number = _name_file(part.path), 1
+            name = own
             while name in taken:
                 number += 1
-                name = f"{stem}-{number}"
+                name = f"{own}-{number}"
             taken.add(name)
         named.append(replace(part, name=name))
     return tuple(named)
+
+
+def _name_file(path: Path) -> str:
+    if path.stem not in _GENERIC:
+        return path.stem
+    try:
+        with safe_open(path, framework="pt") as file:
+            subject = (file.metadata() or {}).get("dreamloom.subject", "")
+    except (SafetensorError, OSError):
+        # What is wrong with the file is told when it is read.
+        subject = ""
+    return re.sub(r"[^\w.+]+", "-", subject).strip("-") or path.stem
 
 
 def parse_options(method: str, texts: Iterable[str]) -> dict[str, Value]:

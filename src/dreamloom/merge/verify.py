@@ -59,12 +59,15 @@ class Verified:
     rank_error: float
 
     def __str__(self) -> str:
-        files = " and ".join(part.file for part in self.told.parts)
+        told = self.told
+        names = " and ".join(part.name for part in told.parts)
+        begin = f"{self.path} holds: merged again from {names} by {told.method}, its {self.layers} "
+        if self.rank_error <= _ARITHMETIC:
+            rounding = f"{self.error:.1e}, the rounding of {told.precision}" if self.error else "0"
+            return f"{begin}layers differ from what the method says by {rounding}."
         return (
-            f"{self.path} holds: merged again from {files} by {self.told.method}, its "
-            f"{self.layers} layers differ by {self.error:.1e} from what the method says, at most "
-            f"by {self.worst_error:.1e} ({self.worst}); the rank explains {self.rank_error:.1e}, "
-            f"as certified, and the rounding of {self.told.precision} the rest."
+            f"{begin}layers are as near to what the method says as --rank {told.rank} allows: "
+            f"{self.error:.2%} off in all, {self.worst_error:.2%} at most, in {self.worst}."
         )
 
 

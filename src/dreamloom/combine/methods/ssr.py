@@ -81,7 +81,7 @@ def solve_routing(
 
     Eₖ keeps the rows of adapter k, W holds each row's weight, and λ is ``ridge`` times the mean of
     the diagonal of what it is added to. In directions that no prompt fills, R is S: W adds the
-    adapters up there, 0 drops them, as in the paper. As η grows, R becomes W, which is the plain sum.
+    adapters up there, 0 drops them, as in the paper. As η grows, R becomes W, the plain sum.
 
     Args:
         grams: The mean of z zᵀ on each adapter's prompts.
