@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,11 @@ from dreamloom.config import LoomConfig, load_config
 from dreamloom.errors import AdapterError, ConfigError, EvaluationError, PhotoError, RunFolderError
 from dreamloom.events import Progress, StageSkipped
 from dreamloom.families.base import Sampler, Shot
-from dreamloom.pictures import read_image_set
+from dreamloom.features import load_encoders
+from dreamloom.photos import load_photos
+from dreamloom.picturebook.drawing import draw
+from dreamloom.picturebook.world import sample_identity, vary
+from dreamloom.pictures import ImageSet, Picture, read_image_set
 from dreamloom.search import Wish, run_search
 from dreamloom.search.candidates import (
     GROUPS,
@@ -35,13 +40,14 @@ from dreamloom.search.candidates import (
 from dreamloom.search.findings import Tried, write_command
 from dreamloom.search.front import attribute_change, correlate_ranks, find_front, join_shares
 from dreamloom.search.heldout import compare_kept, correct_together, tell_verdict
-from dreamloom.search.looks import Look
+from dreamloom.search.looks import Judge, Look, References
 from dreamloom.search.picture import draw_front
 from dreamloom.search.plan import plan_search, split_prompts
 from dreamloom.search.rounds import correlate_rounds, halve
 from dreamloom.search.shares import Ends
 from dreamloom.search.wish import Words, list_prompts, name_class
 from dreamloom.search.work import read_looks
+from studio_set import claimed
 
 BETWEEN = (0.3, 1.5)
 RIVALS = {"the plain sum": spread(1, 1, False), "0.8 and 1.0": spread(0.8, 1, False)}
@@ -649,6 +655,39 @@ def test_the_command_merges_with_the_winners_weights(taught, by_block, tmp_path)
         torch.testing.assert_close(
             merged.layers[name].update(), layer.update(), rtol=1e-4, atol=1e-5
         )
+
+
+def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> None:
+    sets = []
+    for seed, (name, medium) in enumerate({"subject": "photo", "style": "pixel art"}.items()):
+        shown = tmp_path / name
+        shown.mkdir()
+        who = sample_identity(random.Random(seed), "person")
+        for number in range(4):
+            drawing = vary(who, random.Random(number), medium=medium)
+            draw(drawing).save(shown / f"{number}.png")
+        sets.append(load_photos(shown, claimed(tmp_path / f"{name} loaded"), 64))
+    photos, style = sets
+    encoders = load_encoders("picturebook", "cpu")
+    prompts = ("snow, a photo of rraj person", "snow, a photo of rraj person in the snow")
+    references = References(photos, style, None, (prompts,), "rraj person", "person")
+    pictures = tuple(
+        Picture(file=f"{n}.png", prompt=text, seed=0, scheduler="ddim", steps=2, guidance=1.0)
+        for n, text in enumerate((*prompts, "a dog"))
+    )
+    images = ImageSet(folder=tmp_path, base={}, resolution_px=64, pictures=pictures)
+    for path, source in zip(images.paths(), ("subject/0", "style/1", "style/2"), strict=True):
+        shutil.copy(tmp_path / f"{source}.png", path)
+    photo, own_style, unknown = Judge(encoders, references).look(images)
+    assert (photo.copies_photo, photo.copies_style) == (True, False)
+    assert (own_style.copies_photo, own_style.copies_style) == (False, True)
+    assert photo.identity[0] > 0.99
+    assert own_style.style[1] > 0.99
+    assert photo.others is not None
+    assert (unknown.prompt, unknown.others) == (None, None)
+    assert photo.content_style is None
+    seeing = Judge(replace(encoders, dino=encoders.clip), references).look(images)
+    assert seeing[1].content_style > seeing[0].content_style
 
 
 # --- what cannot be searched -------------------------------------------------------------

@@ -55,6 +55,10 @@ class HeldOut(_Listed):
     """Pictures that repeat a photo, or a picture in the style; they earn no credit."""
     nearest_copy: float
     """The highest correlation of a picture's layout with a photo or a picture in the style."""
+    content: float | None
+    """Mean likeness to the pictures in the style by DINO: what they show, come along with how."""
+    content_without: float | None
+    """The same of the subject's adapter alone."""
     scores: dict[str, Score]
     """As `dreamloom evaluate` gives them: identity, CLIP-T, copies, leakage."""
     alarms: tuple[str, ...] = ()
@@ -128,6 +132,11 @@ def write_page(found: Findings) -> str:
         lines.append(f"- The winner against {name}: {tell_comparison(one)}")
         lines += [f"    - {tell_comparison(change)}" for change in found.changes.get(name, ())]
     for name, held in found.held_out.items():
+        if held.content is not None and held.content_without is not None:
+            lines.append(
+                f"- With {name}: likeness to what the pictures in the style show, by DINO, is "
+                f"{_number(held.content)}; {_number(held.content_without)} without the style."
+            )
         told = [*held.alarms, *held.findings]
         lines += [f"- With {name}: {text}" for text in told]
     lines += ["", "## What was tried", "", "![The front](search.svg)", ""]

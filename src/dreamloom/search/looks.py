@@ -35,6 +35,9 @@ class Look(BaseModel):
     """The highest correlation of its layout with any cut of any photo."""
     copy_style: float | None
     """The same with the pictures in the style."""
+    content_style: float | None = None
+    """Mean likeness to the pictures in the style by DINO, which sees what is shown more than how;
+    None without that encoder, or without such pictures."""
     copies_photo: bool
     """Whether it repeats a photo, and so earns no credit for likeness."""
     copies_style: bool
@@ -104,6 +107,7 @@ class Judge:
         if self._style.views:
             style_copy = correlate_layouts(seen.layouts, self._style.views)
             repeats_style = find_copies(style_copy, _among(self._style))
+        content = self._compare_content(seen)
         looks = []
         for row, prompt in enumerate(prompts):
             own, others = self._read_picture(seen, row, prompt)
@@ -115,6 +119,7 @@ class Judge:
                     others=others,
                     copy_photo=float(photo[row].max()),
                     copy_style=None if style_copy is None else float(style_copy[row].max()),
+                    content_style=content[row],
                     copies_photo=bool(repeats_photo[row]),
                     copies_style=bool(repeats_style[row]),
                 )
@@ -139,6 +144,13 @@ class Judge:
             )
             means.append((sum(apart) / len(apart),) if apart else None)
         return means
+
+    def _compare_content(self, seen: Seen) -> list[float | None]:
+        """Say how much of what the pictures in the style show has come along with it."""
+        if self._references.style is None or "dino" not in seen.features:
+            return [None] * len(seen.prints)
+        found = _compare(seen, "dino", _select(self._style, "dino"))
+        return [None if not row else sum(row) / len(row) for row in found]
 
     def _read_picture(self, seen: Seen, row: int, prompt: str) -> tuple[float | None, float | None]:
         """Say how well a picture fits its own prompt, and the others of its list."""

@@ -80,7 +80,7 @@ def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Fi
     observe(StageStarted(STAGE, f"{job.plan.pictures} pictures at most, of {wish.budget}"))
     for text in job.notes:
         observe(Note(STAGE, text))
-    _load_photos(job, run, observe)
+    job = replace(job, notes=(*job.notes, *_load_photos(job, run, observe)))
     with open_crew(wish.workers) as crew:
         told = tell_search(_Search(job, crew, observe).run())
     outputs = _write(run, job, told)
@@ -97,12 +97,13 @@ def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Fi
             seconds=seconds,
         )
     )
-    observe(Note(STAGE, told.verdict))
     observe(StageDone(STAGE, seconds, str(run.path / "search.md")))
     return told
 
 
-def _load_photos(job: Job, run: RunDir, observe: Observer) -> None:
+def _load_photos(job: Job, run: RunDir, observe: Observer) -> list[str]:
+    """Prepare photos and pictures in the style; return what is wrong with their number."""
+    counts = []
     for folder, name in (
         (job.wish.photos, work.SUBJECT_PHOTOS),
         (job.wish.style_photos, work.STYLE_PHOTOS),
@@ -110,7 +111,10 @@ def _load_photos(job: Job, run: RunDir, observe: Observer) -> None:
         if folder is not None:
             place = RunDir(run.path / name)
             place.claim()
-            load_photos(folder, place, job.side_px, observe)
+            counts.append(len(load_photos(folder, place, job.side_px, observe).photos))
+    if counts[1:] == [1]:
+        return ["There is one picture in the style only: what it shows may count as its style."]
+    return []
 
 
 def _write(run: RunDir, job: Job, told: Findings) -> dict[str, str]:

@@ -166,11 +166,18 @@ def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
             together=join_kept(kept),
             copies=sum(one.copies_photo or one.copies_style for one in looks),
             nearest_copy=max(max(one.copy_photo, one.copy_style or -1.0) for one in looks),
+            content=_average([one.content_style for one in looks]),
+            content_without=_average([one.content_style for one in found.ends.subject]),
             scores={one: card.scores[one] for one in _SCORES if one in card.scores},
             alarms=card.alarms,
             findings=tuple(text for text in card.findings if not text.startswith("Drift")),
         )
     return told
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _doubt(winner: HeldOut) -> list[str]:
