@@ -59,10 +59,9 @@ class Branch:
         if self.weight == 0:
             return None
         first = self._first_row
-        change = self.weight * self._compute(module, inputs[0][first:])
-        if first == 0:
-            return output + change
-        return torch.cat([output[:first], output[first:] + change])
+        change = self._compute(module, inputs[0][first:])
+        changed = torch.add(output[first:], change, alpha=self.weight)
+        return torch.cat([output[:first], changed]) if first else changed
 
 
 class LowRank:
