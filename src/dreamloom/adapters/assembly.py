@@ -16,6 +16,7 @@ from dreamloom.adapters.products import (
     multiply_entries,
     split_exactly,
 )
+from dreamloom.adapters.tensors import is_finite
 from dreamloom.errors import AdapterError
 
 Parts = Mapping[str, Tensor]
@@ -63,27 +64,39 @@ def assemble_layer(
         scale_of: The scale of a plain LoRA without an alpha of its own.
 
     Raises:
-        AdapterError: If the tensors' shapes do not fit together.
+        AdapterError: If the tensors' shapes do not fit together, or the change is infinite.
     """
     tensors = {part: tensor.float() for part, tensor in parts.items()}
-    kind = name_stored_kind(parts)
     try:
-        if "alpha" in tensors and tensors["alpha"].numel() != 1:
-            raise ValueError("the alpha is no single number")
-        alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-        if kind in ("LoRA", "DoRA"):
-            return _assemble_lora(tensors, alpha, scale_of)
-        if kind == "LoRA with Tucker cores":
-            return _assemble_tucker(tensors, alpha)
-        if kind == "full difference":
-            return assemble_difference(tensors["diff"])
-        return assemble_product(kind, tensors, kernel, lambda rank: _divide(alpha, rank))
+        layer = _assemble(name_stored_kind(parts), tensors, kernel, scale_of)
     except (ValueError, RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{part} is {tuple(t.shape)}" for part, t in sorted(tensors.items()))
         raise AdapterError(
             f"The factors of {name} in {path} do not fit together: {shapes}.",
             "The file may be damaged; get it again.",
         ) from error
+    if not (is_finite(layer.up) and is_finite(layer.down)):
+        raise AdapterError(
+            f"The change of {name} in {path} is infinite: its alpha, or its factors, are too large "
+            "for float32.",
+            "The file may be damaged; get it again.",
+        )
+    return layer
+
+
+def _assemble(
+    kind: str, tensors: Mapping[str, Tensor], kernel: Sequence[int], scale_of: ScaleOf
+) -> Layer:
+    if "alpha" in tensors and tensors["alpha"].numel() != 1:
+        raise ValueError("the alpha is no single number")
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
+    if kind in ("LoRA", "DoRA"):
+        return _assemble_lora(tensors, alpha, scale_of)
+    if kind == "LoRA with Tucker cores":
+        return _assemble_tucker(tensors, alpha)
+    if kind == "full difference":
+        return assemble_difference(tensors["diff"])
+    return assemble_product(kind, tensors, kernel, lambda rank: _divide(alpha, rank))
 
 
 def _divide(alpha: float | None, rank: int) -> float:

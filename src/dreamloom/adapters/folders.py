@@ -82,7 +82,7 @@ def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AdapterError(
             f"{file} cannot be read: {error}.",
             "Without it the strength of the adapter is unknown; get the folder again.",

@@ -58,7 +58,7 @@ def _count_bytes(path: Path, text: bytes) -> int:
         entries: dict[str, Any] = json.loads(text)
         ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
         return max((int(end) for end in ends), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _explain(
             path, "its header makes no sense", "It is damaged; copy or download it again."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ def read_header_config(path: str, header: str | None) -> dict[str, dict[str, Any
         for key, value in flat.items():
             component, _, name = key.partition(".")
             configs.setdefault(component, {})[name] = value
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise explain_config(path, error) from error
     return configs
 
@@ -85,18 +86,24 @@ def read_scaling(path: str, config: Mapping[str, Any]) -> Scaling | None:
     if config.get("lora_alpha") is None:
         return None
     try:
-        return Scaling(
-            float(config["lora_alpha"]),
-            read_pattern(config.get("alpha_pattern")),
-            bool(config.get("use_rslora")),
-        )
+        alpha = _read_finite(config["lora_alpha"])
+        by_pattern = read_pattern(config.get("alpha_pattern"))
+        return Scaling(alpha, by_pattern, bool(config.get("use_rslora")))
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise explain_config(path, error) from error
 
 
 def read_pattern(pattern: Any) -> dict[str, float]:
     """Read values by regular expression, as JSON holds them; None is none."""
-    return {re.compile(key).pattern: float(alpha) for key, alpha in (pattern or {}).items()}
+    return {re.compile(key).pattern: _read_finite(alpha) for key, alpha in (pattern or {}).items()}
+
+
+def _read_finite(value: Any) -> float:
+    # JSON as Python writes it knows NaN and Infinity.
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"an alpha is {number}")
+    return number
 
 
 def _refuse_options(path: str, config: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from dreamloom.adapters.sdxl_layers import kernel_of
 from dreamloom.adapters.spelling import (
     LayerNames,
     find_other_base,
+    find_told_base,
     name_naming,
     refuse_other_kinds_by_key,
     split_key,
@@ -99,7 +100,7 @@ def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFil
     given = list(layer_names)
     found = _open(path, LayerNames(given))
     story = {name: text for name, text in found.story.items() if name not in _MADE_ANEW}
-    _refuse_nonfinite(found)
+    _refuse_impossible(found)
     state = _read_other_kind(found)
     if state is not None:
         naming = "peft folder" if found.is_folder else "peft"
@@ -138,10 +139,16 @@ def _name_naming(found: _Found) -> str:
     return name_naming(owners, found.tensors)
 
 
-def _refuse_nonfinite(found: _Found) -> None:
+def _refuse_impossible(found: _Found) -> None:
     for key, tensor in found.tensors.items():
+        owner, part = split_key(key) or (key, "")
+        if part not in ("", "alpha") and not tensor.is_floating_point():
+            raise AdapterError(
+                f"{owner} in {found.path} holds {str(tensor.dtype).removeprefix('torch.')}, which "
+                "no factor of an adapter is made of.",
+                "The file is damaged, or quantised; get it in float32, float16 or bfloat16.",
+            )
         if not is_finite(tensor):
-            owner = (split_key(key) or (key, ""))[0]
             raise AdapterError(
                 f"{owner} in {found.path} holds NaN or infinity.",
                 "Its training went wrong, or the file is damaged; use an earlier checkpoint.",
@@ -190,7 +197,8 @@ def _understand(
     # A base with other blocks may have any width; its own files say so, or its names are given.
     is_sdxl = check_base and LAYOUT_KEY not in found.story
     widths = {owner: _count_inputs(tensors) for owner, tensors in parts.items()}
-    _refuse_other_bases(found.path, owners, widths if is_sdxl else {})
+    told = find_told_base(found.story) if is_sdxl else ""
+    _refuse_other_bases(found.path, owners, widths if is_sdxl else {}, told)
     if unknown or not parts:
         raise _explain_unknown(found, sorted(unknown))
     scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
@@ -208,9 +216,10 @@ def _understand(
 
 
 def _refuse_other_bases(
-    path: str, owners: Mapping[str, str | None], widths: Mapping[str, int]
+    path: str, owners: Mapping[str, str | None], widths: Mapping[str, int], told: str
 ) -> None:
-    base = find_other_base([owner for owner, name in owners.items() if name is None], widths)
+    unknown = [owner for owner, name in owners.items() if name is None]
+    base = find_other_base(unknown, widths) or told
     if base:
         raise AdapterError(
             f"{path} is for {base}.", "DreamLoom works with SDXL; use an adapter made for it."

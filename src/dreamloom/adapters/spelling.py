@@ -60,6 +60,12 @@ _REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _CONTROL_LORA = "lora_controlnet"
 
+# What other bases' headers say: kohya's own entry, and ModelSpec's of the architecture.
+_TOLD = re.compile(
+    "ss_base_model_version=(sd_v[12]|sd3|flux).*"
+    "|modelspec.architecture=(stable-diffusion-(v[12]|3|xl-v1-refiner)|flux).*",
+    re.IGNORECASE,
+)
 # SDXL's cross-attention reads 2048 numbers a token; others' widths give them away.
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner"}
 _CROSS_ATTENTION = re.compile(r".*attn2[._](processor[._])?to_[kv]")
@@ -216,4 +222,17 @@ def find_other_base(unknown: Iterable[str], inputs: Mapping[str, int]) -> str:
             return f"Stable Diffusion 1.x or 2.x (it has one text encoder, in {name})"
         if _BLOCKS_OF_OTHERS.match(name):
             return f"Stable Diffusion 1.x or 2.x (SDXL has no layer {name})"
+    return ""
+
+
+def find_told_base(story: Mapping[str, str]) -> str:
+    """Tell which other base model than SDXL a file's header names; empty if it names none.
+
+    Returns:
+        Such as ``sd_v1 (its header says so in ss_base_model_version)``.
+    """
+    for name in ("ss_base_model_version", "modelspec.architecture"):
+        told = story.get(name, "")
+        if _TOLD.fullmatch(f"{name}={told}"):
+            return f"{told.partition('/')[0]} (its header says so in {name})"
     return ""

@@ -111,7 +111,7 @@ def combine(
         ConfigError: If the numbers of adapters and weights differ, a weight is not finite, nothing
             is left to merge, or the method, an option, the rank or block weights are not possible.
         AdapterError: If one is no LoRA, two change a layer of different shapes, or teach one word
-            differently.
+            differently, or an update at its weight is too large for float32.
 
     Example:
         >>> a = Adapter({"unet.x": Layer(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0]]))})
@@ -187,7 +187,10 @@ def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
     if wish.blocks and len(wish.blocks) != count:
         raise ConfigError(f"{count} adapters need as many block weights, got {len(wish.blocks)}.")
     if not all(torch.isfinite(torch.tensor(weight)) for weight in wish.weights):
-        raise ConfigError(f"Weights must be finite numbers, got {list(wish.weights)}.")
+        raise ConfigError(
+            f"Weights must be finite numbers, got {list(wish.weights)}.",
+            "Give numbers below 1e38.",
+        )
     if count < method.least or (method.most is not None and count > method.most):
         allowed = f"{method.least} to {method.most}" if method.most else f"{method.least} or more"
         allowed = str(method.least) if method.least == method.most else allowed
@@ -229,6 +232,8 @@ class _Merger:
             }
         )
         self.kernels = {name: self._check_shapes(name) for name in self.names}
+        for name in self.names:
+            self._check_sizes(name)
         # A method that has a scope needs the whole model's inner products only where it is that.
         wanted = method.whole and self._options.get("scope", "model") == "model"
         self._whole = self._sum_grams() if wanted else None
@@ -248,6 +253,19 @@ class _Merger:
                 "Only adapters of one base model can be merged.",
             )
         return tuple(next(iter(shapes))[1:])
+
+    def _check_sizes(self, name: str) -> None:
+        """Refuse updates whose entries, or factors, times their weight may be infinite."""
+        for part in self.parts(name):
+            up, down = (_find_largest(side) for side in (part.factors.up, part.factors.down))
+            largest = abs(part.weight) * up * max(1.0, down * part.factors.rank)
+            # Not a number is not below it either.
+            if not largest < torch.finfo(torch.float32).max:
+                raise AdapterError(
+                    f"The update of {name} is not finite: in adapter {part.number} it is about "
+                    f"{largest:.1e} at weight {part.weight:g}.",
+                    "Lower the weight; if it is near 1, the adapter is damaged.",
+                )
 
     def parts(self, name: str) -> list[Part]:
         """What goes into a layer; adapters without it, or with weight 0, are left out."""
@@ -310,6 +328,13 @@ class _Merger:
         else:
             factors, report = _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
         return factors, replace(report, notes=notes)
+
+
+def _find_largest(factor: Tensor) -> float:
+    if factor.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(factor)
+    return max(-float(low), float(high))
 
 
 def _find_values(merged: Merged) -> Tensor:
