@@ -283,7 +283,9 @@ class _Merger:
         """The rank that the layer's merged update can have at most."""
         parts = self.parts(name)
         sides = min(parts[0].factors.shape)
-        return sides if self._method.needs == "entries" else min(sides, self.add_ranks(name))
+        if self._method.needs == "entries":
+            return sides
+        return min(sides, sum(part.factors.rank for part in parts))
 
     def _sum_grams(self) -> Float[Tensor, "adapters adapters"]:
         total = torch.zeros(len(self._adapters), len(self._adapters), dtype=torch.float64)
@@ -296,8 +298,12 @@ class _Merger:
         return total
 
     def add_ranks(self, name: str) -> int:
-        """The ranks of what goes into a layer, added up."""
-        return sum(part.factors.rank for part in self.parts(name))
+        """The ranks of what goes into a layer, added up; an update of zeros has none."""
+        return sum(
+            part.factors.rank
+            for part in self.parts(name)
+            if _find_largest(part.factors.up) and _find_largest(part.factors.down)
+        )
 
     def merge(self, name: str, notes: dict[str, float] | None = None) -> Merged:
         """What the method makes of a layer, uncut; what it tells goes into ``notes``."""
@@ -324,7 +330,7 @@ class _Merger:
         notes: dict[str, float] = {}
         merged = self.merge(name, notes)
         if isinstance(merged, Factors):
-            factors, report = _cut_factors(merged, self._wish.rank, rank)
+            factors, report = _cut_factors(merged, self._wish.rank, rank, self._method.ordered)
         else:
             factors, report = _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
         return factors, replace(report, notes=notes)
@@ -344,7 +350,9 @@ def _find_values(merged: Merged) -> Tensor:
     return values.double()
 
 
-def _cut_factors(factors: Factors, wish: RankWish, rank: int | None) -> tuple[Factors, LayerReport]:
+def _cut_factors(
+    factors: Factors, wish: RankWish, rank: int | None, ordered: bool
+) -> tuple[Factors, LayerReport]:
     if wish.kind == "full" or (wish.kind == "fixed" and wish.amount >= factors.rank):
         return factors, LayerReport(factors.rank, norm(factors), 0.0)
     spectrum = find_spectrum(factors)
@@ -352,7 +360,9 @@ def _cut_factors(factors: Factors, wish: RankWish, rank: int | None) -> tuple[Fa
     whole = float(spectrum.values.norm())
     kept = float(spectrum.values[:rank].norm())
     error = spectrum.lost(rank) / whole if whole > 0 else 0.0
-    cut = spectrum.truncate(rank)
+    # Among equally strong directions rounding would choose, and with it the split into factors.
+    first = Factors(factors.up[:, :rank], factors.down[:rank])
+    cut = first if ordered else spectrum.truncate(rank)
     return cut, LayerReport(cut.rank, kept, error)
 
 

@@ -155,6 +155,8 @@ class Method:
         least: The fewest adapters it makes sense for.
         most: The most adapters it can take, or None.
         keeps_one: Whether one adapter at weight 1 comes out as it is.
+        ordered: Whether the merged update's directions stand at right angles, none weaker than the
+            next, and in an order of worth that their strengths do not tell; a cut keeps the first.
     """
 
     name: str
@@ -168,6 +170,7 @@ class Method:
     least: int = 1
     most: int | None = None
     keeps_one: bool = True
+    ordered: bool = False
 
     def read_options(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Complete and check the options that were given.

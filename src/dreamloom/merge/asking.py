@@ -62,14 +62,16 @@ def asks_base(method: str) -> bool:
 def ask_base(
     question: Question, adapters: Sequence[Adapter], wish: Wish, observe: Observer
 ) -> Answer:
-    """Load the base model and ask it what the method must know; other methods ask nothing.
+    """Load the base model and ask it what the method must know.
+
+    Other methods ask nothing, and a single adapter has nobody to be reconciled with.
 
     Raises:
         ConfigError: If no base model is named, or the adapters do not say what to ask for.
         BaseModelError: If it cannot be loaded.
         AdapterError: If an adapter was made for another base model.
     """
-    if not asks_base(wish.method):
+    if not asks_base(wish.method) or sum(weight != 0 for weight in wish.weights) < 2:
         return Answer()
     base = question.base or next(
         (a.metadata["dreamloom.base"] for a in adapters if "dreamloom.base" in a.metadata), ""

@@ -13,7 +13,7 @@ _NOISE = 1e-5
 
 
 def flatten_spectrum(spectrum: Spectrum) -> Factors:
-    """Give all directions of an update their mean strength: σ̄ U Vᵀ."""
+    """Give all directions of an update their mean strength: σ̄ U Vᵀ, the strongest first."""
     values = spectrum.values
     count = int((values > _NOISE * values[:1]).sum())
     strength = (values[:count].sum() / max(count, 1)).sqrt()
@@ -29,6 +29,7 @@ def add_isotropic(parts: Sequence[Part], context: Context) -> Factors:
     No direction outshines another any more, which helped models merged from many tasks. Only the
     directions that the adapters span are made equal: over a whole layer's, most of the result would
     be noise. A style lives by its strong directions, so try it with care, and tune ``strength``.
+    Where the result is cut to a rank, those stay that were the strongest.
 
     Source:
         Marczak et al., No Task Left Behind (arXiv:2502.04959), section 4, Iso-C; within the
@@ -47,5 +48,6 @@ METHODS = (
         merge=add_isotropic,
         options=(Option("strength", 1.0, "What the result is multiplied by."),),
         keeps_one=False,
+        ordered=True,
     ),
 )
