@@ -202,6 +202,31 @@ def test_order_does_not_matter(method, some, seed):
     )
 
 
+@pytest.mark.parametrize("method", ASKING)
+@settings(max_examples=10)
+@given(some=adapters(2, 3), seed=st.integers(0, 99), factor=st.sampled_from([0.1, 3.0, -2.0]))
+def test_twice_the_adapters_are_twice_the_result(method, some, seed, factor):
+    """The ridge is a share of what is seen, so that how strongly was taught does not matter."""
+    weights = [0.8, -0.6, 1.1][: len(some)]
+    inputs = draw_inputs(some, seed)
+    masks = make_masks(method, some, lambda n: torch.linspace(-1, 2, n))
+    # Half of the factor in each side: a larger down changes what is seen.
+    root = abs(factor) ** 0.5
+    stronger = [
+        Adapter(
+            {
+                name: type(layer)(root * layer.down, factor / root * layer.up)
+                for name, layer in adapter.layers.items()
+            }
+        )
+        for adapter in some
+    ]
+    options = {"joint": 0.3, "ridge": 1e-2}
+    once = merged_by(method, some, weights, inputs, masks, **options)
+    more = merged_by(method, stronger, weights, inputs, masks, **options)
+    assert_same(more, combine([once], Wish([factor])).adapter, atol=3e-4)
+
+
 @pytest.mark.parametrize("method", LINEAR)
 def test_nothing_near_it_answers_better(method, some):
     """The least squares solution: every other R, or every other factor, misses more."""
