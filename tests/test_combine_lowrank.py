@@ -279,6 +279,27 @@ def test_the_worthiest_directions_are_bought_first_and_a_uniform_rank_is_beaten(
     assert spend_budget(values, {"unet.a": 30, "unet.b": 10}, 70.0) == {"unet.a": 1, "unet.b": 3}
 
 
+@pytest.mark.parametrize("text", ["budget:4MB", "budget:100GB", "budget:1.5kB", "budget:600B"])
+def test_a_budget_is_told_as_it_is_typed(text):
+    assert str(parse_rank(text)) == text
+
+
+@settings(max_examples=100)
+@given(
+    st.one_of(
+        st.floats(1e-9, 1.0).map(lambda share: f"energy:{share}"),
+        st.integers(1, 10**12).map(lambda size: f"budget:{size}"),
+        st.floats(1e-3, 1e3).map(lambda size: f"budget:{size:.9f}MiB"),
+        st.integers(1, 10**6).map(str),
+        st.just("full"),
+    )
+)
+def test_a_rank_is_read_back_as_it_is_told(text):
+    """A certificate keeps the rank as a word, and verifying reads it again."""
+    wish = parse_rank(text)
+    assert parse_rank(str(wish)) == wish
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=8), st.floats(0.01, 1))
 def test_an_energy_share_is_reached_by_the_fewest_directions(values, share):

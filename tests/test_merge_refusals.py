@@ -338,7 +338,7 @@ def test_a_rank_above_what_exists_is_told_with_what_does(
 ) -> None:
     parts = ("a.safetensors", "b.safetensors", "--method", method)
     told = refused(folder, *parts, "--rank", str(most + 1), code=2)
-    assert f"Rank {most + 1} is above what exists: the merged update has rank {most}" in told
+    assert f"Rank {most + 1} is above what exists: no layer has more than rank {most}." in told
     assert f"Ask for {most} or less" in told
     done = merge(*parts, "--rank", str(most), "-o", "out.safetensors")
     assert done.exit_code == 0, done.output

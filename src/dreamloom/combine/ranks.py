@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 import torch
@@ -35,7 +36,9 @@ class RankWish:
             return "full"
         if self.kind == "fixed":
             return f"{self.amount:.0f}"
-        return f"{self.kind}:{self.amount:g}" + ("B" if self.kind == "budget" else "")
+        return f"{self.kind}:" + (
+            _spell_bytes(self.amount) if self.kind == "budget" else str(self.amount)
+        )
 
 
 FULL = RankWish("full")
@@ -62,6 +65,16 @@ def parse_rank(text: str) -> RankWish:
         f"{text!r} is no rank.",
         "Give full, a whole number such as 32, energy:0.995, or budget:100MB.",
     )
+
+
+def _spell_bytes(amount: float) -> str:
+    """Write a number of bytes so that `parse_rank` reads the very same number."""
+    for unit in ("GB", "MB", "kB"):
+        size = _UNITS[unit.lower()]
+        number = f"{amount / size:.6g}"
+        if amount >= size and "e" not in number and float(number) * size == amount:
+            return number + unit
+    return f"{Decimal(amount):f}B"
 
 
 def _is_share(text: str) -> bool:
@@ -196,7 +209,6 @@ def check_rank(wish: RankWish, existing: Sequence[int]) -> None:
     highest = max(existing, default=0)
     if wish.kind == "fixed" and wish.amount > highest:
         raise ConfigError(
-            f"Rank {wish.amount:.0f} is above what exists: the merged update has rank {highest} "
-            "at most.",
+            f"Rank {wish.amount:.0f} is above what exists: no layer has more than rank {highest}.",
             f"Ask for {highest} or less, or for full.",
         )
