@@ -46,7 +46,7 @@ from dreamloom.picturebook.measurements import (
     share_at_least,
     to_unit,
 )
-from dreamloom.picturebook.models import build_autoencoder, build_noise_schedule
+from dreamloom.picturebook.models import LATENT_PX, build_autoencoder, build_noise_schedule
 from dreamloom.picturebook.pretrain_autoencoder import (
     encode_means,
     fold_latent_statistics,
@@ -158,10 +158,25 @@ def test_averages_swap_and_swap_back():
     assert torch.equal(layer.weight, before + 1)
 
 
-def test_min_snr_weights_are_one_for_noisy_pictures_and_fall_for_clean_ones():
-    weights = snr_weights(build_noise_schedule().alphas_cumprod, torch.tensor([0, 100, 999]))
+def test_neither_nearly_clean_nor_nearly_hidden_pictures_are_neglected():
+    kept = build_noise_schedule().alphas_cumprod
+    steps = torch.tensor([0, 100, 400, 600, 700, 800, 999])
+    snr = kept[steps] / (1 - kept[steps])
+    # As weights of the clean picture's error: the cap, the ratio itself, and the floor, which
+    # gives way where an error of noise would weigh more than 50 times.
+    expected = torch.where(snr < 0.1, 0.1, snr).clamp(max=5.0)
+    expected = torch.minimum(expected, 50 * snr)
+    weights = snr_weights(kept, steps)
+    torch.testing.assert_close(weights * snr, expected, rtol=1e-5, atol=0)
+    assert (weights[:2] < 1).all()
     assert weights[2] == 1
-    assert 0 < weights[0] < weights[1] < 1
+    assert weights[-1] == 50
+
+
+def test_the_last_step_hides_the_picture():
+    """What is left of a picture's mean colours must be little beside the noise's own mean."""
+    kept = build_noise_schedule().alphas_cumprod[-1]
+    assert LATENT_PX**2 * kept / (1 - kept) < 0.1
 
 
 def test_folding_latent_statistics_changes_latents_but_not_pictures():
@@ -276,7 +291,7 @@ def test_unknown_words_fall_into_pieces_and_known_names_do_not(
     ("scheduler", "steps"),
     [
         (DDIMScheduler, 12),
-        (PNDMScheduler, 12),
+        (PNDMScheduler, 20),
         (EulerDiscreteScheduler, 12),
         (DPMSolverMultistepScheduler, 8),
     ],

@@ -139,7 +139,7 @@ def score_model(pool: Executor, quick: bool) -> list[Row]:
         *score_reader(pool, 50 if quick else 1000),
         *clip.result(),
         *(row for future in identity for row in future.result()),
-        *score_distinct(pool, 8 if quick else 64),
+        *score_distinct(pool, 8 if quick else 128),
         *score_size(),
     ]
 

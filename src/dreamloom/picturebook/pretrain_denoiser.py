@@ -22,7 +22,8 @@ from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_fast
 _BATCH = 32
 _PEAK_RATE = 8e-4
 _DROPPED_PROMPTS = 0.1
-_SNR_CAP = 5.0
+_SNR_RANGE = (0.1, 5.0)
+_HEAVIEST = 50.0
 _ENCODE_BATCH = 32
 _LOG_EVERY = 50
 
@@ -52,14 +53,21 @@ def encode_ahead(work: Path, store: PictureStore, model: AutoencoderKL) -> None:
 def snr_weights(
     alphas_cumprod: Float[Tensor, " steps"], timesteps: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Weigh noise levels by min(SNR, cap) / SNR, so that nearly clean pictures do not dominate.
+    """Weigh noise levels so that neither nearly clean nor nearly hidden pictures are neglected.
+
+    The error of the clean picture that a predicted noise implies is weighed by the SNR, held
+    between a floor and a cap. The cap is min-SNR's. Without the floor the noisiest steps, which
+    choose who is drawn, hardly count: there even a useless guess at the picture is a good guess
+    at the noise. No error of noise weighs more than 50 times, so that the very last steps, where
+    nothing can be known, do not drown the others.
 
     Source:
-        Hang et al., Efficient Diffusion Training via Min-SNR Weighting (arXiv:2303.09556), Eq. 8.
+        Hang et al., Efficient Diffusion Training via Min-SNR Weighting (arXiv:2303.09556), Eq. 8,
+        for the cap; the floor is ours.
     """
     kept = alphas_cumprod[timesteps]
     snr = kept / (1 - kept)
-    return snr.clamp(max=_SNR_CAP) / snr
+    return (snr.clamp(*_SNR_RANGE) / snr).clamp(max=_HEAVIEST)
 
 
 def train_denoiser(
