@@ -7,7 +7,7 @@ lose half of float32's digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,16 @@ from dreamloom.adapters import Layer
 _ROUNDING = 1e-14
 # Up to here a Cholesky factor's backward error, 2⁻⁵³ times this, is 10⁻¹² of its columns.
 _WELL_CONDITIONED = 1e4
+# Differences below this share of a float32 matrix are not seen by the rounding of its products.
+_CANCELS = 1e-3
+# What a search for the strongest directions may lose beyond what it must: a share of that energy.
+_SETTLED = 1e-5
+# How many directions more than the rank a search adds at a time, how many times that must be
+# possible, and up to what share of the shorter side it is quicker than an exact computation.
+_MORE, _LEAST_STEPS, _WORTH_IT = 8, 4, 0.45
+# About how many entries of a matrix are worked on at a time: 2 MiB in float64.
+_NUMBERS_AT_ONCE = 2**18
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -242,11 +252,17 @@ def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
 
 @dataclass(frozen=True)
 class Singular:
-    """The singular values and vectors of a matrix that is no product; only those above rounding."""
+    """The singular values of a matrix that is no product, and its vectors on the shorter side.
 
-    left: Float[Tensor, "outputs k"]
+    Args:
+        values: Singular values, descending, in float64; only those above rounding.
+        vectors: The singular vectors of the shorter side, orthonormal, in float64.
+        matrix: The matrix.
+    """
+
     values: Float[Tensor, " k"]
-    right: Float[Tensor, "k inputs"]
+    vectors: Float[Tensor, "side k"]
+    matrix: Float[Tensor, "outputs inputs"]
 
     def truncate(self, rank: int) -> Factors:
         """The nearest update of a rank, its factors equally long.
@@ -255,20 +271,223 @@ class Singular:
             Eckart and Young, Psychometrika 1 (1936).
         """
         roots = self.values[:rank].sqrt()
-        return Factors(self.left[:, :rank] * roots, roots[:, None] * self.right[:rank])
+        near = self.vectors[:, :rank]
+        # The other side is what the matrix makes of these vectors, so weak directions, whose
+        # vectors are the least certain, are kept with exactly the strength that they have.
+        far = near.to(self.matrix.dtype).T @ _lay_wide(self.matrix)
+        return _stand_up(near * roots, far.double() / roots[:, None], self.matrix)
 
 
 def find_singular(matrix: Float[Tensor, "outputs inputs"]) -> Singular:
-    """Find the singular values and vectors of a matrix, in its own precision."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    alive = values > values[:1] * torch.finfo(values.dtype).eps
-    return Singular(left[:, alive], values[alive], right[alive])
+    """Find the singular values and vectors of a matrix from the inner products of its short side.
+
+    Their squares are the eigenvalues of M Mᵀ. In float64 that costs a float32 matrix nothing: what
+    squaring loses lies below √(2⁻⁵³) = 10⁻⁸ of the largest value, and the rounding of float32,
+    below which everything is left out, is 10⁻⁷ of it.
+
+    Args:
+        matrix: In float32. One in float64 is decomposed without squaring.
+
+    Source:
+        Golub and Van Loan, Matrix Computations, section 8.6.
+    """
+    wide = _lay_wide(matrix)
+    if matrix.dtype == torch.float64:
+        vectors, values, _ = torch.linalg.svd(wide, full_matrices=False)
+    else:
+        squares, vectors = torch.linalg.eigh(_multiply_rows(wide))
+        values, vectors = squares.clamp(min=0).sqrt().flip(0), vectors.flip(1)
+    alive = values > values[:1] * torch.finfo(matrix.dtype).eps
+    return Singular(values[alive], vectors[:, alive], matrix)
+
+
+def find_values(matrix: Float[Tensor, "outputs inputs"]) -> Float[Tensor, " side"]:
+    """All singular values of a matrix, descending, in float64; as sure as in `find_singular`."""
+    if matrix.dtype == torch.float64:
+        values: Tensor = torch.linalg.svdvals(matrix)
+        return values
+    squares: Tensor = torch.linalg.eigvalsh(_multiply_rows(_lay_wide(matrix)))
+    return squares.clamp(min=0).sqrt().flip(0)
+
+
+def _lay_wide(matrix: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "short long"]:
+    """The matrix or its transpose: whichever has no more rows than columns."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+def _stand_up(
+    near: Float[Tensor, "short rank"],
+    far: Float[Tensor, "rank long"],
+    matrix: Float[Tensor, "outputs inputs"],
+) -> Factors:
+    """Undo `_lay_wide` for a product, and give it the matrix's precision."""
+    up, down = (near, far) if matrix.shape[0] <= matrix.shape[1] else (far.T, near.T)
+    return Factors(up.to(matrix.dtype).contiguous(), down.to(matrix.dtype).contiguous())
+
+
+def _multiply_rows(wide: Float[Tensor, "short long"]) -> Float[Tensor, "short short"]:
+    """The inner products of a matrix's rows in float64, as far as they stand below the diagonal.
+
+    No copy of the whole matrix is made in float64. A few products above the diagonal are left as
+    they come; the eigenvalues of a symmetric matrix are computed from the others.
+    """
+    products = torch.zeros(len(wide), len(wide), dtype=torch.float64, device=wide.device)
+    for part in wide.split(max(1, _NUMBERS_AT_ONCE // max(1, len(wide))), dim=1):
+        columns = part.double()
+        for start in range(0, len(wide), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            products[start:, rows].addmm_(columns[start:], columns[rows].T)
+    return products
 
 
 def truncate_matrix(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors:
     """The nearest update of a rank to a matrix that is no product, its factors equally long.
 
+    A rank well below the matrix's sides is searched for, until the error is within about 10⁻⁵ of
+    the least that is possible. Other ranks, and matrices whose singular values fall so slowly that
+    the search does not end soon, are computed exactly. Nothing but the matrix and the rank decides
+    what comes out, up to the rounding of products.
+
     Source:
-        Eckart and Young, Psychometrika 1 (1936).
+        Eckart and Young, Psychometrika 1 (1936): what the least error is.
     """
-    return find_singular(matrix).truncate(rank)
+    if rank == 0:
+        return Factors(matrix[:, :0], matrix[:0])
+    found = _search(matrix, rank)
+    return find_singular(matrix).truncate(rank) if found is None else found
+
+
+def measure(matrix: Float[Tensor, "outputs inputs"]) -> float:
+    """The Frobenius norm of a matrix, added up in float64 without a copy of it."""
+    return math.hypot(*(float(rows.double().norm()) for rows in _split(matrix, matrix)))
+
+
+def measure_rest(matrix: Float[Tensor, "outputs inputs"], factors: Factors) -> float:
+    """The Frobenius norm of what factors leave out of a matrix: ‖M − up · down‖.
+
+    It is taken from the difference itself, block by block, and in float64 where it is so small
+    that the rounding of float32 would count.
+    """
+    rest = _subtract(matrix, factors.up, factors.down)
+    if rest < _CANCELS * measure(matrix):
+        rest = _subtract(matrix, factors.up.double(), factors.down.double())
+    return rest
+
+
+def _subtract(
+    matrix: Float[Tensor, "outputs inputs"],
+    up: Float[Tensor, "outputs rank"],
+    down: Float[Tensor, "rank inputs"],
+) -> float:
+    pairs = zip(_split(matrix, matrix), _split(up, matrix), strict=True)
+    rests = (torch.addmm(rows.to(up.dtype), left, down, alpha=-1) for rows, left in pairs)
+    return math.hypot(*(float(rest.double().norm()) for rest in rests))
+
+
+def _split(tensor: Float[Tensor, "outputs any"], matrix: Tensor) -> Iterator[Tensor]:
+    """Give a tensor by as many rows at a time as shall be worked on of a matrix."""
+    rows = max(1, _NUMBERS_AT_ONCE // max(1, matrix.shape[1]))
+    yield from tensor.split(rows)
+
+
+def _search(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors | None:
+    """Search for the strongest directions of a matrix by multiplying it with few at a time.
+
+    It begins with random directions Ω and widens a basis Q of M Ω, M Mᵀ M Ω, and so on. The best
+    matrix of the rank whose columns lie in Q comes from the small Qᵀ M. Its energy can only rise
+    as Q is widened, and the search ends when what is still to come, told from the last two gains
+    as if they were a geometric series, is small against what is lost. (They fall sooner.)
+
+    Args:
+        matrix: Of any shape.
+        rank: 1 or above.
+
+    Returns:
+        The factors, or None if Q is or becomes too wide for the search to be worth it.
+
+    Source:
+        Halko, Martinsson and Tropp, Finding Structure with Randomness (arXiv:0909.4061),
+        algorithm 4.4, which keeps the last basis only. To keep all finds the directions sooner
+        where singular values fall slowly: Musco and Musco, Randomized Block Krylov Methods
+        (arXiv:1504.05477), algorithm 2.
+    """
+    wide = _lay_wide(matrix)
+    block, most = rank + _MORE, int(_WORTH_IT * len(wide))
+    if _LEAST_STEPS * block > most:
+        return None
+    dice = torch.Generator().manual_seed(0)
+    start = torch.randn(wide.shape[1], block, generator=dice, dtype=matrix.dtype)
+    basis = _Basis(wide, start.to(matrix.device))
+    whole, kept, gain = measure(matrix) ** 2, 0.0, 0.0
+    rounding = (4 * torch.finfo(matrix.dtype).eps) ** 2
+    while True:
+        squares, turn = basis.find_strongest(rank)
+        before, gain = gain, float(squares.sum()) - kept
+        kept += gain
+        lost = whole - kept
+        if lost < _CANCELS * whole:
+            lost = measure_rest(matrix, basis.cut(squares, turn, matrix)) ** 2
+        # To come are gain · (q + q² + …) with q = gain / before. The first gain is all that random
+        # directions found, and tells nothing of q.
+        settled = basis.width > 2 * block and gain**2 <= _SETTLED * lost * (before - gain)
+        if settled or lost <= rounding * whole:
+            return basis.cut(squares, turn, matrix)
+        if basis.width + block > most:
+            return None
+        basis.widen(block)
+
+
+class _Basis:
+    """Orthonormal directions among a matrix's rows, and what the matrix makes of them.
+
+    Args:
+        wide: The matrix M.
+        start: Columns whose images span the first directions.
+    """
+
+    def __init__(
+        self, wide: Float[Tensor, "short long"], start: Float[Tensor, "long block"]
+    ) -> None:
+        self._wide = wide
+        self._directions: Tensor = torch.linalg.qr(wide @ start).Q
+        self._images = self._directions.T @ wide
+        images = self._images.double()
+        self._products = images @ images.T
+
+    @property
+    def width(self) -> int:
+        """How many directions there are."""
+        return self._directions.shape[1]
+
+    def widen(self, by: int) -> None:
+        """Add the directions that M Mᵀ makes of the last ones."""
+        # Orthonormal in between, too: of M Mᵀ alone float32 loses what is below 10⁻⁴.
+        fresh = self._wide @ torch.linalg.qr(self._images[-by:].T).Q
+        # Once leaves rounding errors, and they are large where little is new.
+        for _ in range(2):
+            fresh = fresh - self._directions @ (self._directions.T @ fresh)
+            fresh = torch.linalg.qr(fresh).Q
+        images = fresh.T @ self._wide
+        self._directions = torch.cat([self._directions, fresh], dim=1)
+        self._images = torch.cat([self._images, images])
+        border = self._images.double() @ images.double().T
+        upper = torch.cat([self._products, border[:-by]], dim=1)
+        self._products = torch.cat([upper, border.T])
+
+    def find_strongest(self, rank: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "width k"]]:
+        """The squares of the largest singular values within the basis, and their vectors in it."""
+        squares, turn = torch.linalg.eigh(self._products)
+        squares, turn = squares.flip(0)[:rank], turn.flip(1)[:, :rank]
+        alive = squares > squares[:1] * torch.finfo(self._wide.dtype).eps ** 2
+        return squares[alive], turn[:, alive]
+
+    def cut(
+        self,
+        squares: Float[Tensor, " k"],
+        turn: Float[Tensor, "width k"],
+        matrix: Float[Tensor, "outputs inputs"],
+    ) -> Factors:
+        """The best approximation of the matrix by these vectors."""
+        roots = squares.sqrt().sqrt()
+        near, far = self._directions.double() @ turn, turn.T @ self._images.double()
+        return _stand_up(near * roots, far / roots[:, None], matrix)
