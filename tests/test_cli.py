@@ -76,7 +76,7 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
     refused = run("merge", adapter, "-o", merged)
     assert refused.exit_code == 1
     assert "exists already" in refused.output
-    told = json.loads(run("inspect", merged).output)
+    told = json.loads(run("inspect", merged, "--json").output)
     assert told["metadata"]["dreamloom.kind"] == "merge"
 
     page = run("report", out)

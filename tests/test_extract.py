@@ -213,7 +213,9 @@ def test_weights_of_another_base_are_told_of(single, part, tmp_path):
     events = []
     bake_adapters([part], str(single), tmp_path / "baked.safetensors", observe=events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert notes == [f"{part.path} was made for another base model, not these weights."]
+    assert notes == [
+        f"{part.path} was made for other weights than these: those of another base model."
+    ]
 
 
 def test_new_words_stay_beside(tiny_sdxl, adapter, tmp_path):

@@ -376,7 +376,7 @@ def test_two_comparisons_are_corrected_together() -> None:
     [
         ("better", "better than 0.8 and 1.0"),
         ("no difference detected", "no better than 0.8 and 1.0: no difference detected"),
-        ("worse", "no better than 0.8 and 1.0: worse"),
+        ("worse", "no better than 0.8 and 1.0: worse, so take 0.8 and 1.0"),
         ("too few images", "too few held-out pictures to tell it from 0.8 and 1.0"),
     ],
 )

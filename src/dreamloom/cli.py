@@ -32,8 +32,8 @@ PACKS_HELP = (
 )
 
 ADAPTER_HELP = (
-    "May be repeated. FILE:1@0,0.4@0.5,0@1 is worn at weights that follow the drawing, from its "
-    "first step (0) to its last (1)."
+    "May be repeated. W is its weight, 1 if not given; FILE:1@0,0.4@0.5,0@1 has weights that "
+    "follow the drawing, from its first step (0) to its last (1)."
 )
 COMPOSE_HELP = (
     "How several adapters share a drawing: sum, switch[:STEPS] (they take turns) or "
@@ -96,7 +96,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @settings_options
 @click.pass_obj
 def demo(quiet: bool, /, out: Path, **given: Any) -> None:
-    """Run the whole journey on the embedded model: no GPU, no download."""
+    """Run the whole journey on the embedded model, without a GPU."""
     from dreamloom.demo import run_demo
 
     config = _settings(given)
@@ -110,7 +110,7 @@ def demo(quiet: bool, /, out: Path, **given: Any) -> None:
 @click.option("--resolution", default=1024, show_default=True, help="Side in pixels to train at.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def photos(folder: Path, resolution: int, as_json: bool) -> None:
-    """Check the photos in FOLDER: what is usable, what is not ideal, what to add."""
+    """Check photos: what is usable, what is not ideal, what to add."""
     from dreamloom.console import show_photo_check
     from dreamloom.photos import check_photos
 
@@ -155,7 +155,9 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
 @click.option("--base", help="The base model; the adapter's own where it says so.")
 @click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help=ADAPTER_HELP)
 @click.option("--compose", default="sum", show_default=True, help=COMPOSE_HELP)
-@click.option("--conditional-only", is_flag=True, help="Guidance's other half sees the base model.")
+@click.option(
+    "--conditional-only", is_flag=True, help="Keep adapters out of guidance's other half."
+)
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated.")
 @click.option("--pack", "packs", multiple=True, help=PACKS_HELP)
 @click.option("--subject", help="The subject in prompts; the adapter's own where it says so.")
@@ -187,7 +189,10 @@ def generate(quiet: bool, /, **given: Any) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def packs(name: str | None, as_json: bool) -> None:
-    """List the prompt packs, or the prompts of the pack NAME with what each may change."""
+    """List prompt packs, or the prompts of the pack NAME.
+
+    Each prompt stands with what it may change.
+    """
     from dreamloom.console import show_pack, show_packs
     from dreamloom.journey import find_pack
     from dreamloom.prompts import PACK_NAMES
@@ -330,7 +335,7 @@ def settings() -> None:
 
 @main.group()
 def models() -> None:
-    """List and fetch the models that evaluation uses, and find the embedded one."""
+    """List, fetch and find the models that evaluation uses."""
 
 
 @models.command("list")

@@ -18,7 +18,9 @@ RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
 # Written out, for reading them from the library would load it; a test compares.
 FORMATS = click.Choice(["peft", "kohya", "kohya-diffusers"])
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
-_PEFT_OR_KOHYA = "peft for diffusers; kohya (SDXL) or kohya-diffusers for ComfyUI and A1111."
+_PEFT_OR_KOHYA = (
+    "peft for diffusers; kohya (SDXL's own blocks) or kohya-diffusers (any) for ComfyUI and A1111."
+)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,26 +36,53 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("parts", nargs=-1, metavar="[NAME=]FILE[:W]... | RECIPE.toml")
 @click.option("-o", "--out", type=PATH, help="The merged .safetensors file.")
-@click.option("--method", help="How; --methods lists them.  [default: sum]")
-@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="The method's own.")
+@click.option("--method", help="How they are merged; see --methods.  [default: sum]")
+@click.option(
+    "--set", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeat."
+)
 @click.option("--rank", help=f"{RANK_HELP}  [default: full]")
 @click.option(
     "--blocks",
     multiple=True,
     metavar="[NAME:]WEIGHTS",
-    help="Weights of blocks, of one part or of all: 'style=1.2, mid=0', or a list of numbers.",
+    help="Weights of blocks, for one part or all: 'style=1.2, mid=0', or a list of numbers.",
 )
 @click.option("--format", "file_format", type=FORMATS, help=f"{_PEFT_OR_KOHYA}  [default: peft]")
 @click.option("--precision", type=PRECISIONS, help="Of the numbers in the file.  [default: fp32]")
 @click.option("--seed", type=int, help="Of methods that throw dice.  [default: 0]")
-@click.option("--base", help="The base model, for methods that ask it; the adapters' own.")
-@click.option("--prompt", "prompts", multiple=True, metavar="NAME:TEXT", help="Asked for a part.")
-@click.option("--joint-prompt", "joint", multiple=True, metavar="TEXT", help="Asked for all.")
+@click.option(
+    "--base", help="The base model, for methods that ask it.  [default: as the adapters say]"
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="NAME:TEXT",
+    help="What the base model is asked for the part NAME; repeat.",
+)
+@click.option(
+    "--joint-prompt",
+    "joint",
+    multiple=True,
+    metavar="TEXT",
+    help="What it is asked for all parts at once; repeat.",
+)
 @click.option("--device", help="Where the base model computes.  [default: auto]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@click.option("--verify", is_flag=True, help="Merge again and compare; with one FILE, that one.")
-@click.option("--inputs", type=PATH, help="Where --verify finds the inputs; beside the file.")
-@click.option("--methods", "list_methods", is_flag=True, help="List the methods and stop.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Merge again and compare; with a merged FILE and no -o, check that one.",
+)
+@click.option(
+    "--inputs", type=PATH, help="Where --verify finds the inputs.  [default: beside the file]"
+)
+@click.option(
+    "--methods",
+    "list_methods",
+    is_flag=True,
+    help="List the methods and stop; with --method, tell all of that one.",
+)
 @click.pass_obj
 def merge(
     quiet: bool,
@@ -68,13 +97,13 @@ def merge(
 ) -> None:
     """Merge adapters into one file that can be loaded alone.
 
-    Each FILE may have a weight, 1 if not, and a name, by which its weight can be changed later
-    with 'dreamloom remix'. A recipe's file says all of it.
+    Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
+    with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
     """
-    from dreamloom.console import show_methods, watch
+    from dreamloom.console import say, show_method, show_methods, tell_ranks, watch
 
     if list_methods:
-        return show_methods()
+        return show_method(given["method"]) if given["method"] else show_methods()
     if verify and out is None and len(parts) == 1:
         return _verify(quiet, Path(parts[0]), inputs, given)
     if not parts or out is None:
@@ -88,12 +117,11 @@ def merge(
         combined = carry_out(recipe, out, overwrite, observe)
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
-    ranks = sorted(set(combined.adapter.ranks.values()))
-    told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    told = f"{len(combined.adapter.layers)} layers, {tell_ranks(combined.adapter)}"
     lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
-    click.echo(f"The merged adapter: {out} ({len(combined.adapter.layers)} layers, {told}{lost})")
+    say(f"The merged adapter: {out} ({told}{lost})")
     if verified:
-        click.echo(str(verified))
+        say(str(verified))
 
 
 def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
@@ -135,7 +163,7 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
 
 
 def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any]) -> None:
-    from dreamloom.console import watch
+    from dreamloom.console import say, watch
     from dreamloom.merge import Question, verify_merge
 
     question = Question(given.pop("base") or "", given.pop("device") or "auto")
@@ -143,7 +171,7 @@ def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any])
         raise click.UsageError("--verify takes how a file was merged from the file itself.")
     with watch(quiet) as observe:
         verified = verify_merge(file, inputs, question=question, observe=observe)
-    click.echo(str(verified))
+    say(str(verified))
 
 
 @click.command()
@@ -155,17 +183,20 @@ def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any])
 def remix(
     quiet: bool, /, merged: Path, weights: tuple[str, ...], out: Path | None, overwrite: bool
 ) -> None:
-    """Give the parts of a merged FILE other weights, without the files it was made from.
+    """Give the parts of a merged FILE other weights.
 
-    Works where the merge was a plain sum at full rank. A weight of 0 takes a part out for good.
-    Without weights, lists the parts.
+    The files it was made from are not needed. Works where the merge was a plain sum at full rank.
+    A weight of 0 takes a part out for good. Without weights, lists the parts.
     """
-    from dreamloom.console import watch
+    from dreamloom.console import say, watch
     from dreamloom.merge import list_parts, parse_changes, remix_merge
 
     if not weights:
-        for part in list_parts(merged):
+        parts, obstacle = list_parts(merged)
+        for part in parts:
             click.echo(f"{part.name}={part.weight:g}  ({part.file})")
+        if obstacle:
+            say(f"Their weights cannot be changed. {obstacle}")
         return
     changes = parse_changes(weights)
     with watch(quiet) as observe:
@@ -197,19 +228,26 @@ def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> No
             given["overwrite"],
             observe,
         )
-    show_cut(out, combined.adapter, combined.error)
+    show_cut(out, combined.adapter, combined.error, str(file))
 
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--format", "file_format", type=FORMATS, default="peft", show_default=True)
+@click.option(
+    "--format",
+    "file_format",
+    type=FORMATS,
+    default="peft",
+    show_default=True,
+    help=_PEFT_OR_KOHYA,
+)
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
-@click.option("--base", default="", help="The base model, where the file needs it.")
+@click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
 @click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
 @output_options
 @click.pass_obj
 def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: Any) -> None:
-    """Write an adapter in another format, with the same change of the model."""
+    """Write an adapter in another format, with the same change."""
     from dreamloom.combine import parse_rank
     from dreamloom.console import watch
     from dreamloom.merge import convert_file
@@ -235,8 +273,17 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
 @click.argument("tuned")
 @click.option("--base", required=True, help="The model that TUNED was made from.")
 @click.option("--rank", required=True, help=RANK_HELP)
-@click.option("--format", "file_format", type=FORMATS, default="peft", show_default=True)
-@click.option("--precision", type=PRECISIONS, default="fp16", show_default=True)
+@click.option(
+    "--format",
+    "file_format",
+    type=FORMATS,
+    default="peft",
+    show_default=True,
+    help=_PEFT_OR_KOHYA,
+)
+@click.option(
+    "--precision", type=PRECISIONS, default="fp16", show_default=True, help="Of the numbers."
+)
 @click.option("--json", "json_file", type=PATH, help="Write each layer's error there.")
 @output_options
 @click.pass_obj
@@ -249,7 +296,10 @@ def extract(
     out: Path,
     **given: Any,
 ) -> None:
-    """Make an adapter of what the model TUNED has changed of its base."""
+    """Make an adapter of what TUNED has changed of its base.
+
+    Both are models: a name such as sdxl, a folder in diffusers' layout, or a checkpoint.
+    """
     from dreamloom.combine import parse_rank
     from dreamloom.console import show_extracted, watch
     from dreamloom.merge import extract_file
@@ -273,23 +323,25 @@ def extract(
 
 @click.command()
 @click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
-@click.option("--base", required=True, help="A folder in diffusers' layout, or a checkpoint.")
-@output_options
+@click.option("--base", required=True, help="A name such as sdxl, a folder, or a checkpoint.")
+@click.option("-o", "--out", type=PATH, required=True, help="The folder or file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.pass_obj
 def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite: bool) -> None:
-    """Add adapters to a base model and write the whole as a model of its own.
+    """Write a base model with adapters added, as one model.
 
-    It is laid out as the base: a folder if that is one, otherwise a .safetensors file.
+    It is laid out as the base: a folder if that is one, otherwise a .safetensors file. Each FILE
+    may have a weight W, 1 if not.
     """
-    from dreamloom.console import watch
+    from dreamloom.console import say, watch
     from dreamloom.merge import bake_adapters, parse_part
 
     parsed = [parse_part(part) for part in parts]
     with watch(quiet) as observe:
         baked = bake_adapters(parsed, base, out, overwrite, observe)
-    click.echo(
-        f"The model: {out} ({baked.layers} layers changed; its precision rounded "
-        f"{baked.rounding:.2%} of the change away)"
+    say(
+        f"The model: {out} ({baked.layers} layers changed; rounding to its precision lost "
+        f"{baked.rounding:.2%} of the change)"
     )
 
 
@@ -302,7 +354,7 @@ def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite
 def diagnose(
     quiet: bool, /, one: str, other: str, json_file: Path | None, picture: Path | None
 ) -> None:
-    """Say what the adapters A and B have to do with each other, and how to merge them."""
+    """Say what adapters A and B have in common, and how to merge."""
     from dreamloom.console import show_diagnosis, watch
     from dreamloom.diagnose import draw_diagnosis
     from dreamloom.merge import diagnose_files, parse_part
@@ -322,11 +374,17 @@ def diagnose(
 
 @click.command()
 @click.argument("file", type=PATH)
-def inspect(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every setting uncut.")
+def inspect(file: Path, as_json: bool) -> None:
     """Tell what an adapter file holds and how it was made."""
+    from dreamloom.console import show_inspected
     from dreamloom.merge import inspect_file
 
-    click.echo(json.dumps(inspect_file(file), indent=2, ensure_ascii=False))
+    told = inspect_file(file)
+    if as_json:
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        show_inspected(told)
 
 
 ADAPTER_COMMANDS = (merge, remix, inspect, diagnose, resize, convert, extract, bake)

@@ -16,15 +16,25 @@ PATH = click.Path(path_type=Path)
 @click.option("--base", help="The base model; the adapters' own where they say so.")
 @click.option("--photos", type=PATH, required=True, help="The subject's photos.")
 @click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")
-@click.option("--prompt", "prompts", multiple=True, help="{subject} is the subject; repeat.")
-@click.option("--pack", "packs", multiple=True, help="A list of prompts; 'dreamloom packs'.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="{subject} stands for the subject; repeat."
+)
+@click.option("--pack", "packs", multiple=True, help="A list of prompts; see 'dreamloom packs'.")
 @click.option("--trigger", help="Words that call the style; B's own where it says so.")
 @click.option("--subject", "phrase", help="The subject in prompts; A's own where it says so.")
 @click.option("--class-noun", help="What the subject is one of; A's own, or the last word.")
 @click.option("--budget", default=200, show_default=True, help="Pictures to draw, in all.")
-@click.option("--blocks", "by_block", is_flag=True, help="Weights for down, mid and up blocks.")
 @click.option(
-    "--between", type=float, nargs=2, default=(0.3, 1.5), show_default=True, metavar="LOW HIGH"
+    "--blocks", "by_block", is_flag=True, help="Search weights of blocks: down, mid and up."
+)
+@click.option(
+    "--between",
+    type=float,
+    nargs=2,
+    default=(0.3, 1.5),
+    show_default=True,
+    metavar="LOW HIGH",
+    help="Search weights from LOW to HIGH.",
 )
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes of one thread.")
@@ -47,13 +57,13 @@ def search(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find weights for merging the subject A with the style B, by measuring.
+    """Find weights for merging subject A with style B.
 
     Draws candidates on the same prompts and seeds, keeps the better half again and again, and
     compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
     """
     from dreamloom.config import load_config
-    from dreamloom.console import watch
+    from dreamloom.console import say, watch
     from dreamloom.search import Wish, run_search
 
     overrides = {
@@ -68,7 +78,7 @@ def search(
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
-    click.echo(found.verdict)
+    say(found.verdict)
     click.echo(f"To merge with the winner's weights: {found.command}")
     click.echo(f"Everything: {given['out'] / 'search.md'}")
 

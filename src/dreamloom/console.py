@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dreamloom.adapters import Adapter
     from dreamloom.audit import Audit, AuditScores
+    from dreamloom.combine import Method
     from dreamloom.comparisons import Comparison
     from dreamloom.diagnose import Diagnosis
     from dreamloom.extract import Extracted
@@ -281,55 +282,146 @@ def show_retention(found: Retention) -> None:
             console.print(f"[dim]{escape(text)}[/dim]")
 
 
+def say(text: str) -> None:
+    """Print a sentence: broken between words on a terminal, in one line for another program."""
+    console = Console(highlight=False, emoji=False)
+    console.print(escape(text), soft_wrap=not console.is_terminal)
+
+
 def show_methods() -> None:
-    """Print every merge method: what it does, by which formula and source, and its options."""
+    """Print every merge method with what it does and what it needs."""
     from dreamloom.combine import METHODS
 
     console = Console(highlight=False, emoji=False)
+    table = Table("method", "what it does", box=None)
+    for method in METHODS.values():
+        needs = _tell_needs(method)
+        told = f"  [dim]({needs})[/dim]" if needs else ""
+        table.add_row(f"[bold]{method.name}[/bold]", escape(method.summary) + told)
+    console.print(table)
+    console.print(
+        "[dim]'dreamloom merge --methods --method NAME' tells a method's formula, source and "
+        "settings.[/dim]"
+    )
+
+
+def show_method(name: str) -> None:
+    """Print all of one merge method: its formula, where it comes from, and its settings.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    from dreamloom.combine import find_method
+
+    console = Console(highlight=False, emoji=False)
+    method = find_method(name)
+    needs = _tell_needs(method)
+    told = f"  [dim]({needs})[/dim]" if needs else ""
+    console.print(f"[bold]{method.name}[/bold]  {escape(method.summary)}{told}")
+    console.print(escape(method.formula))
+    console.print(f"[dim]{escape(method.source)}[/dim]")
+    if method.options:
+        table = Table("--set", "default", "or", "what it is", box=None)
+        for option in method.options:
+            others = [choice for choice in option.choices if choice != option.default]
+            cells = (str(option.default), ", ".join(others), option.description)
+            table.add_row(f"[bold]{option.name}[/bold]", *map(escape, cells))
+        console.print(table)
+
+
+def _tell_needs(method: Method) -> str:
     needs = {
         "activations": "asks the base model: --base",
         "training": "learns with the base model: --base",
     }
-    for method in METHODS.values():
-        facts = [needs[method.needs]] if method.needs in needs else []
-        if method.least > 1 or method.most:
-            most = f" to {method.most}" if method.most and method.most > method.least else ""
-            more = "" if method.most else " or more"
-            facts.append(f"{method.least}{most}{more} adapters")
-        told = f"  [dim]({'; '.join(facts)})[/dim]" if facts else ""
-        console.print(f"[bold]{method.name}[/bold]  {escape(method.summary)}{told}")
-        console.print(f"    {escape(method.formula)}")
-        console.print(f"    [dim]{escape(method.source)}[/dim]")
-        for option in method.options:
-            choices = f" ({', '.join(option.choices)})" if option.choices else ""
-            console.print(
-                f"    --set {option.name}={option.default}{choices}  "
-                f"[dim]{escape(option.description)}[/dim]"
-            )
+    facts = [needs[method.needs]] if method.needs in needs else []
+    if method.least > 1 or method.most:
+        most = f" to {method.most}" if method.most and method.most > method.least else ""
+        more = "" if method.most else " or more"
+        facts.append(f"{method.least}{most}{more} adapters")
+    return "; ".join(facts)
 
 
-def show_cut(out: Path, adapter: Adapter, error: float) -> None:
-    """Print what an adapter that was cut to a rank has become."""
+def show_cut(out: Path, adapter: Adapter, error: float, whole: str) -> None:
+    """Print what an adapter that was cut to a rank has become, and how far it is off the whole."""
+    lost = f"{error:.2%} off {whole}" if error >= 5e-5 else "nothing lost"
+    say(f"The adapter: {out} ({len(adapter.layers)} layers, {tell_ranks(adapter)}, {lost})")
+
+
+def tell_ranks(adapter: Adapter) -> str:
+    """Say which rank an adapter's layers have: ``rank 16``, or ``ranks 4 to 58``."""
     ranks = sorted(set(adapter.ranks.values()))
-    told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    console = Console(highlight=False, emoji=False)
-    console.print(
-        f"The adapter: {escape(str(out))} ({len(adapter.layers)} layers, {told}, {error:.2%} off)"
-    )
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
 def show_extracted(out: Path, found: Extracted) -> None:
     """Print what of two models' difference an adapter holds."""
-    show_cut(out, found.adapter, found.error)
+    show_cut(out, found.adapter, found.error, "all that differs")
     console = Console(highlight=False, emoji=False)
     worst = max(found.errors, key=found.errors.__getitem__)
-    console.print(f"[dim]Worst held: {worst}, {found.errors[worst]:.2%} off.[/dim]")
+    if found.errors[worst] >= 5e-5:
+        console.print(f"[dim]Worst held: {worst}, {found.errors[worst]:.2%} off.[/dim]")
     if found.others:
         shown = ", ".join(found.others[:3]) + (" …" if len(found.others) > 3 else "")
         console.print(
             f"[yellow]{len(found.others)} other tensors differ, too, which no adapter changes: "
             f"{escape(shown)}.[/yellow]"
         )
+
+
+def show_inspected(told: Mapping[str, Any]) -> None:
+    """Print what an adapter file holds and how it was made."""
+    console = Console(highlight=False, emoji=False)
+    stored = ", ".join(
+        kind if count == told["layers"] else f"{count} as {kind}"
+        for kind, count in told["stored"].items()
+    )
+    facts = [f"{stored} in the format {told['format']}", f"{told['layers']} layers"]
+    ranks = [int(rank) for rank in told["ranks"]]
+    if ranks:
+        facts.append(
+            f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
+        )
+    facts.append(f"{told['parameters']:,} numbers")
+    if told["norm"] is not None:
+        facts.append(f"norm {told['norm']:.4g}")
+    console.print(f"[bold]{escape(told['file'])}[/bold]  {escape('; '.join(facts))}")
+    if len(told["components"]) > 1:
+        for name, part in told["components"].items():
+            share = "" if part["energy"] is None else f", {part['energy']:.1%} of the change"
+            console.print(f"  {name}: {part['layers']} layers{share}")
+    if told.get("words"):
+        console.print(f"  new words: {escape(', '.join(told['words']))}")
+    if "recipe" in told:
+        _show_recipe(console, told)
+    story = {key: text for key, text in sorted(told["metadata"].items()) if text}
+    width = max(map(len, story), default=0)
+    for key, text in story.items():
+        line = escape(" ".join(str(text).split()))
+        console.print(
+            f"  [dim]{escape(key):<{width}}[/dim]  {line}", no_wrap=True, overflow="ellipsis"
+        )
+    console.print("[dim]--json shows all of it, uncut.[/dim]")
+
+
+def _show_recipe(console: Console, told: Mapping[str, Any]) -> None:
+    """Print how a merged file was made, and whether it is still what was made."""
+    recipe = told["recipe"]
+    if recipe is None:
+        console.print("  [yellow]merged; its recipe cannot be read[/yellow]")
+        return
+    settings = "".join(f", {name} {value}" for name, value in recipe.get("options", {}).items())
+    console.print(escape(f"  merged by {recipe['method']}{settings}, rank {recipe['rank']}:"))
+    for part in recipe["parts"]:
+        blocks = ", with weights of blocks" if part.get("blocks") else ""
+        console.print(escape(f"    {part['name']}={part['weight']:g}  ({part['file']}{blocks})"))
+    console.print(
+        "  as it was written; 'dreamloom merge --verify' merges again and compares"
+        if told["sealed"]
+        else "  [yellow]changed since it was merged: its bytes do not fit its seal[/yellow]"
+    )
+    if told["sealed"] and told["can_be_remixed"]:
+        console.print("  'dreamloom remix' gives its parts other weights")
 
 
 def show_diagnosis(found: Diagnosis) -> None:

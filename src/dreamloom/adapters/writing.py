@@ -29,7 +29,8 @@ from dreamloom.rundir import atomic_path
 
 FileFormat = Literal["peft", "kohya", "kohya-diffusers"]
 """PEFT's names, as diffusers reads them; or kohya's, as ComfyUI and AUTOMATIC1111 read them, with
-Stability AI's names of blocks or, for any base, with those of diffusers."""
+Stability AI's names of blocks or, for any base, with those of diffusers. ComfyUI knows no layer of
+attention by PEFT's names."""
 
 
 def write_adapter(
@@ -49,10 +50,10 @@ def write_adapter(
         path: Ends in .safetensors.
         adapter: What to write.
         dtype: The precision of the tensors; new words are always float32.
-        format: ``peft`` for diffusers and PEFT. ``kohya`` for ComfyUI, AUTOMATIC1111 and kohya's
-            own programs, of bases with SDXL's own blocks; ``kohya-diffusers`` is the same with
-            diffusers' names of blocks, for any base. Both hold LoRAs only and describe the file by
-            ModelSpec.
+        format: ``peft`` for diffusers and PEFT alone. ``kohya`` for ComfyUI, AUTOMATIC1111,
+            kohya's own programs and diffusers, of bases with SDXL's own blocks;
+            ``kohya-diffusers`` is the same with diffusers' names of blocks, for any base. Both hold
+            LoRAs only and describe the file by ModelSpec.
 
     Raises:
         AdapterError: If the name does not end in .safetensors, there is no layer, a weight is
@@ -102,7 +103,7 @@ def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]
 def _wrap_text(name: str) -> str:
     """Spell a text encoder's layer with the wrapper that older programs want.
 
-    diffusers takes it off where its transformers has none; ComfyUI knows the layer so only.
+    diffusers takes it off where its transformers has none.
     """
     component, _, inner = name.partition(".")
     if component.startswith("text_encoder") and inner.startswith("encoder.layers."):

@@ -18,8 +18,8 @@ from dreamloom.merge.recipe import (
     share_prompts,
 )
 from dreamloom.merge.recording import record_merge
-from dreamloom.merge.remix import parse_changes, remix_merge
-from dreamloom.merge.telling import diagnose_files, inspect_file, list_parts
+from dreamloom.merge.remix import list_parts, parse_changes, remix_merge
+from dreamloom.merge.telling import diagnose_files, inspect_file
 from dreamloom.merge.verify import Verified, verify_merge
 
 __all__ = [

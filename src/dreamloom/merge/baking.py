@@ -22,6 +22,7 @@ from dreamloom.families.weights import (
     open_weights,
 )
 from dreamloom.merge.inputs import Loaded, load_parts
+from dreamloom.merge.making import count_adapters
 from dreamloom.merge.recipe import Part
 from dreamloom.rundir import atomic_folder, atomic_path
 from dreamloom.runtime import measure_effort
@@ -128,7 +129,7 @@ def bake_adapters(
         BaseModelError: If the base cannot be read.
         RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
     """
-    observe(StageStarted("bake", f"{len(parts)} adapters into {base}"))
+    observe(StageStarted("bake", f"{count_adapters(parts)} into {base}"))
     with measure_effort() as effort:
         weights = open_weights(base)
         _check_place(out, weights.path, overwrite)
@@ -179,7 +180,8 @@ def _warn(loaded: Loaded, weights: Weights, observe: Observer) -> None:
     for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
         if adapter.metadata.get("dreamloom.base_fingerprint", own) != own:
             made_for = adapter.metadata.get("dreamloom.base", "another base model")
-            observe(Note("bake", f"{part.path} was made for {made_for}, not these weights.", True))
+            text = f"{part.path} was made for other weights than these: those of {made_for}."
+            observe(Note("bake", text, True))
         if adapter.tokens:
             words = ", ".join(adapter.tokens)
             observe(

@@ -59,7 +59,7 @@ def carry_out(
     """
     check_out(out, [part.path for part in recipe.parts], overwrite)
     find_method(recipe.method).read_options(recipe.options)
-    observe(StageStarted("merge", f"{len(recipe.parts)} adapters"))
+    observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
         wish = make_wish(recipe, loaded)
@@ -83,6 +83,11 @@ def carry_out(
         write_sealed(out, merged, recipe.precision, recipe.format)
     observe(StageDone("merge", effort.seconds, str(out)))
     return Combined(merged, combined.reports)
+
+
+def count_adapters(parts: Sequence[Part]) -> str:
+    """Say how many there are."""
+    return "1 adapter" if len(parts) == 1 else f"{len(parts)} adapters"
 
 
 def check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:

@@ -18,6 +18,7 @@ from dreamloom.events import Observer, StageDone, StageStarted, silent
 from dreamloom.merge.certificate import (
     Certificate,
     Told,
+    ToldPart,
     read_certificate,
     refuse_unsealed,
     write_sealed,
@@ -47,6 +48,26 @@ def parse_changes(texts: Iterable[str]) -> dict[str, float]:
             raise ConfigError(f"{name} is given two weights.", "Give it one.")
         changes[name] = number
     return changes
+
+
+def list_parts(path: Path) -> tuple[tuple[ToldPart, ...], str]:
+    """List the parts of a merged file, with their weights.
+
+    Returns:
+        The parts, and in one sentence what keeps `remix_merge` from giving them other weights;
+        empty if nothing does.
+
+    Raises:
+        AdapterError: If the file does not say how it was merged.
+    """
+    merged = read_adapter(path)
+    certificate = read_certificate(path, merged)
+    try:
+        refuse_unsealed(path, merged)
+        _check_slices(path, certificate, merged)
+    except AdapterError as error:
+        return certificate.told.parts, error.problem
+    return certificate.told.parts, ""
 
 
 def remix_merge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dreamloom.adapters import describe_adapter, read_adapter
+from dreamloom.adapters import describe_adapter
 from dreamloom.diagnose import Diagnosis, diagnose_adapters
 from dreamloom.errors import ConfigError
 from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
@@ -14,9 +14,7 @@ from dreamloom.merge.certificate import (
     RECIPE_KEY,
     SEAL_KEY,
     SLICES_KEY,
-    ToldPart,
     has_certificate,
-    read_certificate,
     seal_holds,
 )
 from dreamloom.merge.inputs import read_input, refuse_other_bases
@@ -44,15 +42,6 @@ def inspect_file(path: Path) -> dict[str, object]:
         summary["sealed"] = seal_holds(path, story.pop(SEAL_KEY, ""))
         summary["can_be_remixed"] = SLICES_KEY in metadata
     return {**summary, "metadata": story}
-
-
-def list_parts(path: Path) -> tuple[ToldPart, ...]:
-    """List the parts of a merged file, with their weights.
-
-    Raises:
-        AdapterError: If it does not say how it was merged.
-    """
-    return read_certificate(path, read_adapter(path)).told.parts
 
 
 def diagnose_files(one: Part, other: Part, observe: Observer = silent) -> Diagnosis:

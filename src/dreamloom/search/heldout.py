@@ -102,7 +102,7 @@ def tell_verdict(
         one = compared[name]
         says = {
             "better": f"better than {name}",
-            "worse": f"no better than {name}: worse",
+            "worse": f"no better than {name}: worse, so take {name}",
             "too few images": f"too few held-out pictures to tell it from {name}",
             "not measured": f"not measured against {name}",
         }.get(one.outcome, f"no better than {name}: {one.outcome}")
