@@ -9,14 +9,22 @@ from hypothesis import strategies as st
 
 from dreamloom.adapters import Adapter, Layer
 from dreamloom.combine import METHODS, Wish, combine, parse_blocks, parse_rank
+from dreamloom.combine import factors as products
 from dreamloom.combine.factors import (
     Factors,
+    _Basis,
     _find_triangle,
+    _search,
     balance,
+    find_singular,
     find_spectrum,
+    find_values,
     gram,
+    measure,
+    measure_rest,
     norm,
     stack,
+    truncate_matrix,
 )
 from dreamloom.combine.methods.equal import choose_equal_energy
 from dreamloom.combine.methods.karcher import choose_mean_direction
@@ -221,6 +229,196 @@ def test_inner_products_are_those_of_dense_matrices(made):
     torch.testing.assert_close(
         gram([made, other]), expected @ expected.T, rtol=1e-6, atol=1e-9 * size + 1e-9
     )
+
+
+# Matrices that are no products.
+
+SPECTRA = {
+    "slow": lambda place: place**-0.5,
+    "fast": lambda place: torch.exp(-place / 4),
+    "very fast": lambda place: torch.exp(-place),
+    "a cliff at 20": lambda place: torch.where(place <= 20, 1.0, 0.05) * place**-0.1,
+    "pairs": lambda place: 0.8 ** torch.ceil(place / 2),
+}
+SIDES = [(400, 500), (1600, 320), (320, 9 * 64), (480, 480)]
+"""Wide, tall, a convolution's, square; large enough for a search at rank 12."""
+FLOAT32 = torch.finfo(torch.float32).eps
+
+
+def make_matrix(spectrum, sides, seed=0):
+    """A matrix in float32 whose singular values are those of a spectrum, but for its rounding."""
+    dice = torch.Generator().manual_seed(seed)
+    short = min(sides)
+    left, right = (
+        torch.linalg.qr(torch.randn(side, short, generator=dice, dtype=torch.float64)).Q
+        for side in sides
+    )
+    values = SPECTRA[spectrum](torch.arange(1, short + 1, dtype=torch.float64))
+    return (left * values @ right.T).float()
+
+
+def error_of(matrix, cut):
+    return float((matrix.double() - cut.up.double() @ cut.down.double()).norm())
+
+
+def least_error(matrix, rank):
+    return float(torch.linalg.svdvals(matrix.double())[rank:].norm())
+
+
+def assert_nearest(matrix, cut, rank, excess=5e-6):
+    """The error is the least that is possible, but for a share of it and the factors' rounding."""
+    rounding = 4 * FLOAT32 * float(matrix.norm())
+    assert error_of(matrix, cut) <= (1 + excess) * least_error(matrix, rank) + rounding
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_search_finds_what_is_nearest(spectrum, sides, monkeypatch):
+    matrix = make_matrix(spectrum, sides)
+    # Whatever it is, it is not found by the exact way.
+    monkeypatch.setattr(products, "find_singular", None)
+    for rank in (1, 5, 12):
+        cut = truncate_matrix(matrix, rank)
+        assert (cut.shape, cut.rank, cut.up.dtype) == (sides, rank, torch.float32)
+        assert_nearest(matrix, cut, rank)
+        torch.testing.assert_close(cut.up.norm(dim=0), cut.down.norm(dim=1), rtol=1e-5, atol=0)
+
+
+def test_random_directions_alone_would_not():
+    """The negative control: one look at M Ω, as the plain range finder has it."""
+    for spectrum, more in (("slow", 0.05), ("a cliff at 20", 0.02), ("fast", 0.05)):
+        matrix = make_matrix(spectrum, SIDES[0])
+        dice = torch.Generator().manual_seed(0)
+        basis = _Basis(matrix, torch.randn(500, 12 + 8, generator=dice))
+        cut = basis.cut(*basis.find_strongest(12), matrix)
+        assert error_of(matrix, cut) > (1 + more) * least_error(matrix, 12)
+
+
+def test_where_the_search_does_not_end_soon_it_is_computed_exactly():
+    """Noise has no strongest directions worth the name; a rank near the sides is not searched."""
+    noise = torch.randn(400, 500, generator=torch.Generator().manual_seed(5))
+    assert _search(noise, 30) is None
+    assert_nearest(noise, truncate_matrix(noise, 30), 30, excess=1e-9)
+    matrix = make_matrix("slow", SIDES[0])
+    assert _search(matrix, 100) is None
+    for rank in (100, 399, 400, 1000):
+        assert_nearest(matrix, truncate_matrix(matrix, rank), rank, excess=1e-9)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from(sorted(SPECTRA)), seeds)
+def test_small_matrices_are_cut_to_what_is_nearest(outputs, inputs, spectrum, seed):
+    matrix = make_matrix(spectrum, (outputs, inputs), seed)
+    for rank in range(min(outputs, inputs) + 1):
+        cut = find_singular(matrix).truncate(rank)
+        assert cut.rank <= rank
+        assert_nearest(matrix, cut, rank, excess=1e-6)
+        assert_nearest(matrix, truncate_matrix(matrix, rank), rank)
+
+
+@pytest.mark.parametrize(
+    "cut_by", [truncate_matrix, lambda m, rank: find_singular(m).truncate(rank)]
+)
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("rank", [1, 7, 30])
+def test_a_matrix_of_low_rank_comes_back(cut_by, sides, rank):
+    """Also where the search begins with less, or with more directions than there are."""
+    dice = torch.Generator().manual_seed(rank)
+    up = torch.randn(sides[0], rank, generator=dice)
+    matrix = up @ torch.randn(rank, sides[1], generator=dice)
+    cut = cut_by(matrix, 30)
+    # The rounding of the matrix's own entries is no direction.
+    assert cut.rank == rank
+    assert error_of(matrix, cut) < 8 * FLOAT32 * float(matrix.norm())
+    assert_nearest(matrix, cut_by(matrix, 4), 4)
+
+
+def test_of_nothing_nothing_is_left():
+    for sides in [*SIDES, (3, 2), (1, 1)]:
+        cut = truncate_matrix(torch.zeros(sides), 12)
+        assert (cut.shape, cut.rank) == (sides, 0)
+        assert truncate_matrix(torch.ones(sides), 0).rank == 0
+        assert find_singular(torch.zeros(sides)).truncate(12).rank == 0
+        assert not find_values(torch.zeros(sides)).any()
+        assert measure_rest(torch.zeros(sides), cut) == 0
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
+def test_neither_size_nor_orientation_matters(factor):
+    matrix = make_matrix("slow", SIDES[0])
+    cut = truncate_matrix(matrix, 12)
+    scaled = truncate_matrix(factor * matrix, 12)
+    whole = float(matrix.norm())
+    assert float((scaled.multiply() / factor - cut.multiply()).norm()) < 1e-3 * whole
+    assert_nearest(matrix, Factors(scaled.up / factor, scaled.down), 12)
+    turned = truncate_matrix(matrix.T.contiguous(), 12)
+    assert float((turned.multiply().T - cut.multiply()).norm()) < 1e-3 * whole
+
+
+def test_the_same_matrix_is_always_cut_alike():
+    matrix = make_matrix("slow", SIDES[0])
+    torch.manual_seed(1)
+    first, following = truncate_matrix(matrix, 12), torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), following)  # nobody else's dice are thrown
+    truncate_matrix(make_matrix("fast", SIDES[1]), 5)
+    again = truncate_matrix(matrix.clone(), 12)
+    assert torch.equal(first.up, again.up)
+    assert torch.equal(first.down, again.down)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        other = truncate_matrix(matrix, 12)
+    finally:
+        torch.set_num_threads(threads)
+    assert float((other.multiply() - first.multiply()).norm()) < 1e-4 * float(matrix.norm())
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("sides", [(40, 50), (160, 32)])
+def test_values_are_as_sure_as_those_of_a_decomposition_in_float32(spectrum, sides):
+    matrix = make_matrix(spectrum, sides)
+    exact = torch.linalg.svdvals(matrix.double())
+    theirs = (torch.linalg.svdvals(matrix).double() - exact).abs().max()
+    for values in (find_values(matrix), find_singular(matrix).values):
+        assert values.dtype == torch.float64
+        kept = exact[: len(values)]
+        assert (values - kept).abs().max() < max(1e-7 * float(exact[0]), float(theirs))
+        # Squares in float64: above 10⁻⁴ of the largest, twice the digits of float32.
+        large = kept > 1e-4 * exact[0]
+        torch.testing.assert_close(values[large], kept[large], rtol=1e-7, atol=0)
+        for share in (0.5, 0.9, 0.999, 0.9999):
+            assert keep_energy(values, share) == keep_energy(exact, share)
+    # Nothing above the rounding of float32 is left out, and nothing below it is kept.
+    kept = len(find_singular(matrix).values)
+    assert (exact[:kept] > 0.5 * FLOAT32 * exact[0]).all()
+    assert (exact[kept:] < 2 * FLOAT32 * exact[0]).all()
+
+
+@pytest.mark.parametrize("small", [1.0, 1e-2, 1e-4, 1e-6])
+def test_what_is_lost_is_measured_to_its_own_digits(small):
+    dice = torch.Generator().manual_seed(6)
+    cut = Factors(torch.randn(900, 5, generator=dice), torch.randn(5, 700, generator=dice))
+    matrix = cut.multiply() + small * torch.randn(900, 700, generator=dice)
+    exact = error_of(matrix, cut)
+    assert measure_rest(matrix, cut) == pytest.approx(exact, rel=1e-6)
+    assert measure_rest(matrix.T, Factors(cut.down.T, cut.up.T)) == pytest.approx(exact, rel=1e-6)
+    assert measure(matrix) == pytest.approx(float(matrix.double().norm()), rel=1e-12)
+    if small == 1e-6:
+        # The negative control: the difference of two squares, even of exact ones.
+        squared = measure(matrix) ** 2 - norm(cut) ** 2
+        assert abs(max(squared, 0.0) ** 0.5 - exact) > 0.5 * exact
+
+
+def test_a_matrix_in_float64_keeps_its_digits():
+    dice = torch.Generator().manual_seed(7)
+    matrix = torch.randn(30, 20, generator=dice, dtype=torch.float64)
+    matrix = matrix * torch.logspace(0, -12, 20, dtype=torch.float64)
+    exact = torch.linalg.svdvals(matrix)
+    torch.testing.assert_close(find_values(matrix), exact, rtol=0, atol=1e-15)
+    assert len(find_singular(matrix).values) == 20
+    rest = measure_rest(matrix, truncate_matrix(matrix, 15))
+    assert rest == pytest.approx(float(exact[15:].norm()), rel=1e-3)
 
 
 # Ranks.

@@ -419,7 +419,7 @@ def _search(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors | Non
     start = torch.randn(wide.shape[1], block, generator=dice, dtype=matrix.dtype)
     basis = _Basis(wide, start.to(matrix.device))
     whole, kept, gain = measure(matrix) ** 2, 0.0, 0.0
-    rounding = (4 * torch.finfo(matrix.dtype).eps) ** 2
+    rounding = torch.finfo(matrix.dtype).eps ** 2 * whole
     while True:
         squares, turn = basis.find_strongest(rank)
         before, gain = gain, float(squares.sum()) - kept
@@ -430,7 +430,8 @@ def _search(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors | Non
         # To come are gain · (q + q² + …) with q = gain / before. The first gain is all that random
         # directions found, and tells nothing of q.
         settled = basis.width > 2 * block and gain**2 <= _SETTLED * lost * (before - gain)
-        if settled or lost <= rounding * whole:
+        # What is below the rounding of products need not be found, nor could it be.
+        if settled or gain <= block * rounding or lost <= 16 * rounding:
             return basis.cut(squares, turn, matrix)
         if basis.width + block > most:
             return None
@@ -449,30 +450,33 @@ class _Basis:
         self, wide: Float[Tensor, "short long"], start: Float[Tensor, "long block"]
     ) -> None:
         self._wide = wide
-        self._directions: Tensor = torch.linalg.qr(wide @ start).Q
-        self._images = self._directions.T @ wide
-        images = self._images.double()
-        self._products = images @ images.T
+        self._directions = torch.zeros(len(wide), 0, dtype=torch.float64, device=wide.device)
+        self._images = wide[:0]
+        self._products = self._directions[:0]
+        self._add(start)
 
     @property
     def width(self) -> int:
         """How many directions there are."""
-        return self._directions.shape[1]
+        return len(self._images)
 
     def widen(self, by: int) -> None:
         """Add the directions that M Mᵀ makes of the last ones."""
         # Orthonormal in between, too: of M Mᵀ alone float32 loses what is below 10⁻⁴.
-        fresh = self._wide @ torch.linalg.qr(self._images[-by:].T).Q
-        # Once leaves rounding errors, and they are large where little is new.
+        self._add(torch.linalg.qr(self._images[-by:].T).Q)
+
+    def _add(self, columns: Float[Tensor, "long block"]) -> None:
+        fresh = (self._wide @ columns).double()
+        # Where little of it is new, once leaves much of the old, and so does float32.
         for _ in range(2):
             fresh = fresh - self._directions @ (self._directions.T @ fresh)
             fresh = torch.linalg.qr(fresh).Q
-        images = fresh.T @ self._wide
+        images = fresh.to(self._wide.dtype).T @ self._wide
         self._directions = torch.cat([self._directions, fresh], dim=1)
         self._images = torch.cat([self._images, images])
         border = self._images.double() @ images.double().T
-        upper = torch.cat([self._products, border[:-by]], dim=1)
-        self._products = torch.cat([upper, border.T])
+        beside = border[: len(self._products)]
+        self._products = torch.cat([torch.cat([self._products, beside], dim=1), border.T])
 
     def find_strongest(self, rank: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "width k"]]:
         """The squares of the largest singular values within the basis, and their vectors in it."""
@@ -489,5 +493,5 @@ class _Basis:
     ) -> Factors:
         """The best approximation of the matrix by these vectors."""
         roots = squares.sqrt().sqrt()
-        near, far = self._directions.double() @ turn, turn.T @ self._images.double()
+        near, far = self._directions @ turn, turn.T @ self._images.double()
         return _stand_up(near * roots, far / roots[:, None], matrix)
