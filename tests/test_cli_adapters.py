@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from dreamloom.adapters import write_adapter
+from dreamloom.adapters import Adapter, read_adapter, write_adapter
+from dreamloom.adapters.dora import make_dora
 from dreamloom.cli import main
 from dreamloom.combine import METHODS
-from merges import random_adapter
+from dreamloom.families.weights import open_weights
+from merges import random_adapter, random_layer
 
 RANKS = ({"linear": 3, "conv": 4}, {"linear": 2, "conv": 3})
 
@@ -108,3 +111,22 @@ def test_a_cut_says_off_what_it_is():
     assert "% off me.safetensors)" in cut
     whole = run("resize", "me.safetensors", "--rank", "full", "-o", "same.safetensors")
     assert "(2 layers, ranks 3 to 4, nothing lost)" in whole
+
+
+def test_a_dora_is_refused_with_the_command_that_makes_a_lora_of_it(tiny_sdxl):
+    name = "unet.down_blocks.1.attentions.0.proj_in"
+    weight = open_weights(str(tiny_sdxl)).read(name).float()
+    layer = random_layer(2, torch.Generator().manual_seed(1), *weight.shape)
+    dora = make_dora({name: layer}, {name: weight.flatten(1).norm(dim=1)})
+    write_adapter(Path("dora.safetensors"), Adapter({}, peft=dora))
+    done = CliRunner().invoke(main, ["merge", "dora.safetensors", "-o", "out.safetensors"])
+    assert done.exit_code == 1
+    assert "dora.safetensors is a DoRA; only a LoRA can be merged." in done.output
+    assert "dreamloom convert FILE --rank 32 --base BASE" in done.output
+    told = run(
+        *("convert", "dora.safetensors", "--rank", 2, "--base", tiny_sdxl),
+        *("-o", "lora.safetensors"),
+    )
+    assert "lora.safetensors (1 layers, " in told
+    assert read_adapter(Path("lora.safetensors")).ranks == {name: 2}
+    run("merge", "lora.safetensors", "-o", "out.safetensors")

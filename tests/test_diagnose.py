@@ -240,6 +240,13 @@ def test_the_weaker_of_unequal_adapters_is_pointed_out():
     )
 
 
+def test_the_weight_of_what_drowns_everything_is_not_rounded_to_nothing():
+    said = advise(layer([0, 1], [0, 1]), layer([2, 3], [2, 3], [0.001, 0.001]))
+    assert said[0].startswith(
+        "me has 1000000 times the energy of pixel, and may drown it: give it the weight 0.001, "
+    )
+
+
 def test_energies_just_below_the_threshold_are_not_pointed_out():
     said = advise(layer([0], [0]), layer([2], [2], [0.51]))
     assert not any("energy" in text for text in said)

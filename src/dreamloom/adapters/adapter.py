@@ -153,6 +153,13 @@ class Adapter:
         return math.sqrt(max(total, 0.0))
 
 
+_AS_LORA = {
+    "dora": "Write the nearest LoRA, and take that: dreamloom convert FILE --rank 32 --base BASE.",
+    "loha": "Write it as a LoRA, and take that: dreamloom resize FILE --rank full.",
+    "lokr": "Write it as a LoRA, and take that: dreamloom resize FILE --rank full.",
+}
+
+
 def refuse_other_kinds(adapter: Adapter, name: str, what_loras_can: str) -> None:
     """Stop where only a LoRA will do, such as at a merge.
 
@@ -167,5 +174,5 @@ def refuse_other_kinds(adapter: Adapter, name: str, what_loras_can: str) -> None
     if adapter.peft is not None:
         raise AdapterError(
             f"{name} is a {KIND_NAMES[adapter.kind]}; only a LoRA {what_loras_can}.",
-            "Train with adapter kind lora, or wear the adapters together while drawing.",
+            _AS_LORA.get(adapter.kind, "Train with adapter kind lora."),
         )

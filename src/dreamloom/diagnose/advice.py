@@ -59,8 +59,8 @@ def _advise_strength(diagnosis: Diagnosis) -> list[str]:
     if energy >= UNEQUAL:
         weight = diagnosis.weights[strong] / energy**0.5
         said.append(
-            f"{names[strong]} has {energy:.1f} times the energy of {names[weak]}, and may drown "
-            f"it: give it the weight {weight:.2f}, or merge with --method equal."
+            f"{names[strong]} has {_round(energy)} times the energy of {names[weak]}, and may "
+            f"drown it: give it the weight {_shorten(weight)}, or merge with --method equal."
         )
     odd = [
         group
@@ -88,7 +88,15 @@ def _distance(ratio: float, usual: float) -> float:
 
 def _as_ratio(ratio: float) -> str:
     energy = ratio**2
-    return f"{energy:.1f} : 1" if energy >= 1 else f"1 : {1 / energy:.1f}"
+    return f"{_round(energy)} : 1" if energy >= 1 else f"1 : {_round(1 / energy)}"
+
+
+def _round(number: float) -> str:
+    return f"{number:.1f}" if number < 100 else f"{number:.0f}"
+
+
+def _shorten(weight: float) -> str:
+    return f"{weight:.2f}" if weight >= 0.1 else f"{weight:.2g}"
 
 
 def _count_others(count: int) -> str:
