@@ -8,9 +8,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamloom.combine import Context, Part, Wish, combine, entries, find_method, spaces
+from dreamloom.adapters import Adapter, Layer
+from dreamloom.combine import (
+    Context,
+    Part,
+    Wish,
+    combine,
+    entries,
+    find_method,
+    merge_uncut,
+    parse_rank,
+    spaces,
+)
 from dreamloom.combine.entries import add_agreeing, elect_signs, find_magnitudes
-from dreamloom.combine.factors import Factors, stack
+from dreamloom.combine.factors import Factors, stack, truncate_matrix
 from dreamloom.combine.methods.della import keep_chances
 from dreamloom.errors import ConfigError
 from merges import random_adapter, rewrite
@@ -316,6 +327,52 @@ def test_in_a_space_of_its_own_nothing_is_cut_off():
         assert done.error == 0
         assert done.adapter.ranks == {"unet.linear": 4, "unet.conv": 6}
     assert combine(some, Wish([1.0, 0.5], "ties", {"space": "dense"})).error > 0
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+@pytest.mark.parametrize("name", ["magnitude", "ties", "dare", "della", "breadcrumbs", "sce"])
+def test_what_entries_leave_is_cut_to_what_is_nearest(name, density):
+    """Masks leave singular values that fall slowly, through the cut as well as after it."""
+    parts = random_parts(23, [12, 12], [1.0, 0.8], (560, 400))
+    spread = {"spread": 0.1} if name == "della" else {}
+    merged = merge(name, parts, space="dense", density=density, **spread)
+    values = torch.linalg.svdvals(merged.double())
+    for rank in (12, 24):
+        cut = truncate_matrix(merged, rank)
+        error = (merged.double() - cut.up.double() @ cut.down.double()).norm()
+        assert 1 - 1e-9 < float(error / values[rank:].norm()) < 1 + 5e-6
+
+
+@pytest.mark.parametrize("rank", ["full", "5", "energy:0.6", "budget:60kB"])
+def test_the_error_told_is_that_of_what_is_written(rank):
+    dice = torch.Generator().manual_seed(24)
+    kernels = {"unet.linear": (400,), "unet.conv": (40, 3, 3), "unet.small": (30,)}
+    some = [
+        Adapter(
+            {
+                name: Layer(
+                    torch.randn(6, *kernel, generator=dice),
+                    torch.randn(300, 6, *[1] * (len(kernel) - 1), generator=dice),
+                )
+                for name, kernel in kernels.items()
+            }
+        )
+        for _ in range(2)
+    ]
+    wish = Wish([1.0, 0.8], "ties", {"space": "dense"}, parse_rank(rank))
+    done = combine(some, wish)
+    lost = whole = 0.0
+    for uncut in merge_uncut(some, wish):
+        written = done.adapter.layers[uncut.layer].update().flatten(1).double()
+        rest, size = (written - uncut.update.double()).norm(), uncut.update.double().norm()
+        report = done.reports[uncut.layer]
+        assert report.error == pytest.approx(float(rest / size), rel=1e-5, abs=1e-6)
+        assert report.norm == pytest.approx(float(written.norm()), rel=1e-5)
+        values = torch.linalg.svdvals(uncut.update.double())[report.rank :]
+        assert float(rest) <= (1 + 5e-6) * float(values.norm()) + 1e-6 * float(size)
+        lost, whole = lost + float(rest) ** 2, whole + float(size) ** 2
+    assert done.error == pytest.approx((lost / whole) ** 0.5, rel=1e-5)
+    assert 0.05 < done.error < 0.95
 
 
 @pytest.mark.parametrize("name", ["magnitude", "ties", "dare", "della", "breadcrumbs", "sce"])
