@@ -130,3 +130,12 @@ def test_a_dora_is_refused_with_the_command_that_makes_a_lora_of_it(tiny_sdxl):
     assert "lora.safetensors (1 layers, " in told
     assert read_adapter(Path("lora.safetensors")).ranks == {name: 2}
     run("merge", "lora.safetensors", "-o", "out.safetensors")
+
+
+@pytest.mark.parametrize("words", [("--prompt", "me: a photo"), ("--joint-prompt", "pixel, me")])
+def test_prompts_that_nobody_is_asked_are_refused(words):
+    both = ["merge", "me.safetensors", "pixel.safetensors", "-o", "out.safetensors", *words]
+    done = CliRunner().invoke(main, both)
+    assert done.exit_code == 2
+    assert "The method sum asks no base model, so prompts change nothing." in done.output
+    assert not Path("out.safetensors").exists()

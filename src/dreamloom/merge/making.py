@@ -11,7 +11,7 @@ from dreamloom.combine import Combined, Wish, combine, find_method
 from dreamloom.combine.factors import flatten, norm
 from dreamloom.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.events import Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.merge.asking import Answer, Question, ask_base
+from dreamloom.merge.asking import Answer, Question, ask_base, asks_base
 from dreamloom.merge.certificate import Certificate, Told, ToldPart, write_sealed
 from dreamloom.merge.inputs import Loaded, load_parts
 from dreamloom.merge.recipe import BYTES, Part, Recipe
@@ -59,6 +59,7 @@ def carry_out(
     """
     check_out(out, [part.path for part in recipe.parts], overwrite)
     find_method(recipe.method).read_options(recipe.options)
+    _refuse_prompts(recipe)
     observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
@@ -83,6 +84,18 @@ def carry_out(
         write_sealed(out, merged, recipe.precision, recipe.format)
     observe(StageDone("merge", effort.seconds, str(out)))
     return Combined(merged, combined.reports)
+
+
+def _refuse_prompts(recipe: Recipe) -> None:
+    """Refuse prompts that nobody would be asked."""
+    asks = find_method(recipe.method).needs in {"activations", "training"}
+    if not asks_base(recipe.method) and (
+        recipe.joint or any(part.prompts for part in recipe.parts)
+    ):
+        raise ConfigError(
+            f"The method {recipe.method} asks no base model, so prompts change nothing.",
+            "Leave them out, or choose a method that asks, such as ssr.",
+        )
 
 
 def count_adapters(parts: Sequence[Part]) -> str:
