@@ -88,7 +88,6 @@ def carry_out(
 
 def _refuse_prompts(recipe: Recipe) -> None:
     """Refuse prompts that nobody would be asked."""
-    asks = find_method(recipe.method).needs in {"activations", "training"}
     if not asks_base(recipe.method) and (
         recipe.joint or any(part.prompts for part in recipe.parts)
     ):
