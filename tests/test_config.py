@@ -332,7 +332,10 @@ def test_any_settings_are_read_back_as_they_were(tmp_path_factory, **given):
 
 # ------------------------------------------------------------------ what the base model advises
 
-ADVICE = {"resolution_px": 64, "guidance": 4.0, "learning_rate": 2e-3, "reach": "all"}
+ADVICE = {
+    **{"resolution_px": 64, "guidance": 4.0, "learning_rate": 2e-3, "reach": "all"},
+    "weighting": "debiased",
+}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -350,6 +353,7 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
     assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
     assert flat["photos.shape"] == "square"
+    assert flat["objective.weighting"] == ("min_snr" if preset == "quick" else "debiased")
 
 
 def test_advice_changes_nothing_that_was_chosen():
@@ -358,7 +362,7 @@ def test_advice_changes_nothing_that_was_chosen():
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
             *("train.learning_rate=0.5", "train.reach=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
-            "photos.shape=buckets",
+            *("photos.shape=buckets", "objective.weighting=p2"),
         ]
     )
     assert chosen.resolve(ADVICE) == chosen

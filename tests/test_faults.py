@@ -351,5 +351,5 @@ def test_fault_18_the_file_says_how_it_was_made(
     assert story["dreamloom.seed"] == "0"
     assert json.loads(story["dreamloom.settings"])["rank"] == 2
     told = json.loads(story["dreamloom.config"])
-    assert told["objective"]["weighting"] == "none"
+    assert told["objective"]["weighting"] == model.advice.weighting == "debiased"
     assert str(tmp_path) not in json.dumps(told)

@@ -21,8 +21,8 @@ Weighting = Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"]
 Prediction = Literal["noise", "velocity", "flow", "picture"]
 """What the model predicts, and so whose error the loss measures."""
 
-# No published schedule of a noise-predicting model goes below; at 0 itself, where 1 / √SNR has no
-# bound, the noisy input is the noise, and there is nothing to learn.
+# SDXL's schedule does not go below; where others do, the noisy input is all but the noise, there is
+# nothing to learn, and 1 / √SNR has no bound.
 _LEAST_SNR = 1e-3
 
 

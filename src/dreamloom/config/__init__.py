@@ -94,7 +94,8 @@ class LoomConfig(Section):
         evaluate.encoders) stays as it was given.
 
         Args:
-            advice: resolution_px, guidance, learning_rate and reach, as `families.base.Advice`.
+            advice: resolution_px, guidance, learning_rate, reach and weighting, as
+                `families.base.Advice`.
         """
         rate = self.train.learning_rate
         if rate == "auto":
@@ -112,6 +113,7 @@ class LoomConfig(Section):
                 "reach": advice["reach"],
                 "alpha": float(self.train.rank),
             },
+            "objective": {"weighting": advice.get("weighting", "none")},
             "generate": {"guidance": advice["guidance"]},
         }
         changed = {}

@@ -177,8 +177,8 @@ class ObjectiveConfig(Section):
     """Where huber and smooth_l1 go from quadratic to linear."""
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
     """How that threshold depends on the noise."""
-    weighting: Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"] = "none"
-    """How timesteps are weighed against each other."""
+    weighting: Literal["auto", "none", "min_snr", "soft_min_snr", "debiased", "p2"] = "auto"
+    """How timesteps are weighed against each other; auto takes the base model's own advice."""
     snr_gamma: float = Field(5.0, gt=0)
     """Gamma of min_snr and soft_min_snr."""
     noise_offset: float = Field(0.0, ge=0, le=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from dreamloom.adapters import Adapter, AdapterKind
+from dreamloom.objective import Weighting
 from dreamloom.pace import Strength
 from dreamloom.runtime import Runtime
 
@@ -129,6 +130,7 @@ class Advice:
     guidance: float
     learning_rate: float
     reach: Reach
+    weighting: Weighting = "none"
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,8 @@ def measure_batch(
         if batch.masks is not None
         else None,
     )
+    if settings.weighting == "auto":
+        raise ValueError("settings must be resolved before training")
     weights = timestep_weights(settings.weighting, snr, model.prediction, gamma=settings.snr_gamma)
     return Errors(batch.cards, values, weights)
 
