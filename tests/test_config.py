@@ -353,7 +353,7 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
     assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
     assert flat["photos.shape"] == "square"
-    assert flat["objective.weighting"] == ("min_snr" if preset == "quick" else "debiased")
+    assert flat["objective.weighting"] == "debiased"
 
 
 def test_advice_changes_nothing_that_was_chosen():

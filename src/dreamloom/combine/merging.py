@@ -15,9 +15,13 @@ from dreamloom.combine.factors import (
     Factors,
     find_singular,
     find_spectrum,
+    find_values,
     flatten,
     gram,
+    measure,
+    measure_rest,
     norm,
+    truncate_matrix,
     unflatten,
 )
 from dreamloom.combine.method import Context, Merged, Method, Part, Value
@@ -346,8 +350,7 @@ def _find_largest(factor: Tensor) -> float:
 def _find_values(merged: Merged) -> Tensor:
     if isinstance(merged, Factors):
         return find_spectrum(merged).values
-    values: Tensor = torch.linalg.svdvals(merged.float())
-    return values.double()
+    return find_values(merged.float())
 
 
 def _cut_factors(
@@ -370,10 +373,13 @@ def _cut_matrix(
     matrix: Tensor, wish: RankWish, rank: int | None, together: int
 ) -> tuple[Factors, LayerReport]:
     """Cut what a method of entries made; its ``full`` is the rank of its parts together."""
-    singular = find_singular(matrix.float())
-    values = singular.values.double()
-    if rank is None:
-        rank = choose_rank(values, wish, full=together)
-    cut = singular.truncate(rank)
-    whole, kept, lost = (float(v.norm()) for v in (values, values[:rank], values[rank:]))
-    return cut, LayerReport(cut.rank, kept, lost / whole if whole > 0 else 0.0)
+    matrix = matrix.float()
+    if rank is None and wish.kind == "energy":
+        singular = find_singular(matrix)
+        cut = singular.truncate(choose_rank(singular.values, wish))
+    else:
+        most = int(wish.amount) if wish.kind == "fixed" else together
+        cut = truncate_matrix(matrix, most if rank is None else rank)
+    # Of the very factors that will be written, whichever way they were found.
+    whole, lost = measure(matrix), measure_rest(matrix, cut)
+    return cut, LayerReport(cut.rank, norm(cut), lost / whole if whole > 0 else 0.0)

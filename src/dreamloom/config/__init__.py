@@ -130,9 +130,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         "priors": {"count": 24, "steps": 15},
         # So few updates teach too little of a subject if the rate falls on the way, or if nearly
-        # clean pictures, from which little is learned, count as much as the others.
+        # clean pictures count as much as the noisy ones, in which is chosen who is drawn.
         "train": {"updates": 120, "schedule": "constant", "checkpoint_every": 60},
-        "objective": {"weighting": "min_snr"},
+        "objective": {"weighting": "debiased"},
         "generate": {"images_per_prompt": 4, "steps": (25,)},
         "evaluate": {"resamples": 1000},
     },
