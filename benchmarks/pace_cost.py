@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from merge_vs_peft import SHAPES
 
 from dreamloom.adapters import Adapter, Layer
 from dreamloom.families import load_model
@@ -22,17 +23,6 @@ from dreamloom.pace import Curve, Manner, Strength, set_paces, share_layers
 from dreamloom.runtime import pick_runtime
 
 SHOTS = [Shot("a photo of a person", seed) for seed in range(2)]
-# (outputs, inputs) of the linear layers, by how many there are of each.
-SDXL_LAYERS = {
-    (1280, 1280): 372,
-    (1280, 2048): 120,
-    (640, 640): 70,
-    (640, 2048): 20,
-    (10240, 1280): 60,
-    (1280, 5120): 60,
-    (5120, 640): 10,
-    (640, 2560): 10,
-}
 
 
 def make_adapter(model: Model, seed: int) -> Adapter:
@@ -47,7 +37,7 @@ def make_adapter(model: Model, seed: int) -> Adapter:
 
 def make_sdxl_adapter(rank: int) -> Adapter:
     """Make factors of SDXL's shapes."""
-    shapes = [shape for shape, count in SDXL_LAYERS.items() for _ in range(count)]
+    shapes = [shape for shape, count in SHAPES.items() for _ in range(count)]
     return Adapter(
         {
             f"unet.{number}": Layer(torch.randn(rank, inputs), torch.randn(outputs, rank))

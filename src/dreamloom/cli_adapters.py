@@ -22,6 +22,15 @@ _PEFT_OR_KOHYA = (
     "peft for diffusers; kohya (SDXL's own blocks) or kohya-diffusers (any) for ComfyUI and A1111."
 )
 
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=FORMATS,
+    default="peft",
+    show_default=True,
+    help=_PEFT_OR_KOHYA,
+)
+
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options by which every command names the file that it writes."""
@@ -117,7 +126,7 @@ def merge(
         combined = carry_out(recipe, out, overwrite, observe)
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
-    told = f"{len(combined.adapter.layers)} layers, {tell_ranks(combined.adapter)}"
+    told = f"{len(combined.adapter.layers)} layers, {tell_ranks(combined.adapter.ranks.values())}"
     lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
     say(f"The merged adapter: {out} ({told}{lost})")
     if verified:
@@ -233,14 +242,7 @@ def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> No
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option(
-    "--format",
-    "file_format",
-    type=FORMATS,
-    default="peft",
-    show_default=True,
-    help=_PEFT_OR_KOHYA,
-)
+@format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
 @click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
@@ -273,14 +275,7 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
 @click.argument("tuned")
 @click.option("--base", required=True, help="The model that TUNED was made from.")
 @click.option("--rank", required=True, help=RANK_HELP)
-@click.option(
-    "--format",
-    "file_format",
-    type=FORMATS,
-    default="peft",
-    show_default=True,
-    help=_PEFT_OR_KOHYA,
-)
+@format_option
 @click.option(
     "--precision", type=PRECISIONS, default="fp16", show_default=True, help="Of the numbers."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -342,15 +342,20 @@ def _tell_needs(method: Method) -> str:
     return "; ".join(facts)
 
 
+# From here on an error is more than 0.00%.
+_SHOWN = 5e-5
+
+
 def show_cut(out: Path, adapter: Adapter, error: float, whole: str) -> None:
     """Print what an adapter that was cut to a rank has become, and how far it is off the whole."""
-    lost = f"{error:.2%} off {whole}" if error >= 5e-5 else "nothing lost"
-    say(f"The adapter: {out} ({len(adapter.layers)} layers, {tell_ranks(adapter)}, {lost})")
+    lost = f"{error:.2%} off {whole}" if error >= _SHOWN else "nothing lost"
+    told = tell_ranks(adapter.ranks.values())
+    say(f"The adapter: {out} ({len(adapter.layers)} layers, {told}, {lost})")
 
 
-def tell_ranks(adapter: Adapter) -> str:
+def tell_ranks(of_layers: Iterable[int]) -> str:
     """Say which rank an adapter's layers have: ``rank 16``, or ``ranks 4 to 58``."""
-    ranks = sorted(set(adapter.ranks.values()))
+    ranks = sorted(set(of_layers))
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
@@ -359,7 +364,7 @@ def show_extracted(out: Path, found: Extracted) -> None:
     show_cut(out, found.adapter, found.error, "all that differs")
     console = Console(highlight=False, emoji=False)
     worst = max(found.errors, key=found.errors.__getitem__)
-    if found.errors[worst] >= 5e-5:
+    if found.errors[worst] >= _SHOWN:
         console.print(f"[dim]Worst held: {worst}, {found.errors[worst]:.2%} off.[/dim]")
     if found.others:
         shown = ", ".join(found.others[:3]) + (" …" if len(found.others) > 3 else "")
@@ -377,11 +382,8 @@ def show_inspected(told: Mapping[str, Any]) -> None:
         for kind, count in told["stored"].items()
     )
     facts = [f"{stored} in the format {told['format']}", f"{told['layers']} layers"]
-    ranks = [int(rank) for rank in told["ranks"]]
-    if ranks:
-        facts.append(
-            f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
-        )
+    if told["ranks"]:
+        facts.append(tell_ranks(map(int, told["ranks"])))
     facts.append(f"{told['parameters']:,} numbers")
     if told["norm"] is not None:
         facts.append(f"norm {told['norm']:.4g}")
