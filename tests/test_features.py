@@ -280,6 +280,8 @@ def test_picturebooks_judges_are_used(monkeypatch, clip_folder):
     from dreamloom.picturebook import judges
 
     class Reader:
+        key = "picturebook-reader@1"
+
         def is_familiar(self, pixels):
             return [bool(one.mean() > 0.5) for one in pixels]
 
@@ -290,6 +292,7 @@ def test_picturebooks_judges_are_used(monkeypatch, clip_folder):
     found = load_encoders("picturebook")
     assert found.clip.key.startswith("picturebook-clip@1/")
     assert found.identity.key.startswith("judge@1/")
+    assert found.style.key.startswith("picturebook-style@1/")
     pictures = [Image.new("RGB", (40, 40), colour) for colour in ("black", "white")]
     assert found.familiar(pictures) == [False, True]
 

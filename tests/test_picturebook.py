@@ -36,6 +36,7 @@ from dreamloom.picturebook.judges import (
     clip_key,
     load_attribute_reader,
     load_identity_encoder,
+    load_style_encoder,
 )
 from dreamloom.picturebook.measurements import (
     distinct_captions,
@@ -58,7 +59,14 @@ from dreamloom.picturebook.pretrain_denoiser import snr_weights
 from dreamloom.picturebook.pretrain_judges import contrast_identities
 from dreamloom.picturebook.tokenizer import MAX_TOKENS
 from dreamloom.picturebook.training import AveragedWeights, Run, Schedule
-from dreamloom.picturebook.world import JUDGING_SEED_START, known_person, sample_drawing, vary
+from dreamloom.picturebook.world import (
+    JUDGING_SEED_START,
+    MEDIA,
+    Medium,
+    known_person,
+    sample_drawing,
+    vary,
+)
 
 SIZE_LIMIT_MIB = 60
 
@@ -393,6 +401,36 @@ def test_the_reader_knows_what_lies_outside_its_world():
     noise = torch.from_numpy(rng.random((4, 3, 128, 128), np.float32))
     flat = torch.full((1, 3, 128, 128), 0.5)
     assert not any(reader.is_familiar(torch.cat([noise, flat])))
+
+
+def test_the_style_encoder_tells_how_a_picture_is_made_whatever_it_shows():
+    encoder = load_style_encoder()
+    assert encoder.key.startswith("picturebook-style@")
+    start = JUDGING_SEED_START + 900_000
+
+    def embed(first: int, count: int, medium: Medium) -> torch.Tensor:
+        seeds = range(start + first, start + first + count)
+        return encoder.embed(to_unit(sample_drawing(seed, medium=medium) for seed in seeds))
+
+    # The references show other figures and scenes than what is compared with them, and each medium
+    # of what is compared shows the same ones.
+    references = torch.stack([embed(100 * i, 8, medium) for i, medium in enumerate(MEDIA)])
+    for place, medium in enumerate(MEDIA):
+        vectors = embed(9000, 10, medium)
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(10), atol=1e-5)
+        similar = torch.einsum("nd,mrd->nm", vectors, references)
+        assert (similar.argmax(dim=1) == place).sum() >= 9, medium
+
+
+def test_the_style_encoder_knows_a_style_that_no_drawing_has():
+    """Blocks of 8 by 8 pixels are coarser than the pixel art that the judges were shown."""
+    encoder = load_style_encoder()
+    drawn = to_unit(sample_drawing(JUDGING_SEED_START + i, medium="photo") for i in range(12))
+    blocks = nn.functional.interpolate(nn.functional.avg_pool2d(drawn, 8), scale_factor=8)
+    plain, blocky = encoder.embed(drawn), encoder.embed(blocks)
+    references = blocky[:6]
+    assert (blocky[6:] @ references.T).mean(dim=1).min() > (plain[6:] @ references.T).mean()
+    assert (blocky[6:] @ references.T).mean() > 2 * (plain[6:] @ references.T).mean()
 
 
 def test_the_clip_loads_with_transformers_and_prefers_the_true_caption():

@@ -49,6 +49,32 @@ def test_where_the_part_changes_nothing_retention_means_nothing():
     assert "does not differ clearly" in found.note
 
 
+def test_a_reference_earns_nothing_by_being_the_same_picture():
+    """The part alone drew the references: against itself it must not be as like as can be."""
+    full, none = (features(towards=TOWARDS, share=share) for share in (0.5, 0.1))
+    prompts = ["a", "b", "c", "d"] * 3
+    comparable = torch.tensor([[one != other for other in prompts] for one in prompts])
+    found = measure_retention(
+        merged=features(towards=TOWARDS, share=0.501),
+        none=none,
+        full=full,
+        references=full,
+        draws=statistics.draw(prompts, resamples=500),
+        key="test",
+        comparable=comparable,
+    )
+    assert found.value == pytest.approx(1, abs=0.1)
+    with_itself = measure_retention(
+        merged=features(towards=TOWARDS, share=0.501),
+        none=none,
+        full=full,
+        references=full,
+        draws=statistics.draw(prompts, len(full), resamples=500),
+        key="test",
+    )
+    assert with_itself.value < found.value - 0.1
+
+
 def test_neither_makes_up_for_the_other():
     assert combine_retention(Score(value=1.0), Score(value=1.0)) == 1
     assert combine_retention(Score(value=0.0), Score(value=1.0)) == 0

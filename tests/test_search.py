@@ -682,7 +682,7 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
     assert (photo.copies_photo, photo.copies_style) == (True, False)
     assert (own_style.copies_photo, own_style.copies_style) == (False, True)
     assert photo.identity[0] > 0.99
-    assert own_style.style[1] > 0.99
+    assert own_style.style[1] == max(own_style.style) > 0.9
     assert photo.others is not None
     assert (unknown.prompt, unknown.others) == (None, None)
     assert photo.content_style is None

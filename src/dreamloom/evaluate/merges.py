@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dreamloom import statistics
@@ -61,8 +62,8 @@ def evaluate_merge(
         photos: The subject's photos, prepared.
         style_pictures: Pictures in the style; None takes what the style's adapter drew.
         config: How many resamples, for which confidence.
-        encoders: From `pick_encoders`. The style is told by CSD, and in picturebook's world, which
-            has no encoder of style, by its CLIP.
+        encoders: From `pick_encoders`. The style is told by CSD, and in picturebook's world by its
+            own judge.
 
     Raises:
         EvaluationError: If the sets have no prompt and seed in common.
@@ -83,9 +84,16 @@ def evaluate_merge(
     prompts = [cells[0][row][0] for row in chosen[0]]
     known = look_at(photos.paths(), encoders).features
     wanted = look_at(style_pictures.paths(), encoders).features if style_pictures else style
-    name = "clip" if encoders.kind == "picturebook" else "style"
     identity = _retain("identity", encoders, (merged, base, subject), known, prompts, config)
-    styled = _retain(name, encoders, (merged, subject, style), wanted, prompts, config)
+    styled = _retain(
+        "style",
+        encoders,
+        (merged, subject, style),
+        wanted,
+        prompts,
+        config,
+        drawn_from=None if style_pictures else prompts,
+    )
     origin = "in the style" if style_pictures else "that the style's adapter drew"
     return Retention(
         identity=identity,
@@ -146,16 +154,24 @@ def _retain(
     references: dict[str, Tensor],
     prompts: list[str],
     config: EvaluateConfig,
+    drawn_from: list[str] | None = None,
 ) -> Score:
+    """Score one retention; references that were drawn are compared with other prompts' only."""
     encoder = encoders.named()[name]
     if isinstance(encoder, Missing):
         return Score(note=f"not measured: {encoder.reason}")
     merged, none, full = (side[name] for side in sides)
     if any(bool(side.isnan().any()) for side in (merged, none, full, references[name])):
         return Score(key=encoder.key, note="not measured: in some pictures nobody was found")
+    comparable = None
+    if drawn_from is not None:
+        if len(set(drawn_from)) < 2:
+            reason = "the style's adapter has drawn one prompt only; give pictures in the style"
+            return Score(key=encoder.key, note=f"not measured: {reason}")
+        comparable = torch.tensor([[own != other for other in drawn_from] for own in prompts])
     draws = statistics.draw(
         prompts,
-        len(references[name]),
+        0 if drawn_from is not None else len(references[name]),
         resamples=config.resamples,
         confidence=config.confidence,
     )
@@ -166,4 +182,5 @@ def _retain(
         references=references[name],
         draws=draws,
         key=encoder.key,
+        comparable=comparable,
     )

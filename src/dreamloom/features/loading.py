@@ -118,7 +118,6 @@ def _picturebook(device: Device) -> Encoders:
         for name, what in (
             ("dino", "DINO"),
             ("dinov2", "DINOv2"),
-            ("style", "encoder of styles"),
             ("copies", "encoder of copies"),
             ("perceptual", "perceptual distance"),
         )
@@ -128,13 +127,15 @@ def _picturebook(device: Device) -> Encoders:
         reader = judges.load_attribute_reader()
         look = Preprocessing(judges.PICTURE_PX, judges.PICTURE_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         identity = PixelEncoder(judges.load_identity_encoder(), look)
+        style = PixelEncoder(judges.load_style_encoder(), look)
     except FileNotFoundError:
         absent = Missing("picturebook's judges are not installed; install DreamLoom again")
-        return Encoders("picturebook", identity=absent, clip=absent, **others)
+        return Encoders("picturebook", identity=absent, clip=absent, style=absent, **others)
     return Encoders(
         kind="picturebook",
         identity=Remembering(identity),
         clip=RememberingReader(clip),
+        style=Remembering(style),
         **others,
         familiar=lambda images: reader.is_familiar(look(images)),
         device=str(device),

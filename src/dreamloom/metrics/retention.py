@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -37,6 +38,7 @@ def measure_retention(
     references: Float[Tensor, "references features"],
     draws: Draws,
     key: str,
+    comparable: Bool[Tensor, "cells references"] | None = None,
 ) -> Score:
     """Place the merge's pictures between those without the part and those of the part alone.
 
@@ -45,8 +47,12 @@ def measure_retention(
         none: Of the pictures without the part, of the same prompts and seeds.
         full: Of the pictures of the part alone, likewise.
         references: Of the subject's photos, or of pictures in the style.
-        draws: From `statistics.draw`, for these cells and references.
+        draws: From `statistics.draw`, for these cells and references; without references where
+            ``comparable`` is given.
         key: Names the encoder.
+        comparable: Which cells are compared with which references, at least one in each row; None
+            for all. Pictures of the part alone that are references themselves must not be compared
+            with their own prompt's: the part would be credited for drawing the very same picture.
 
     Returns:
         The ratio (merged − none) / (full − none) of mean similarities to the references; above 1
@@ -56,7 +62,7 @@ def measure_retention(
         The retention of ZipLoRA's and K-LoRA's comparisons, as a share of what each part can do.
     """
     kept, below, above = (
-        statistics.sample_mean(subject_fidelity(generated=side, photos=references).numpy(), draws)
+        statistics.sample_mean(_compare(side, references, comparable), draws)
         for side in (merged, none, full)
     )
     found = statistics.lift(kept, below, above, draws.independent, draws.confidence)
@@ -65,6 +71,18 @@ def measure_retention(
         reason = "the part alone does not differ clearly from the pictures without it"
         return Score(n=len(merged), key=key, note=f"not measured: {reason}")
     return Score(value=found.value, n=len(merged), interval=found.interval, key=key)
+
+
+def _compare(
+    side: Float[Tensor, "cells features"],
+    references: Float[Tensor, "references features"],
+    comparable: Bool[Tensor, "cells references"] | None,
+) -> Float[np.ndarray, "cells references"] | Float[np.ndarray, " cells"]:
+    """Compare with each reference; with the comparable ones as one mean, where only some are."""
+    similar = subject_fidelity(generated=side, photos=references)
+    if comparable is None:
+        return similar.numpy()
+    return ((similar * comparable).sum(dim=1) / comparable.sum(dim=1)).numpy()
 
 
 def combine_retention(identity: Score, style: Score) -> float | None:

@@ -20,6 +20,7 @@ from dreamloom.picturebook.judges import (
     vocabulary_of,
 )
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
+from dreamloom.picturebook.world import MEDIA
 
 _BATCH = 64
 _DRAWINGS_EACH = 4
@@ -99,6 +100,7 @@ def train_judges(
     reader.eval().requires_grad_(False)
     # Whole identities are held out: drawings of one figure resemble each other.
     reader.learn_familiar(_pixels(stores, _FAMILIAR_FROM), _pixels(stores, _FAMILIAR_HELD_OUT))
+    reader.learn_style(_pixels_by_medium(stores))
     return identity.eval(), reader
 
 
@@ -245,3 +247,8 @@ def _pixels(stores: Stores, indices: np.ndarray) -> Float[Tensor, "n 3 h w"]:
     rng = np.random.default_rng(0)
     parts = [stores.people.pixels(part).float() / 255 for part in np.array_split(indices, 50)]
     return torch.cat([part if i % 2 else soften(part, rng) for i, part in enumerate(parts)])
+
+
+def _pixels_by_medium(stores: Stores) -> list[Float[Tensor, "n 3 h w"]]:
+    media = np.array([stores.people.record(int(index)).medium for index in _FAMILIAR_FROM])
+    return [_pixels(stores, _FAMILIAR_FROM[media == medium]) for medium in MEDIA]

@@ -18,7 +18,7 @@ from dreamloom.photos import fingerprint_photos
 from dreamloom.rundir import RunDir, file_sha256, fingerprint
 from dreamloom.runtime import pick_runtime
 from dreamloom.search.candidates import Candidate, spread
-from dreamloom.search.looks import name_style_encoder
+from dreamloom.search.looks import require_encoders
 from dreamloom.search.plan import Plan, plan_search, split_prompts
 from dreamloom.search.wish import (
     Wish,
@@ -100,7 +100,7 @@ def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
     check_wish(model, [Prompt(text) for text in prompts], config.generate, worn, "search")
     kind = _choose_encoders(config, model.identity.name)
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
-    name_style_encoder(encoders)
+    require_encoders(encoders)
     hashes = file_sha256(wish.subject), file_sha256(wish.style)
     side_px = model.advice.resolution_px
     settings = {

@@ -73,7 +73,7 @@ class Judge:
 
     def __init__(self, encoders: Encoders, references: References) -> None:
         self.encoders = encoders
-        self.style_name = name_style_encoder(encoders)
+        require_encoders(encoders)
         self._references = references
         self._photos = look_at(references.photos.paths(), encoders, views=True)
         self._known = _select(self._photos, "identity")
@@ -132,7 +132,7 @@ class Judge:
         Who is compared with the style adapter's drawing of its own prompt and seed gains most by
         drawing the very same picture, and nobody wants that of a merge.
         """
-        similar = _compare(seen, self.style_name, self._style.features[self.style_name])
+        similar = _compare(seen, "style", self._style.features["style"])
         drawn = self._references.drawn
         if drawn is None:
             return similar
@@ -163,21 +163,19 @@ class Judge:
         return found[0], sum(found[1:]) / len(others) if others else None
 
 
-def name_style_encoder(encoders: Encoders) -> str:
-    """Name the encoder that tells the style: CSD, and in picturebook's world its CLIP.
+def require_encoders(encoders: Encoders) -> None:
+    """Refuse to search without the encoders of identity and of style.
 
     Raises:
-        EvaluationError: If it, or the one of identity, is not on this machine.
+        EvaluationError: If one of them is not on this machine.
     """
-    style = "clip" if encoders.kind == "picturebook" else "style"
-    for name, what in (("identity", "who is shown"), (style, "the style")):
+    for name, what in (("identity", "who is shown"), ("style", "the style")):
         encoder = encoders.named()[name]
         if isinstance(encoder, Missing):
             raise EvaluationError(
                 f"Nothing here can tell {what}: {encoder.reason}.",
                 "'dreamloom models list' shows the encoders and how to get them.",
             )
-    return style
 
 
 def _usable(seen: Seen, name: str) -> list[bool]:

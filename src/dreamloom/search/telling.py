@@ -14,7 +14,7 @@ from dreamloom.search.findings import Findings, HeldOut, RoundFindings, Tried, w
 from dreamloom.search.front import find_front
 from dreamloom.search.heldout import compare_kept, correct_together, join_kept, tell_verdict
 from dreamloom.search.job import Job
-from dreamloom.search.looks import Look, name_style_encoder
+from dreamloom.search.looks import Look
 from dreamloom.search.rounds import Ranked, correlate_rounds
 from dreamloom.search.shares import Ends
 
@@ -192,7 +192,7 @@ def _doubt(winner: HeldOut) -> list[str]:
 
 def _name_keys(job: Job) -> dict[str, str]:
     keys = job.encoders.keys()
-    named = {"identity": "identity", "style": name_style_encoder(job.encoders), "prompt": "clip"}
+    named = {"identity": "identity", "style": "style", "prompt": "clip"}
     return {aim: keys[encoder] for aim, encoder in named.items()}
 
 
