@@ -28,7 +28,7 @@ import pytest
 _CHECKED = (
     *("config", "events", "rundir", "pictures", "runtime"),
     *("objective", "combine", "diagnose", "metrics", "statistics", "verdicts", "plots"),
-    *("significance", "comparisons", "scorecards"),
+    *("significance", "comparisons", "scorecards", "quantise"),
     *("pixels", "features", "adapters", "checkpoints", "noise", "pace", "optimizers", "detectors"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")

@@ -281,6 +281,8 @@ def test_trained_encoders_are_not_released(
     tiny.release_encoders()
     assert released == ["vae", "text_encoder", "text_encoder_2"]
     tiny.attach_adapter(replace(PLAIN, text_encoders=True))
+    side = tiny.advice.resolution_px
+    tiny.encode_images(torch.zeros(1, 3, side, side))
     released.clear()
     tiny.release_encoders()
     assert released == ["vae"]

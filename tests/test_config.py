@@ -344,7 +344,9 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     left = {name for name, value in flat.items() if value == "auto"}
     # These depend on the machine, and on where the pictures come from.
     assert left == {
-        *("device", "precision", "train.save_memory", "watch.tracker", "evaluate.encoders")
+        *("device", "precision", "watch.tracker", "evaluate.encoders"),
+        *("memory.limit", "memory.checkpointing", "memory.base", "memory.images_per_pass"),
+        "memory.one_at_a_time",
     }
     assert flat["photos.resolution_px"] == 64
     assert flat["priors.guidance"] == flat["generate.guidance"] == 4.0

@@ -58,7 +58,10 @@ _FREE = (
     "generate.",
     "evaluate.",
     "train.checkpoint_every",
-    "train.save_memory",
+    "memory.limit",
+    "memory.checkpointing",
+    "memory.images_per_pass",
+    "memory.one_at_a_time",
     "watch.tracker",
 )
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from dreamloom.config.sections import (
     NONE,
     AdapterConfig,
     EvaluateConfig,
     GenerateConfig,
+    MemoryConfig,
     ObjectiveConfig,
     PhotosConfig,
     Preset,
@@ -33,6 +34,7 @@ __all__ = [
     "EvaluateConfig",
     "GenerateConfig",
     "LoomConfig",
+    "MemoryConfig",
     "ObjectiveConfig",
     "PhotosConfig",
     "PriorsConfig",
@@ -63,11 +65,30 @@ class LoomConfig(Section):
     photos: PhotosConfig = PhotosConfig()
     priors: PriorsConfig = PriorsConfig()
     train: TrainConfig = TrainConfig()
+    memory: MemoryConfig = MemoryConfig()
     adapter: AdapterConfig = AdapterConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     watch: WatchConfig = WatchConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_the_earlier_spelling(cls, given: Any) -> Any:
+        """Take ``train.save_memory`` for what it now is, ``memory.checkpointing``."""
+        train = given.get("train") if isinstance(given, dict) else None
+        if not isinstance(train, dict) or "save_memory" not in train:
+            return given
+        rest = {name: value for name, value in train.items() if name != "save_memory"}
+        said = train["save_memory"]
+        if said not in ("auto", True, False):
+            return given
+        meant = said if said == "auto" else "full" if said else "none"
+        return {
+            **given,
+            "train": rest,
+            "memory": {"checkpointing": meant, **given.get("memory", {})},
+        }
 
     def photo_prompt(self) -> str:
         """The prompt that photos are trained with."""
@@ -90,7 +111,7 @@ class LoomConfig(Section):
     def resolve(self, advice: Mapping[str, Any]) -> LoomConfig:
         """Replace every 'auto' that the base model has advice for.
 
-        What depends on the machine or the encoders (device, precision, train.save_memory,
+        What depends on the machine or the encoders (device, precision, memory.*,
         evaluate.encoders) stays as it was given.
 
         Args:

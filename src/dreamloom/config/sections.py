@@ -137,10 +137,23 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     average_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
     """Decay of the adapter's moving average, which is then what is saved; none saves the last."""
-    save_memory: Auto | bool = "auto"
-    """Recompute activations instead of keeping them; auto does so on GPUs only."""
     checkpoint_every: int = Field(100, ge=1)
     """Updates between checkpoints."""
+
+
+class MemoryConfig(Section):
+    """What fits on the device; `dreamloom plan` fills in what is left at auto."""
+
+    limit: str = "auto"
+    """Memory to make do with, such as 12GiB; auto takes what the GPU has."""
+    checkpointing: Auto | Literal["none", "high", "low", "full"] = "auto"
+    """Levels of the U-Net that the backward pass recomputes: none, the high, the low or all."""
+    base: Auto | Literal["whole", "fp8", "int8", "nf4"] = "auto"
+    """How the frozen base model is kept: whole, or its linear layers in 8 or 4 bits."""
+    images_per_pass: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Images that go through the model at once; an update's batch is cut into such passes."""
+    one_at_a_time: Auto | bool = "auto"
+    """Let autoencoder, text encoders and denoiser take turns on the device."""
 
 
 class AdapterConfig(Section):

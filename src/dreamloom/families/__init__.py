@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dreamloom.errors import BaseModelError
 
 if TYPE_CHECKING:
-    from dreamloom.families.base import Family, Model
+    from dreamloom.families.base import Family, Model, Thrift
     from dreamloom.runtime import Runtime
 
 
@@ -18,15 +18,22 @@ def families() -> tuple[Family, ...]:
     return (SDXLFamily(),)
 
 
-def load_model(base: str, runtime: Runtime) -> Model:
+def load_model(base: str, runtime: Runtime, thrift: Thrift | None = None) -> Model:
     """Load a base model with the first family that recognises its name.
+
+    Args:
+        base: What ``--base`` names.
+        runtime: Where to compute.
+        thrift: How it spares memory; None keeps everything on the device as it is.
 
     Raises:
         BaseModelError: If no family recognises it, or it cannot be found or read.
     """
     for family in families():
         if family.recognises(base):
-            return family.load(base, runtime)
+            return (
+                family.load(base, runtime) if thrift is None else family.load(base, runtime, thrift)
+            )
     raise BaseModelError(
         f"--base {base} is no base model that DreamLoom knows how to load.",
         "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "

@@ -15,6 +15,7 @@ from torch.nn import Module, Parameter
 from dreamloom.adapters import Adapter, AdapterKind
 from dreamloom.objective import Weighting
 from dreamloom.pace import Strength
+from dreamloom.quantise import Storage
 from dreamloom.runtime import Runtime
 
 Reach = Literal["attention", "linear", "all"]
@@ -22,6 +23,10 @@ Reach = Literal["attention", "linear", "all"]
 
 Prediction = Literal["noise", "velocity", "flow", "picture"]
 """What a base model predicts, and so what `Model.target` is."""
+
+Checkpointing = Literal["none", "high", "low", "full"]
+"""Which levels of the denoiser recompute activations in the backward pass: none, those above the
+lowest, the lowest alone, or all."""
 
 Role = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
 """What a trained weight does; `Weights` says more."""
@@ -94,6 +99,27 @@ class Weights:
 
     role: Role
     parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """How a model spares its device's memory.
+
+    Args:
+        storage: How the frozen linear layers of the denoiser are kept; those of the text encoders
+            are kept in int8 where it is not ``whole``. It alone changes what is computed.
+        one_at_a_time: Whether autoencoder, text encoders and denoiser take turns on the device,
+            which costs the time of moving them.
+        drawn_at_once: Most pictures that are denoised at a time; None sets no limit.
+    """
+
+    storage: Storage = "whole"
+    one_at_a_time: bool = False
+    drawn_at_once: int | None = None
+
+
+ROOMY = Thrift()
+"""Everything stays on the device as it is."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +221,7 @@ class Model(Protocol):
     identity: BaseIdentity
     runtime: Runtime
     advice: Advice
+    thrift: Thrift
     schedulers: tuple[str, ...]
     pixels_per_latent: int
     train_timesteps: int
@@ -272,10 +299,13 @@ class Model(Protocol):
         """
         ...
 
-    def attach_adapter(self, spec: AdapterSpec, save_memory: bool = False) -> list[Weights]:
+    def attach_adapter(
+        self, spec: AdapterSpec, checkpointing: Checkpointing = "none"
+    ) -> list[Weights]:
         """Add a new adapter that changes nothing yet; return its float32 weights to train.
 
-        With ``save_memory`` the backward pass recomputes activations instead of keeping them.
+        With ``checkpointing`` the backward pass recomputes activations instead of keeping them;
+        gradients are the same.
 
         Raises:
             ConfigError: If a pattern matches no layer, or settings contradict each other.
@@ -343,8 +373,8 @@ class Family(Protocol):
         """Say whether this family can load what ``--base`` names."""
         ...
 
-    def load(self, base: str, runtime: Runtime) -> Model:
-        """Load a base model.
+    def load(self, base: str, runtime: Runtime, thrift: Thrift = ROOMY) -> Model:
+        """Load a base model, sparing memory or not.
 
         Raises:
             BaseModelError: If it cannot be found or read.

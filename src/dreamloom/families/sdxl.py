@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from dreamloom.adapters import Adapter, gather_words
 from dreamloom.families.attach import AttachedAdapter
 from dreamloom.families.base import (
+    ROOMY,
     AdapterSpec,
     Advice,
     BaseIdentity,
+    Checkpointing,
     Conditioning,
     Framing,
     Latents,
@@ -29,13 +31,17 @@ from dreamloom.families.base import (
     Prediction,
     Sampler,
     Shot,
+    Thrift,
     Weights,
     nothing,
 )
 from dreamloom.families.beside import Branch, beside, find_moment
+from dreamloom.families.checkpointing import set_checkpointing
+from dreamloom.families.residence import Residence
 from dreamloom.families.schedule import NoiseSchedule, end_in_noise
 from dreamloom.families.schedulers import list_schedulers, make_scheduler
 from dreamloom.families.sources import CHECKPOINT_SUFFIXES, load_source
+from dreamloom.families.storage import store
 from dreamloom.families.words import AttachedWords, start_words
 from dreamloom.families.worn import as_state_dict, folded, locate
 from dreamloom.pace import START, Curve, Moment, Pace, Strength
@@ -44,6 +50,7 @@ from dreamloom.runtime import Runtime
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
 _FULL_SIZE_CHANNELS = 320
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,11 @@ class SDXLFamily:
             or _HUB_ID.fullmatch(base) is not None
         )
 
-    def load(self, base: str, runtime: Runtime) -> SDXLModel:
+    def load(self, base: str, runtime: Runtime, thrift: Thrift = ROOMY) -> SDXLModel:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
         source = load_source(base, runtime)
         identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
-        return SDXLModel(source.pipeline, identity, runtime, source.notes)
+        return SDXLModel(source.pipeline, identity, runtime, source.notes, thrift)
 
 
 class SDXLModel:
@@ -92,11 +99,14 @@ class SDXLModel:
         identity: BaseIdentity,
         runtime: Runtime,
         notes: tuple[str, ...] = (),
+        thrift: Thrift = ROOMY,
+        residence: type[Residence] = Residence,
     ) -> None:
         self.identity = identity
         self.runtime = runtime
         self.notes = notes
-        self._pipeline: Any = pipeline.to(runtime.device)
+        self.thrift = thrift
+        self._pipeline: Any = pipeline
         self._pipeline.set_progress_bar_config(disable=True)
         self._components: dict[str, nn.Module] = {
             "unet": pipeline.unet,
@@ -105,14 +115,27 @@ class SDXLModel:
         }
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
+        self._store_weights()
+        self._residence = residence(
+            {**self._components, "vae": pipeline.vae}, runtime.device, thrift.one_at_a_time
+        )
         self._plan_noise(
             dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
         )
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
+        self.latent_channels = int(pipeline.vae.config.latent_channels)
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
         self._words: AttachedWords | None = None
         self._branches: list[Branch] = []
+
+    def _store_weights(self) -> None:
+        kind, device = self.thrift.storage, self.runtime.device
+        if kind == "whole":
+            return
+        store(self._pipeline.unet, kind, device)
+        for name in _TEXT_ENCODERS:
+            store(self._components[name], "int8", device)
 
     def _plan_noise(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
@@ -149,15 +172,16 @@ class SDXLModel:
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
         """Encode pictures in [-1, 1]."""
-        vae = self._pipeline.vae.to(self.runtime.device)
+        self._residence.need("vae", alone=True)
+        vae = self._pipeline.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
         return Latents(posterior.mean.float() * scale, posterior.std.float() * scale)
 
     def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
-        for encoder in (self._pipeline.text_encoder, self._pipeline.text_encoder_2):
-            encoder.to(self.runtime.device)
+        with_gradients = self.trains_text and torch.is_grad_enabled()
+        self._residence.need(*_TEXT_ENCODERS, alone=not with_gradients)
         with nullcontext() if self.trains_text else torch.no_grad():
             tokens, _, pooled, _ = self._pipeline.encode_prompt(
                 list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
@@ -166,13 +190,7 @@ class SDXLModel:
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
-        released = [self._pipeline.vae]
-        if not self.trains_text:
-            released += [self._pipeline.text_encoder, self._pipeline.text_encoder_2]
-        for module in released:
-            module.to("cpu")
-        if self.runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._residence.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix latents and noise; see `NoiseSchedule`."""
@@ -196,6 +214,8 @@ class SDXLModel:
         """Predict the target for each image, each with its own size and crop."""
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
+        taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
+        self._residence.need("unet", *taught, alone=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = torch.tensor(
             [[*f.original_px, *f.crop_top_left_px, height, width] for f in framings],
@@ -211,12 +231,13 @@ class SDXLModel:
         )[0]
         return predicted
 
-    def attach_adapter(self, spec: AdapterSpec, save_memory: bool = False) -> list[Weights]:
-        """Add a new adapter; with ``save_memory``, activations are recomputed in the backward."""
-        if spec.text_encoders or spec.tokens:
-            # `release_encoders` may have put them away; their adapters must stand beside them.
-            self._pipeline.text_encoder.to(self.runtime.device)
-            self._pipeline.text_encoder_2.to(self.runtime.device)
+    def attach_adapter(
+        self, spec: AdapterSpec, checkpointing: Checkpointing = "none"
+    ) -> list[Weights]:
+        """Add a new adapter; ``checkpointing`` says what the backward pass recomputes."""
+        # Adapters are made where the layers lie.
+        taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
+        self._residence.need("unet", *taught, alone=True)
         words = start_words(self._pipeline, spec.tokens)
         self._attached = AttachedAdapter(self._components, spec)
         weights = list(self._attached.weights)
@@ -227,10 +248,7 @@ class SDXLModel:
         except Exception:
             self.detach_adapter()
             raise
-        if save_memory:
-            self._pipeline.unet.enable_gradient_checkpointing()
-            # Checkpointing acts only in training mode; SDXL's UNet has no dropout to mind.
-            self._pipeline.unet.train()
+        set_checkpointing(self._pipeline.unet, checkpointing)
         return weights
 
     def read_adapter(self) -> Adapter:
@@ -260,8 +278,7 @@ class SDXLModel:
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
-        self._pipeline.unet.disable_gradient_checkpointing()
-        self._pipeline.unet.eval()
+        set_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
@@ -277,8 +294,9 @@ class SDXLModel:
         """Wear adapters at weights for a block.
 
         A float32 model takes plain weights' changes into its own. A half-precision one would
-        round small changes away, so there they stay beside the weights, as everywhere do those
-        that follow the steps of a drawing.
+        round small changes away, and one stored in fewer bits has no weights to write into, so
+        there they stay beside the weights, as everywhere do those that follow the steps of a
+        drawing.
         """
         words = gather_words([adapter.tokens for adapter, strength in parts if _is_worn(strength)])
         paced = [(adapter, pace) for adapter, pace in parts if isinstance(pace, Pace)]
@@ -286,7 +304,7 @@ class SDXLModel:
         name = self.identity.name
         with ExitStack() as stack:
             stack.enter_context(self._follow(paced))
-            if self.runtime.dtype == torch.float32:
+            if self.runtime.dtype == torch.float32 and self.thrift.storage == "whole":
                 stack.enter_context(folded(self._components, plain, name))
             else:
                 others = [(a, Pace(Curve.constant(w))) for a, w in plain if a.peft is not None]
@@ -305,15 +323,11 @@ class SDXLModel:
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
         """Recompute activations in the backward passes of a block."""
-        unet = self._pipeline.unet
-        unet.enable_gradient_checkpointing()
-        # Checkpointing acts only in training mode; SDXL's UNet has no dropout to mind.
-        unet.train()
+        set_checkpointing(self._pipeline.unet, "full")
         try:
             yield
         finally:
-            unet.disable_gradient_checkpointing()
-            unet.eval()
+            set_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
     def _follow(self, parts: Sequence[tuple[Adapter, Pace]]) -> Iterator[None]:
@@ -355,28 +369,57 @@ class SDXLModel:
         on_picture: OnPicture = nothing,
     ) -> list[Image.Image]:
         """Draw one picture per shot; each starts from its own seed's noise on the CPU."""
-        self._pipeline.to(self.runtime.device)
         side = resolution_px or self.advice.resolution_px
         self._pipeline.scheduler = make_scheduler(sampler.scheduler, self._scheduler_config)
         prompts = sorted({shot.prompt for shot in shots})
         encoded = self.encode_prompts(prompts)
+        batch = min(batch, self.thrift.drawn_at_once or batch)
+        at_once = len(shots) if self.thrift.one_at_a_time else batch
         pictures: list[Image.Image] = []
-        for start in range(0, len(shots), batch):
-            some = shots[start : start + batch]
-            chosen = encoded.take(torch.tensor([prompts.index(shot.prompt) for shot in some]))
-            with self._turning():
-                pictures += self._pipeline(
-                    prompt_embeds=chosen.tokens,
-                    pooled_prompt_embeds=chosen.pooled,
-                    num_inference_steps=sampler.steps,
-                    guidance_scale=sampler.guidance,
-                    height=side,
-                    width=side,
-                    generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in some],
-                    **self._encode_nothing(len(some)),
-                ).images
+        for start in range(0, len(shots), at_once):
+            drawn = []
+            for first in range(start, min(start + at_once, len(shots)), batch):
+                some = shots[first : min(first + batch, len(shots))]
+                rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
+                drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
+            pictures += self._decode(torch.cat(drawn))
             on_picture(len(pictures), len(shots))
         return pictures
+
+    def _denoise(
+        self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
+    ) -> Float[Tensor, "images channels height width"]:
+        nothing_said = self._encode_nothing(len(shots))
+        self._residence.need("unet", alone=True)
+        with self._turning():
+            latents: Tensor = self._pipeline(
+                prompt_embeds=chosen.tokens,
+                pooled_prompt_embeds=chosen.pooled,
+                num_inference_steps=sampler.steps,
+                guidance_scale=sampler.guidance,
+                height=side_px,
+                width=side_px,
+                generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+                output_type="latent",
+                **nothing_said,
+            ).images
+        return latents
+
+    def _decode(self, latents: Float[Tensor, "images channels height width"]) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        for one in latents.split(1):
+            pictures += self._pipeline.image_processor.postprocess(self.decode(one))
+        return pictures
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "1 channels height width"]
+    ) -> Float[Tensor, "1 3 height_px width_px"]:
+        """Decode one picture to about [-1, 1]: several would need several times the memory."""
+        self._residence.need("vae", alone=True)
+        vae = self._pipeline.vae
+        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return pixels
 
     @contextmanager
     def _turning(self) -> Iterator[None]:

@@ -42,7 +42,10 @@ _NOT_TAUGHT = (
     "generate.",
     "evaluate.",
     "train.checkpoint_every",
-    "train.save_memory",
+    "memory.limit",
+    "memory.checkpointing",
+    "memory.images_per_pass",
+    "memory.one_at_a_time",
     "watch.tracker",
 )
 

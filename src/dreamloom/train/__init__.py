@@ -14,7 +14,7 @@ from dreamloom.checkpoints import Checkpoints
 from dreamloom.config import LoomConfig
 from dreamloom.errors import ConfigError, TrainingError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
-from dreamloom.families.base import AdapterSpec, Model
+from dreamloom.families.base import AdapterSpec, Checkpointing, Model
 from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
 from dreamloom.pictures import PhotoSet, PriorSet
 from dreamloom.processes import Processes, join_processes
@@ -71,7 +71,7 @@ def train_adapter(
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
         lesson = _prepare(model, photos, priors, config, observe)
-        weights = model.attach_adapter(_spec(config), save_memory=_saves_memory(config, model))
+        weights = model.attach_adapter(_spec(config), _checkpointing(config, model))
         try:
             if not model.trains_text:
                 lesson.conditioning(lesson.texts)
@@ -264,10 +264,11 @@ def _list_outputs(run: RunDir) -> list[Path]:
     return [path for file in adapters for path in (file, words_file(file)) if path.is_file()]
 
 
-def _saves_memory(config: LoomConfig, model: Model) -> bool:
-    if config.train.save_memory == "auto":
-        return model.runtime.device.type == "cuda"
-    return config.train.save_memory
+def _checkpointing(config: LoomConfig, model: Model) -> Checkpointing:
+    if config.memory.checkpointing == "auto":
+        # Nobody planned, so this must fit wherever it can.
+        return "full" if model.runtime.device.type == "cuda" else "none"
+    return config.memory.checkpointing
 
 
 def _tell_results(

@@ -1,0 +1,58 @@
+"""Where the parts of a pipeline lie: on the device, or waiting in the computer's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+_AWAY = torch.device("cpu")
+
+
+class Residence:
+    """Brings the parts of a pipeline to the device when they are needed.
+
+    Args:
+        parts: Every part by name, on the CPU.
+        device: Where they compute.
+        one_at_a_time: Whether what works alone has the device to itself. Otherwise all parts are
+            brought now, and stay until they are released.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, nn.Module], device: torch.device, one_at_a_time: bool = False
+    ) -> None:
+        self.parts = dict(parts)
+        self.device = device
+        self.one_at_a_time = one_at_a_time
+        self._here: set[str] = set()
+        if not one_at_a_time:
+            self.need(*parts)
+
+    def need(self, *names: str, alone: bool = False) -> None:
+        """Bring parts to the device.
+
+        Args:
+            names: Which.
+            alone: Whether the others are of no use meanwhile: one at a time, they go.
+        """
+        if alone and self.one_at_a_time:
+            self.release(*(self._here - set(names)))
+        for name in names:
+            if name not in self._here:
+                self.move(self.parts[name], self.device)
+                self._here.add(name)
+
+    def release(self, *names: str) -> None:
+        """Put parts into the computer's memory, until they are needed again."""
+        leaving = [name for name in names if name in self._here]
+        for name in leaving:
+            self.move(self.parts[name], _AWAY)
+        self._here.difference_update(leaving)
+        if leaving and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def move(self, module: nn.Module, device: torch.device) -> None:
+        """Move one part."""
+        module.to(device)

@@ -1,0 +1,1 @@
+"""What a training needs of its device's memory, counted and predicted."""
