@@ -25,6 +25,8 @@ from dreamloom.adapters import Adapter, Layer, PeftState, make_dora
 from dreamloom.errors import ConfigError
 from dreamloom.families.base import AdapterSpec, Role, Weights
 from dreamloom.families.layers import assign_by_pattern, choose_layers
+from dreamloom.families.lean import LeanForm, can_be_lean
+from dreamloom.families.lowrank import Factors
 from dreamloom.families.peftstate import describe_config
 
 TAUGHT = "taught"
@@ -54,8 +56,10 @@ class AttachedAdapter:
         # Weights that an initialisation took a part of, by layer, and what it took.
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
+        self._forms: list[LeanForm] = []
         try:
             self._attach()
+            self._slim()
         except Exception:
             self.detach()
             raise
@@ -70,6 +74,19 @@ class AttachedAdapter:
                 inject_adapter_in_model(self._configs[name], module, TAUGHT)
             for name, layer in self._adapted():
                 self._begin(name, layer)
+
+    def _slim(self) -> None:
+        """Let LoRAs be computed in few operations; the other kinds keep PEFT's."""
+        if self.spec.kind != "lora":
+            return
+        for component, owner in self._components.items():
+            factors = {
+                name.removeprefix(f"{component}."): _find_factors(layer)
+                for name, layer in self._adapted()
+                if name.startswith(f"{component}.") and can_be_lean(layer.get_base_layer())
+            }
+            if factors:
+                self._forms.append(LeanForm(owner, factors))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():
@@ -180,6 +197,8 @@ class AttachedAdapter:
 
     def detach(self) -> None:
         """Take the adapter off; the base is as it was, bit for bit."""
+        for form in self._forms:
+            form.remove()
         for base, original in self._originals.items():
             base.weight.data = original
         for full_name, layer in list(self._adapted()):
@@ -287,6 +306,16 @@ def _role(component: str, name: str) -> Role:
         return part
     text: dict[Role, Role] = {"down": "text down", "up": "text up", "other": "text other"}
     return text[part]
+
+
+def _find_factors(layer: Any) -> Factors:
+    return Factors(
+        layer,
+        layer.get_base_layer(),
+        layer.lora_A[TAUGHT].weight,
+        layer.lora_B[TAUGHT].weight,
+        float(layer.scaling[TAUGHT]),
+    )
 
 
 def _read_factors(layer: Any, sign: float = 1.0) -> Layer:

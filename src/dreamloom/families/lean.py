@@ -1,0 +1,159 @@
+"""A LoRA's forward and backward passes in few operations, for layers that PEFT has put on a model.
+
+PEFT computes x Wᵀ, then x Aᵀ, then (x Aᵀ) Bᵀ, then the sum, each a node of autograd with casts and
+looks into dictionaries between them. Here a layer is one node, and the layers of an attention that
+read the same input, such as its query, key and value, are one matrix product. The weights are
+PEFT's own parameters, so names, order, initialisation and reading are as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
+from dreamloom.families.lowrank import (
+    Alone,
+    Factors,
+    LowRankConvolution,
+    LowRankMap,
+    SharedInput,
+    Sharing,
+    list_factors,
+)
+
+_SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
+
+
+class LeanForm:
+    """The layers of one component in their lean form, until `remove`.
+
+    The factors of all layers come to lie in one piece of memory. On a half-precision base their
+    working copies do, too, and one operation a pass brings them up to date.
+
+    Args:
+        owner: The component: a denoiser or a text encoder.
+        factors: Its layers with their names.
+    """
+
+    def __init__(self, owner: nn.Module, factors: Mapping[str, Factors]) -> None:
+        self._groups = list(_group(owner, factors))
+        self._dtype = next(iter(owner.parameters())).dtype
+        self._maps: list[LowRankMap] = []
+        self._owner = owner
+        self._packed: list[nn.Linear] = []
+        self._settle()
+        self._hook = owner.register_forward_pre_hook(self._renew)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Move the factors to their place in memory and give all layers their new form."""
+        weights = [weight for group in self._groups for weight in list_factors(group)]
+        self._first = weights[0]
+        self._masters = torch.cat([weight.data.flatten() for weight in weights])
+        # The same tensor where the types agree.
+        self._working = self._masters.to(self._dtype)
+        self._packs = pays_to_pack(self._owner)
+        sizes = [weight.numel() for weight in weights]
+        for weight, place in zip(weights, self._masters.split(sizes), strict=True):
+            weight.data = place.view_as(weight)
+        places = iter(self._working.split(sizes))
+        for group in self._groups:
+            working = [next(places).view_as(weight) for weight in list_factors(group)]
+            self._transform(group, working[: len(group)], working[len(group) :])
+        if self._packs:
+            adapted = {one.base for group in self._groups for one in group}
+            others = (one for one in self._owner.modules() if type(one) is nn.Linear)
+            frozen = [one for one in others if one not in adapted and not _is_trained(one)]
+            self._packed = pack_layers(frozen)
+
+    def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
+        if isinstance(group[0].base, nn.Conv2d):
+            group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
+            return
+        alone = [
+            LowRankMap([one], down, [up], self._packs and len(group) == 1)
+            for one, down, up in zip(group, downs, ups, strict=True)
+        ]
+        if len(group) == 1:
+            group[0].layer.forward = Alone(alone[0])
+            return
+        # They lie one after the other, so all of them are one matrix already.
+        rows = sum(down.shape[0] for down in downs)
+        whole = downs[0].as_strided((rows, downs[0].shape[1]), downs[0].stride())
+        joint = LowRankMap(group, whole, ups, self._packs)
+        self._maps.append(joint)
+        shared = SharedInput(joint)
+        for number, one in enumerate(alone):
+            group[number].layer.forward = Sharing(one, shared, number)
+
+    @torch.no_grad()
+    def _renew(self, module: nn.Module, inputs: Any) -> None:
+        del module, inputs
+        if self._first.untyped_storage()._cdata != self._masters.untyped_storage()._cdata:
+            # The component was moved to another device, each weight on its own.
+            self._part()
+            self._settle()
+        elif self._working is not self._masters:
+            self._working.copy_(self._masters)
+
+    def _part(self) -> None:
+        for one in self._maps:
+            one.part()
+        self._maps.clear()
+        unpack_layers(self._packed)
+        self._packed = []
+
+    def remove(self) -> None:
+        """Give the layers PEFT's own form back, and the base's weights memory of their own."""
+        self._hook.remove()
+        for group in self._groups:
+            for one in group:
+                vars(one.layer).pop("forward", None)
+        self._part()
+
+
+def can_be_lean(base: nn.Module) -> bool:
+    """Say whether a layer's update can take the lean form."""
+    if isinstance(base, nn.Conv2d):
+        plain = base.groups == 1 and base.padding_mode == "zeros"
+        return plain and not isinstance(base.padding, str)
+    return True
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in layer.parameters())
+
+
+def _group(owner: nn.Module, factors: Mapping[str, Factors]) -> Iterator[list[Factors]]:
+    """Put layers that read the same input together; the others stay alone."""
+    done: set[str] = set()
+    for name, one in factors.items():
+        if name in done:
+            continue
+        parent, _, child = name.rpartition(".")
+        together: tuple[str, ...] = next((names for names in _SHARING if child in names), ())
+        if getattr(owner.get_submodule(parent), "is_cross_attention", False):
+            # The query reads the picture, key and value the prompt.
+            together = tuple(part for part in together if part != "to_q")
+        names = [f"{parent}.{part}" for part in together]
+        group = [factors[part] for part in names if part in factors]
+        if child in together and len(group) == len(names) and _can_share(group):
+            done.update(names)
+            yield group
+        else:
+            yield [one]
+
+
+def _can_share(group: Sequence[Factors]) -> bool:
+    first: Any = group[0].base
+    return all(
+        type(one.base) is nn.Linear
+        and one.down.shape[1] == group[0].down.shape[1]
+        and one.base.weight.dtype == first.weight.dtype
+        and (one.base.bias is None) == (first.bias is None)
+        for one in group
+    )

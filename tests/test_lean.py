@@ -1,0 +1,248 @@
+"""The lean form of a LoRA computes what PEFT computes, and leaves nothing behind."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dreamloom.families import load_model
+from dreamloom.families.attach import AttachedAdapter
+from dreamloom.families.base import AdapterSpec, Framing
+from dreamloom.families.frozen import FrozenMap, pack_layers, pays_to_pack, unpack_layers
+from dreamloom.families.lowrank import SharedInput
+from dreamloom.families.sdxl import SDXLModel
+from dreamloom.runtime import Runtime, pick_runtime
+
+SPEC = AdapterSpec(rank=3, alpha=2.0, reach="all", seed=0, text_encoders=True, ranks={"to_k": 5})
+PROMPTS = ["a photo of a person", "a dog in the snow"]
+
+
+@pytest.fixture
+def tiny(tiny_sdxl: Path) -> Iterator[SDXLModel]:
+    """A model of one test alone: some change its precision."""
+    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    assert isinstance(model, SDXLModel)
+    yield model
+    model.detach_adapter()
+
+
+def components(model: SDXLModel) -> dict[str, nn.Module]:
+    return {name: model._pipeline.components[name] for name in model._components}
+
+
+def attach(model: SDXLModel, spec: AdapterSpec, dtype: torch.dtype) -> AttachedAdapter:
+    """Put an adapter with random weights on components of one precision, in PEFT's form."""
+    attached = AttachedAdapter(components(model), spec)
+    for form in attached._forms:
+        form.remove()
+    attached._forms.clear()
+    dice = torch.Generator().manual_seed(1)
+    for owner in components(model).values():
+        owner.to(dtype)
+    for weight in weights_of(attached):
+        weight.data += 0.1 * torch.randn(weight.shape, generator=dice, dtype=torch.float64)
+    return attached
+
+
+def weights_of(attached: AttachedAdapter) -> list[nn.Parameter]:
+    return [weight for group in attached.weights for weight in group.parameters]
+
+
+def run(model: SDXLModel, attached: AttachedAdapter, side: int = 8) -> list[Tensor]:
+    """Predict for two prompts; return what came out, and every weight's gradient."""
+    dtype = model._pipeline.unet.dtype
+    model.runtime = Runtime(torch.device("cpu"), dtype)
+    model._attached = attached
+    noisy = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(5)).to(dtype)
+    for weight in weights_of(attached):
+        weight.grad = None
+    conditioning = model.encode_prompts(PROMPTS)
+    at = torch.tensor([100, 800])
+    out = model.predict(noisy, at, conditioning, [Framing((64, 64))] * 2)
+    out.float().square().mean().backward() if dtype != torch.float64 else (
+        out.square().mean().backward()
+    )
+    gradients = [weight.grad for weight in weights_of(attached)]
+    assert all(one is not None for one in gradients)
+    return [out.detach(), *gradients]
+
+
+def far(first: list[Tensor], second: list[Tensor]) -> float:
+    """The largest difference, relative to the tensor that it is in."""
+    pairs = zip(first, second, strict=True)
+    return max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs)
+
+
+def joined(results: list[Tensor]) -> list[Tensor]:
+    """All gradients as one: some are nothing but rounding in float32."""
+    return [results[0], torch.cat([one.flatten() for one in results[1:]])]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("reach", ["attention", "all"])
+def test_forward_and_gradients_are_pefts(tiny: SDXLModel, reach: Any, checkpointing: bool) -> None:
+    attached = attach(tiny, replace(SPEC, reach=reach), torch.float64)
+    theirs = run(tiny, attached)
+    attached._slim()
+    if checkpointing:
+        tiny._pipeline.unet.enable_gradient_checkpointing()
+        tiny._pipeline.unet.train()
+    ours = run(tiny, attached)
+    assert far(ours, theirs) < 1e-10
+    # Nothing of another pass is left behind.
+    run(tiny, attached, side=16)
+    assert far(run(tiny, attached), theirs) < 1e-10
+
+
+def test_frozen_text_encoders_give_an_input_without_gradient(tiny: SDXLModel) -> None:
+    attached = attach(tiny, replace(SPEC, text_encoders=False), torch.float64)
+    theirs = run(tiny, attached)
+    attached._slim()
+    assert far(run(tiny, attached), theirs) < 1e-10
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return op(*args, **(kwargs or {}))
+
+
+def test_fewer_operations_are_called(tiny: SDXLModel) -> None:
+    attached = attach(tiny, replace(SPEC, reach="attention"), torch.float32)
+    with Counter() as theirs:
+        run(tiny, attached)
+    attached._slim()
+    run(tiny, attached)
+    with Counter() as ours:
+        run(tiny, attached)
+    assert ours.count < 0.8 * theirs.count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_the_truth_as_pefts(
+    tiny: SDXLModel, dtype: torch.dtype
+) -> None:
+    """PEFT computes the update in float32 there; the lean form in the base's precision."""
+    attached = attach(tiny, replace(SPEC, reach="attention"), torch.float32)
+    truth = run(tiny, attached)
+    for owner in components(tiny).values():
+        for name, weight in owner.named_parameters():
+            if ".lora_" not in name:
+                weight.data = weight.data.to(dtype)
+        for buffer in owner.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(dtype)
+    theirs = run(tiny, attached)
+    attached._slim()
+    ours = run(tiny, attached)
+    assert all(weight.dtype == torch.float32 for weight in weights_of(attached))
+    assert all(one.dtype == torch.float32 for one in ours[1:])
+    assert far(joined(ours), joined(truth)) < 1.5 * far(joined(theirs), joined(truth))
+    before = ours[0].clone()
+    with torch.no_grad():
+        for weight in weights_of(attached):
+            weight.mul_(1.5)
+    assert not torch.equal(run(tiny, attached)[0], before)
+
+
+def test_detaching_gives_every_weight_its_own_memory(tiny: SDXLModel) -> None:
+    before = {
+        f"{part}.{name}": weight.detach().clone()
+        for part, owner in components(tiny).items()
+        for name, weight in owner.named_parameters()
+    }
+    attached = AttachedAdapter(components(tiny), SPEC)
+    run(tiny, attached)
+    attached.detach()
+    after = {
+        f"{part}.{name}": weight
+        for part, owner in components(tiny).items()
+        for name, weight in owner.named_parameters()
+    }
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert len({one.untyped_storage().data_ptr() for one in after.values()}) == len(after)
+    modules = [m for owner in components(tiny).values() for m in owner.modules()]
+    assert not any("forward" in vars(module) for module in modules)
+    assert not any(module._forward_pre_hooks for module in modules)
+
+
+def test_a_component_that_was_moved_keeps_learning(tiny: SDXLModel) -> None:
+    """Moving gives each weight memory of its own: what was one piece must become one again."""
+    attached = AttachedAdapter(components(tiny), replace(SPEC, reach="attention"))
+    with torch.no_grad():
+        for weight in weights_of(attached):
+            weight.add_(0.1)
+    before = joined(run(tiny, attached))
+    for owner in components(tiny).values():
+        for weight in owner.parameters():
+            weight.data = weight.data.clone()
+    assert far(joined(run(tiny, attached)), before) < 1e-6
+    with torch.no_grad():
+        for weight in weights_of(attached):
+            weight.add_(0.1)
+    moved = joined(run(tiny, attached))
+    assert far(moved[:1], before[:1]) > 1e-4
+    for form in attached._forms:
+        form.remove()
+    attached._forms.clear()
+    assert far(joined(run(tiny, attached)), moved) < 1e-4
+
+
+# ------------------------------------------------------------------ pieces
+
+
+def test_what_is_computed_together_is_handed_out_once() -> None:
+    calls: list[int] = []
+
+    def triple(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(1)
+        return x, 2 * x, 3 * x
+
+    shared = SharedInput(triple)
+    x, y = torch.ones(1), torch.ones(1)
+    assert [float(shared.take(n, x)) for n in range(3)] == [1, 2, 3]
+    assert [float(shared.take(n, x)) for n in range(3)] == [1, 2, 3]
+    assert len(calls) == 2
+    assert float(shared.take(0, x)) == 1
+    # Another input with equal values is another input.
+    assert shared.take(1, y) is None
+    assert [float(shared.take(n, y)) for n in range(3)] == [1, 2, 3]
+
+
+def test_a_packed_layer_computes_the_same() -> None:
+    layer = nn.Linear(40, 24)
+    layer.requires_grad_(False)
+    x = torch.randn(2, 5, 40, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected, gradient = layer(x).detach(), x.grad
+    x.grad = None
+    packed = pack_layers([layer])
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(layer(x).detach(), expected)
+    torch.testing.assert_close(x.grad, gradient)
+    unpack_layers(packed)
+    assert "forward" not in vars(layer)
+    plain = FrozenMap(layer.weight, layer.bias, packed=False)
+    assert torch.equal(plain.apply(x[0]), nn.functional.linear(x[0], layer.weight, layer.bias))
+
+
+def test_only_small_float32_models_on_the_processor_are_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    assert pays_to_pack(model)
+    assert not pays_to_pack(nn.Sequential(nn.Linear(8, 8)).double())
+    monkeypatch.setattr("dreamloom.families.frozen.MOST_PACKED_BYTES", 255)
+    assert not pays_to_pack(model)
