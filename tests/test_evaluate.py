@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dreamloom.config import EvaluateConfig, SubjectConfig
 from dreamloom.errors import DreamLoomError, EvaluationError, PhotoError
 from dreamloom.evaluate import (
+    Floor,
     evaluate_folder,
     evaluate_images,
     evaluate_run,
@@ -593,6 +595,13 @@ def make_watched(folder, bases, seeds=6, offset=0):
 
 
 RED, BLUE, GREEN = (180, 90, 70), (60, 90, 180), (60, 180, 90)
+VIOLET = (130, 90, 140)
+
+
+def cosine(one: Path, other: Path) -> float:
+    middles = [ImageOps.fit(Image.open(path), (24, 24)) for path in (one, other)]
+    first, second = Colours().embed(middles)
+    return float(first @ second)
 
 
 @pytest.fixture
@@ -617,6 +626,41 @@ def test_leakage_is_found_in_pictures_of_the_class_alone(tmp_path, photos, watch
     assert "leakage" not in found.pictures[0].values
     assert "identity" not in found.pictures[12].values
     assert any("12 of 24 pictures are not of the subject" in note for note in found.notes)
+
+
+def test_the_floor_of_likeness_is_never_lower_than_that_of_strangers(tmp_path, photos):
+    """To the base model the identifier means somebody blue, and persons are violet."""
+    peculiar = make_watched(
+        tmp_path / "peculiar", (BLUE, BLUE, VIOLET, GREEN), seeds=8, offset=50_000
+    )
+    stranger = make_watched(tmp_path / "stranger", (VIOLET, VIOLET, VIOLET, GREEN), seeds=8)
+    taught = make_watched(tmp_path / "taught", (RED, RED, VIOLET, GREEN), seeds=8)
+    other, own = (score(images, photos, peculiar) for images in (stranger, taught))
+    persons = [cosine(path, photo) for path in peculiar.paths()[16:24] for photo in photos.paths()]
+    found = other.scores["identity"]
+    assert found.floor == pytest.approx(np.mean(persons), abs=1e-5)
+    assert found.value == pytest.approx(found.floor, abs=0.03)
+    assert "floor: 8 pictures of anybody of the class" in found.note
+    assert other.floors["identity"].value == found.floor
+    assert other.floors["identity"].n == 8
+    assert own.scores["identity"].value > found.floor + 0.06
+    # What else is seen in pictures of other words has little to do with these.
+    assert "floor:" not in other.scores["clip_i"].note
+    # Copies earn what strangers do.
+    for number, path in enumerate(taught.paths()[:16]):
+        Image.open(photos.paths()[number % 6]).crop((0, 3, 24, 27)).save(path)
+    copied = score(taught, photos, peculiar).scores["identity"]
+    assert copied.value == pytest.approx(copied.floor)
+    # Other strangers join those of the floor, each of them one of the persons.
+    few = make_watched(tmp_path / "few", (BLUE, BLUE, VIOLET, GREEN), seeds=7, offset=50_000)
+    joined = score(stranger, photos, Floor(few, peculiar.paths()[16:24]))
+    assert "floor: 15 pictures" in joined.scores["identity"].note
+    assert joined.floors["identity"].n == 15
+    assert joined.floors["clip_t"] == score(stranger, photos, few).floors["clip_t"]
+    # With few persons, or persons less like the photos, it stays with the pictures' own prompts.
+    unlike = make_watched(tmp_path / "unlike", (VIOLET, VIOLET, BLUE, GREEN), seeds=8)
+    for beneath in (few, unlike):
+        assert "floor:" not in score(stranger, photos, beneath).scores["identity"].note
 
 
 def test_drift_is_what_has_moved_beside_the_subject(tmp_path, photos, watched_floor):
@@ -705,7 +749,7 @@ def test_verification_and_rank_are_measured_against_the_base_models_persons(tmp_
     assert bad.scores["rank_1"].value < 0.2
     # One in a hundred of the base model's own may pass; of 24 that is the highest alone.
     assert good.scores["verified"].floor == pytest.approx(1 / 24)
-    assert "from 24 pictures of the base model" in good.scores["verified"].note
+    assert "from 24 pictures of others" in good.scores["verified"].note
     few = make_images(tmp_path / "few", BLUE, seeds=4, offset=50_000)
     told = score(make_images(tmp_path / "two", RED), photos, few).scores["verified"].note
     assert "needs 20 pictures of the base model's persons; there are 12" in told

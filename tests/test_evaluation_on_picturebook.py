@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from dreamloom.config import EvaluateConfig, LoomConfig, load_config
-from dreamloom.evaluate import MergeSets, evaluate_images, evaluate_merge, pick_encoders
+from dreamloom.evaluate import Floor, MergeSets, evaluate_images, evaluate_merge, pick_encoders
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.generate import Prompt, Worn, generate_images
@@ -22,7 +22,7 @@ from dreamloom.metrics import Scorecard
 from dreamloom.photos import load_photos
 from dreamloom.picturebook.drawing import draw
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
-from dreamloom.pictures import ImageSet, PhotoSet, Picture, write_manifest
+from dreamloom.pictures import ImageSet, PhotoSet, Picture, PriorSet, write_manifest
 from dreamloom.priors import make_priors
 from dreamloom.rundir import RunDir
 from dreamloom.runtime import pick_runtime
@@ -37,7 +37,11 @@ PROMPTS = [
 CONFIG = EvaluateConfig(resamples=1000)
 
 
-def score(images: ImageSet, photos: PhotoSet, floor: ImageSet | None) -> Scorecard:
+def score(
+    images: ImageSet,
+    photos: PhotoSet,
+    floor: ImageSet | Floor | None,
+) -> Scorecard:
     return evaluate_images(
         images,
         photos,
@@ -111,6 +115,7 @@ class Taught(NamedTuple):
     config: LoomConfig
     root: RunDir
     photos: list[PhotoSet]
+    priors: PriorSet
     sets: dict[str, ImageSet]
 
 
@@ -144,17 +149,26 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
             *((name, [Worn(adapter)]) for name, adapter in adapters.items()),
         ]
     }
-    return Taught(model, config, root, photos, sets)
+    return Taught(model, config, root, photos, priors, sets)
 
 
 @pytest.mark.slow
 def test_a_taught_person_lies_above_the_floor_and_a_strangers_adapter_does_not(taught: Taught):
-    own = score(taught.sets["with_0"], taught.photos[0], taught.sets["base"])
-    other = score(taught.sets["with_1"], taught.photos[0], taught.sets["base"])
-    assert own.scores["identity"].lift_interval[0] > 0
-    assert other.scores["identity"].lift_interval[0] <= 0
-    assert other.scores["identity"].lift < own.scores["identity"].lift
-    assert not any(one.copied for one in own.pictures)
+    for person, stranger in ((0, 1), (1, 0)):
+        own, other = (
+            score(
+                taught.sets[f"with_{who}"],
+                taught.photos[person],
+                Floor(taught.sets["base"], taught.priors.paths()),
+            )
+            for who in (person, stranger)
+        )
+        assert own.scores["identity"].lift_interval[0] > 0
+        assert other.scores["identity"].lift_interval[0] <= 0
+        assert other.scores["identity"].lift < own.scores["identity"].lift
+        assert own.scores["verified"].value > 0.8
+        assert other.scores["verified"].value == 0
+        assert not any(one.copied for one in own.pictures)
 
 
 @pytest.mark.slow

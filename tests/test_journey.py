@@ -8,6 +8,7 @@ import torch
 from dreamloom.adapters import Adapter, Layer, write_adapter
 from dreamloom.config import load_config
 from dreamloom.errors import AdapterError, BaseModelError, ConfigError, PhotoError, RunFolderError
+from dreamloom.evaluate import Floor
 from dreamloom.families import load_model
 from dreamloom.journey import (
     Wish,
@@ -21,7 +22,7 @@ from dreamloom.journey import (
     settle,
     teach,
 )
-from dreamloom.pictures import read_image_set
+from dreamloom.pictures import read_image_set, read_prior_set
 from dreamloom.prompts import read_pack
 from dreamloom.runtime import Runtime, pick_runtime
 from studio_set import make_photos
@@ -74,6 +75,14 @@ def test_photos_to_adapter_to_pictures_to_scores(
     assert card.photos == 3
     assert card.scores["identity"].value is None
     assert card.scores["identity"].note
+    # The run's class images are the strangers, until others are named.
+    base = read_image_set(floor)
+    known = Floor(base, read_prior_set(run.priors).paths())
+    assert run.read_record(f"evaluate-{pictures.name}").inputs["floor"] == known.fingerprint
+    score(pictures, photos, asked, floor, photos)
+    others = Floor(base, sorted(photos.iterdir()))
+    assert run.read_record(f"evaluate-{pictures.name}").inputs["floor"] == others.fingerprint
+    assert len({known.fingerprint, others.fingerprint, base.fingerprint}) == 3
 
 
 def test_bad_input_makes_no_folder(

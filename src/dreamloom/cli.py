@@ -210,6 +210,7 @@ def packs(name: str | None, as_json: bool) -> None:
 @click.argument("images", type=PATH)
 @click.option("--photos", "photos_folder", type=PATH, required=True, help="The subject's photos.")
 @click.option("--floor", type=PATH, help="The base model's pictures of the same prompts and seeds.")
+@click.option("--strangers", type=PATH, help="Others of the class; the run's class images if not.")
 @click.option("--subject", help='The subject\'s phrase in the prompts: "rraj person".')
 @click.option("--class-noun", help="What stands for it when prompts are scored.")
 @click.option("--json", "json_file", type=PATH, help="Write the scores there.")
@@ -224,6 +225,7 @@ def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any)
     from dreamloom.rundir import write_json
 
     photos_folder, floor = given.pop("photos_folder"), given.pop("floor")
+    strangers = given.pop("strangers")
     as_seed, target_text = given.pop("as_seed"), given.pop("target_text")
     if target_text and not as_seed:
         raise click.UsageError("--target-text belongs to --as-seed.")
@@ -231,7 +233,7 @@ def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any)
     if as_seed:
         return _audit(quiet, images, photos_folder, config, target_text, floor, json_file)
     with _watch(quiet) as observe:
-        scorecard = score(images, photos_folder, config, floor, observe)
+        scorecard = score(images, photos_folder, config, floor, strangers, observe)
     if json_file:
         write_json(json_file, scorecard)
     show_scorecard(scorecard)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dreamloom.config import LoomConfig
 from dreamloom.errors import DreamLoomError
-from dreamloom.evaluate import MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
+from dreamloom.evaluate import Floor, MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
 from dreamloom.events import Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
@@ -69,7 +69,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     style = _teach_style(root, model, config, observe)
     merged = _merge(root, with_prior, style, observe)
     sets = _draw(root, model, config, (without, with_prior, style, merged), observe)
-    scorecards = _score(root, sets, photos, config, observe)
+    scorecards = _score(root, sets, photos, priors, config, observe)
     kept = _score_merge(root, sets, photos, read_photo_set(style.photos), config, observe)
     _summarise(root, config, scorecards, kept)
     return write_report(out, observe)
@@ -171,6 +171,7 @@ def _score(
     root: RunDir,
     sets: dict[str, ImageSet],
     photos: PhotoSet,
+    priors: PriorSet,
     config: LoomConfig,
     observe: Observer,
 ) -> dict[str, Scorecard]:
@@ -180,7 +181,7 @@ def _score(
             root,
             images,
             photos,
-            floor=sets[_FLOORS[name]] if name in _FLOORS else None,
+            floor=Floor(sets[_FLOORS[name]], priors.paths()) if name in _FLOORS else None,
             config=config.evaluate,
             subject=config.subject,
             encoders=encoders,

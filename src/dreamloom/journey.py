@@ -18,8 +18,10 @@ from dreamloom.config import LoomConfig, PriorsConfig, SubjectConfig, load_confi
 from dreamloom.crops import suggest_step
 from dreamloom.errors import ConfigError, RunFolderError
 from dreamloom.evaluate import (
+    Floor,
     evaluate_images,
     evaluate_run,
+    list_pictures,
     pick_encoders,
     read_pictures,
     refuse_drawn_photos,
@@ -39,6 +41,7 @@ from dreamloom.pictures import (
     PriorSet,
     Shape,
     read_photo_set,
+    read_prior_set,
 )
 from dreamloom.priors import draw_priors, make_priors
 from dreamloom.processes import join_processes
@@ -220,12 +223,14 @@ def teach(
             processes.wait()
         with processes.main_first():
             priors = find_priors(run, model, config, observe)
-        judge = make_judge(photos, config) if config.watch.every and config.watch.scores else None
+        judge = (
+            make_judge(photos, config, run) if config.watch.every and config.watch.scores else None
+        )
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
 
 
-def make_judge(photos: PhotoSet, config: LoomConfig) -> Judge:
-    """Make what scores the pictures that are drawn while a training runs."""
+def make_judge(photos: PhotoSet, config: LoomConfig, run: RunDir) -> Judge:
+    """Make what scores the pictures that are drawn while a training of the run goes on."""
     encoders: Encoders | None = None
 
     def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
@@ -236,7 +241,7 @@ def make_judge(photos: PhotoSet, config: LoomConfig) -> Judge:
         return evaluate_images(
             images,
             photos,
-            floor=floor,
+            floor=Floor(floor, _list_class_images(run)) if floor else None,
             config=config.evaluate,
             subject=config.subject,
             encoders=encoders,
@@ -420,12 +425,14 @@ def score(
     photos_folder: Path,
     config: LoomConfig,
     floor: Path | None = None,
+    strangers: Path | None = None,
     observe: Observer = silent,
 ) -> Scorecard:
     """Score a folder of pictures against a folder of photos.
 
-    The scores of a set that lies in a run are kept there, for its report. Where the settings do
-    not name the subject, the pictures' own manifest does.
+    Strangers are others of the class; a run's own class images if no folder is named. The scores of
+    a set that lies in a run are kept there, for its report. Where the settings do not name the
+    subject, the pictures' own manifest does.
 
     Raises:
         EvaluationError: If a folder holds no picture.
@@ -433,15 +440,20 @@ def score(
     """
     refuse_drawn_photos(photos_folder)
     pictures = read_pictures(images)
-    beneath = read_pictures(floor) if floor else None
     subject = find_subject(config, pictures)
     settings = config.evaluate
     encoders = pick_encoders(settings, pictures, config.device)
     run = RunDir(images.parent.parent)
+    in_run = images.parent == run.images and run.is_run()
+    if strangers:
+        others = list_pictures(strangers).paths()
+    else:
+        others = _list_class_images(run) if in_run else []
+    beneath = Floor(read_pictures(floor), others) if floor else None
     with TemporaryDirectory() as scratch:
         side = pictures.resolution_px or PHOTO_SIDE_PX
         photos = load_photos(photos_folder, RunDir(scratch), side, observe)
-        if images.parent == run.images and run.is_run():
+        if in_run:
             return evaluate_run(
                 run,
                 pictures,
@@ -461,6 +473,13 @@ def score(
             encoders=encoders,
             observe=observe,
         )
+
+
+def _list_class_images(run: RunDir) -> list[Path]:
+    """List a run's class images: they show as many strangers; none where it has none."""
+    if not (run.priors / MANIFEST).is_file():
+        return []
+    return read_prior_set(run.priors).paths()
 
 
 def find_subject(config: LoomConfig, pictures: ImageSet) -> SubjectConfig:

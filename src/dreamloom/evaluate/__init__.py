@@ -3,9 +3,11 @@
 from dreamloom.evaluate.merges import MergeSets, evaluate_merge, evaluate_merge_run
 from dreamloom.evaluate.scoring import (
     STAGE,
+    Floor,
     evaluate_folder,
     evaluate_images,
     evaluate_run,
+    list_pictures,
     pick_encoders,
     read_pictures,
     read_scorecards,
@@ -15,12 +17,14 @@ from dreamloom.evaluate.scoring import (
 
 __all__ = [
     "STAGE",
+    "Floor",
     "MergeSets",
     "evaluate_folder",
     "evaluate_images",
     "evaluate_merge",
     "evaluate_merge_run",
     "evaluate_run",
+    "list_pictures",
     "pick_encoders",
     "read_pictures",
     "read_scorecards",

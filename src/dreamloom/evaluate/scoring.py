@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,14 @@ from dreamloom.errors import DreamLoomError, EvaluationError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.features import Encoders, load_encoders
 from dreamloom.metrics import Bench, Role, Scorecard, Seen, assign_roles, fill_card, look_at
-from dreamloom.pictures import MANIFEST, ImageSet, PhotoSet, Picture, image_files, read_image_set
+from dreamloom.pictures import (
+    MANIFEST,
+    ImageSet,
+    PhotoSet,
+    Picture,
+    image_files,
+    read_image_set,
+)
 from dreamloom.prompts import is_person
 from dreamloom.rundir import Record, RunDir, file_sha256, fingerprint, write_json
 from dreamloom.runtime import measure_effort, pick_runtime
@@ -35,12 +43,43 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Files that count as pictures in a folder without a manifest."""
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What likeness is measured from.
+
+    Args:
+        images: The base model's pictures of the same prompts, seeds, schedulers and steps.
+        strangers: Pictures of others of the subject's class, each of them somebody else, such as
+            class images. They join the floor's pictures of the class: the threshold of verification
+            is set by them, and where they are nearer to the photos they are the floor of identity.
+    """
+
+    images: ImageSet
+    strangers: Sequence[Path] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The base model's pictures."""
+        return self.images.pictures
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over all pictures' bytes and the manifest."""
+        if not self.strangers:
+            return self.images.fingerprint
+        return fingerprint(self.images.fingerprint, [file_sha256(path) for path in self.strangers])
+
+    def paths(self) -> list[Path]:
+        """The base model's pictures, and the strangers after them."""
+        return [*self.images.paths(), *self.strangers]
+
+
 def evaluate_run(
     run: RunDir,
     images: ImageSet,
     photos: PhotoSet,
     *,
-    floor: ImageSet | None = None,
+    floor: ImageSet | Floor | None = None,
     config: EvaluateConfig,
     subject: SubjectConfig,
     encoders: Encoders | None = None,
@@ -55,7 +94,7 @@ def evaluate_run(
         run: Where the scores and the record go.
         images: The pictures.
         photos: The subject's photos, prepared.
-        floor: The base model's pictures of the same prompts and seeds.
+        floor: The base model's pictures of the same prompts and seeds, alone or with strangers.
         config: How to score.
         subject: What the subject is called in prompts.
         encoders: From `pick_encoders`; None picks them, on the best device.
@@ -168,12 +207,21 @@ def read_pictures(folder: Path) -> ImageSet:
     Raises:
         EvaluationError: If the folder does not exist or holds no picture.
     """
+    if (folder / MANIFEST).is_file():
+        return read_image_set(folder)
+    return list_pictures(folder)
+
+
+def list_pictures(folder: Path) -> ImageSet:
+    """List the pictures of a folder, whatever a manifest may say of them.
+
+    Raises:
+        EvaluationError: If the folder does not exist or holds no picture.
+    """
     if not folder.is_dir():
         raise EvaluationError(
             f"There is no folder {folder}.", "Name a folder of pictures to score."
         )
-    if (folder / MANIFEST).is_file():
-        return read_image_set(folder)
     files = image_files(folder, SUFFIXES)
     if not files:
         raise EvaluationError(
@@ -208,7 +256,7 @@ def evaluate_images(
     images: ImageSet,
     photos: PhotoSet,
     *,
-    floor: ImageSet | None = None,
+    floor: ImageSet | Floor | None = None,
     config: EvaluateConfig,
     subject: SubjectConfig,
     encoders: Encoders | None = None,
@@ -220,7 +268,8 @@ def evaluate_images(
     Args:
         images: The pictures, with prompts and seeds.
         photos: The subject's photos, prepared.
-        floor: The base model's pictures of the same prompts, seeds, schedulers and steps.
+        floor: The base model's pictures of the same prompts, seeds, schedulers and steps, alone or
+            with strangers.
         config: Which encoders, and how many resamples for which confidence.
         subject: Its phrase is replaced by its class noun in the text that pictures are compared
             with: encoders cannot know the phrase.
@@ -238,6 +287,7 @@ def evaluate_images(
     """
     _require(images, photos, floor)
     loaded = encoders or pick_encoders(config, images)
+    strangers = floor.strangers if isinstance(floor, Floor) else ()
     sets = [images.paths(), photos.paths(), floor.paths() if floor else []]
     total, done = sum(map(len, sets)), 0
     seen = []
@@ -254,6 +304,7 @@ def evaluate_images(
         )
         done += len(paths)
     words = subject.phrase, subject.class_noun
+    others: list[Role] = ["class"] * len(strangers)
     beneath = floor.pictures if floor else ()
     roles = assign_roles(
         [picture.prompt for picture in images.pictures],
@@ -272,12 +323,22 @@ def evaluate_images(
         nearness=nearness,
         copied=_find_copies(images, photos, nearness, seen[0], seen[1]),
         below=seen[2] if floor else None,
-        below_prompts=[replace_subject(picture.prompt, *words) for picture in beneath],
-        below_roles=assign_roles(
-            [picture.prompt for picture in beneath],
-            [picture.category for picture in beneath],
-            *words,
-        ),
+        below_prompts=[
+            *(replace_subject(picture.prompt, *words) for picture in beneath),
+            *([""] * len(strangers)),
+        ],
+        below_roles=[
+            *assign_roles(
+                [picture.prompt for picture in beneath],
+                [picture.category for picture in beneath],
+                *words,
+            ),
+            *others,
+        ],
+        below_units=[
+            *(f"seed {picture.seed}" for picture in beneath),
+            *(f"stranger {number}" for number in range(len(strangers))),
+        ],
         encoders=loaded,
         resamples=config.resamples,
         confidence=config.confidence,
@@ -304,7 +365,7 @@ def replace_subject(prompt: str, phrase: str, class_noun: str) -> str:
     return re.sub(named, lambda _: class_noun, prompt, flags=re.IGNORECASE)
 
 
-def _require(images: ImageSet, photos: PhotoSet, floor: ImageSet | None) -> None:
+def _require(images: ImageSet, photos: PhotoSet, floor: ImageSet | Floor | None) -> None:
     if not images.pictures:
         raise EvaluationError(
             f"There is no picture to score in {images.folder}.",
@@ -323,7 +384,9 @@ def _require(images: ImageSet, photos: PhotoSet, floor: ImageSet | None) -> None
         )
 
 
-def _pair_up(images: ImageSet, floor: ImageSet | None, subject: SubjectConfig) -> list[int | None]:
+def _pair_up(
+    images: ImageSet, floor: ImageSet | Floor | None, subject: SubjectConfig
+) -> list[int | None]:
     """Find each picture's floor: the same words, seed, scheduler and steps."""
 
     def moment(picture: Picture) -> tuple[str, int, str, int]:

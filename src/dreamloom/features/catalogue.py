@@ -230,7 +230,7 @@ CSD = Pinned(
 )
 PICTUREBOOK = Pinned(
     name="picturebook",
-    purpose="the judges of the embedded model: who and what is drawn",
+    purpose="the judges of the embedded model: who and what is drawn, and in which style",
     licence="as DreamLoom",
     source="embedded",
 )

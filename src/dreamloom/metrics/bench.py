@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,7 +42,9 @@ class Bench:
         copied: Whether each picture repeats a photo.
         below: What they saw in the floor's pictures; None without a floor.
         below_prompts: For each of the floor's pictures, the text it is compared with.
-        below_roles: What each of the floor's prompts names.
+        below_roles: What each of the floor's prompts names; strangers, which stand behind the
+            floor's own pictures, count as the class.
+        below_units: The noise, or the stranger, behind each of them.
         encoders: The encoders.
         resamples: Bootstrap resamples behind each interval.
         confidence: Coverage of the intervals.
@@ -59,6 +61,7 @@ class Bench:
     below: Seen | None
     below_prompts: Sequence[str]
     below_roles: Sequence[Role]
+    below_units: Sequence[str]
     encoders: Encoders
     resamples: int
     confidence: float
@@ -119,8 +122,12 @@ class Bench:
             partners=self.partners,
             roles=self.roles,
             roles_below=self.below_roles,
+            units_below=self.below_units,
             groups=[cells.index(cell) for cell in self._cells(range(len(self.pictures)))],
-            groups_below=[places.get(prompt, -1) for prompt in self.below_prompts],
+            # What has no prompt of these is compared with nothing.
+            groups_below=[
+                places.get(prompt, -1 - place) for place, prompt in enumerate(self.below_prompts)
+            ],
             texts=self._embed_texts(known) if named else None,
             own_text=[places[prompt] for prompt in self.prompts],
             # A picture of the floor that has no partner is never read; any text will do.
@@ -184,8 +191,7 @@ class Bench:
         if values.below is not None and paired:
             # Where only some pictures have a floor, only those tell how far it was left behind.
             draws_below = self._draw(paired, values)
-            places = [place for row in paired if (place := self.partners[row]) is not None]
-            beneath = self._sample(measure, values.below, places, paired, draws_below)
+            beneath = self._sample_floor(measure, values, paired, draws_below)
             floor = None if np.isnan(beneath.value) else beneath.value
             if ceiling and floor is not None:
                 both = self._sample(measure, values.own, paired, paired, draws_below)
@@ -259,6 +265,27 @@ class Bench:
             member @ pairs @ member.T, member @ together @ member.T, draws
         )
 
+    def _sample_floor(
+        self, measure: Measure, values: Values, paired: Sequence[int], draws: Draws
+    ) -> Sampled:
+        """Sample the base model's partners of pictures, or its strangers where they count."""
+        assert values.below is not None
+        if values.strangers:
+            below = values.below[list(values.strangers)]
+            return statistics.sample_mean(below, self._draw_strangers(values, draws))
+        places = [place for row in paired if (place := self.partners[row]) is not None]
+        return self._sample(measure, values.below, places, paired, draws)
+
+    def _draw_strangers(self, values: Values, draws: Draws) -> Draws:
+        """Draw strangers independently of the pictures, but with the same photos."""
+        drawn = statistics.draw(
+            [self.below_units[place] for place in values.strangers],
+            resamples=self.resamples,
+            confidence=self.confidence,
+            seed=1,
+        )
+        return replace(drawn, photos=draws.photos)
+
     def _ceiling(self, values: Values, draws: Draws) -> Sampled | None:
         apart = values.among_photos
         if apart is None or len(apart) < 2:
@@ -300,12 +327,14 @@ class Bench:
             if isinstance(values, str) or values.below is None or not paired:
                 continue
             draws = self._draw(paired, values)
-            places = [place for row in paired if (place := self.partners[row]) is not None]
-            sampled = self._sample(measure, values.below, places, paired, draws)
+            sampled = self._sample_floor(measure, values, paired, draws)
+            if values.strangers:
+                draws = self._draw_strangers(values, draws)
             if not np.isnan(sampled.value):
-                ends = self._interval(measure, sampled, draws, len(paired))
+                n = len(values.strangers) or len(paired)
+                ends = self._interval(measure, sampled, draws, n)
                 found[measure.name] = Score(
-                    value=sampled.value, n=len(paired), interval=ends, key=self.key(measure)
+                    value=sampled.value, n=n, interval=ends, key=self.key(measure)
                 )
         return found
 

@@ -35,6 +35,9 @@ from dreamloom.metrics.similarity import (
 
 Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
+# The mean of fewer persons depends on who they happen to be.
+_FEWEST_STRANGERS = 8
+
 
 @dataclass(frozen=True)
 class Subjects:
@@ -46,7 +49,9 @@ class Subjects:
         below: In the base model's pictures; None without any.
         partners: For each picture, the place of its floor among the base model's, or None.
         roles: What each picture's prompt names.
-        roles_below: What each of the base model's prompts names.
+        roles_below: What each of the base model's prompts names; strangers count as the class.
+        units_below: The noise, or the stranger, behind each of the base model's pictures: pictures
+            of one noise mostly show one person.
         groups: For each picture, what it may be compared with for variety, such as its prompt.
         groups_below: The same for the base model's.
         texts: Features of the different prompts; None where they are unknown.
@@ -63,6 +68,7 @@ class Subjects:
     partners: Sequence[int | None]
     roles: Sequence[Role]
     roles_below: Sequence[Role]
+    units_below: Sequence[str]
     groups: Sequence[int]
     groups_below: Sequence[int]
     texts: Float[Tensor, "prompts features"] | None
@@ -81,6 +87,8 @@ class Values:
         own: One row per picture; one column per photo, or per picture for variety.
         below: The same for the base model's pictures; None without any.
         among_photos: The photos' own: pairs, or one value for each; None where it means nothing.
+        strangers: Places of those of the base model's pictures that are the floor instead of the
+            partners; see `_find_strangers`.
         note: What has to be known about it.
     """
 
@@ -88,6 +96,7 @@ class Values:
     below: Array | None = None
     among_photos: Array | None = None
     note: str = ""
+    strangers: tuple[int, ...] = ()
 
 
 class NotMeasured(ValueError):
@@ -116,7 +125,48 @@ def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> Values
     own = _similar(encoder, subjects.seen, photos)
     if measure.needs_credit:
         own[subjects.copied] = np.nan
-    return Values(_give_no_credit(own, below, subjects.partners), below, _pairs(photos))
+    strangers = _find_strangers(measure, below, subjects)
+    return Values(
+        _give_no_credit(own, below, subjects, strangers),
+        below,
+        _pairs(photos),
+        f"floor: {len(strangers)} pictures of anybody of the class, which are nearer to the photos "
+        "than the base model's pictures of these prompts"
+        if strangers
+        else "",
+        strangers,
+    )
+
+
+def _find_strangers(measure: Measure, below: Array | None, subjects: Subjects) -> tuple[int, ...]:
+    """Find the base model's pictures of anybody, where they are nearer to the photos.
+
+    To the base model an identifier is a word like any other, and often means one peculiar person to
+    it. A floor of that person alone lies as low as the person happens to be unlike the subject, and
+    any stranger would then seem to have come some way from it.
+    """
+    if below is None or measure.encoder != "identity" or measure.roles != ("subject",):
+        return ()
+    strangers = [place for place, role in enumerate(subjects.roles_below) if role == "class"]
+    partners = [
+        place
+        for place, role in zip(subjects.partners, subjects.roles, strict=True)
+        if place is not None and role == "subject"
+    ]
+    units = [subjects.units_below[place] for place in strangers]
+    if len(set(units)) < _FEWEST_STRANGERS or not partners:
+        return ()
+    nearer = mean_of_units(below[strangers], units).mean() > below[partners].mean()
+    return tuple(strangers) if nearer else ()
+
+
+def mean_of_units(values: Array, units: Sequence[str]) -> Array:
+    """Take the mean of each unit's rows, and then of the units."""
+    rows = [
+        [row for row, name in enumerate(units) if name == unit] for unit in dict.fromkeys(units)
+    ]
+    mean: Array = np.stack([values[own].mean(axis=0) for own in rows]).mean(axis=0)
+    return mean
 
 
 def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> Values:
@@ -149,7 +199,7 @@ def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Value
         _never(own, encoder, subjects),
         (found.below.mean(axis=1) >= threshold).astype(float),
         apart,
-        f"threshold {threshold:.3f}, from {len(impostors)} pictures of the base model",
+        note=f"threshold {threshold:.3f}, from {len(impostors)} pictures of others",
     )
 
 
@@ -181,7 +231,7 @@ def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> Values:
         _never(nearest(own, _cosines(own, photos), _cosines(own, others)), encoder, subjects),
         nearest(beneath, _cosines(beneath, photos), to_others),
         apart,
-        f"against {len(others)} pictures of the base model",
+        f"against {len(others)} pictures of others",
     )
 
 
@@ -332,13 +382,18 @@ def _fill(values: Array) -> Array:
     return filled
 
 
-def _give_no_credit(own: Array, below: Array | None, partners: Sequence[int | None]) -> Array:
+def _give_no_credit(
+    own: Array, below: Array | None, subjects: Subjects, strangers: Sequence[int] = ()
+) -> Array:
     """Give rows of nan what their floor has, or the mean floor, or 0 where there is none."""
     given = own.copy()
     for row in np.flatnonzero(np.isnan(own).any(axis=1)).tolist():
-        place = partners[row]
+        place = subjects.partners[row]
         if below is None:
             given[row] = 0.0
+        elif strangers:
+            units = [subjects.units_below[stranger] for stranger in strangers]
+            given[row] = mean_of_units(below[list(strangers)], units)
         else:
             given[row] = below.mean(axis=0) if place is None else below[place]
     return given
