@@ -14,7 +14,7 @@ from dreamloom.families import load_model
 from dreamloom.families.attach import AttachedAdapter
 from dreamloom.families.base import AdapterSpec, Framing
 from dreamloom.families.frozen import FrozenMap, pack_layers, pays_to_pack, unpack_layers
-from dreamloom.families.lowrank import SharedInput
+from dreamloom.families.lowrank import Memory, SharedInput
 from dreamloom.families.sdxl import SDXLModel
 from dreamloom.runtime import Runtime, pick_runtime
 
@@ -219,6 +219,37 @@ def test_what_is_computed_together_is_handed_out_once() -> None:
     # Another input with equal values is another input.
     assert shared.take(1, y) is None
     assert [float(shared.take(n, y)) for n in range(3)] == [1, 2, 3]
+
+
+def test_what_frozen_weights_make_of_the_same_input_is_computed_once() -> None:
+    calls: list[int] = []
+
+    def double(x: Tensor) -> Tensor:
+        calls.append(1)
+        return 2 * x
+
+    memory, x = Memory(), torch.ones(3)
+    assert memory.find(x, double) is None
+    for _ in range(3):
+        found = memory.find(x, double)
+        assert found is not None
+        assert torch.equal(found, 2 * x)
+    assert len(calls) == 1
+    x.add_(1)
+    assert memory.find(x, double) is None
+    assert memory.find(torch.ones(3, requires_grad=True), double) is None
+    for _ in range(5):
+        assert memory.find(torch.ones(3), double) is None
+
+
+def test_prompts_that_come_again_give_the_same_prediction(tiny: SDXLModel) -> None:
+    attached = attach(tiny, replace(SPEC, reach="attention", text_encoders=False), torch.float64)
+    theirs = run(tiny, attached)
+    attached._slim()
+    known = tiny.encode_prompts(PROMPTS)
+    tiny.encode_prompts = lambda prompts: known  # type: ignore[method-assign]
+    for _ in range(4):
+        assert far(run(tiny, attached), theirs) < 1e-10
 
 
 def test_a_packed_layer_computes_the_same() -> None:

@@ -32,6 +32,9 @@ from dreamloom.pictures import Photo, PhotoSet, PriorSet
 from dreamloom.pixels import open_upright, to_tensor
 from dreamloom.runtime import seed_for
 
+# Batches whose prompts are remembered beside each other; without captions there is one.
+_MOST_TAKEN = 4
+
 Kind: TypeAlias = Literal["photo", "class image"]
 Place: TypeAlias = tuple[int, int, bool]
 """Top and left of a crop in pixels of the scaled picture, and whether it is mirrored."""
@@ -140,6 +143,7 @@ class Lesson:
     _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
+    _taken: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -155,7 +159,14 @@ class Lesson:
             return self.model.encode_prompts(unique).take(rows)
         if self._conditioning is None:
             self._conditioning = self.model.encode_prompts(self.texts)
-        return self._conditioning.take(torch.tensor([self.texts.index(p) for p in prompts]))
+        wanted = tuple(prompts)
+        if wanted not in self._taken:
+            # The same tensors again, so that a model can know them again.
+            while len(self._taken) >= _MOST_TAKEN:
+                del self._taken[next(iter(self._taken))]
+            rows = torch.tensor([self.texts.index(prompt) for prompt in wanted])
+            self._taken[wanted] = self._conditioning.take(rows)
+        return self._taken[wanted]
 
     def deal(self, update: int, share: Share) -> list[Batch]:
         """Deal one batch of an update, in parts of one shape each.

@@ -70,6 +70,9 @@ _RATE_SHARES = {"lion": 1 / 5, "came": 1 / 4}
 AVERAGING_OPTIMIZERS = frozenset({"schedule_free"})
 """Optimizers that average the weights themselves: no falling schedule and no other average."""
 
+# Where torch's AdamW has one kernel for all weights; the loop over them costs more than the update.
+_FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+
 # Muon makes matrices orthogonal; of what adapters are made of, only these are surely matrices.
 _MATRIX_ROLES = frozenset({"down", "up", "text down", "text up"})
 
@@ -120,7 +123,7 @@ def make_optimizer(
     settings = {**maker.options, **(options or {})}
     # A settings file has lists where these classes want tuples.
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
-    if name == "adamw" and device.type == "cuda":
+    if name == "adamw" and device.type in _FUSED_DEVICES:
         settings.setdefault("fused", True)
     if name == "muon":
         # Muon reads the two kinds' weight decay from different places.

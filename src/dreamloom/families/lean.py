@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamloom.families.attention import LeanAttention
+from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
 from dreamloom.families.lowrank import (
     Alone,
     Factors,
     LowRankConvolution,
     LowRankMap,
+    Memory,
     SharedInput,
     Sharing,
     list_factors,
@@ -43,6 +46,8 @@ class LeanForm:
         self._groups = list(_group(owner, factors))
         self._dtype = next(iter(owner.parameters())).dtype
         self._maps: list[LowRankMap] = []
+        self._by_layer: dict[Any, LowRankMap] = {}
+        self._attentions: list[nn.Module] = []
         self._owner = owner
         self._packed: list[nn.Linear] = []
         self._settle()
@@ -64,6 +69,7 @@ class LeanForm:
         for group in self._groups:
             working = [next(places).view_as(weight) for weight in list_factors(group)]
             self._transform(group, working[: len(group)], working[len(group) :])
+        self._shorten_attentions()
         if self._packs:
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
@@ -79,6 +85,7 @@ class LeanForm:
             for one, down, up in zip(group, downs, ups, strict=True)
         ]
         if len(group) == 1:
+            self._by_layer[group[0].layer] = alone[0]
             group[0].layer.forward = Alone(alone[0])
             return
         # They lie one after the other, so all of them are one matrix already.
@@ -86,9 +93,27 @@ class LeanForm:
         whole = downs[0].as_strided((rows, downs[0].shape[1]), downs[0].stride())
         joint = LowRankMap(group, whole, ups, self._packs)
         self._maps.append(joint)
+        self._by_layer[group[0].layer] = joint
         shared = SharedInput(joint)
         for number, one in enumerate(alone):
             group[number].layer.forward = Sharing(one, shared, number)
+
+    def _shorten_attentions(self) -> None:
+        for module in self._owner.modules():
+            if not attention_can_be_lean(module):
+                continue
+            attention: Any = module
+            first = self._by_layer.get(attention.to_q)
+            joint = self._by_layer.get(attention.to_k) if attention.is_cross_attention else first
+            if first is None or joint is None or attention.to_v is not joint.group[-1].layer:
+                continue
+            if attention.is_cross_attention:
+                # Prompts whose encoders are frozen come again with each update.
+                joint.remember = Memory()
+            attention.forward = LeanAttention(
+                attention, joint, first if attention.is_cross_attention else None
+            )
+            self._attentions.append(attention)
 
     @torch.no_grad()
     def _renew(self, module: nn.Module, inputs: Any) -> None:
@@ -104,6 +129,10 @@ class LeanForm:
         for one in self._maps:
             one.part()
         self._maps.clear()
+        self._by_layer.clear()
+        for attention in self._attentions:
+            vars(attention).pop("forward", None)
+        self._attentions.clear()
         unpack_layers(self._packed)
         self._packed = []
 

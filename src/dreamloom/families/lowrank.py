@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,8 @@ class LowRankMap:
         self.outputs = [up.shape[0] for up in ups]
         self.scales = [one.scale for one in group]
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
+        self.is_scaled = any(scale != 1 for scale in self.scales)
+        self.remember: Memory | None = None
         self._packed = packed
         self._frozen: FrozenMap | None = None
 
@@ -72,12 +75,15 @@ class LowRankMap:
         """Compute each layer's output."""
         if torch.compiler.is_compiling():
             return tuple(_compute_plainly(one, x) for one in self.group)
+        known = self.remember.find(x, self._compute_base) if self.remember else None
+        results: tuple[Tensor, ...] = _Apply.apply(x, self, known, *self.masters)  # type: ignore[no-untyped-call]
         if self.is_plain:
-            results: tuple[Tensor, ...] = _Apply.apply(x, self, *self.masters)  # type: ignore[no-untyped-call]
             return results
         # A base that keeps its weights in another form computes by itself.
-        (change,) = _Apply.apply(x, self, *self.masters)  # type: ignore[no-untyped-call]
-        return (self.group[0].base(x) + change,)
+        return (self.group[0].base(x) + results[0],)
+
+    def _compute_base(self, x: Tensor) -> Tensor:
+        return self.frozen.apply(x.reshape(-1, x.shape[-1]))
 
     @property
     def frozen(self) -> FrozenMap:
@@ -115,23 +121,29 @@ class _Apply(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, owner: LowRankMap, *masters: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, owner: LowRankMap, known: Tensor | None, *masters: Tensor
+    ) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
         narrow = rows @ owner.down.t()
-        parts = narrow.split(owner.ranks, 1)
-        for part, scale in zip(parts, owner.scales, strict=True):
-            if scale != 1:
+        parts = _split(narrow, owner.ranks)
+        if owner.is_scaled:
+            for part, scale in zip(parts, owner.scales, strict=True):
                 part.mul_(scale)
-        if owner.is_plain:
+        if known is not None:
+            whole = known.clone()
+        elif owner.is_plain:
             whole = owner.frozen.apply(rows)
         else:
             whole = rows.new_zeros(len(rows), sum(owner.outputs))
-        outputs = whole.split(owner.outputs, 1)
+        outputs = _split(whole, owner.outputs)
         for out, part, up in zip(outputs, parts, owner.ups, strict=True):
             out.addmm_(part, up.t())
         ctx.save_for_backward(rows, narrow)
         ctx.owner, ctx.shape = owner, x.shape
-        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
+        if x.ndim == 2:
+            return tuple(outputs)
+        return tuple([out.view(*x.shape[:-1], -1) for out in outputs])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -139,22 +151,60 @@ class _Apply(torch.autograd.Function):
         rows, narrow = ctx.saved_tensors
         flat = [one.reshape(-1, one.shape[-1]) for one in gradients]
         inner, dtype = torch.empty_like(narrow), owner.masters[0].dtype
-        parts = zip(narrow.split(owner.ranks, 1), inner.split(owner.ranks, 1), strict=True)
-        ups = []
-        for one, up, scale, (part, back) in zip(flat, owner.ups, owner.scales, parts, strict=True):
-            ups.append((one.t() @ part).to(dtype))
+        backs = _split(inner, owner.ranks)
+        ups = [
+            (one.t() @ part).to(dtype)
+            for one, part in zip(flat, _split(narrow, owner.ranks), strict=True)
+        ]
+        for one, up, back in zip(flat, owner.ups, backs, strict=True):
             torch.mm(one, up, out=back)
-            if scale != 1:
+        if owner.is_scaled:
+            for back, scale in zip(backs, owner.scales, strict=True):
                 back.mul_(scale)
-        downs = (inner.t() @ rows).to(dtype).split(owner.ranks)
+        downs = _split((inner.t() @ rows).to(dtype), owner.ranks, 0)
         if not ctx.needs_input_grad[0]:
-            return (None, None, *downs, *ups)
+            return (None, None, None, *downs, *ups)
         if owner.is_plain:
             whole = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
             into = owner.frozen.pull_back(whole).addmm_(inner, owner.down)
         else:
             into = inner @ owner.down
-        return (into.view(ctx.shape), None, *downs, *ups)
+        return (into.view(ctx.shape), None, None, *downs, *ups)
+
+
+def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
+    return torch.split_with_sizes(whole, sizes, dim) if len(sizes) > 1 else (whole,)
+
+
+class Memory:
+    """What the frozen weights make of inputs that come again.
+
+    While the text encoders are frozen, each update gives the same prompts to all layers; what a
+    layer's own weights make of them is computed once. An input is one that comes again if the very
+    tensor does, unchanged and without a gradient.
+    """
+
+    _MOST = 2
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
+        self._kept: list[Tensor | None] = []
+
+    @torch.no_grad()
+    def find(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Find what was computed for an input; None the first time, and for what is trained."""
+        if x.requires_grad or x.is_inference():
+            return None
+        for place, (reference, version) in enumerate(self._seen):
+            if reference() is x and version == x._version:
+                if self._kept[place] is None:
+                    self._kept[place] = compute(x)
+                return self._kept[place]
+        alive = [place for place, (one, _) in enumerate(self._seen) if one() is not None]
+        kept = alive[1 - self._MOST :]
+        self._seen = [*(self._seen[place] for place in kept), (weakref.ref(x), x._version)]
+        self._kept = [*(self._kept[place] for place in kept), None]
+        return None
 
 
 def _compute_plainly(one: Factors, x: Tensor) -> Tensor:
