@@ -37,6 +37,7 @@ from dreamloom.families.base import (
 )
 from dreamloom.families.beside import Branch, beside, find_moment
 from dreamloom.families.checkpointing import set_checkpointing
+from dreamloom.families.layout import laid_out_for_drawing
 from dreamloom.families.residence import Residence
 from dreamloom.families.schedule import NoiseSchedule, end_in_noise
 from dreamloom.families.schedulers import list_schedulers, make_scheduler
@@ -378,10 +379,11 @@ class SDXLModel:
         pictures: list[Image.Image] = []
         for start in range(0, len(shots), at_once):
             drawn = []
-            for first in range(start, min(start + at_once, len(shots)), batch):
-                some = shots[first : min(first + batch, len(shots))]
-                rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
-                drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
+            with laid_out_for_drawing(self._pipeline.unet):
+                for first in range(start, min(start + at_once, len(shots)), batch):
+                    some = shots[first : min(first + batch, len(shots))]
+                    rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
+                    drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
             pictures += self._decode(torch.cat(drawn))
             on_picture(len(pictures), len(shots))
         return pictures

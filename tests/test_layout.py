@@ -1,0 +1,63 @@
+"""Weights laid out for drawing compute the same and come back as they were."""
+
+import torch
+from torch import nn
+
+from dreamloom.families.layout import laid_out_for_drawing
+
+
+def build() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Flatten(2), nn.Linear(36, 24))
+    return layers.requires_grad_(False)
+
+
+@torch.no_grad()
+def test_the_values_stay_and_the_layout_comes_back():
+    layers, x = build(), torch.randn(4, 8, 6, 6)
+    before, own = {k: v.clone() for k, v in layers.state_dict().items()}, layers[2].forward
+    plain = layers(x)
+    with laid_out_for_drawing(layers):
+        assert layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+        assert "forward" in vars(layers[2])
+        assert torch.allclose(layers(x), plain, atol=1e-5)
+    assert layers[0].weight.is_contiguous()
+    assert layers[2].forward == own
+    assert all(torch.equal(v, before[k]) for k, v in layers.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_that_changed_since_the_last_drawing_count():
+    layers, x = build(), torch.randn(4, 8, 6, 6)
+    with laid_out_for_drawing(layers):
+        first = layers(x)
+    layers[2].weight.mul_(2)
+    layers[0].weight.mul_(0.5)
+    expected = layers(x)
+    with laid_out_for_drawing(layers):
+        assert torch.allclose(layers(x), expected, atol=1e-5)
+    assert not torch.allclose(expected, first, atol=1e-3)
+
+
+@torch.no_grad()
+def test_layers_that_compute_in_their_own_way_and_half_precision_are_left():
+    layers = build()
+    marked = layers[2].forward
+    vars(layers[2])["forward"] = marked
+    with laid_out_for_drawing(layers):
+        assert vars(layers[2])["forward"] is marked
+    half = build().half()
+    with laid_out_for_drawing(half):
+        assert "forward" not in vars(half[2])
+        assert half[0].weight.is_contiguous()
+
+
+def test_an_error_while_drawing_leaves_nothing_behind():
+    layers = build()
+    try:
+        with laid_out_for_drawing(layers):
+            raise RuntimeError("the disk is full")
+    except RuntimeError:
+        pass
+    assert layers[0].weight.is_contiguous()
+    assert "forward" not in vars(layers[2])
