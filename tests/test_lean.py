@@ -277,3 +277,16 @@ def test_only_small_float32_models_on_the_processor_are_packed(
     assert not pays_to_pack(nn.Sequential(nn.Linear(8, 8)).double())
     monkeypatch.setattr("dreamloom.families.frozen.MOST_PACKED_BYTES", 255)
     assert not pays_to_pack(model)
+
+
+def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
+    tiny.attach_adapter(replace(SPEC, tokens={"<me>": "person"}))
+    prompts = ["a photo of <me>", "a dog in the snow " * 30]
+    for _ in range(2):
+        ours = tiny.encode_prompts(prompts)
+        assert ours.tokens.requires_grad
+        tokens, _, pooled, _ = tiny._pipeline.encode_prompt(
+            prompts, device="cpu", do_classifier_free_guidance=False
+        )
+        torch.testing.assert_close(ours.tokens, tokens, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)

@@ -57,7 +57,7 @@ class LeanForm:
     def _settle(self) -> None:
         """Move the factors to their place in memory and give all layers their new form."""
         weights = [weight for group in self._groups for weight in list_factors(group)]
-        self._first = weights[0]
+        self._weights = weights
         self._masters = torch.cat([weight.data.flatten() for weight in weights])
         # The same tensor where the types agree.
         self._working = self._masters.to(self._dtype)
@@ -69,7 +69,7 @@ class LeanForm:
         for group in self._groups:
             working = [next(places).view_as(weight) for weight in list_factors(group)]
             self._transform(group, working[: len(group)], working[len(group) :])
-        self._shorten_attentions()
+        self._shorten()
         if self._packs:
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
@@ -98,7 +98,7 @@ class LeanForm:
         for number, one in enumerate(alone):
             group[number].layer.forward = Sharing(one, shared, number)
 
-    def _shorten_attentions(self) -> None:
+    def _shorten(self) -> None:
         for module in self._owner.modules():
             if not attention_can_be_lean(module):
                 continue
@@ -118,8 +118,9 @@ class LeanForm:
     @torch.no_grad()
     def _renew(self, module: nn.Module, inputs: Any) -> None:
         del module, inputs
-        if self._first.untyped_storage()._cdata != self._masters.untyped_storage()._cdata:
-            # The component was moved to another device, each weight on its own.
+        home = self._masters.untyped_storage()._cdata
+        if any(weight.untyped_storage()._cdata != home for weight in self._weights):
+            # Somebody moved the component, or changed its layout: each weight on its own.
             self._part()
             self._settle()
         elif self._working is not self._masters:
@@ -130,8 +131,8 @@ class LeanForm:
             one.part()
         self._maps.clear()
         self._by_layer.clear()
-        for attention in self._attentions:
-            vars(attention).pop("forward", None)
+        for module in self._attentions:
+            vars(module).pop("forward", None)
         self._attentions.clear()
         unpack_layers(self._packed)
         self._packed = []

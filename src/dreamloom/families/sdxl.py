@@ -43,6 +43,7 @@ from dreamloom.families.schedule import NoiseSchedule, end_in_noise
 from dreamloom.families.schedulers import list_schedulers, make_scheduler
 from dreamloom.families.sources import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.families.storage import store
+from dreamloom.families.taughttext import TextTeaching
 from dreamloom.families.words import AttachedWords, start_words
 from dreamloom.families.worn import as_state_dict, folded, locate
 from dreamloom.pace import START, Curve, Moment, Pace, Strength
@@ -129,6 +130,7 @@ class SDXLModel:
         self._attached: AttachedAdapter | None = None
         self._words: AttachedWords | None = None
         self._branches: list[Branch] = []
+        self._teaching: TextTeaching | None = None
 
     def _store_weights(self) -> None:
         kind, device = self.thrift.storage, self.runtime.device
@@ -183,6 +185,9 @@ class SDXLModel:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         with_gradients = self.trains_text and torch.is_grad_enabled()
         self._residence.need(*_TEXT_ENCODERS, alone=not with_gradients)
+        if with_gradients and self._teaching is not None:
+            tokens, pooled = self._teaching.encode(prompts, self.runtime.device)
+            return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
         with nullcontext() if self.trains_text else torch.no_grad():
             tokens, _, pooled, _ = self._pipeline.encode_prompt(
                 list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
@@ -249,6 +254,7 @@ class SDXLModel:
         except Exception:
             self.detach_adapter()
             raise
+        self._teaching = TextTeaching(self._pipeline)
         set_checkpointing(self._pipeline.unet, checkpointing)
         return weights
 
@@ -279,6 +285,7 @@ class SDXLModel:
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
+        self._teaching = None
         set_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
