@@ -750,6 +750,7 @@ def test_verification_and_rank_are_measured_against_the_base_models_persons(tmp_
     # One in a hundred of the base model's own may pass; of 24 that is the highest alone.
     assert good.scores["verified"].floor == pytest.approx(1 / 24)
     assert "from 24 pictures of others" in good.scores["verified"].note
+    assert all(0 <= end <= 1 for end in good.scores["verified"].interval)
     few = make_images(tmp_path / "few", BLUE, seeds=4, offset=50_000)
     told = score(make_images(tmp_path / "two", RED), photos, few).scores["verified"].note
     assert "needs 20 pictures of the base model's persons; there are 12" in told

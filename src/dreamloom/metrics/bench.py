@@ -312,7 +312,7 @@ class Bench:
         # All or none right has no spread, and still may be luck.
         rate = statistics.wilson_interval(round(sampled.value * n), n, draws.confidence)
         assert rate is not None
-        return min(ends[0], rate[0]), max(ends[1], rate[1])
+        return max(0.0, min(ends[0], rate[0])), min(1.0, max(ends[1], rate[1]))
 
     def floors(self) -> dict[str, Score]:
         """Score the floor's pictures that have a partner."""
