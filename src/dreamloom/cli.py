@@ -143,12 +143,44 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
     # Of several processes that a launcher started, the first alone talks.
     is_first = os.environ.get("RANK", "0") == "0"
     with _watch(quiet or not is_first) as observe:
-        run, model, config = prepare_run(out, config, _runtime(config), folder, resume)
+        run, model, config = prepare_run(out, config, _runtime(config), folder, resume, observe)
         teach(run, model, folder, config, observe)
     if not is_first:
         return
     click.echo(f"The adapter: {run.adapter}")
     click.echo(f"Next: dreamloom generate --adapter {run.adapter} --pack seed-v1 --out {out}")
+
+
+@main.command()
+@click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
+@click.option("--gpu-memory", metavar="SIZE", help="Such as 12GiB; by default this GPU's own.")
+@click.option("--gpu-rate", type=float, metavar="TFLOPS", help="Of matrix products, for the time.")
+@click.option("--photos", type=int, default=6, show_default=True, help="How many there are.")
+@click.option("--prior", help="generated, base, none, or a folder of your own class images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@settings_options
+def plan(
+    gpu_memory: str | None, gpu_rate: float | None, photos: int, as_json: bool, **given: Any
+) -> None:
+    """Predict a training's memory and time, and pick the fastest settings that fit.
+
+    Needs no GPU. Sizes are read as 12GiB (2^30 bytes each) or 12GB (10^9 bytes each).
+    """
+    from dreamloom.plan import find_memory, plan_run
+
+    config = _settings(given)
+    memory = find_memory(gpu_memory, config)
+    planned = plan_run(
+        config,
+        memory,
+        photos=photos,
+        rate_tflops=gpu_rate,
+        on_count=lambda case: click.echo(f"counting: {case}", err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(planned.as_dict(), indent=2))
+    else:
+        click.echo("\n".join(planned.lines()))
 
 
 @main.command()

@@ -30,6 +30,7 @@ from dreamloom.events import Note, Observer, silent, tee
 from dreamloom.families import load_model
 from dreamloom.families.base import Model
 from dreamloom.features import Encoders
+from dreamloom.fitting import fit_drawing, fit_run
 from dreamloom.generate import Prompt, check_wish, generate_images, parse_compose, parse_worn
 from dreamloom.metrics import Scorecard
 from dreamloom.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
@@ -124,7 +125,12 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
 
 
 def prepare_run(
-    out: Path, config: LoomConfig, runtime: Runtime, photos_folder: Path, resume: bool = False
+    out: Path,
+    config: LoomConfig,
+    runtime: Runtime,
+    photos_folder: Path,
+    resume: bool = False,
+    observe: Observer = silent,
 ) -> tuple[RunDir, Model, LoomConfig]:
     """Check everything that can be checked, load the base model, and only then make the folder.
 
@@ -134,6 +140,7 @@ def prepare_run(
         runtime: Where to compute.
         photos_folder: The photos; all of them are read once here.
         resume: Whether ``out`` must be a run already; its own settings are then taken.
+        observe: Told what was planned.
 
     Returns:
         The claimed run, the model, and the settings without any ``auto``.
@@ -154,13 +161,16 @@ def prepare_run(
     run.refuse_strangers()
     captions = _read_captions(run, photos_folder)
     _try_class_images(config)
-    model = load_model(config.base, runtime)
-    config = settle(config, model)
+    fitted = fit_run(run, config, runtime, len(captions))
+    for line in fitted.lines:
+        observe(Note("train", line))
+    model = load_model(config.base, runtime, fitted.thrift)
+    config = settle(fitted.config, model)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():
         check_training(model, captions, config)
     with join_processes().main_first():
-        return open_run(out, config), model, config
+        return open_run(out, settle(fitted.lasting, model)), model, config
 
 
 def _read_captions(run: RunDir, folder: Path) -> list[str]:
@@ -377,7 +387,8 @@ def draw(
     prompts = _ask(wish, config, stories)
     run = RunDir(wish.out)
     run.refuse_strangers()
-    model = load_model(_choose_base(config, stories), runtime)
+    base = _choose_base(config, stories)
+    model = load_model(base, runtime, fit_drawing(config, base, runtime))
     config = settle(config, model)
     settings, name = config.generate, wish.name
     check_wish(model, prompts, settings, worn, name, manner)

@@ -270,6 +270,9 @@ class Lesson:
             picture = _bytes(file) if card.is_prior else self._read(file)
             pixels = self._cut(card, picture)
             latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
+            if self.model.thrift.one_at_a_time:
+                # Where parts take turns there is no room on the device for what is not at work.
+                latents = Latents(latents.mean.cpu(), latents.deviation.cpu())
             self._encoded[self._key(card)] = latents
             on_picture(done, len(cards))
 
@@ -281,8 +284,10 @@ class Lesson:
 
     def _gather(self, cards: list[Card]) -> Batch:
         found = [self._encoded[self._key(card)] for card in cards]
+        device = self.model.runtime.device
         latents = Latents(
-            torch.cat([one.mean for one in found]), torch.cat([one.deviation for one in found])
+            torch.cat([one.mean for one in found]).to(device),
+            torch.cat([one.deviation for one in found]).to(device),
         )
         return Batch(
             cards=tuple(cards),

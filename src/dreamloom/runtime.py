@@ -93,6 +93,38 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
+def device_memory_bytes(device: torch.device) -> int | None:
+    """Say how much memory a GPU has; None where it shares the computer's."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
+    """Measure how many TFLOP/s a device's matrix products do, in a fraction of a second.
+
+    Args:
+        device: Where.
+        dtype: Of the matrices.
+        side: Of the square matrices; 2·side³ operations each.
+    """
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        _wait(device)
+        start = time.perf_counter()
+        left @ left
+        _wait(device)
+        # The first also loads the kernel.
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best / 1e12
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seed_for(seed: int, purpose: str, *indices: int) -> int:
     """Derive the seed of one random draw from the run's seed, its purpose and its place.
 

@@ -7,27 +7,32 @@ needs more for itself; see `predicting.OVERHEAD_GIB`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dreamloom.families.base import AdapterSpec, BaseIdentity, Checkpointing, Framing, Thrift
+from dreamloom.families.base import (
+    AdapterSpec,
+    BaseIdentity,
+    Checkpointing,
+    Framing,
+    Thrift,
+    Weights,
+)
 from dreamloom.families.residence import Residence
 from dreamloom.families.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.families.skeleton import make_skeleton
 from dreamloom.footprint.counting import MemoryCounter, tensors_of
+from dreamloom.footprint.predicting import Phase
 from dreamloom.objective import image_errors
 from dreamloom.optimizers import group_weights, make_optimizer
 from dreamloom.runtime import Runtime
-
-Phase = Literal["class images", "caching", "training", "sampling", "saving"]
-"""What a run does, in order."""
 
 # The photos' and the class images': an update meets both.
 _PROMPTS = ("a photo of rraj person", "a photo of a person")
@@ -68,24 +73,32 @@ def count_phases(case: Case) -> dict[Phase, int]:
     The phases go through one model, in the order of a run: sampling and saving come while the
     adapter and its optimizer are there.
     """
+    with counted_run(case) as run:
+        phases: dict[Phase, Callable[[], None]] = {
+            "class images": run.draw,
+            "caching": run.cache,
+            "training": run.train,
+            "sampling": run.draw,
+            "saving": run.save,
+        }
+        counts: dict[Phase, int] = {}
+        for phase, work in phases.items():
+            run.counter.begin_phase()
+            work()
+            counts[phase] = run.counter.peak_bytes
+    return counts
+
+
+@contextmanager
+def counted_run(case: Case) -> Iterator[Run]:
+    """Make a model whose tensors have shapes and no contents, and count them for a block."""
     counter = MemoryCounter()
     with _nothing_real():
         pipeline = make_skeleton(case.dtype, case.folder)
         with counter:
-            run = _Run(case, _make_model(pipeline, case, counter))
-            counts: dict[Phase, int] = {}
-            phases: dict[Phase, Callable[[], None]] = {
-                "class images": run.draw,
-                "caching": run.cache,
-                "training": run.train,
-                "sampling": run.draw,
-                "saving": run.save,
-            }
-            for phase, work in phases.items():
-                counter.begin_phase()
-                work()
-                counts[phase] = counter.peak_bytes
-    return counts
+            model = _make_model(pipeline, case, counter)
+            names = ("unet", "text_encoder", "text_encoder_2")
+            yield Run(case, model, counter, {name: getattr(pipeline, name) for name in names})
 
 
 @contextmanager
@@ -130,53 +143,110 @@ def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
     )
 
 
-class _Run:
-    """A run's phases on one model, each once and as small as it shows the most that is needed."""
+class Run:
+    """A run's phases on one model, each once and as small as it shows the most that is needed.
 
-    def __init__(self, case: Case, model: SDXLModel) -> None:
+    Args:
+        case: What is counted.
+        model: A model without contents.
+        counter: Counts its tensors.
+        parts: The denoiser and the text encoders by name.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        model: SDXLModel,
+        counter: MemoryCounter,
+        parts: Mapping[str, nn.Module],
+    ) -> None:
+        self.parts = dict(parts)
         self.case = case
         self.model = model
-        self._optimizer: torch.optim.Optimizer | None = None
+        self.counter = counter
+        self.optimizer: torch.optim.Optimizer | None = None
         side = case.resolution_px // model.pixels_per_latent
+        self._encoded: SDXLConditioning | None = None
         self._latents_shape = (model.latent_channels, side, side)
 
-    @torch.no_grad()
+    def needs(self, work: Callable[[], object]) -> int:
+        """Count the bytes that a piece of work holds beyond what is there already."""
+        self.counter.begin_phase()
+        held = self.counter.held_bytes
+        work()
+        return self.counter.peak_bytes - held
+
     def draw(self) -> None:
         """Denoise a batch once, both halves of guidance together, and decode a picture."""
-        count = self.case.drawn_at_once
+        self.look(2 * self.case.drawn_at_once)
+        self.decode()
+
+    @torch.no_grad()
+    def look(self, rows: int) -> None:
+        """Predict so many rows without gradients."""
         encoded = self.model.encode_prompts(_PROMPTS[:1])
-        self._predict(encoded.take(torch.zeros(2 * count, dtype=torch.int64)))
+        self._predict(encoded.take(torch.zeros(rows, dtype=torch.int64)))
+
+    def decode(self) -> None:
+        """Decode a picture."""
         self.model.decode(self._latents(1).to(self.case.dtype))
+
+    def encode(self) -> None:
+        """Encode a picture."""
+        side = self.case.resolution_px
+        self.model.encode_images(torch.zeros(1, 3, side, side))
+
+    def read(self) -> None:
+        """Encode the prompts."""
+        self.model.encode_prompts(_PROMPTS)
 
     def cache(self) -> None:
         """Encode a picture and the prompts."""
-        side = self.case.resolution_px
-        self.model.encode_images(torch.zeros(1, 3, side, side))
-        self.model.encode_prompts(_PROMPTS)
+        self.encode()
+        self.read()
         self.model.release_encoders()
+
+    def attach(self) -> list[Weights]:
+        """Begin the training: what only encodes leaves."""
+        weights = self.model.attach_adapter(self.case.spec, self.case.checkpointing)
+        self._encoded = None if self.model.trains_text else self.model.encode_prompts(_PROMPTS)
+        self.model.release_encoders()
+        groups = group_weights([(one.role, one.parameters) for one in weights], 1e-4)
+        self.optimizer = make_optimizer(self.case.optimizer, groups, 0.01, {"fused": True})
+        return weights
 
     def train(self) -> None:
         """Go through one pass after an update: the optimizer has its states by then."""
-        case, model = self.case, self.model
-        weights = model.attach_adapter(case.spec, case.checkpointing)
-        encoded = None if model.trains_text else model.encode_prompts(_PROMPTS)
-        model.release_encoders()
-        groups = group_weights([(one.role, one.parameters) for one in weights], 1e-4)
-        self._optimizer = make_optimizer(case.optimizer, groups, 0.01, {"fused": True})
-        self._learn(encoded)
-        self._optimizer.step()
-        if case.passes == 1:
-            self._optimizer.zero_grad(set_to_none=True)
+        self.attach()
+        self.update()
+        if self.case.passes == 1:
+            self.forget_gradients()
         # Otherwise gradients of the passes before lie there, as they do now.
-        self._learn(encoded)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.learn()
+        self.forget_gradients()
 
-    def _learn(self, encoded: SDXLConditioning | None) -> None:
+    def update(self) -> None:
+        """Do a whole update."""
+        self.learn()
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def forget_gradients(self) -> None:
+        """End an update."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def learn(self) -> None:
+        """Go forward and backward once."""
         count = self.case.images_per_pass
-        encoded = encoded or self.model.encode_prompts(_PROMPTS[:count])
+        encoded = self._encoded or self.model.encode_prompts(_PROMPTS[:count])
         rows = torch.arange(count, dtype=torch.int64) % len(encoded)
         predicted = self._predict(encoded.take(rows))
         image_errors(predicted, self._latents(count)).mean().backward()
+
+    def save(self) -> None:
+        """Copy the adapter."""
+        self.model.read_adapter()
 
     def _predict(self, encoded: SDXLConditioning) -> Tensor:
         side = self.case.resolution_px
@@ -189,7 +259,3 @@ class _Run:
 
     def _latents(self, count: int) -> Tensor:
         return torch.zeros(count, *self._latents_shape)
-
-    def save(self) -> None:
-        """Copy the adapter."""
-        self.model.read_adapter()

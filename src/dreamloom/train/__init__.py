@@ -22,7 +22,7 @@ from dreamloom.rundir import Record, RunDir
 from dreamloom.runtime import Effort, measure_effort, seed_for
 from dreamloom.train.inputs import name_inputs, refuse_other_run, sign
 from dreamloom.train.looks import Judge, Looker
-from dreamloom.train.loop import Course, Interrupts, tail_mean, teach, validate
+from dreamloom.train.loop import Course, Interrupts, list_cards, tail_mean, teach, validate
 from dreamloom.train.student import Student
 from dreamloom.train.update import compute_loss
 
@@ -70,7 +70,7 @@ def train_adapter(
     with measure_effort(model.runtime) as effort:
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
-        lesson = _prepare(model, photos, priors, config, observe)
+        lesson = _prepare(model, photos, priors, config, processes, observe)
         weights = model.attach_adapter(_spec(config), _checkpointing(config, model))
         try:
             if not model.trains_text:
@@ -126,6 +126,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     _check_words(config, captions)
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
+    _check_storage(config, model)
     weights = model.attach_adapter(_spec(config))
     try:
         Student(weights, config, model.runtime, silent)
@@ -148,6 +149,16 @@ def _check_range(config: LoomConfig, model: Model) -> None:
         raise ConfigError(
             f"photos.resolution_px = {side} does not fit {model.identity.name}.",
             f"Take a multiple of {model.pixels_per_latent}.",
+        )
+
+
+def _check_storage(config: LoomConfig, model: Model) -> None:
+    initial, storage = config.adapter.initial, model.thrift.storage
+    if storage != "whole" and initial.startswith(("pissa", "olora")):
+        raise ConfigError(
+            f"adapter.initial = {initial} takes a part of the base's weights, which a base kept in "
+            f"{storage} cannot give.",
+            "Set memory.base=whole, or adapter.initial=default.",
         )
 
 
@@ -177,10 +188,15 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
 
 
 def _prepare(
-    model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig, observe: Observer
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    config: LoomConfig,
+    processes: Processes,
+    observe: Observer,
 ) -> Lesson:
     _check_held_out(config, len(photos.photos))
-    return prepare_lesson(
+    lesson = prepare_lesson(
         model,
         photos,
         priors,
@@ -188,6 +204,12 @@ def _prepare(
         LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos),
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
     )
+    if model.thrift.one_at_a_time:
+        # The autoencoder and the denoiser have no room beside each other, so every crop that will
+        # be dealt is encoded now.
+        course = Course(model, lesson, config, processes, observe)
+        lesson.encode(list_cards(course))
+    return lesson
 
 
 def _go_on(
@@ -199,8 +221,6 @@ def _go_on(
         course.observe(Note("train", resumed.note))
 
     def look(updates_done: int) -> None:
-        if not looker.is_due(updates_done):
-            return
         with student.finished():
             validate(course, updates_done)
             if course.processes.is_main:
@@ -214,8 +234,10 @@ def _go_on(
         course.processes.wait()
 
     last = course.config.train.updates
-    losses = teach(course, student, range(resumed.updates_done, last), Interrupts(save, look))
-    look(last)
+    interrupts = Interrupts(save, look, looker.is_due)
+    losses = teach(course, student, range(resumed.updates_done, last), interrupts)
+    if looker.is_due(last):
+        look(last)
     return losses
 
 
@@ -312,6 +334,7 @@ def _record(
         settings={
             **config.train.model_dump(mode="json"),
             "adapter": config.adapter.model_dump(mode="json"),
+            "memory": config.memory.model_dump(mode="json"),
             "objective": config.objective.model_dump(mode="json"),
         },
         outputs=run.hash_outputs(*_list_outputs(run)),

@@ -37,10 +37,16 @@ def name_inputs(
             config.objective.model_dump(),
             config.photos.flip,
             config.watch.held_out_photos,
+            *_name_storage(config),
         ),
         "seed": str(config.seed),
         "processes": str(processes.count),
     }
+
+
+def _name_storage(config: LoomConfig) -> tuple[str, ...]:
+    """Name how the base is kept, where that changes what is taught."""
+    return () if config.memory.base in ("auto", "whole") else (config.memory.base,)
 
 
 def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
@@ -75,6 +81,7 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.base": model.identity.name,
             "dreamloom.base_fingerprint": model.identity.fingerprint,
             "dreamloom.base_revision": model.identity.revision,
+            "dreamloom.base_storage": model.thrift.storage,
             "dreamloom.resolution_px": str(photos.resolution_px),
             "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),

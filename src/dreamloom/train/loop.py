@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.config import LoomConfig
 from dreamloom.errors import TrainingError
 from dreamloom.events import LossLogged, Observer, Progress, Validated
 from dreamloom.families.base import Model
-from dreamloom.lessons import Lesson, Share
+from dreamloom.lessons import Card, Lesson, Share
 from dreamloom.processes import Processes
+from dreamloom.train.ledger import Ledger, Outcome
 from dreamloom.train.student import Student
 from dreamloom.train.update import (
     Errors,
     add_up_errors,
     measure_batch,
-    measure_errors,
+    measure_passes,
     share_update,
 )
 
@@ -50,11 +52,13 @@ class Interrupts:
 
     Args:
         save: Keeps the state after a number of updates.
-        look: Looks at the adapter after a number of updates, where one is due.
+        look: Looks at the adapter after a number of updates.
+        is_look_due: Whether to look after a number of updates.
     """
 
     save: Callable[[int], None]
     look: Callable[[int], None]
+    is_look_due: Callable[[int], bool]
 
 
 def teach(course: Course, student: Student, updates: range, interrupts: Interrupts) -> list[float]:
@@ -65,18 +69,32 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
     """
     losses: list[float] = []
     began = time.perf_counter()
+
+    def hand_on(outcome: Outcome) -> None:
+        _refuse_broken(outcome, course.lesson)
+        student.refuse_broken(
+            outcome.update, outcome.norm, partial(_name_photos, course, outcome.update)
+        )
+        losses.append(outcome.total)
+        _tell(course, outcome, (time.perf_counter() - began) / len(losses))
+
+    ledger = Ledger(course.model.runtime.device, hand_on)
     with _watch_for_stop() as stop_asked:
         for update in updates:
-            interrupts.look(update)
+            if interrupts.is_look_due(update):
+                ledger.settle()
+                interrupts.look(update)
             student.set_rates(update)
-            loss = _gather_gradients(course, student, update)
-            student.step(update, partial(_name_photos, course, update))
-            losses.append(loss.total)
-            _tell(course, loss, update, student.rate, (time.perf_counter() - began) / len(losses))
+            gathered = _gather_gradients(course, student, update)
+            norm = student.step(gathered.are_finite)
+            ledger.write(
+                update, student.rate, gathered.cards, gathered.are_finite, gathered.terms, norm
+            )
             done = update + 1
             stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
             if stop or done % course.config.train.checkpoint_every == 0 or done == updates.stop:
+                ledger.settle()
                 interrupts.save(done)
             if stop:
                 raise TrainingError(
@@ -87,30 +105,41 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
 
 
 @dataclass(frozen=True)
-class _Loss:
-    """An update's loss over all batches and processes."""
+class _Gathered:
+    """What is known of an update before the weights change; the tensors lie on the device.
 
-    total: float
-    subject: float
-    prior: float | None
+    Args:
+        cards: The pictures of this process.
+        are_finite: Whether each one's error is.
+        terms: The loss over all batches and processes: total, subject and, if there is one, prior.
+    """
+
+    cards: tuple[Card, ...]
+    are_finite: Bool[Tensor, " cards"]
+    terms: Float[Tensor, " terms"]
 
 
-def _gather_gradients(course: Course, student: Student, update: int) -> _Loss:
+def _gather_gradients(course: Course, student: Student, update: int) -> _Gathered:
     """Add up the gradients of all batches of an update, over all processes."""
     config, lesson = course.config, course.lesson
     sums: list[Tensor] = []
+    parts: list[Errors] = []
     student.forget_gradients()
     for share in _shares(course)[course.processes.index :: course.processes.count]:
-        errors = measure_errors(course.model, lesson, update, config, share)
-        _refuse_broken(errors, lesson, update)
-        loss = add_up_errors(errors, config, lesson, share)
-        student.add_gradient(loss.total)
-        terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
-        sums.append(torch.stack(terms).detach())
-    parts = torch.stack(sums).sum(dim=0)
-    course.processes.add_up([*student.gradients(), parts])
-    total, subject, *prior = parts.tolist()
-    return _Loss(total, subject, prior[0] if prior else None)
+        for errors in measure_passes(course.model, lesson, update, config, share):
+            loss = add_up_errors(errors, config, lesson, share)
+            student.add_gradient(loss.total)
+            terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
+            sums.append(torch.stack(terms).detach())
+            parts += errors
+    added = torch.stack(sums).sum(dim=0)
+    if course.processes.count > 1:
+        course.processes.add_up([*student.gradients(), added])
+    return _Gathered(
+        cards=tuple(card for part in parts for card in part.cards),
+        are_finite=torch.isfinite(torch.cat([part.values.detach() for part in parts])),
+        terms=added,
+    )
 
 
 def _shares(course: Course) -> list[Share]:
@@ -119,22 +148,28 @@ def _shares(course: Course) -> list[Share]:
     return [share_update(course.config, course.lesson, batches, index) for index in range(batches)]
 
 
-def _refuse_broken(errors: Sequence[Errors], lesson: Lesson, update: int) -> None:
-    found = [
-        (lesson.name(card), bad)
-        for part in errors
-        for card, bad in zip(part.cards, (~torch.isfinite(part.values)).tolist(), strict=True)
-    ]
-    broken = dict.fromkeys(name for name, bad in found if bad)
-    if not broken:
+def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
+    if not outcome.broken:
         return
-    every_one = all(bad for _, bad in found)
+    names = ", ".join(dict.fromkeys(lesson.name(card) for card in outcome.broken))
+    every_one = len(outcome.broken) == outcome.cards
     advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
     raise TrainingError(
-        f"The loss is not finite at update {update + 1}, for {', '.join(broken)}; the last "
+        f"The loss is not finite at update {outcome.update + 1}, for {names}; the last "
         "checkpoint and everything before it are unharmed.",
         advice if every_one else f"Look at that picture. If it is as it should be: {advice}",
     )
+
+
+def list_cards(course: Course) -> list[Card]:
+    """List every picture that this process will deal, each with its cut."""
+    mine = _shares(course)[course.processes.index :: course.processes.count]
+    return [
+        card
+        for update in range(course.config.train.updates)
+        for share in mine
+        for card in course.lesson.deal_cards(update, share)
+    ]
 
 
 def _name_photos(course: Course, update: int) -> str:
@@ -170,13 +205,14 @@ def _plain(config: LoomConfig) -> LoomConfig:
     return config.model_copy(update={"objective": objective, "priors": priors})
 
 
-def _tell(course: Course, loss: _Loss, update: int, rate: float, pace_seconds: float) -> None:
+def _tell(course: Course, outcome: Outcome, pace_seconds: float) -> None:
     device, updates = course.model.runtime.device, course.config.train.updates
-    course.observe(LossLogged(update + 1, loss.total, loss.subject, loss.prior, rate))
-    values = {"loss": loss.total, "s/update": pace_seconds}
+    done = outcome.update + 1
+    course.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
+    values = {"loss": outcome.total, "s/update": pace_seconds}
     if device.type == "cuda":
         values["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
-    course.observe(Progress("train", "teaching", update + 1, updates, values))
+    course.observe(Progress("train", "teaching", done, updates, values))
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -72,6 +75,7 @@ class Student:
         half = runtime.device.type == "cuda" and runtime.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=half)
         self._skipped = 0
+        self._is_fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
         # It averages over the whole training, which a falling rate would undo.
         self._schedule = "constant" if name in AVERAGING_OPTIMIZERS else settings.schedule
         self.rate = 0.0
@@ -107,28 +111,57 @@ class Student:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def step(self, update: int, name_photos: Callable[[], str]) -> None:
-        """Change the weights once.
+    def step(self, are_finite: Bool[Tensor, " cards"]) -> Float[Tensor, ""]:
+        """Change the weights once, unless an error or the gradient is not finite.
+
+        Args:
+            are_finite: Whether each picture's error is.
+
+        Returns:
+            The gradient's norm before it was cut, on the device: reading it would wait for it.
+        """
+        self._scaler.unscale_(self.optimizer)
+        gradients = self.gradients()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._scaler.is_enabled():
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif self._is_fused:
+            self._step_fused(norm, torch.isfinite(norm) & are_finite.all())
+        # Other optimizers cannot leave an update out by themselves, so here somebody must ask.
+        elif bool(torch.isfinite(norm) & are_finite.all()):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            self.optimizer.step()
+        if self.average:
+            self.average.update()
+        return norm
+
+    def _step_fused(self, norm: Tensor, is_sound: Tensor) -> None:
+        """Let one kernel cut the gradient, change the weights and leave out what is not sound."""
+        # These two are how torch's gradient scaler speaks to fused optimizers.
+        fused: Any = self.optimizer
+        fused.grad_scale = (norm / self._settings.clip_norm).clamp(min=1)
+        fused.found_inf = (~is_sound).float()
+        try:
+            fused.step()
+        finally:
+            del fused.grad_scale, fused.found_inf
+
+    def refuse_broken(self, update: int, norm: float, name_photos: Callable[[], str]) -> None:
+        """Say that a gradient was not finite; in fp16 that may be mended by itself.
 
         Args:
             update: Which update, from 0.
+            norm: What `step` gave.
             name_photos: Names the photos of the update, for a message.
 
         Raises:
-            TrainingError: If a gradient is not finite, or overflows in fp16 again and again.
+            TrainingError: If it is not finite, or overflowed in fp16 again and again.
         """
-        self._scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._settings.clip_norm)
-        if not bool(torch.isfinite(norm)):
-            self._refuse_broken(update, name_photos)
-        else:
+        if math.isfinite(norm):
             self._skipped = 0
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        if self.average:
-            self.average.update()
-
-    def _refuse_broken(self, update: int, name_photos: Callable[[], str]) -> None:
+            return
         # In fp16 an overflow only says that the scale is too large yet: the scaler leaves the
         # update out and halves it.
         self._skipped += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.config import LoomConfig
-from dreamloom.families.base import Model
+from dreamloom.families.base import Latents, Model
 from dreamloom.lessons import Batch, Card, Lesson, Share
 from dreamloom.noise import Dice, draw_noise, draw_normal, draw_timesteps, perturb_noise
 from dreamloom.objective import (
@@ -65,6 +66,33 @@ def compute_loss(
     )
 
 
+def measure_passes(
+    model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share
+) -> Iterator[list[Errors]]:
+    """Measure the errors of one batch, in passes of ``memory.images_per_pass``.
+
+    What one pass keeps for its gradient can be forgotten before the next begins.
+    """
+    most = config.memory.images_per_pass
+    if most == "auto" or most >= share.photos + share.priors:
+        yield measure_errors(model, lesson, update, config, share)
+        return
+    for batch in lesson.deal(update, share):
+        for start in range(0, len(batch.cards), most):
+            yield [measure_batch(model, lesson, _cut(batch, start, most), update, config)]
+
+
+def _cut(batch: Batch, start: int, count: int) -> Batch:
+    rows = slice(start, start + count)
+    return Batch(
+        cards=batch.cards[rows],
+        latents=Latents(batch.latents.mean[rows], batch.latents.deviation[rows]),
+        framings=batch.framings[rows],
+        prompts=batch.prompts[rows],
+        masks=None if batch.masks is None else batch.masks[rows],
+    )
+
+
 def measure_errors(
     model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share | None = None
 ) -> list[Errors]:
@@ -84,7 +112,7 @@ def add_up_errors(
     from_base = remembers_by_base(config)
     return combine_errors(
         torch.cat([part.values for part in parts]),
-        torch.cat([part.is_prior for part in parts]).to(parts[0].values.device),
+        torch.cat([part.is_prior for part in parts]),
         prior_weight=config.train.prior_weight,
         weights=torch.cat([part.weights for part in parts]),
         photos_in_all=photos,

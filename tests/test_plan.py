@@ -1,0 +1,145 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dreamloom.cli import main
+from dreamloom.config import load_config
+from dreamloom.errors import ConfigError
+from dreamloom.plan import Memory, apply_plan, plan_drawing, plan_run, read_memory
+
+GIB = 2**30
+SDXL = {"base": "sdxl"}
+
+
+def config(*sets: str):
+    return load_config(sets=["train.batch_photos=1", "train.batch_priors=1", *sets], overrides=SDXL)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes", "said"),
+    [
+        ("12GiB", 12 * GIB, "12 GiB"),
+        ("12 gib", 12 * GIB, "12 GiB"),
+        ("12", 12 * GIB, "12 GiB"),
+        ("12GB", 12 * 10**9, "12GB (11.18 GiB)"),
+        ("8192MiB", 8 * GIB, "8 GiB"),
+        ("11.5G", 11.5 * GIB, "11.5 GiB"),
+    ],
+)
+def test_sizes_of_memory_are_read_and_told_with_their_unit(text, nbytes, said):
+    assert read_memory(text) == Memory(int(nbytes), said)
+
+
+@pytest.mark.parametrize("text", ["", "much", "12TiB", "-3GiB", "GiB", "1e3", "nan"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ConfigError, match="is no size of memory"):
+        read_memory(text)
+
+
+def test_a_size_without_its_unit_that_no_gpu_has_is_refused():
+    with pytest.raises(ConfigError, match="less than any GPU has"):
+        read_memory("12MB")
+
+
+def test_a_plan_says_what_it_chose_and_why():
+    plan = plan_run(config("adapter.text_encoders=true"), read_memory("12GiB"), rate_tflops=25)
+    text = "\n".join(plan.lines())
+    for said in (
+        "sdxl at 1024 px, rank 16, both text encoders, in 12 GiB",
+        "class images",
+        "the lowest level of the U-Net is recomputed",
+        "high would need",
+        "1 image a pass, 2 passes an update of 2",
+        "PFLOP in all",
+        "at 25 TFLOP/s no less than",
+    ):
+        assert said in text, said
+    assert plan.least_seconds == pytest.approx(sum(plan.flops.values()) / 25e12)
+
+
+def test_a_plan_fills_in_what_is_left_open_and_nothing_else():
+    asked = config("memory.checkpointing=full", "adapter.text_encoders=true")
+    plan = plan_run(asked, read_memory("24GiB"))
+    settled = apply_plan(asked, plan)
+    assert settled.memory.checkpointing == "full"
+    assert settled.memory.base == "whole"
+    assert isinstance(settled.memory.images_per_pass, int)
+    assert settled.memory.one_at_a_time in (True, False)
+    assert settled.train == asked.train
+    assert settled.photos == asked.photos
+
+
+def test_the_limit_in_the_settings_goes_before_the_devices_memory():
+    plan = plan_run(config("memory.limit=12GB"), read_memory("80GiB"))
+    assert plan.memory.said == "12GB (11.18 GiB)"
+    assert plan.choice.footprint.peak_bytes < 12 * 10**9
+
+
+def test_work_grows_with_what_is_asked():
+    few = plan_run(config("train.updates=100", "priors.kind=none"), read_memory("24GiB"))
+    many = plan_run(config("train.updates=200", "priors.kind=none"), read_memory("24GiB"))
+    assert many.flops["training"] == pytest.approx(2 * few.flops["training"])
+    assert few.flops["class images"] == 0
+    assert few.choice.setting.passes == 1
+
+
+def test_where_nothing_fits_the_error_says_by_how_much_and_what_to_do():
+    with pytest.raises(ConfigError, match="Nothing fits in 3 GiB") as caught:
+        plan_run(config("adapter.text_encoders=true"), read_memory("3GiB"))
+    assert "GiB more than the" in caught.value.problem
+    assert "--set photos.resolution_px=512" in caught.value.hint
+    assert "--set adapter.text_encoders=false" in caught.value.hint
+
+
+def test_where_a_given_setting_is_in_the_way_it_is_named():
+    with pytest.raises(ConfigError) as caught:
+        plan_run(config("memory.base=whole", "memory.checkpointing=none"), read_memory("6GiB"))
+    assert "--set memory.base=auto" in caught.value.hint
+    assert "--set memory.checkpointing=auto" in caught.value.hint
+
+
+def test_a_resolution_off_the_grid_of_latents_is_refused():
+    with pytest.raises(ConfigError, match="is no multiple of 8") as caught:
+        plan_run(config("photos.resolution_px=1021"), read_memory("24GiB"))
+    assert caught.value.hint == "Take 1024."
+
+
+def test_initialisations_that_take_a_part_of_the_base_keep_it_whole():
+    plan = plan_run(config("adapter.initial=pissa"), read_memory("9GiB"))
+    assert plan.choice.setting.storage == "whole"
+    with pytest.raises(ConfigError, match="Nothing fits"):
+        plan_run(config("adapter.initial=pissa"), read_memory("5GiB"))
+
+
+def test_drawing_is_planned_as_well():
+    roomy, tight = (plan_drawing(config(), read_memory(size)) for size in ("24GiB", "8GiB"))
+    assert (roomy.storage, roomy.one_at_a_time, roomy.drawn_at_once) == ("whole", False, 8)
+    assert (tight.storage, tight.one_at_a_time) == ("whole", True)
+    with pytest.raises(ConfigError, match="to draw one picture"):
+        plan_drawing(config(), read_memory("2GiB"))
+
+
+def test_the_command_prints_words_or_json():
+    plain = ["plan", "--base", "sdxl", "--gpu-memory", "12GB"]
+    said = CliRunner().invoke(main, plain)
+    assert said.exit_code == 0, said.output
+    assert "in 12GB (11.18 GiB)" in said.output
+    told = json.loads(CliRunner().invoke(main, [*plain, "--json"]).output)
+    assert told["fits"] is True
+    assert set(told["settings"]) >= {"memory.checkpointing", "memory.base"}
+    assert told["peak_gib"] == max(told["phases_gib"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu-memory", "much"], "is no size of memory"),
+        (["--gpu-memory", "2GiB"], "Nothing fits in 2 GiB"),
+        (["--device", "cpu"], "There is no GPU here"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_a_sentence(arguments, said):
+    result = CliRunner().invoke(main, ["plan", "--base", "sdxl", *arguments])
+    assert result.exit_code != 0
+    assert said in result.output
