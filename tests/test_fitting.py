@@ -1,0 +1,170 @@
+"""Settings that make a training fit: they change what it holds, not what it learns."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreamloom import fitting
+from dreamloom.adapters import read_adapter
+from dreamloom.config import LoomConfig, load_config, to_toml
+from dreamloom.errors import ConfigError
+from dreamloom.events import Event, LossLogged
+from dreamloom.families import load_model
+from dreamloom.families.base import Model, Thrift
+from dreamloom.fitting import fit_drawing, fit_run
+from dreamloom.journey import settle
+from dreamloom.photos import load_photos
+from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.rundir import RunDir, write_text
+from dreamloom.runtime import Runtime, measure_matrix_rate, pick_runtime
+from dreamloom.train import check_training, train_adapter
+from studio_set import claimed, small_config
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def remember(config: LoomConfig, **memory: object) -> LoomConfig:
+    return config.model_copy(update={"memory": config.memory.model_copy(update=memory)})
+
+
+def train(
+    path: Path, model: Model, sets: tuple[PhotoSet, PriorSet], config: LoomConfig
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    told: list[Event] = []
+    run = claimed(path)
+    train_adapter(run, model, *sets, config, told.append)
+    return load_file(run.adapter), [e.total for e in told if isinstance(e, LossLogged)]
+
+
+@pytest.fixture
+def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU here: this is what one would say of itself."""
+    monkeypatch.setattr(fitting, "device_memory_bytes", lambda device: 12 * 2**30)
+    monkeypatch.setattr(fitting, "measure_matrix_rate", lambda device, dtype: 25.0)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_an_update_is_the_same_in_however_many_passes(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path, most: int
+) -> None:
+    whole, losses = train(tmp_path / "whole", model, sets, small_config(model))
+    cut, other = train(
+        tmp_path / "cut", model, sets, remember(small_config(model), images_per_pass=most)
+    )
+    assert other == pytest.approx(losses, rel=1e-4)
+    for name, weight in whole.items():
+        torch.testing.assert_close(cut[name], weight, rtol=1e-2, atol=1e-4)
+
+
+def test_parts_that_take_turns_learn_the_same_bit_for_bit(
+    model: Model, sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    thrifty = load_model(str(tiny_sdxl), CPU, Thrift(one_at_a_time=True))
+    config = small_config(model)
+    (roomy, _), (in_turn, _) = (
+        train(tmp_path / name, one, sets, config)
+        for name, one in (("roomy", model), ("in turn", thrifty))
+    )
+    assert roomy.keys() == in_turn.keys()
+    assert all(torch.equal(roomy[name], in_turn[name]) for name in roomy)
+
+
+def test_the_record_and_the_file_say_how_the_base_was_kept(
+    sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    stored = load_model(str(tiny_sdxl), CPU, Thrift("nf4"))
+    config = remember(small_config(stored), base="nf4")
+    train(tmp_path, stored, sets, config)
+    record = json.loads((tmp_path / "records" / "train.json").read_text())
+    assert record["settings"]["memory"]["base"] == "nf4"
+    story = read_adapter(tmp_path / "adapter.safetensors").metadata
+    assert story["dreamloom.base_storage"] == "nf4"
+    # Another base teaches something else, so what lies there is kept.
+    assert record["inputs"]["settings"] != ""
+    whole = load_model(str(tiny_sdxl), CPU)
+    run = RunDir(tmp_path)
+    with pytest.raises(Exception, match="already holds an adapter made with other settings"):
+        train_adapter(run, whole, *sets, remember(config, base="whole"))
+
+
+def test_what_takes_a_part_of_the_base_is_refused_where_it_is_stored(tiny_sdxl: Path) -> None:
+    stored = load_model(str(tiny_sdxl), CPU, Thrift("int8"))
+    config = small_config(stored)
+    config = config.model_copy(
+        update={"adapter": config.adapter.model_copy(update={"initial": "pissa"})}
+    )
+    with pytest.raises(ConfigError, match="which a base kept in int8 cannot give"):
+        check_training(stored, [""], config)
+
+
+# ------------------------------------------------------------------ fitting
+
+
+def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
+    config = load_config(overrides={"base": "sdxl"})
+    fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
+    assert fitted.lines == ()
+    assert fitted.thrift == Thrift()
+    assert fitted.config.memory.base == "whole"
+    assert fitted.config.memory.checkpointing == "auto"
+    asked = load_config(sets=["memory.base=int8", "memory.one_at_a_time=true"])
+    assert fit_run(RunDir(tmp_path), asked, CPU, 6).thrift == Thrift("int8", one_at_a_time=True)
+
+
+@pytest.mark.usefixtures("twelve_gib")
+def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_path: Path) -> None:
+    config = load_config(
+        sets=["adapter.text_encoders=true", "train.batch_photos=1", "train.batch_priors=1"],
+        overrides={"base": "sdxl"},
+    )
+    fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
+    assert fitted.lines[0].startswith("sdxl at 1024 px")
+    assert "at 25 TFLOP/s" in fitted.lines[-1]
+    assert fitted.config.memory.checkpointing == "low"
+    assert fitted.lasting.memory.checkpointing == "auto"
+    assert fitted.lasting.memory.base == fitted.config.memory.base == "whole"
+    assert fit_drawing(config, "sdxl", CPU).drawn_at_once == 8
+
+
+@pytest.mark.usefixtures("twelve_gib")
+def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    config = load_config(overrides={"base": "sdxl"})
+    run.claim()
+    write_text(run.settings_file, to_toml(remember(config, base="nf4")))
+    fitted = fit_run(run, config, CPU, photos=6)
+    assert fitted.config.memory.base == fitted.lasting.memory.base == "nf4"
+    assert fitted.thrift.storage == "nf4"
+
+
+@pytest.mark.usefixtures("twelve_gib")
+def test_a_small_base_is_not_planned_for(tmp_path: Path) -> None:
+    fitted = fit_run(RunDir(tmp_path), load_config(), CPU, photos=6)
+    assert fitted.lines == ()
+    assert fitted.thrift == Thrift()
+
+
+def test_the_rate_of_matrix_products_is_measured() -> None:
+    assert 0.0001 < measure_matrix_rate(CPU.device, torch.float32, side=256) < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "near"), [("int8", 0.005), ("nf4", 0.03)])
+def test_picturebook_in_fewer_bits_learns_nearly_as_well(kind: str, near: float, tmp_path: Path):
+    last = {}
+    for storage in ("whole", kind):
+        model = load_model("picturebook", pick_runtime("cpu"), Thrift(storage))  # type: ignore[arg-type]
+        asked = ["train.updates=24", "priors.kind=none", "train.schedule=constant"]
+        config = settle(load_config(sets=[*asked, f"memory.base={storage}"]), model)
+        run = claimed(tmp_path / storage)
+        photos = load_photos(EXAMPLES / "rraj", run, int(config.photos.resolution_px))
+        told: list[Event] = []
+        train_adapter(run, model, photos, None, config, told.append)
+        losses = [event.total for event in told if isinstance(event, LossLogged)]
+        last[storage] = statistics.mean(losses[-8:])
+    assert last[kind] == pytest.approx(last["whole"], rel=near)
