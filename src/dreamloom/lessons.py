@@ -30,7 +30,7 @@ from dreamloom.families.base import (
 )
 from dreamloom.pictures import Photo, PhotoSet, PriorSet
 from dreamloom.pixels import open_upright, to_tensor
-from dreamloom.runtime import seed_for
+from dreamloom.runtime import seed_for, send
 
 # Batches whose prompts are remembered beside each other; without captions there is one.
 _MOST_TAKEN = 4
@@ -325,7 +325,7 @@ class Lesson:
                 masks[row] = nn.functional.adaptive_avg_pool2d(
                     cut, (like.shape[-2], like.shape[-1])
                 )[0, 0]
-        return masks.to(like.device)
+        return send(masks, like.device)
 
 
 def prepare_lesson(

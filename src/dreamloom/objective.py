@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dreamloom.runtime import send
+
 LossKind = Literal["l2", "l1", "huber", "smooth_l1"]
 """How one number's error counts; see `image_errors`."""
 
@@ -248,7 +250,8 @@ def combine_errors(
 
     Args:
         errors: The error of each image; see `image_errors`.
-        is_prior: True for class images, False for photos of the subject.
+        is_prior: True for class images, False for photos of the subject; best on the CPU, where
+            they are counted.
         prior_weight: Weight of the class term (the paper's lambda), 0 or more.
         weights: One factor per image for both terms; None weighs all alike.
         photos_in_all: Photos in the whole update; None means those given here.
@@ -287,8 +290,10 @@ def combine_errors(
     if not photos:
         raise ValueError("the batch holds class images only: there is no subject to learn")
     weighed = errors.float() if weights is None else errors.float() * weights
-    subject = weighed[~is_prior].sum() / photos
+    # Whoever picks rows by a mask on a GPU waits for their number; a choice of values does not.
+    from_prior, nothing = send(is_prior, errors.device), torch.zeros_like(weighed)
+    subject = torch.where(from_prior, nothing, weighed).sum() / photos
     if not priors:
         return LossParts(total=subject, subject=subject, prior=None)
-    prior = weighed[is_prior].sum() / priors
+    prior = torch.where(from_prior, weighed, nothing).sum() / priors
     return LossParts(total=subject + prior_weight * prior, subject=subject, prior=prior)

@@ -125,6 +125,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting until the device has done what was asked before.
+
+    On a GPU that takes memory which the system cannot move, so it is for small tensors.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def seed_for(seed: int, purpose: str, *indices: int) -> int:
     """Derive the seed of one random draw from the run's seed, its purpose and its place.
 

@@ -47,7 +47,7 @@ from dreamloom.families.taughttext import TextTeaching
 from dreamloom.families.words import AttachedWords, start_words
 from dreamloom.families.worn import as_state_dict, folded, locate
 from dreamloom.pace import START, Curve, Moment, Pace, Strength
-from dreamloom.runtime import Runtime
+from dreamloom.runtime import Runtime, send
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
@@ -67,7 +67,7 @@ class SDXLConditioning:
 
     def take(self, rows: Int[Tensor, " n"]) -> SDXLConditioning:
         """Select prompts by index."""
-        rows = rows.to(self.tokens.device)
+        rows = send(rows, self.tokens.device)
         return SDXLConditioning(self.tokens[rows], self.pooled[rows])
 
 
@@ -223,10 +223,12 @@ class SDXLModel:
         taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
         self._residence.need("unet", *taught, alone=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
-        time_ids = torch.tensor(
-            [[*f.original_px, *f.crop_top_left_px, height, width] for f in framings],
-            dtype=conditioning.pooled.dtype,
-            device=noisy.device,
+        time_ids = send(
+            torch.tensor(
+                [[*f.original_px, *f.crop_top_left_px, height, width] for f in framings],
+                dtype=conditioning.pooled.dtype,
+            ),
+            noisy.device,
         )
         predicted: Tensor = self._pipeline.unet(
             noisy.to(self.runtime.dtype),

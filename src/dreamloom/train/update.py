@@ -21,6 +21,7 @@ from dreamloom.objective import (
     subject_weights,
     timestep_weights,
 )
+from dreamloom.runtime import send
 
 
 @dataclass(frozen=True)
@@ -146,17 +147,19 @@ def measure_batch(
     dice = _throw(batch, update, config.seed)
     _, channels, height, width = batch.latents.mean.shape
     shape = (channels, height, width)
-    latents = batch.latents.mean + batch.latents.deviation * draw_normal(
-        dice, "posterior", shape
-    ).to(device)
+    drawn = send(draw_normal(dice, "posterior", shape), device)
+    latents = batch.latents.mean + batch.latents.deviation * drawn
     noise = draw_noise(dice, shape, settings.noise_offset)
     mixed = noise
     if settings.input_perturbation:
         mixed = perturb_noise(noise, dice, settings.input_perturbation)
-    noise, mixed = noise.to(device), mixed.to(device)
-    timesteps = draw_timesteps(
-        dice, model.train_timesteps, settings.timesteps, span=settings.timestep_range
-    ).to(device)
+    noise, mixed = send(noise, device), send(mixed, device)
+    timesteps = send(
+        draw_timesteps(
+            dice, model.train_timesteps, settings.timesteps, span=settings.timestep_range
+        ),
+        device,
+    )
     noisy = model.add_noise(latents, mixed, timesteps)
     target = model.target(latents, noise, timesteps)
     if remembers_by_base(config):
