@@ -59,7 +59,17 @@ LAYERS = {
         "picturebook",
     ),
     "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
-    "journey": ("journey", "plan", "fitting", "as_seed", "kept", "study", "search", "demo", "trial"),
+    "journey": (
+        "journey",
+        "plan",
+        "fitting",
+        "as_seed",
+        "kept",
+        "study",
+        "search",
+        "demo",
+        "trial",
+    ),
     "door": ("__init__",),
     "faces": (
         "console",
