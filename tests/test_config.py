@@ -391,3 +391,20 @@ def test_a_prompt_need_not_have_a_blank(name):
     settings = load_config(overrides={f"subject.{name}": "a drawing"})
     assert getattr(settings, name)() == "a drawing"
     assert list(string.Formatter().parse(getattr(LoomConfig().subject, name)))
+
+
+@pytest.mark.parametrize(("said", "meant"), [("true", "full"), ("false", "none"), ("auto", "auto")])
+def test_the_earlier_spelling_of_recomputing_still_works(said, meant, tmp_path):
+    assert load_config(sets=[f"train.save_memory={said}"]).memory.checkpointing == meant
+    file = tmp_path / "old.toml"
+    value = said if said != "auto" else '"auto"'
+    file.write_text(f"[train]\nrank = 4\nsave_memory = {value}\n")
+    old = load_config(file=file)
+    assert (old.memory.checkpointing, old.train.rank) == (meant, 4)
+    newer = load_config(file=file, sets=["memory.checkpointing=low"])
+    assert newer.memory.checkpointing == "low"
+
+
+def test_the_earlier_spelling_with_another_value_is_no_setting():
+    with pytest.raises(ConfigError, match=r"There is no setting 'train\.save_memory'"):
+        load_config(sets=["train.save_memory=perhaps"])
