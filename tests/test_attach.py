@@ -129,7 +129,8 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
         assert mse_loss(taught, begun) > 1e-6
         drawn = tiny.sample([Shot(PROMPT, 1)], FASTEST)[0]
         with tiny.adapter_off():
-            torch.testing.assert_close(predict(tiny, prompt), untaught, rtol=0, atol=0)
+            # Frozen weights are packed meanwhile: other kernels round otherwise.
+            torch.testing.assert_close(predict(tiny, prompt), untaught, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(predict(tiny), taught, rtol=0, atol=0)
     adapter = tiny.read_adapter()
     assert adapter.kind == spec.kind

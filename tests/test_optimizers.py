@@ -131,7 +131,8 @@ def test_adamw_is_torchs_own():
             weight.grad = torch.randn(3, 4, generator=dice)
         mine.step()
         plain.step()
-    assert torch.equal(ours[0], torchs[0])
+    # Its one kernel rounds otherwise than the plain one.
+    torch.testing.assert_close(ours[0], torchs[0], rtol=1e-6, atol=1e-7)
 
 
 def test_muon_takes_matrices_and_leaves_the_rest_to_adamw():

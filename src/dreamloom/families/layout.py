@@ -26,8 +26,15 @@ def laid_out_for_drawing(denoiser: nn.Module) -> Iterator[None]:
         yield
         return
     plain = (layer for layer in denoiser.modules() if type(layer) is nn.Linear)
-    packed = pack_layers(layer for layer in plain if "forward" not in vars(layer))
-    turned = [layer for layer in denoiser.modules() if type(layer) is nn.Conv2d]
+    packed = pack_layers(
+        layer for layer in plain if "forward" not in vars(layer) and not layer.weight.requires_grad
+    )
+    # What is being taught is left: DoRA looks at its factors as rows of their memory.
+    turned = [
+        layer
+        for layer in denoiser.modules()
+        if type(layer) is nn.Conv2d and not layer.weight.requires_grad
+    ]
     try:
         for layer in turned:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
