@@ -290,3 +290,43 @@ def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
         )
         torch.testing.assert_close(ours.tokens, tokens, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow  # the compiler takes a minute for each case
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_compiled_blocks_compute_the_same(tiny: SDXLModel, checkpointing: Any) -> None:
+    spec = replace(SPEC, reach="attention", text_encoders=False)
+    before = weights_by_name(tiny)
+    results = []
+    for compiled in (False, True):
+        groups = tiny.attach_adapter(spec, checkpointing, compiled)
+        dice = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in (w for group in groups for w in group.parameters):
+                weight.add_(0.1 * torch.randn(weight.shape, generator=dice))
+        assert tiny._attached is not None
+        known = tiny.encode_prompts(PROMPTS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiny, "encode_prompts", lambda _, known=known: known)
+            results.append([joined(run(tiny, tiny._attached)) for _ in range(3)])
+            with tiny.adapter_off(), torch.no_grad():
+                out = tiny.predict(
+                    torch.ones(2, 4, 8, 8), torch.tensor([1, 2]), known, [Framing((64, 64))] * 2
+                )
+            results[-1].append([out, out])
+        tiny.detach_adapter()
+    for plain, compiled in zip(*results, strict=True):
+        assert far(compiled, plain) < 1e-4
+    after = weights_by_name(tiny)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(m._compiled_call_impl for m in tiny._pipeline.unet.modules())
+
+
+def weights_by_name(model: SDXLModel) -> dict[str, Tensor]:
+    return {
+        f"{part}.{name}": weight.detach().clone()
+        for part, owner in components(model).items()
+        for name, weight in owner.named_parameters()
+    }

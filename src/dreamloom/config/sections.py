@@ -137,6 +137,8 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     average_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
     """Decay of the adapter's moving average, which is then what is saved; none saves the last."""
+    compile: Auto | Literal["off", "blocks"] = "off"
+    """blocks compiles the U-Net's repeated blocks; auto does on GPUs from 500 updates on."""
     checkpoint_every: int = Field(100, ge=1)
     """Updates between checkpoints."""
 

@@ -41,12 +41,15 @@ class AttachedAdapter:
     Args:
         components: The denoiser under ``unet`` and the text encoders under their names.
         spec: The adapter's shape. New words are not attached here.
+        compiled: Whether the denoiser's repeated blocks are compiled; for LoRAs only.
 
     Raises:
         ConfigError: If a pattern matches no layer, or settings contradict each other.
     """
 
-    def __init__(self, components: Mapping[str, nn.Module], spec: AdapterSpec) -> None:
+    def __init__(
+        self, components: Mapping[str, nn.Module], spec: AdapterSpec, compiled: bool = False
+    ) -> None:
         refuse_contradictions(spec)
         chosen = choose_layers(components, spec)
         self.spec = spec
@@ -59,7 +62,7 @@ class AttachedAdapter:
         self._forms: list[LeanForm] = []
         try:
             self._attach()
-            self._slim()
+            self._slim(compiled)
         except Exception:
             self.detach()
             raise
@@ -75,7 +78,7 @@ class AttachedAdapter:
             for name, layer in self._adapted():
                 self._begin(name, layer)
 
-    def _slim(self) -> None:
+    def _slim(self, compiled: bool = False) -> None:
         """Let LoRAs be computed in few operations; the other kinds keep PEFT's."""
         if self.spec.kind != "lora":
             return
@@ -86,7 +89,7 @@ class AttachedAdapter:
                 if name.startswith(f"{component}.") and can_be_lean(layer.get_base_layer())
             }
             if factors:
-                self._forms.append(LeanForm(owner, factors))
+                self._forms.append(LeanForm(owner, factors, compiled and component == "unet"))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():

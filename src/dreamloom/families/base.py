@@ -300,12 +300,13 @@ class Model(Protocol):
         ...
 
     def attach_adapter(
-        self, spec: AdapterSpec, checkpointing: Checkpointing = "none"
+        self, spec: AdapterSpec, checkpointing: Checkpointing = "none", compiled: bool = False
     ) -> list[Weights]:
         """Add a new adapter that changes nothing yet; return its float32 weights to train.
 
         With ``checkpointing`` the backward pass recomputes activations instead of keeping them;
-        gradients are the same.
+        gradients are the same. With ``compiled`` the denoiser's repeated blocks are compiled when
+        they are first called, which takes some seconds, for adapters of kind lora.
 
         Raises:
             ConfigError: If a pattern matches no layer, or settings contradict each other.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dreamloom.families.attention import LeanAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
+from dreamloom.families.compiled import CompiledBlocks
 from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
 from dreamloom.families.lowrank import (
     Alone,
@@ -40,14 +41,19 @@ class LeanForm:
     Args:
         owner: The component: a denoiser or a text encoder.
         factors: Its layers with their names.
+        compiled: Whether its repeated blocks are compiled when they are first called.
     """
 
-    def __init__(self, owner: nn.Module, factors: Mapping[str, Factors]) -> None:
+    def __init__(
+        self, owner: nn.Module, factors: Mapping[str, Factors], compiled: bool = False
+    ) -> None:
+        self._is_compiled = compiled
+        self._blocks: CompiledBlocks | None = None
         self._groups = list(_group(owner, factors))
         self._dtype = next(iter(owner.parameters())).dtype
         self._maps: list[LowRankMap] = []
         self._by_layer: dict[Any, LowRankMap] = {}
-        self._attentions: list[nn.Module] = []
+        self._attentions: dict[Any, dict[str, LowRankMap]] = {}
         self._owner = owner
         self._packed: list[nn.Linear] = []
         self._settle()
@@ -75,6 +81,7 @@ class LeanForm:
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
             frozen = [one for one in others if one not in adapted and not _is_trained(one)]
             self._packed = pack_layers(frozen)
+        self._compile()
 
     def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
         if isinstance(group[0].base, nn.Conv2d):
@@ -99,21 +106,30 @@ class LeanForm:
             group[number].layer.forward = Sharing(one, shared, number)
 
     def _shorten(self) -> None:
+        """Let attentions do without what SDXL's do not need."""
         for module in self._owner.modules():
             if not attention_can_be_lean(module):
                 continue
             attention: Any = module
-            first = self._by_layer.get(attention.to_q)
-            joint = self._by_layer.get(attention.to_k) if attention.is_cross_attention else first
-            if first is None or joint is None or attention.to_v is not joint.group[-1].layer:
+            is_cross = attention.is_cross_attention
+            query, joint, out = (
+                self._by_layer.get(layer)
+                for layer in (attention.to_q, attention.to_k, attention.to_out[0])
+            )
+            joint = joint if is_cross else query
+            if query is None or joint is None or joint.group[-1].layer is not attention.to_v:
                 continue
-            if attention.is_cross_attention:
+            if is_cross:
                 # Prompts whose encoders are frozen come again with each update.
                 joint.remember = Memory()
-            attention.forward = LeanAttention(
-                attention, joint, first if attention.is_cross_attention else None
-            )
-            self._attentions.append(attention)
+            attention.forward = LeanAttention(attention, joint, query if is_cross else None)
+            maps = {"joint": joint, **({"query": query} if is_cross else {})}
+            self._attentions[attention] = {**maps, **({"out": out} if out else {})}
+
+    def _compile(self) -> None:
+        whole = {one: maps for one, maps in self._attentions.items() if "out" in maps}
+        if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
+            self._blocks = CompiledBlocks(self._owner, whole, self._packs)
 
     @torch.no_grad()
     def _renew(self, module: nn.Module, inputs: Any) -> None:
@@ -127,6 +143,9 @@ class LeanForm:
             self._working.copy_(self._masters)
 
     def _part(self) -> None:
+        if self._blocks is not None:
+            self._blocks.remove()
+            self._blocks = None
         for one in self._maps:
             one.part()
         self._maps.clear()

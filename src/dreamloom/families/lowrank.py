@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,8 +74,7 @@ class LowRankMap:
         """Compute each layer's output."""
         if torch.compiler.is_compiling():
             return tuple(_compute_plainly(one, x) for one in self.group)
-        known = self.remember.find(x, self._compute_base) if self.remember else None
-        results: tuple[Tensor, ...] = _Apply.apply(x, self, known, *self.masters)  # type: ignore[no-untyped-call]
+        results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_known(x), *self.masters)  # type: ignore[no-untyped-call]
         if self.is_plain:
             return results
         # A base that keeps its weights in another form computes by itself.
@@ -84,6 +82,71 @@ class LowRankMap:
 
     def _compute_base(self, x: Tensor) -> Tensor:
         return self.frozen.apply(x.reshape(-1, x.shape[-1]))
+
+    def find_known(self, x: Tensor) -> Tensor | None:
+        """Find what the frozen weights made of this input before; see `Memory`."""
+        return self.remember.find(x, self._compute_base) if self.remember else None
+
+    def compute(
+        self, rows: Float[Tensor, "rows inputs"], known: Tensor | None = None
+    ) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows ranks"]]:
+        """Compute all outputs side by side, and what the up factors were given.
+
+        Args:
+            rows: The input.
+            known: What the frozen weights make of it, if that is known.
+        """
+        narrow = rows @ self.down.t()
+        parts = _split(narrow, self.ranks)
+        if self.is_scaled:
+            for part, scale in zip(parts, self.scales, strict=True):
+                part.mul_(scale)
+        if known is not None:
+            whole = known.clone()
+        elif self.is_plain:
+            whole = self.frozen.apply(rows)
+        else:
+            whole = rows.new_zeros(len(rows), sum(self.outputs))
+        for out, part, up in zip(self.split(whole), parts, self.ups, strict=True):
+            out.addmm_(part, up.t())
+        return whole, narrow
+
+    def split(self, whole: Float[Tensor, "rows outputs"]) -> Sequence[Tensor]:
+        """Take the outputs of all layers apart."""
+        return _split(whole, self.outputs)
+
+    def pull_back(
+        self, gradients: Sequence[Tensor], rows: Tensor, narrow: Tensor, wanted: bool
+    ) -> tuple[Tensor | None, Float[Tensor, "ranks inputs"], list[Tensor]]:
+        """Compute the gradients of the input, of the down factors and of the up factors.
+
+        With y = x Wᵀ + s (x Aᵀ) Bᵀ and g the gradient of y, that of B is gᵀ (s x Aᵀ), that of A
+        is (s g B)ᵀ x and that of x is g W + (s g B) A. W is frozen and has none.
+
+        Args:
+            gradients: Those of each layer's outputs.
+            rows: The input.
+            narrow: From `compute`.
+            wanted: Whether the input's is; else it is None.
+        """
+        inner, dtype = torch.empty_like(narrow), self.masters[0].dtype
+        backs = _split(inner, self.ranks)
+        ups = [
+            (one.t() @ part).to(dtype)
+            for one, part in zip(gradients, _split(narrow, self.ranks), strict=True)
+        ]
+        for one, up, back in zip(gradients, self.ups, backs, strict=True):
+            torch.mm(one, up, out=back)
+        if self.is_scaled:
+            for back, scale in zip(backs, self.scales, strict=True):
+                back.mul_(scale)
+        downs = (inner.t() @ rows).to(dtype)
+        if not wanted:
+            return None, downs, ups
+        if not self.is_plain:
+            return inner @ self.down, downs, ups
+        whole = gradients[0] if len(gradients) == 1 else torch.cat(list(gradients), 1)
+        return self.frozen.pull_back(whole).addmm_(inner, self.down), downs, ups
 
     @property
     def frozen(self) -> FrozenMap:
@@ -114,62 +177,27 @@ class LowRankMap:
 
 
 class _Apply(torch.autograd.Function):
-    """`LowRankMap` as one node of autograd.
-
-    With y = x Wᵀ + s (x Aᵀ) Bᵀ and g the gradient of y, that of B is gᵀ (s x Aᵀ), that of A is
-    (s g B)ᵀ x and that of x is g W + (s g B) A. W is frozen and has none.
-    """
+    """`LowRankMap` as one node of autograd."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, owner: LowRankMap, known: Tensor | None, *masters: Tensor
     ) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        narrow = rows @ owner.down.t()
-        parts = _split(narrow, owner.ranks)
-        if owner.is_scaled:
-            for part, scale in zip(parts, owner.scales, strict=True):
-                part.mul_(scale)
-        if known is not None:
-            whole = known.clone()
-        elif owner.is_plain:
-            whole = owner.frozen.apply(rows)
-        else:
-            whole = rows.new_zeros(len(rows), sum(owner.outputs))
-        outputs = _split(whole, owner.outputs)
-        for out, part, up in zip(outputs, parts, owner.ups, strict=True):
-            out.addmm_(part, up.t())
+        whole, narrow = owner.compute(rows, known)
         ctx.save_for_backward(rows, narrow)
         ctx.owner, ctx.shape = owner, x.shape
-        if x.ndim == 2:
-            return tuple(outputs)
-        return tuple([out.view(*x.shape[:-1], -1) for out in outputs])
+        return tuple([out.view(*x.shape[:-1], -1) for out in owner.split(whole)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         owner: LowRankMap = ctx.owner
         rows, narrow = ctx.saved_tensors
         flat = [one.reshape(-1, one.shape[-1]) for one in gradients]
-        inner, dtype = torch.empty_like(narrow), owner.masters[0].dtype
-        backs = _split(inner, owner.ranks)
-        ups = [
-            (one.t() @ part).to(dtype)
-            for one, part in zip(flat, _split(narrow, owner.ranks), strict=True)
-        ]
-        for one, up, back in zip(flat, owner.ups, backs, strict=True):
-            torch.mm(one, up, out=back)
-        if owner.is_scaled:
-            for back, scale in zip(backs, owner.scales, strict=True):
-                back.mul_(scale)
-        downs = _split((inner.t() @ rows).to(dtype), owner.ranks, 0)
-        if not ctx.needs_input_grad[0]:
-            return (None, None, None, *downs, *ups)
-        if owner.is_plain:
-            whole = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-            into = owner.frozen.pull_back(whole).addmm_(inner, owner.down)
-        else:
-            into = inner @ owner.down
-        return (into.view(ctx.shape), None, None, *downs, *ups)
+        into, down, ups = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
+        if into is not None:
+            into = into.view(ctx.shape)
+        return (into, None, None, *_split(down, owner.ranks, 0), *ups)
 
 
 def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
@@ -180,31 +208,45 @@ class Memory:
     """What the frozen weights make of inputs that come again.
 
     While the text encoders are frozen, each update gives the same prompts to all layers; what a
-    layer's own weights make of them is computed once. An input is one that comes again if the very
-    tensor does, unchanged and without a gradient.
+    layer's own weights make of them is computed once. An input comes again if it is the same piece
+    of memory, unchanged since, and has no gradient. It is held here, so nothing else can lie there.
     """
 
     _MOST = 2
 
     def __init__(self) -> None:
-        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
-        self._kept: list[Tensor | None] = []
+        self._seen: list[_Seen] = []
 
     @torch.no_grad()
     def find(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Find what was computed for an input; None the first time, and for what is trained."""
         if x.requires_grad or x.is_inference():
             return None
-        for place, (reference, version) in enumerate(self._seen):
-            if reference() is x and version == x._version:
-                if self._kept[place] is None:
-                    self._kept[place] = compute(x)
-                return self._kept[place]
-        alive = [place for place, (one, _) in enumerate(self._seen) if one() is not None]
-        kept = alive[1 - self._MOST :]
-        self._seen = [*(self._seen[place] for place in kept), (weakref.ref(x), x._version)]
-        self._kept = [*(self._kept[place] for place in kept), None]
+        for one in self._seen:
+            if one.is_the_same(x):
+                if one.kept is None:
+                    one.kept = compute(x)
+                return one.kept
+        self._seen = [*self._seen[1 - self._MOST :], _Seen(x, x._version)]
         return None
+
+
+@dataclass
+class _Seen:
+    """An input, and what the frozen weights make of it once it has come again."""
+
+    x: Tensor
+    version: int
+    kept: Tensor | None = None
+
+    def is_the_same(self, x: Tensor) -> bool:
+        mine, its = self.x.untyped_storage(), x.untyped_storage()
+        return (
+            mine._cdata == its._cdata
+            and self.version == x._version
+            and (self.x.shape, self.x.stride(), self.x.storage_offset())
+            == (x.shape, x.stride(), x.storage_offset())
+        )
 
 
 def _compute_plainly(one: Factors, x: Tensor) -> Tensor:

@@ -240,14 +240,14 @@ class SDXLModel:
         return predicted
 
     def attach_adapter(
-        self, spec: AdapterSpec, checkpointing: Checkpointing = "none"
+        self, spec: AdapterSpec, checkpointing: Checkpointing = "none", compiled: bool = False
     ) -> list[Weights]:
         """Add a new adapter; ``checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
         taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
         self._residence.need("unet", *taught, alone=True)
         words = start_words(self._pipeline, spec.tokens)
-        self._attached = AttachedAdapter(self._components, spec)
+        self._attached = AttachedAdapter(self._components, spec, compiled)
         weights = list(self._attached.weights)
         try:
             if words:

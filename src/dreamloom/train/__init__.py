@@ -28,6 +28,8 @@ from dreamloom.train.update import compute_loss
 
 __all__ = ["Judge", "check_training", "compute_loss", "train_adapter"]
 
+_LEAST_COMPILED = 500
+
 
 def train_adapter(
     run: RunDir,
@@ -71,7 +73,9 @@ def train_adapter(
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
         lesson = _prepare(model, photos, priors, config, processes, observe)
-        weights = model.attach_adapter(_spec(config), _checkpointing(config, model))
+        weights = model.attach_adapter(
+            _spec(config), _checkpointing(config, model), _compiles(config, model)
+        )
         try:
             if not model.trains_text:
                 lesson.conditioning(lesson.texts)
@@ -127,6 +131,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
     _check_storage(config, model)
+    _compiles(config, model)
     weights = model.attach_adapter(_spec(config))
     try:
         Student(weights, config, model.runtime, silent)
@@ -291,6 +296,21 @@ def _checkpointing(config: LoomConfig, model: Model) -> Checkpointing:
         # Nobody planned, so this must fit wherever it can.
         return "full" if model.runtime.device.type == "cuda" else "none"
     return config.memory.checkpointing
+
+
+def _compiles(config: LoomConfig, model: Model) -> bool:
+    """Say whether to compile; before training, refuse where it cannot be done."""
+    asked, kind = config.train.compile, config.adapter.kind
+    if asked == "auto":
+        # Below that, compiling takes longer than it saves.
+        is_long = config.train.updates >= _LEAST_COMPILED
+        return kind == "lora" and is_long and model.runtime.device.type == "cuda"
+    if asked == "blocks" and kind != "lora":
+        raise ConfigError(
+            f"train.compile = blocks is for adapters of kind lora, not {kind}.",
+            "Set train.compile=off, or adapter.kind=lora.",
+        )
+    return asked == "blocks"
 
 
 def _tell_results(

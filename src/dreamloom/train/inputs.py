@@ -13,7 +13,7 @@ from dreamloom.processes import Processes
 from dreamloom.rundir import RunDir, fingerprint
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
-_FREE = {"checkpoint_every"}
+_FREE = {"checkpoint_every", "compile"}
 
 
 def name_inputs(
