@@ -48,6 +48,7 @@ LAYERS = {
         "quality",
         "quantise",
         "detectors",
+        "latents",
         "lessons",
         "processes",
         "trackers",

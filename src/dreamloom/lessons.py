@@ -28,6 +28,7 @@ from dreamloom.families.base import (
     OnPicture,
     nothing,
 )
+from dreamloom.latents import LatentStore
 from dreamloom.pictures import Photo, PhotoSet, PriorSet
 from dreamloom.pixels import open_upright, to_tensor
 from dreamloom.runtime import seed_for, send
@@ -130,6 +131,7 @@ class Lesson:
         priors: Files of the class images; none without.
         prompts: The prompts of photos and of class images; a photo with a caption has its own.
         plan: How they are dealt and cut.
+        store: Keeps encoded crops on disk; None keeps them in memory alone.
     """
 
     model: Model
@@ -140,6 +142,7 @@ class Lesson:
     resolution_px: int
     prompts: tuple[str, str]
     plan: LessonPlan
+    store: LatentStore | None = None
     _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
@@ -269,10 +272,17 @@ class Lesson:
             # Photos are few and cut again and again; a class image is needed only once.
             picture = _bytes(file) if card.is_prior else self._read(file)
             pixels = self._cut(card, picture)
-            latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
+            latents = self.store.find(pixels) if self.store else None
+            if latents is None:
+                latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
+                if self.store:
+                    self.store.keep(pixels, latents)
             if self.model.thrift.one_at_a_time:
                 # Where parts take turns there is no room on the device for what is not at work.
                 latents = Latents(latents.mean.cpu(), latents.deviation.cpu())
+            else:
+                device = self.model.runtime.device
+                latents = Latents(latents.mean.to(device), latents.deviation.to(device))
             self._encoded[self._key(card)] = latents
             on_picture(done, len(cards))
 
@@ -335,6 +345,7 @@ def prepare_lesson(
     prompts: tuple[str, str],
     plan: LessonPlan,
     on_picture: OnPicture = nothing,
+    store: LatentStore | None = None,
 ) -> Lesson:
     """Encode what can be encoded before training begins; see `Lesson`.
 
@@ -345,6 +356,7 @@ def prepare_lesson(
         prompts: The prompts of photos and of class images.
         plan: How pictures are dealt and cut.
         on_picture: Called with (pictures encoded, pictures in all).
+        store: Keeps encoded crops on disk; None keeps them in memory alone.
 
     Raises:
         ValueError: If no photo would be left to train on.
@@ -363,6 +375,7 @@ def prepare_lesson(
         resolution_px=photos.resolution_px,
         prompts=prompts,
         plan=plan,
+        store=store,
     )
     lesson.encode_all(on_picture)
     return lesson

@@ -181,6 +181,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def latents(self) -> Path:
+        """Encoded crops, while a training is not finished."""
+        return self.path / "latents"
+
+    @property
     def looks(self) -> Path:
         """Pictures, scores and adapters from within the training, by the update."""
         return self.path / "looks"

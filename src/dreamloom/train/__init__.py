@@ -15,6 +15,7 @@ from dreamloom.config import LoomConfig
 from dreamloom.errors import ConfigError, TrainingError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.families.base import AdapterSpec, Checkpointing, Model
+from dreamloom.latents import LatentStore
 from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
 from dreamloom.pictures import PhotoSet, PriorSet
 from dreamloom.processes import Processes, join_processes
@@ -72,7 +73,12 @@ def train_adapter(
     with measure_effort(model.runtime) as effort:
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
-        lesson = _prepare(model, photos, priors, config, processes, observe)
+        store = LatentStore(
+            run.latents,
+            (model.identity.fingerprint, model.runtime.name),
+            lambda text: observe(Note("train", text, warning=True)),
+        )
+        lesson = _prepare(model, photos, priors, config, processes, observe, store)
         weights = model.attach_adapter(
             _spec(config), _checkpointing(config, model), _compiles(config, model)
         )
@@ -107,6 +113,7 @@ def train_adapter(
     if processes.is_main:
         run.write_record(record)
         checkpoints.clear()
+        store.clear()
     processes.wait()
     observe(StageDone("train", effort.seconds, str(run.adapter)))
     return record
@@ -199,6 +206,7 @@ def _prepare(
     config: LoomConfig,
     processes: Processes,
     observe: Observer,
+    store: LatentStore,
 ) -> Lesson:
     _check_held_out(config, len(photos.photos))
     lesson = prepare_lesson(
@@ -208,6 +216,7 @@ def _prepare(
         (config.photo_prompt(), config.class_prompt()),
         LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos),
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
+        store,
     )
     if model.thrift.one_at_a_time:
         # The autoencoder and the denoiser have no room beside each other, so every crop that will
