@@ -43,6 +43,7 @@ from dreamloom.families import load_model
 from dreamloom.families.base import BaseIdentity, Sampler, Shot, Thrift
 from dreamloom.families.sdxl import SDXLModel
 from dreamloom.families.skeleton import make_skeleton
+from dreamloom.footprint.choosing import CONTEXT_BYTES
 from dreamloom.footprint.predicting import GIB
 from dreamloom.journey import settle
 from dreamloom.photos import load_photos
@@ -56,8 +57,6 @@ HERE = Path(__file__).parent
 TFLOP_PER_IMAGE = 14.19
 WARM_UP = 3
 LIMITS_GIB = (8, 12, 16, 24)
-# What the driver takes beside the allocator; `plan` allows as much.
-CONTEXT_BYTES = round(0.75 * GIB)
 TEXT = ("adapter.text_encoders=true",)
 
 

@@ -16,7 +16,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -24,25 +23,17 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from dreamloom.families import sdxl_configs
+
 _WORDS = ("a", "photo", "of", "person", "rraj")
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-# As in the scheduler file of stabilityai/stable-diffusion-xl-base-1.0.
-_SCHEDULER = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
 
 
 def make_small_sdxl(folder: Path, seed: int = 0) -> Path:
     """Save the model in diffusers' layout, unless it is there already; return its folder."""
     if (folder / "model_index.json").exists():
         return folder
-    tokenizer, tokenizer_2 = _make_tokenizer(pad=_END), _make_tokenizer(pad="!")
+    tokenizer, tokenizer_2 = sdxl_configs.make_tokenizers(_merge_words())
+    schedule = EulerDiscreteScheduler.load_config(sdxl_configs.FOLDER, subfolder="scheduler")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         StableDiffusionXLPipeline(
@@ -52,7 +43,7 @@ def make_small_sdxl(folder: Path, seed: int = 0) -> Path:
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
             unet=_make_unet(prompt_width=96 + 160, pooled_width=160),
-            scheduler=EulerDiscreteScheduler.from_config(_SCHEDULER),
+            scheduler=EulerDiscreteScheduler.from_config(schedule),
             add_watermarker=False,
         ).save_pretrained(folder)
     return folder
@@ -75,21 +66,15 @@ def make_pictures(folder: Path, count: int, side_px: int, seed: int) -> Path:
     return folder
 
 
-def _make_tokenizer(pad: str) -> CLIPTokenizer:
-    """Make a byte-level tokenizer in CLIP's form that knows the words of the prompts."""
-    alphabet = sorted(ByteLevel.alphabet())
-    vocabulary = alphabet + [f"{byte}</w>" for byte in alphabet]
-    merges: list[tuple[str, str]] = []
+def _merge_words() -> list[tuple[str, str]]:
+    """List the merges that put the words of the prompts together, letter by letter."""
+    merges: dict[tuple[str, str], None] = {}
     for word in _WORDS:
         pieces = [*word[:-1], f"{word[-1]}</w>"]
         while len(pieces) > 1:
-            pair = (pieces[0], pieces[1])
-            if pair not in merges:
-                merges.append(pair)
-                vocabulary.append("".join(pair))
-            pieces = ["".join(pair), *pieces[2:]]
-    numbered = {token: number for number, token in enumerate([*vocabulary, _START, _END])}
-    return CLIPTokenizer(numbered, merges, pad_token=pad, model_max_length=77)
+            merges[pieces[0], pieces[1]] = None
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    return list(merges)
 
 
 def _describe_text(tokenizer: CLIPTokenizer, width: int, layers: int, act: str) -> CLIPTextConfig:

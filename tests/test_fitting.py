@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamloom import fitting
+from dreamloom import fitting, runtime
 from dreamloom.adapters import read_adapter
 from dreamloom.config import LoomConfig, load_config, to_toml
 from dreamloom.errors import ConfigError
@@ -44,7 +44,7 @@ def train(
 @pytest.fixture
 def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU here: this is what one would say of itself."""
-    monkeypatch.setattr(fitting, "device_memory_bytes", lambda device: 12 * 2**30)
+    monkeypatch.setattr(runtime, "device_memory_bytes", lambda device: 12 * 2**30)
     monkeypatch.setattr(fitting, "measure_matrix_rate", lambda device, dtype: 25.0)
 
 

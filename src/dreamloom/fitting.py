@@ -7,10 +7,18 @@ from pathlib import Path
 
 from dreamloom.config import LoomConfig, load_config
 from dreamloom.families.base import ROOMY, Thrift
+from dreamloom.footprint.predicting import Setting
 from dreamloom.picturebook import weights_folder
-from dreamloom.plan import Memory, apply_plan, plan_drawing, plan_run, read_memory
+from dreamloom.plan import (
+    Memory,
+    apply_plan,
+    plan_drawing,
+    plan_run,
+    read_device_memory,
+    read_memory,
+)
 from dreamloom.rundir import RunDir
-from dreamloom.runtime import Runtime, device_memory_bytes, measure_matrix_rate
+from dreamloom.runtime import Runtime, measure_matrix_rate
 
 # A base whose weights are this small beside a GPU's memory is not worth a plan.
 _SMALL_SHARE = 1 / 32
@@ -51,9 +59,8 @@ def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> F
     plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
     chosen = apply_plan(config, plan)
     setting = plan.choice.setting
-    thrift = Thrift(setting.storage, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
     lasting = _with_base(config, setting.storage).model_copy(update={"train": chosen.train})
-    return Fitted(chosen, lasting, thrift, tuple(plan.lines()))
+    return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
 
 
 def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> Thrift:
@@ -61,17 +68,14 @@ def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> Thrift:
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(base, memory):
         return _read_thrift(config)
-    setting = plan_drawing(config.model_copy(update={"base": base}), memory)
-    return Thrift(setting.storage, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
+    return _spare_as(plan_drawing(config.model_copy(update={"base": base}), memory))
 
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> Memory | None:
-    has = device_memory_bytes(runtime.device)
-    if has is None:
-        return None
-    if config.memory.limit != "auto":
-        return read_memory(config.memory.limit)
-    return read_memory(f"{has / 2**20:.0f}MiB")
+    has = read_device_memory(runtime.device)
+    if has is None or config.memory.limit == "auto":
+        return has
+    return read_memory(config.memory.limit)
 
 
 def _is_small(base: str, memory: Memory) -> bool:
@@ -95,6 +99,11 @@ def _go_on_as_begun(run: RunDir, config: LoomConfig) -> LoomConfig:
 
 def _with_base(config: LoomConfig, storage: str) -> LoomConfig:
     return config.model_copy(update={"memory": config.memory.model_copy(update={"base": storage})})
+
+
+def _spare_as(setting: Setting) -> Thrift:
+    """How a base model is loaded as was planned."""
+    return Thrift(setting.storage, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
 
 
 def _read_thrift(config: LoomConfig) -> Thrift:

@@ -14,7 +14,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from dreamloom.adapters import read_adapter
-from dreamloom.config import LoomConfig, PriorsConfig, SubjectConfig, load_config, to_toml
+from dreamloom.config import (
+    NOT_TAUGHT,
+    LoomConfig,
+    PriorsConfig,
+    SubjectConfig,
+    load_config,
+    to_toml,
+)
 from dreamloom.crops import suggest_step
 from dreamloom.errors import ConfigError, RunFolderError
 from dreamloom.evaluate import (
@@ -55,19 +62,6 @@ from dreamloom.train import Judge, check_training, train_adapter
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
 _GLANCE_PX = 32
-# What may change between two commands on one run without making it another run.
-_FREE = (
-    "device",
-    "preset",
-    "generate.",
-    "evaluate.",
-    "train.checkpoint_every",
-    "memory.limit",
-    "memory.checkpointing",
-    "memory.images_per_pass",
-    "memory.one_at_a_time",
-    "watch.tracker",
-)
 
 
 def settle(config: LoomConfig, model: Model) -> LoomConfig:
@@ -120,7 +114,7 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     return [
         f"{name} is {before[name]!r} there and {after[name]!r} here"
         for name in after
-        if before.get(name) != after[name] and not name.startswith(_FREE)
+        if before.get(name) != after[name] and not name.startswith(NOT_TAUGHT)
     ]
 
 

@@ -277,13 +277,12 @@ class Lesson:
                 latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
                 if self.store:
                     self.store.keep(pixels, latents)
-            if self.model.thrift.one_at_a_time:
-                # Where parts take turns there is no room on the device for what is not at work.
-                latents = Latents(latents.mean.cpu(), latents.deviation.cpu())
-            else:
-                device = self.model.runtime.device
-                latents = Latents(latents.mean.to(device), latents.deviation.to(device))
-            self._encoded[self._key(card)] = latents
+            # Where parts take turns there is no room on the device for what is not at work.
+            in_turn = self.model.thrift.one_at_a_time
+            place = torch.device("cpu") if in_turn else self.model.runtime.device
+            self._encoded[self._key(card)] = Latents(
+                latents.mean.to(place), latents.deviation.to(place)
+            )
             on_picture(done, len(cards))
 
     def _read(self, path: Path) -> UInt8[Tensor, "channels height width"]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamloom.config import LoomConfig
 from dreamloom.errors import ConfigError
@@ -28,6 +28,9 @@ from dreamloom.footprint.predicting import (
     predict_footprint,
 )
 from dreamloom.footprint.table import Table, read_table
+
+if TYPE_CHECKING:
+    import torch
 
 # What SDXL's own advice is; a base of another size is counted and brings its own.
 _SDXL_RESOLUTION_PX = 1024
@@ -212,14 +215,22 @@ def find_memory(said: str | None, config: LoomConfig) -> Memory:
         return read_memory(said)
     if config.memory.limit != "auto":
         return read_memory(config.memory.limit)
-    from dreamloom.runtime import device_memory_bytes, pick_runtime
+    from dreamloom.runtime import pick_runtime
 
-    has = device_memory_bytes(pick_runtime(config.device).device)
+    has = read_device_memory(pick_runtime(config.device).device)
     if has is None:
         raise ConfigError(
             "There is no GPU here whose memory could be planned.", "Name one: --gpu-memory 12GiB."
         )
-    return read_memory(f"{has / 2**20:.0f}MiB")
+    return has
+
+
+def read_device_memory(device: torch.device) -> Memory | None:
+    """Read how much memory a GPU has; None where it shares the computer's."""
+    from dreamloom.runtime import device_memory_bytes
+
+    has = device_memory_bytes(device)
+    return None if has is None else read_memory(f"{has / 2**20:.0f}MiB")
 
 
 def plan_run(
@@ -350,8 +361,7 @@ def _read_work(config: LoomConfig, table: Table) -> Work:
 
 def _read_limits(config: LoomConfig) -> Limits:
     asked = config.memory
-    splits = config.adapter.initial.startswith(("pissa", "olora"))
-    storage = ("whole",) if splits else STORED
+    storage = ("whole",) if config.adapter.splits_base else STORED
     return Limits(
         checkpointing=LADDER if asked.checkpointing == "auto" else (asked.checkpointing,),
         storage=storage if asked.base == "auto" else (asked.base,),

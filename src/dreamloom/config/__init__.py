@@ -29,6 +29,7 @@ from dreamloom.config.sections import (
 from dreamloom.errors import ConfigError
 
 __all__ = [
+    "NOT_TAUGHT",
     "PRESETS",
     "AdapterConfig",
     "EvaluateConfig",
@@ -46,6 +47,21 @@ __all__ = [
     "setting_names",
     "to_toml",
 ]
+
+
+NOT_TAUGHT = (
+    "preset",
+    "device",
+    "generate.",
+    "evaluate.",
+    "train.checkpoint_every",
+    "memory.limit",
+    "memory.checkpointing",
+    "memory.images_per_pass",
+    "memory.one_at_a_time",
+    "watch.tracker",
+)
+"""Beginnings of the names of settings that change nothing of what is taught."""
 
 
 class LoomConfig(Section):

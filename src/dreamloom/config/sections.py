@@ -161,6 +161,11 @@ class MemoryConfig(Section):
 class AdapterConfig(Section):
     """What kind of adapter is taught, and where it lies."""
 
+    @property
+    def splits_base(self) -> bool:
+        """Whether it begins with a part of the base's weights, which must be whole for that."""
+        return self.initial.startswith(("pissa", "olora"))
+
     kind: Literal["lora", "dora", "loha", "lokr", "oft"] = "lora"
     """lora, or one of its relatives, which other programs read less widely."""
     blocks: str = Field("all", min_length=1)

@@ -92,7 +92,7 @@ def evaluate_merge(
         wanted,
         prompts,
         config,
-        drawn_from=None if style_pictures else prompts,
+        are_drawn=style_pictures is None,
     )
     origin = "in the style" if style_pictures else "that the style's adapter drew"
     return Retention(
@@ -154,9 +154,9 @@ def _retain(
     references: dict[str, Tensor],
     prompts: list[str],
     config: EvaluateConfig,
-    drawn_from: list[str] | None = None,
+    are_drawn: bool = False,
 ) -> Score:
-    """Score one retention; references that were drawn are compared with other prompts' only."""
+    """Score one retention; references drawn from the prompts are compared with others' only."""
     encoder = encoders.named()[name]
     if isinstance(encoder, Missing):
         return Score(note=f"not measured: {encoder.reason}")
@@ -164,14 +164,14 @@ def _retain(
     if any(bool(side.isnan().any()) for side in (merged, none, full, references[name])):
         return Score(key=encoder.key, note="not measured: in some pictures nobody was found")
     comparable = None
-    if drawn_from is not None:
-        if len(set(drawn_from)) < 2:
+    if are_drawn:
+        if len(set(prompts)) < 2:
             reason = "the style's adapter has drawn one prompt only; give pictures in the style"
             return Score(key=encoder.key, note=f"not measured: {reason}")
-        comparable = torch.tensor([[own != other for other in drawn_from] for own in prompts])
+        comparable = torch.tensor([[own != other for other in prompts] for own in prompts])
     draws = statistics.draw(
         prompts,
-        0 if drawn_from is not None else len(references[name]),
+        0 if are_drawn else len(references[name]),
         resamples=config.resamples,
         confidence=config.confidence,
     )

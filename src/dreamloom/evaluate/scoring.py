@@ -26,14 +26,7 @@ from dreamloom.errors import DreamLoomError, EvaluationError
 from dreamloom.events import Note, Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.features import Encoders, load_encoders
 from dreamloom.metrics import Bench, Role, Scorecard, Seen, assign_roles, fill_card, look_at
-from dreamloom.pictures import (
-    MANIFEST,
-    ImageSet,
-    PhotoSet,
-    Picture,
-    image_files,
-    read_image_set,
-)
+from dreamloom.pictures import MANIFEST, ImageSet, PhotoSet, Picture, image_files, read_image_set
 from dreamloom.prompts import is_person
 from dreamloom.rundir import Record, RunDir, file_sha256, fingerprint, write_json
 from dreamloom.runtime import measure_effort, pick_runtime

@@ -29,11 +29,11 @@ def load_model(base: str, runtime: Runtime, thrift: Thrift | None = None) -> Mod
     Raises:
         BaseModelError: If no family recognises it, or it cannot be found or read.
     """
+    from dreamloom.families.base import ROOMY
+
     for family in families():
         if family.recognises(base):
-            return (
-                family.load(base, runtime) if thrift is None else family.load(base, runtime, thrift)
-            )
+            return family.load(base, runtime, thrift or ROOMY)
     raise BaseModelError(
         f"--base {base} is no base model that DreamLoom knows how to load.",
         "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "

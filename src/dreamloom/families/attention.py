@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -56,11 +58,16 @@ class LeanAttention:
             raise AssertionError("told apart above")
         else:
             parts = (*query(hidden_states), *self._joint(encoder_hidden_states))
-        images, heads = len(hidden_states), attention.heads
-        q, k, v = (one.view(images, one.shape[1], heads, -1).transpose(1, 2) for one in parts)
-        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out: Tensor = attention.to_out[0](mixed)
+        out: Tensor = attention.to_out[0](mix_heads(parts, attention.heads))
         return attention.to_out[1](out) if self._is_dropping else out
+
+
+def mix_heads(
+    parts: Sequence[Float[Tensor, "images _ features"]], heads: int
+) -> Float[Tensor, "images positions features"]:
+    """Attend with query, key and value, head by head."""
+    q, k, v = (one.view(len(one), one.shape[1], heads, -1).transpose(1, 2) for one in parts)
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def can_be_lean(attention: nn.Module) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
+from dreamloom.families.attention import mix_heads
 from dreamloom.families.frozen import FrozenMap
 from dreamloom.families.lowrank import LowRankMap, Memory
 
@@ -119,10 +120,7 @@ class _AdaptedAttention(AttnProcessor2_0):  # type: ignore[misc]
         else:
             query = _map(attn.lean_query, hidden_states)
             parts = [*query, *_map(attn.lean_joint, encoder_hidden_states)]
-        images, heads = len(hidden_states), attn.heads
-        q, k, v = (one.view(images, one.shape[1], heads, -1).transpose(1, 2) for one in parts)
-        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return _map(attn.lean_out, mixed)[0]
+        return _map(attn.lean_out, mix_heads(parts, attn.heads))[0]
 
 
 def _map(told: Any, x: Tensor) -> list[Tensor]:

@@ -36,12 +36,9 @@ class FrozenMap:
         packed: bool,
     ) -> None:
         self.weight, self.bias = weight, bias
-        self._forth: Any = None
+        self._forth: Any = _pack(weight) if packed else None
+        # Made when it is first needed: whoever only draws never goes back.
         self._back: Any = None
-        if packed:
-            reorder = torch.ops.mkldnn._reorder_linear_weight
-            self._forth = reorder(weight.detach())
-            self._back = reorder(weight.detach().t().contiguous())
 
     def apply(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Compute the outputs."""
@@ -51,9 +48,15 @@ class FrozenMap:
 
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
-        if self._back is None:
+        if self._forth is None:
             return gradient @ self.weight
+        if self._back is None:
+            self._back = _pack(self.weight.t().contiguous())
         return _multiply(gradient, self._back, None)
+
+
+def _pack(weight: Tensor) -> Any:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
 def _multiply(rows: Tensor, packed: Any, bias: Tensor | None) -> Tensor:

@@ -386,15 +386,15 @@ class SDXLModel:
         batch = min(batch, self.thrift.drawn_at_once or batch)
         at_once = len(shots) if self.thrift.one_at_a_time else batch
         pictures: list[Image.Image] = []
-        for start in range(0, len(shots), at_once):
-            drawn = []
-            with laid_out_for_drawing(self._pipeline.unet):
+        with laid_out_for_drawing(self._pipeline.unet):
+            for start in range(0, len(shots), at_once):
+                drawn = []
                 for first in range(start, min(start + at_once, len(shots)), batch):
                     some = shots[first : min(first + batch, len(shots))]
                     rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
                     drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
-            pictures += self._decode(torch.cat(drawn))
-            on_picture(len(pictures), len(shots))
+                pictures += self._decode(torch.cat(drawn))
+                on_picture(len(pictures), len(shots))
         return pictures
 
     def _denoise(

@@ -19,7 +19,8 @@ STORED = ("whole", "int8", "nf4")
 """How the base is kept, from most to least exact; fp8 is as large as int8 and less exact."""
 EIGHT_BIT = "adamw8bit"
 
-_CONTEXT_BYTES = round(0.75 * GIB)
+CONTEXT_BYTES = round(0.75 * GIB)
+"""What the driver's context is allowed beside tensors."""
 # What the allocator cannot hand out again because it is in pieces, and what kernels work in.
 _LOST_SHARE = 0.05
 
@@ -84,7 +85,7 @@ def usable_bytes(memory_bytes: int) -> int:
     The driver's context takes about 0.75 GiB, and a twentieth is lost to pieces and workspaces.
     Both are allowances, not measurements.
     """
-    return max(0, round(memory_bytes * (1 - _LOST_SHARE)) - _CONTEXT_BYTES)
+    return max(0, round(memory_bytes * (1 - _LOST_SHARE)) - CONTEXT_BYTES)
 
 
 def choose_setting(table: Table, work: Work, memory_bytes: int, limits: Limits) -> Choice:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -19,7 +19,7 @@ from dreamloom.footprint.table import Table
 from dreamloom.quantise import STORAGES
 
 _RANK = 16
-_LADDER: tuple[Checkpointing, ...] = ("none", "high", "low", "full")
+_LADDER: tuple[Checkpointing, ...] = get_args(Checkpointing)
 _Told = Callable[[str], None]
 _PIXELS_PER_LATENT = 8
 # What makes two denoisers of one size.

@@ -110,22 +110,22 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
     gradients = taught * _MASTER_BYTES if setting.passes > 1 else 0
     taught_text = text if setting.text_encoders else 0
     passes = _predict_passes(table, setting, area * wide) + turning
-    training = unet + taught_text + adapter + states + gradients + passes
     beside = adapter + states
+    training = unet + taught_text + beside + gradients + passes
     phases: dict[Phase, int] = {
         "class images": _drawing(setting, unet, text, vae, at_work, 0),
         "caching": _caching(setting, unet, text, vae, at_work),
         "training": training,
         # It begins with all that training leaves behind.
         "sampling": max(
-            unet + taught_text + adapter + states,
+            unet + taught_text + beside,
             _drawing(setting, unet, text, vae, at_work, beside),
         ),
         "saving": beside + vae + (0 if setting.one_at_a_time else unet + taught_text) + adapter,
     }
     parts = {
         "base model": unet + taught_text,
-        "adapter and optimizer": adapter + states + gradients,
+        "adapter and optimizer": beside + gradients,
         "activations": passes,
     }
     return Footprint({phase: round(size) for phase, size in phases.items()}, parts)

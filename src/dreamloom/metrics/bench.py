@@ -191,7 +191,7 @@ class Bench:
         if values.below is not None and paired:
             # Where only some pictures have a floor, only those tell how far it was left behind.
             draws_below = self._draw(paired, values)
-            beneath = self._sample_floor(measure, values, paired, draws_below)
+            beneath, _ = self._sample_floor(measure, values, paired, draws_below)
             floor = None if np.isnan(beneath.value) else beneath.value
             if ceiling and floor is not None:
                 both = self._sample(measure, values.own, paired, paired, draws_below)
@@ -267,24 +267,26 @@ class Bench:
 
     def _sample_floor(
         self, measure: Measure, values: Values, paired: Sequence[int], draws: Draws
-    ) -> Sampled:
-        """Sample the base model's partners of pictures, or its strangers where they count."""
-        assert values.below is not None
-        if values.strangers:
-            below = values.below[list(values.strangers)]
-            return statistics.sample_mean(below, self._draw_strangers(values, draws))
-        places = [place for row in paired if (place := self.partners[row]) is not None]
-        return self._sample(measure, values.below, places, paired, draws)
+    ) -> tuple[Sampled, Draws]:
+        """Sample the base model's partners of pictures, or strangers where they count.
 
-    def _draw_strangers(self, values: Values, draws: Draws) -> Draws:
-        """Draw strangers independently of the pictures, but with the same photos."""
+        Strangers are drawn independently of the pictures, but with the same photos.
+
+        Returns:
+            The floor, and the draws that it comes from.
+        """
+        assert values.below is not None
+        if not values.strangers:
+            places = [place for row in paired if (place := self.partners[row]) is not None]
+            return self._sample(measure, values.below, places, paired, draws), draws
         drawn = statistics.draw(
             [self.below_units[place] for place in values.strangers],
             resamples=self.resamples,
             confidence=self.confidence,
             seed=1,
         )
-        return replace(drawn, photos=draws.photos)
+        drawn = replace(drawn, photos=draws.photos)
+        return statistics.sample_mean(values.below[list(values.strangers)], drawn), drawn
 
     def _ceiling(self, values: Values, draws: Draws) -> Sampled | None:
         apart = values.among_photos
@@ -326,10 +328,7 @@ class Bench:
             ]
             if isinstance(values, str) or values.below is None or not paired:
                 continue
-            draws = self._draw(paired, values)
-            sampled = self._sample_floor(measure, values, paired, draws)
-            if values.strangers:
-                draws = self._draw_strangers(values, draws)
+            sampled, draws = self._sample_floor(measure, values, paired, self._draw(paired, values))
             if not np.isnan(sampled.value):
                 n = len(values.strangers) or len(paired)
                 ends = self._interval(measure, sampled, draws, n)

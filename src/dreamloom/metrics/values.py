@@ -156,11 +156,11 @@ def _find_strangers(measure: Measure, below: Array | None, subjects: Subjects) -
     units = [subjects.units_below[place] for place in strangers]
     if len(set(units)) < _FEWEST_STRANGERS or not partners:
         return ()
-    nearer = mean_of_units(below[strangers], units).mean() > below[partners].mean()
+    nearer = _mean_of_units(below[strangers], units).mean() > below[partners].mean()
     return tuple(strangers) if nearer else ()
 
 
-def mean_of_units(values: Array, units: Sequence[str]) -> Array:
+def _mean_of_units(values: Array, units: Sequence[str]) -> Array:
     """Take the mean of each unit's rows, and then of the units."""
     rows = [
         [row for row, name in enumerate(units) if name == unit] for unit in dict.fromkeys(units)
@@ -393,7 +393,7 @@ def _give_no_credit(
             given[row] = 0.0
         elif strangers:
             units = [subjects.units_below[stranger] for stranger in strangers]
-            given[row] = mean_of_units(below[list(strangers)], units)
+            given[row] = _mean_of_units(below[list(strangers)], units)
         else:
             given[row] = below.mean(axis=0) if place is None else below[place]
     return given

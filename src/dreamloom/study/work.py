@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from dreamloom.config import LoomConfig
+from dreamloom.config import NOT_TAUGHT, LoomConfig
 from dreamloom.crops import suggest_step
 from dreamloom.errors import ConfigError
 from dreamloom.evaluate import evaluate_run
@@ -35,19 +35,6 @@ SET = "pictures"
 """The name of the one set of pictures in each folder of drawings."""
 
 _KEY_DIGITS = 16
-# Settings that change nothing of what is taught.
-_NOT_TAUGHT = (
-    "preset",
-    "device",
-    "generate.",
-    "evaluate.",
-    "train.checkpoint_every",
-    "memory.limit",
-    "memory.checkpointing",
-    "memory.images_per_pass",
-    "memory.one_at_a_time",
-    "watch.tracker",
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ class Teaching:
         settings = {
             name: value
             for name, value in self.config.flat().items()
-            if not name.startswith(_NOT_TAUGHT)
+            if not name.startswith(NOT_TAUGHT)
         }
         return fingerprint(settings, self.base, self.photos.fingerprint)[:_KEY_DIGITS]
 

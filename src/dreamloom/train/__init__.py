@@ -166,7 +166,7 @@ def _check_range(config: LoomConfig, model: Model) -> None:
 
 def _check_storage(config: LoomConfig, model: Model) -> None:
     initial, storage = config.adapter.initial, model.thrift.storage
-    if storage != "whole" and initial.startswith(("pissa", "olora")):
+    if storage != "whole" and config.adapter.splits_base:
         raise ConfigError(
             f"adapter.initial = {initial} takes a part of the base's weights, which a base kept in "
             f"{storage} cannot give.",

@@ -125,7 +125,7 @@ def _gather_gradients(course: Course, student: Student, update: int) -> _Gathere
     sums: list[Tensor] = []
     parts: list[Errors] = []
     student.forget_gradients()
-    for share in _shares(course)[course.processes.index :: course.processes.count]:
+    for share in _own_shares(course):
         for errors in measure_passes(course.model, lesson, update, config, share):
             loss = add_up_errors(errors, config, lesson, share)
             student.add_gradient(loss.total)
@@ -148,6 +148,11 @@ def _shares(course: Course) -> list[Share]:
     return [share_update(course.config, course.lesson, batches, index) for index in range(batches)]
 
 
+def _own_shares(course: Course) -> list[Share]:
+    """List those batches of an update that this process works on."""
+    return _shares(course)[course.processes.index :: course.processes.count]
+
+
 def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
     if not outcome.broken:
         return
@@ -163,7 +168,7 @@ def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
 
 def list_cards(course: Course) -> list[Card]:
     """List every picture that this process will deal, each with its cut."""
-    mine = _shares(course)[course.processes.index :: course.processes.count]
+    mine = _own_shares(course)
     return [
         card
         for update in range(course.config.train.updates)

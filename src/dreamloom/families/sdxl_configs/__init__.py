@@ -41,13 +41,18 @@ def _letters_of_bytes() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(hidden)]
 
 
-def make_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
+def make_tokenizers(
+    merges: Sequence[tuple[str, str]] | None = None,
+) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Build the tokenizers of both text encoders.
 
     They differ in padding only: the first encoder was trained with the end token after a prompt,
     the second (OpenCLIP's) with id 0, which is "!".
+
+    Args:
+        merges: Which pieces are put together, the most frequent pair first; None takes CLIP's.
     """
-    merges = read_merges()
+    merges = read_merges() if merges is None else merges
     numbers = number_tokens(merges)
     first, second = (
         CLIPTokenizer(numbers, merges, pad_token=pad, model_max_length=_TOKENS)
