@@ -9,8 +9,8 @@ same photos, class images and prompts: rank 16, one photo and one class image an
 one thread, AdamW, constant rate. They run by turns, each time in a process of its own
 (`run_training.py`). An update's time is the processor time between two optimizer steps; the first
 two updates are left out. A round's figure is the median of its updates; the ratio is that of the
-medians over the rounds. What differs: with text encoders, ours also teaches their feed-forward
-layers, and the script their last layer, which SDXL does not read from the first encoder.
+medians over the rounds. What differs: with text encoders, the script also teaches the first one's
+last layer, which SDXL does not read.
 
 With ``--check`` twenty updates of both sides meet the same noise, timesteps, pictures and first
 weights, and their adapters are compared.

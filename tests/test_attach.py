@@ -13,7 +13,7 @@ from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds, write_
 from dreamloom.combine import Wish, combine
 from dreamloom.errors import AdapterError, ConfigError
 from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Sampler, Shot, Weights
+from dreamloom.families.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
 from dreamloom.families.layers import choose_layers
 from dreamloom.families.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.runtime import Runtime, pick_runtime
@@ -270,6 +270,16 @@ def test_predicting_as_the_base_between_encoding_and_learning_keeps_gradients(
         tiny.detach_adapter()
     for first, second in zip(*gradients, strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("reach", ["attention", "linear"])
+def test_reach_says_which_layers_of_the_text_encoders_change(tiny: SDXLModel, reach: Reach) -> None:
+    tiny.attach_adapter(replace(PLAIN, reach=reach, text_encoders=True))
+    layers = tiny.read_adapter().layers
+    tiny.detach_adapter()
+    found = {name.rpartition(".")[2] for name in layers if name.startswith("text_encoder")}
+    attention = {"q_proj", "k_proj", "v_proj", "out_proj"}
+    assert found == (attention if reach == "attention" else attention | {"fc1", "fc2"})
 
 
 def test_trained_encoders_are_not_released(

@@ -148,7 +148,7 @@ def generate_images(
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
         # Pictures depend on the words alone; what is told to judges beside them does not matter.
         "prompts": fingerprint([{"text": p.text, "category": p.category} for p in prompts]),
-        "settings": fingerprint(config.model_dump(exclude={"batch"})),
+        "settings": fingerprint(config.drawn_with),
     }
     folder = run.images / name
     if run.finished(stage, inputs):
@@ -305,6 +305,8 @@ def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
             scheduler=scheduler,
             steps=steps,
             guidance=float(config.guidance),
+            guidance_interval=config.guidance_interval,
+            cache_interval=config.cache_interval,
         )
         for index, (scheduler, steps, prompt, seed) in enumerate(grid)
     ]
@@ -333,4 +335,10 @@ def _draw(
 
 
 def _sampler(picture: Picture) -> Sampler:
-    return Sampler(picture.scheduler, picture.steps, picture.guidance)
+    return Sampler(
+        picture.scheduler,
+        picture.steps,
+        picture.guidance,
+        picture.guidance_interval,
+        picture.cache_interval,
+    )

@@ -185,6 +185,30 @@ class Picture(_Listed):
     scheduler: str
     steps: int
     guidance: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The part of the drawing that was guided, from 0 to 1."""
+    cache_interval: int = 1
+    """Steps from one computing of the deep levels to the next."""
+
+    @model_serializer(mode="wrap")
+    def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Drawn in full, it is written, and so fingerprinted, as before there were shortcuts.
+        written = write(self)
+        if self.guidance_interval == (0.0, 1.0):
+            written.pop("guidance_interval", None)
+        if self.cache_interval == 1:
+            written.pop("cache_interval", None)
+        return written
+
+    @property
+    def sampler(self) -> str:
+        """How it was drawn, for readers."""
+        words = [self.scheduler.upper(), f"{self.steps} steps", f"guidance {self.guidance:g}"]
+        if self.guidance_interval != (0.0, 1.0):
+            words[-1] += " from {:g} to {:g}".format(*self.guidance_interval)
+        if self.cache_interval > 1:
+            words.append(f"deep levels every {self.cache_interval} steps")
+        return ", ".join(words)
 
 
 class WornAdapter(_Listed):

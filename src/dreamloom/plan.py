@@ -50,6 +50,11 @@ _KEPT = {
     "int8": "the base model's linear layers are kept in 8 bits",
     "nf4": "the base model's linear layers are kept in 4 bits (nf4), the text encoders' in 8",
 }
+_COMPILED = {
+    "off": "repeated blocks not compiled (train.compile=auto does, where training is long)",
+    "auto": "repeated blocks compiled where training is long enough to repay it",
+    "blocks": "repeated blocks compiled",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Plan:
         choice: What was chosen, and what did not fit.
         work: What is to be done.
         flops: Floating-point operations by phase.
+        compile: ``train.compile``.
         rate_tflops: Of the device's matrix products, where it is known.
     """
 
@@ -88,6 +94,7 @@ class Plan:
     choice: Choice
     work: Work
     flops: dict[str, float]
+    compile: str
     rate_tflops: float | None = None
 
     @property
@@ -116,6 +123,7 @@ class Plan:
                 "memory.one_at_a_time": setting.one_at_a_time,
                 "generate.batch": setting.drawn_at_once,
                 "train.optimizer": setting.optimizer,
+                "train.compile": self.compile,
             },
             "petaflops": {name: round(count / 1e15, 3) for name, count in self.flops.items()},
             "least_seconds": self.least_seconds,
@@ -154,7 +162,7 @@ class Plan:
             lines.append("the optimizer keeps its states in 8 bits: without, nothing fits")
         lines.append(
             f"{_count(setting.drawn_at_once, 'picture')} drawn at a time; attention by torch's "
-            "own fused kernels"
+            f"own fused kernels; {_COMPILED[self.compile]}"
         )
         return lines
 
@@ -261,7 +269,7 @@ def plan_run(
     if not choice.fits:
         raise _nothing_fits(config, memory, choice)
     flops = _count_work(config, table, choice.setting, work, photos)
-    return Plan(config.base, memory, choice, work, flops, rate_tflops)
+    return Plan(config.base, memory, choice, work, flops, config.train.compile, rate_tflops)
 
 
 def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:

@@ -12,7 +12,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -25,6 +24,15 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 # TOML has no word for nothing; "none" is ours, in files and in --set.
 NONE = "none"
 _OrNone = BeforeValidator(lambda value: None if value == NONE else value)
+
+
+def _check_order(given: tuple[float, float]) -> tuple[float, float]:
+    if given[0] >= given[1]:
+        raise ValueError("it must begin below its end, such as [0.2, 0.8]")
+    return given
+
+
+_Part = Annotated[tuple[_Share, _Share], AfterValidator(_check_order)]
 
 
 def _check_blanks(allowed: str, text: str) -> str:
@@ -209,17 +217,10 @@ class ObjectiveConfig(Section):
     """Let the last timestep be noise alone; for base models that predict velocity."""
     timesteps: Literal["uniform", "logit_normal", "mode", "cubic"] = "uniform"
     """How often each timestep is trained."""
-    timestep_range: tuple[_Share, _Share] = (0.0, 1.0)
+    timestep_range: _Part = (0.0, 1.0)
     """The first and last timestep that are trained, as shares of all; 0 is a clean picture."""
     background_weight: float = Field(0.1, ge=0, le=1)
     """Weight of what lies outside a photo's mask, where it has one."""
-
-    @field_validator("timestep_range")
-    @classmethod
-    def _order_the_range(cls, given: tuple[float, float]) -> tuple[float, float]:
-        if given[0] >= given[1]:
-            raise ValueError("it must begin below its end, such as [0.2, 0.8]")
-        return given
 
 
 class WatchConfig(Section):
@@ -241,8 +242,25 @@ class WatchConfig(Section):
     """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
 
 
+_SHORTCUTS = {"guidance_interval", "cache_interval"}
+
+
 class GenerateConfig(Section):
     """How pictures are drawn."""
+
+    @property
+    def shortcuts(self) -> dict[str, Any]:
+        """What is set to save operations; nothing where every step is drawn in full.
+
+        Settings are remembered with these named only where they are set, so that what was drawn
+        before there were any is known again.
+        """
+        return self.model_dump(include=_SHORTCUTS, exclude_defaults=True)
+
+    @property
+    def drawn_with(self) -> dict[str, Any]:
+        """Everything that a picture depends on."""
+        return self.model_dump(exclude={"batch", *_SHORTCUTS}) | self.shortcuts
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
@@ -250,6 +268,10 @@ class GenerateConfig(Section):
     """Denoising steps; each scheduler is used with each number."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance; auto takes the base model's own."""
+    guidance_interval: _Part = (0.0, 1.0)
+    """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
+    cache_interval: int = Field(1, ge=1)
+    """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
     images_per_prompt: int = Field(8, ge=1)
     """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
     first_seed: int = Field(0, ge=0)

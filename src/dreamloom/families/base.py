@@ -56,7 +56,7 @@ class AdapterSpec:
         rank: Rank of each layer's update, 1 or more. For OFT the side of the rotated blocks, 2 or
             more, or the nearest one that divides the layer's inputs.
         alpha: The update is scaled by ``alpha / rank``; OFT knows no scale.
-        reach: Which layers of the denoiser may change.
+        reach: Which layers may change, of the denoiser and of the text encoders.
         seed: Seed of the first weights.
         kind: lora, dora, loha, lokr or oft.
         blocks: Which blocks of the denoiser may change: ``all``, or patterns with commas between
@@ -68,7 +68,8 @@ class AdapterSpec:
         rank_stabilised: Scale by ``alpha / sqrt(rank)`` instead (arXiv:2312.03732).
         init: How the factors of linear layers begin: default, gaussian, orthogonal, olora, pissa
             or pissa_niter_N. Convolutions begin as by default, or gaussian.
-        text_encoders: Whether the text encoders' attention and feed-forward layers change, too.
+        text_encoders: Whether the text encoders change, too: their attention, and beyond that
+            reach their feed-forward layers.
         tokens: New words to learn, and words from whose meaning each begins.
     """
 
@@ -130,11 +131,16 @@ class Sampler:
         scheduler: One of the names in ``Model.schedulers``.
         steps: Denoising steps, 1 or more.
         guidance: Classifier-free guidance; 1 and below switch it off.
+        guidance_interval: First and last progress that is guided, 0 at the first step and 1 at
+            the last.
+        cache_interval: Steps from one computing of the denoiser's deep levels to the next.
     """
 
     scheduler: str
     steps: int
     guidance: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    cache_interval: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dreamloom.families.base import AdapterSpec, Reach
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 # Few tools read adapters on these, and they shape every picture rather than one subject.
 _LEFT_ALONE = ("conv_in", "conv_out", "time_embedding", "add_embedding")
-# The text encoders' attention and feed-forward layers; not the projection of the pooled text.
-_TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+# The text encoders' layers under other names; not the projection of the pooled text.
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_TEXT_LAYERS = (*_TEXT_ATTENTION, "fc1", "fc2")
 
 
 def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dict[str, list[str]]:
@@ -34,7 +35,7 @@ def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dic
     chosen = {"unet": unet}
     if spec.text_encoders:
         chosen |= {
-            component: _list_text_layers(component, module)
+            component: _list_text_layers(component, module, spec.reach)
             for component, module in components.items()
             if component.startswith("text_encoder")
         }
@@ -64,11 +65,12 @@ def _is_wide_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
-def _list_text_layers(component: str, encoder: nn.Module) -> list[str]:
+def _list_text_layers(component: str, encoder: nn.Module, reach: Reach) -> list[str]:
+    within = _TEXT_ATTENTION if reach == "attention" else _TEXT_LAYERS
     names = [
         name
         for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _TEXT_LAYERS
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in within
     ]
     if component == "text_encoder":
         # SDXL reads this encoder before its last layer, which so would learn nothing.

@@ -41,6 +41,7 @@ from dreamloom.families.layout import laid_out_for_drawing
 from dreamloom.families.residence import Residence
 from dreamloom.families.schedule import NoiseSchedule, end_in_noise
 from dreamloom.families.schedulers import list_schedulers, make_scheduler
+from dreamloom.families.shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.families.sources import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.families.storage import store
 from dreamloom.families.taughttext import TextTeaching
@@ -400,19 +401,18 @@ class SDXLModel:
     def _denoise(
         self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
     ) -> Float[Tensor, "images channels height width"]:
-        nothing_said = self._encode_nothing(len(shots))
+        guidance = self._guide(chosen, sampler)
         self._residence.need("unet", alone=True)
-        with self._turning():
+        with self._turning(), reusing_deep_levels(self._pipeline, sampler.cache_interval):
             latents: Tensor = self._pipeline(
                 prompt_embeds=chosen.tokens,
                 pooled_prompt_embeds=chosen.pooled,
                 num_inference_steps=sampler.steps,
-                guidance_scale=sampler.guidance,
                 height=side_px,
                 width=side_px,
                 generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
                 output_type="latent",
-                **nothing_said,
+                **guidance,
             ).images
         return latents
 
@@ -457,23 +457,39 @@ class SDXLModel:
         for branch in self._branches:
             branch.turn_to(moment, unconditional_rows)
 
-    def _encode_nothing(self, count: int) -> dict[str, Tensor]:
-        """Encode the unconditional half's empty prompt where the pipeline would do it wrongly.
+    def _guide(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
+        """Say how the pipeline must be called for a sampler's guidance."""
+        if sampler.guidance <= 1:
+            return {"guidance_scale": sampler.guidance}
+        nothing = self._encode_nothing(chosen)
+        negative = {
+            "negative_prompt_embeds": nothing.tokens,
+            "negative_pooled_prompt_embeds": nothing.pooled,
+        }
+        if sampler.guidance_interval == (0.0, 1.0):
+            return {"guidance_scale": sampler.guidance, **negative}
+        part = IntervalGuidance(
+            sampler.guidance, sampler.guidance_interval, nothing.tokens, nothing.pooled
+        )
+        return {**part.options(), **negative}
 
-        Most bases take zeros for it. The others encode it with text encoders that may wear what
-        belongs to the conditional half only.
+    def _encode_nothing(self, chosen: SDXLConditioning) -> SDXLConditioning:
+        """Encode the unconditional half's empty prompt, for as many pictures.
+
+        Most bases take zeros for it. The others encode it, without what belongs to the conditional
+        half only.
         """
+        if self._pipeline.config.force_zeros_for_empty_prompt:
+            return SDXLConditioning(
+                torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
+            )
         worn = [b for b in self._branches if b.pace.conditional_only and b.acts_on_text]
-        if not worn or self._pipeline.config.force_zeros_for_empty_prompt:
-            return {}
         for branch in worn:
             branch.weight = 0.0
-        encoded = self.encode_prompts([""]).take(torch.zeros(count, dtype=torch.int64))
-        self._turn_to(START)
-        return {
-            "negative_prompt_embeds": encoded.tokens,
-            "negative_pooled_prompt_embeds": encoded.pooled,
-        }
+        encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
+        if worn:
+            self._turn_to(START)
+        return encoded
 
 
 def _is_worn(strength: Strength) -> bool:

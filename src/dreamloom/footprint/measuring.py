@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dreamloom.families import sdxl_configs
-from dreamloom.families.base import AdapterSpec, Checkpointing, Thrift
+from dreamloom.families.base import AdapterSpec, Checkpointing, Reach, Thrift
 from dreamloom.footprint.counting import tensors_of
 from dreamloom.footprint.phases import Case, Run, counted_run
 from dreamloom.footprint.table import Table
@@ -62,18 +62,22 @@ def count_table(
         found = _train(replace(plain, checkpointing=levels), with_flops=True)
         training[levels], flops[levels] = found["passes"], found["flops"]
     base = training["none"]
-    adapter = {"attention": found["parameters"] // _RANK}
-    reach = {"attention": 0}
-    for name in ("linear", "all"):
-        on_case(f"training, reach {name}")
-        found = _train(replace(plain, spec=replace(plain.spec, reach=name)))
-        reach[name] = found["passes"] - base
-        adapter[name] = found["parameters"] // _RANK
+    adapter, reach = {"attention": found["parameters"] // _RANK}, {"attention": 0}
+    text_adapter: dict[str, int] = {}
+    text_training: dict[str, int] = {}
+    for name in get_args(Reach):
+        spec = replace(plain.spec, reach=name)
+        if name != "attention":
+            on_case(f"training, reach {name}")
+            found = _train(replace(plain, spec=spec))
+            reach[name] = found["passes"] - base
+            adapter[name] = found["parameters"] // _RANK
+        on_case(f"training, reach {name}, text encoders too")
+        texts = _train(replace(plain, spec=replace(spec, text_encoders=True)))
+        text_adapter[name] = texts["parameters"] // _RANK - adapter[name]
+        text_training[name] = max(0, texts["passes"] - base - reach[name])
     on_case("training, rank 64")
     higher = _train(replace(plain, spec=replace(plain.spec, rank=64, alpha=64.0)))["passes"]
-    on_case("training, text encoders too")
-    texts = _train(replace(plain, spec=replace(plain.spec, text_encoders=True)))
-    adapter["text"] = texts["parameters"] // _RANK - adapter["attention"]
     stored: dict[str, int] = {}
     for kind in STORAGES[1:]:
         on_case(f"training on {kind}")
@@ -85,10 +89,11 @@ def count_table(
         made_by=made_by,
         resolution_px=resolution_px,
         adapter=adapter,
+        text_adapter=text_adapter,
         training=training,
         reach=reach,
         rank=round((higher - base) / (64 - _RANK)),
-        text_training=max(0, texts["passes"] - base),
+        text_training=text_training,
         stored=stored,
         flops=flops,
         **served,

@@ -133,7 +133,7 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
 
 def count_parameters(table: Table, setting: Setting) -> int:
     """Count the numbers of an adapter."""
-    text = table.adapter["text"] if setting.text_encoders else 0
+    text = table.text_adapter[setting.reach] if setting.text_encoders else 0
     return setting.rank * (table.adapter[setting.reach] + text)
 
 
@@ -151,7 +151,7 @@ def _predict_passes(table: Table, setting: Setting, scale: float) -> int:
     text = 0.0
     if setting.text_encoders:
         # An update's prompts are two; a pass of one image has one.
-        text = table.text_training * min(2, setting.images_per_pass)
+        text = table.text_training[setting.reach] * min(2, setting.images_per_pass)
     return round(scale * setting.images_per_pass * (kept + share * extra) + text)
 
 

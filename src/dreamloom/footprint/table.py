@@ -22,11 +22,12 @@ class Table:
         unet: Bytes of the denoiser by how it is stored.
         text: Bytes of both text encoders by how they are stored: whole or int8.
         vae: Bytes of the autoencoder.
-        adapter: Parameters of an adapter per rank, by reach; ``text`` for the text encoders.
+        adapter: Parameters of the denoiser's adapter per rank, by reach.
+        text_adapter: The same for the text encoders.
         training: By checkpointing, what forward and backward passes hold of one image.
         reach: What they hold more of one image than with ``attention``, by reach, unrecomputed.
         rank: The same per rank above 16.
-        text_training: The same for taught text encoders.
+        text_training: By reach, what they hold more for taught text encoders.
         stored: What turning stored weights back holds, by how they are stored.
         denoise: What denoising holds of one row; a picture is two, both halves of guidance.
         decode: What decoding a picture holds.
@@ -42,10 +43,11 @@ class Table:
     text: dict[str, int]
     vae: int
     adapter: dict[str, int]
+    text_adapter: dict[str, int]
     training: dict[str, int]
     reach: dict[str, int]
     rank: int
-    text_training: int
+    text_training: dict[str, int]
     stored: dict[str, int]
     denoise: int
     decode: int

@@ -118,7 +118,7 @@ def build_gallery(
         only: Names of the sets whose prompts make rows; None takes all.
     """
     wanted = set(only if only is not None else sets)
-    samplers = {_sampler(p) for images in sets.values() for p in images.pictures}
+    samplers = {p.sampler for images in sets.values() for p in images.pictures}
     rows: dict[tuple[str, str, str], Row] = {}
     for set_name, images in sets.items():
         for picture in images.pictures if set_name in wanted else ():
@@ -166,17 +166,13 @@ def split_by_prompts(sets: Mapping[str, ImageSet]) -> list[dict[str, ImageSet]]:
 
 
 def _place(picture: Picture) -> tuple[str, str, str]:
-    return picture.category, picture.prompt, _sampler(picture)
-
-
-def _sampler(picture: Picture) -> str:
-    return f"{picture.scheduler.upper()}, {picture.steps} steps, guidance {picture.guidance:g}"
+    return picture.category, picture.prompt, picture.sampler
 
 
 def _empty_row(picture: Picture, columns: int, detailed: bool) -> Row:
     return Row(
         prompt=picture.prompt or "without a known prompt",
-        detail=_sampler(picture) if detailed else "",
+        detail=picture.sampler if detailed else "",
         cells=[[] for _ in range(columns)],
     )
 

@@ -117,6 +117,7 @@ def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
         "scheduler": config.generate.schedulers[0],
         "steps": steps,
         "guidance": config.generate.guidance,
+        **config.generate.shortcuts,
         "first seed": first_seed,
         "seed": config.seed,
     }

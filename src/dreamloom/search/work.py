@@ -157,7 +157,13 @@ def _draw_missing(piece: Piece) -> ImageSet:
     model, adapters = _prepare(table)
     guidance = config.generate.guidance
     assert guidance != "auto"
-    sampler = Sampler(config.generate.schedulers[0], piece.steps, guidance)
+    sampler = Sampler(
+        config.generate.schedulers[0],
+        piece.steps,
+        guidance,
+        config.generate.guidance_interval,
+        config.generate.cache_interval,
+    )
     batch = config.generate.batch
     with model.wear(piece.candidate.dress(*adapters)):
         for start in range(0, len(wanted), batch):
@@ -208,6 +214,8 @@ def _describe(file: str, shot: Shot, sampler: Sampler) -> Picture:
         scheduler=sampler.scheduler,
         steps=sampler.steps,
         guidance=sampler.guidance,
+        guidance_interval=sampler.guidance_interval,
+        cache_interval=sampler.cache_interval,
     )
 
 

@@ -115,7 +115,7 @@ class Drawing:
     @property
     def run(self) -> RunDir:
         """Where the pictures and their scores go, named by what they are drawn from."""
-        how = self.config.generate.model_dump(mode="json", exclude={"batch"})
+        how = self.config.generate.drawn_with
         worn = [str(self.adapter.relative_to(self.root)), self.weight] if self.adapter else []
         key = fingerprint(self.base, worn, how, self.prompts)[:_KEY_DIGITS]
         return RunDir(self.root / "pictures" / key)
