@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dreamloom.families import load_model, sdxl_configs
+from dreamloom.families.attention import AttentionMaps
 from dreamloom.families.base import AdapterSpec, Thrift
 from dreamloom.families.sdxl import SDXLModel
 from dreamloom.footprint.choosing import (
@@ -110,7 +111,11 @@ def test_sdxls_own_size_is_known_without_counting():
     assert read_table().resolution_px == 1024
 
 
-def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(tiny_sdxl: Path):
+def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
+    tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A GPU is what is counted for, and there an attention is several nodes.
+    monkeypatch.setattr(AttentionMaps, "is_one_node", False)
     spec = AdapterSpec(16, 16.0, "attention", 0)
     with counted_run(Case(64, spec, folder=tiny_sdxl, dtype=torch.bfloat16)) as run:
         run.attach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -19,6 +20,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 if sys.platform != "win32":
     import resource
+
+# glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, the last at its limit.
+_KEPT_BY_MALLOC = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,7 +48,8 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
 
     ``auto`` precision is bf16 on GPUs that compute in it, fp16 on older ones and fp32 elsewhere.
     fp16 is for GPUs: a processor computes in fp32 instead.
-    Choosing the processor also makes torch flush subnormal numbers to 0, for the whole process.
+    Choosing the processor also changes the whole process: torch flushes subnormal numbers to 0,
+    and freed memory is kept for what comes next.
 
     Raises:
         ConfigError: If the asked device is unknown or not present on this machine.
@@ -67,7 +72,22 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
         precision = "fp32" if precision == "fp16" else precision
         # Values below 1e-38 slow CPU kernels tenfold and carry no information here.
         torch.set_flush_denormal(True)
+        _keep_freed_memory()
     return Runtime(chosen, _DTYPES[precision])
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hand out again what tensors gave back, instead of asking the system each time.
+
+    By itself it returns pieces of 128 KiB and more at once, and the system clears each anew: in a
+    small model's training that took a twelfth of the time. Other C libraries stay as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        for option, nbytes in _KEPT_BY_MALLOC.items():
+            change(option, nbytes)
 
 
 def _find_device(name: str) -> torch.device:

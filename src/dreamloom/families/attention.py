@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,28 @@ from torch.nn.functional import scaled_dot_product_attention
 from dreamloom.families.lowrank import LowRankMap
 
 
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The projections of one attention in their lean form.
+
+    Args:
+        joint: Query, key and value of one input; or key and value where the prompt is their input.
+        query: The query's own map where it reads another input than the others.
+        out: That of what comes out of all heads; None where it has no update.
+    """
+
+    joint: LowRankMap
+    query: LowRankMap | None
+    out: LowRankMap | None
+
+    @property
+    def is_one_node(self) -> bool:
+        """Whether the attention can be a single node of autograd."""
+        return self.out is not None and all(
+            one.is_plain for one in (self.joint, self.query, self.out) if one is not None
+        )
+
+
 class LeanAttention:
     """The forward pass of one attention.
 
@@ -23,15 +46,19 @@ class LeanAttention:
 
     Args:
         attention: The layer; see `can_be_lean`.
-        joint: Query, key and value of one input; or key and value where the prompt is their input.
-        query: The query's own map where it reads another input than the others.
+        maps: Its projections.
     """
 
-    def __init__(self, attention: Any, joint: LowRankMap, query: LowRankMap | None) -> None:
-        self._attention = attention
-        self._joint, self._query = joint, query
-        self._switch = joint.group[0].layer
+    def __init__(self, attention: Any, maps: AttentionMaps) -> None:
+        self._attention, self._maps = attention, maps
+        self._switch = maps.joint.group[0].layer
         self._is_dropping = attention.to_out[1].p > 0
+        self._masters = [
+            weight
+            for one in (maps.query, maps.joint, maps.out)
+            if one is not None
+            for weight in one.masters
+        ]
 
     def __call__(
         self,
@@ -41,7 +68,8 @@ class LeanAttention:
         **others: Any,
     ) -> Tensor:
         """Compute the attention's output."""
-        attention, query = self._attention, self._query
+        attention, maps = self._attention, self._maps
+        query = maps.query
         if (
             attention_mask is not None
             or (encoder_hidden_states is None) != (query is None)
@@ -52,14 +80,98 @@ class LeanAttention:
                 attention, hidden_states, encoder_hidden_states, attention_mask, **others
             )
             return result
-        if query is None:
-            parts = self._joint(hidden_states)
-        elif encoder_hidden_states is None:
-            raise AssertionError("told apart above")
+        told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        out: Tensor
+        if maps.is_one_node and type(hidden_states) is Tensor and hidden_states.is_cpu:
+            known = maps.joint.find_known(told)
+            out = _Attend.apply(  # type: ignore[no-untyped-call]
+                hidden_states, told, maps, attention.heads, known, *self._masters
+            )
         else:
-            parts = (*query(hidden_states), *self._joint(encoder_hidden_states))
-        out: Tensor = attention.to_out[0](mix_heads(parts, attention.heads))
+            first = () if query is None else query(hidden_states)
+            out = attention.to_out[0](mix_heads((*first, *maps.joint(told)), attention.heads))
         return attention.to_out[1](out) if self._is_dropping else out
+
+
+class _Attend(torch.autograd.Function):
+    """An attention with its four projections as one node of autograd, on a processor.
+
+    There what lies between the matrix products of a small model costs as much as they do. Computed
+    are the same operations in the same order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        told: Tensor,
+        maps: AttentionMaps,
+        heads: int,
+        known: Tensor | None,
+        *masters: Tensor,
+    ) -> Tensor:
+        del masters
+        assert maps.out is not None
+        images, inner = len(x), maps.out.inputs
+        from_x, from_told = x.reshape(-1, x.shape[-1]), told.reshape(-1, told.shape[-1])
+        narrow_query = None
+        first: Sequence[Tensor] = ()
+        if maps.query is not None:
+            asked, narrow_query = maps.query.compute(from_x)
+            first = (asked,)
+        whole, narrow = maps.joint.compute(from_told, known)
+        q, k, v = (
+            one.view(images, -1, heads, inner // heads).transpose(1, 2)
+            for one in (*first, *maps.joint.split(whole))
+        )
+        mixed, spread = _flash(q, k, v)
+        out, narrow_out = maps.out.compute(_join_heads(mixed))
+        ctx.save_for_backward(
+            from_x, from_told, narrow_query, narrow, q, k, v, mixed, spread, narrow_out
+        )
+        ctx.maps, ctx.shapes = maps, (x.shape, told.shape)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        maps: AttentionMaps = ctx.maps
+        assert maps.out is not None
+        from_x, from_told, narrow_query, narrow, q, k, v, mixed, spread, narrow_out = (
+            ctx.saved_tensors
+        )
+        x_shape, told_shape = ctx.shapes
+        wants_x, wants_told = ctx.needs_input_grad[:2]
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        into, of_out = maps.out.pull_back([rows], _join_heads(mixed), narrow_out, True)
+        assert into is not None
+        into = into.view(len(q), -1, q.shape[1], q.shape[3]).transpose(1, 2)
+        parts = [_join_heads(one) for one in _flash_back(into, q, k, v, mixed, spread, 0.0, False)]
+        to_told: Tensor | None = None
+        of_query: list[Tensor] = []
+        if maps.query is None:
+            # Both inputs are the same one.
+            to_x, of_joint = maps.joint.pull_back(parts, from_x, narrow, wants_x)
+        else:
+            to_x, of_query = maps.query.pull_back(parts[:1], from_x, narrow_query, wants_x)
+            to_told, of_joint = maps.joint.pull_back(parts[1:], from_told, narrow, wants_told)
+        return (
+            None if to_x is None else to_x.view(x_shape),
+            None if to_told is None else to_told.view(told_shape),
+            *(None, None, None),
+            *of_query,
+            *of_joint,
+            *of_out,
+        )
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def _join_heads(parts: Float[Tensor, "images heads positions _"]) -> Float[Tensor, "rows features"]:
+    """Put the heads of each position side by side; no copy of what attention gives."""
+    images, heads, positions, features = parts.shape
+    return parts.transpose(1, 2).reshape(images * positions, heads * features)
 
 
 def mix_heads(

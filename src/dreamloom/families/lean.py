@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamloom.families.attention import LeanAttention
+from dreamloom.families.attention import AttentionMaps, LeanAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.compiled import CompiledBlocks
 from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
@@ -122,7 +122,9 @@ class LeanForm:
             if is_cross:
                 # Prompts whose encoders are frozen come again with each update.
                 joint.remember = Memory()
-            attention.forward = LeanAttention(attention, joint, query if is_cross else None)
+            attention.forward = LeanAttention(
+                attention, AttentionMaps(joint, query if is_cross else None, out)
+            )
             maps = {"joint": joint, **({"query": query} if is_cross else {})}
             self._attentions[attention] = {**maps, **({"out": out} if out else {})}
 

@@ -62,6 +62,7 @@ class LowRankMap:
         self.masters = list_factors(group)
         self.down, self.ups = down, ups
         self.ranks = [up.shape[1] for up in ups]
+        self.inputs = down.shape[1]
         self.outputs = [up.shape[0] for up in ups]
         self.scales = [one.scale for one in group]
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
@@ -117,8 +118,8 @@ class LowRankMap:
 
     def pull_back(
         self, gradients: Sequence[Tensor], rows: Tensor, narrow: Tensor, wanted: bool
-    ) -> tuple[Tensor | None, Float[Tensor, "ranks inputs"], list[Tensor]]:
-        """Compute the gradients of the input, of the down factors and of the up factors.
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Compute the gradients of the input and of the factors, in the order of ``masters``.
 
         With y = x Wᵀ + s (x Aᵀ) Bᵀ and g the gradient of y, that of B is gᵀ (s x Aᵀ), that of A
         is (s g B)ᵀ x and that of x is g W + (s g B) A. W is frozen and has none.
@@ -141,12 +142,13 @@ class LowRankMap:
             for back, scale in zip(backs, self.scales, strict=True):
                 back.mul_(scale)
         downs = (inner.t() @ rows).to(dtype)
+        taught = [*_split(downs, self.ranks, 0), *ups]
         if not wanted:
-            return None, downs, ups
+            return None, taught
         if not self.is_plain:
-            return inner @ self.down, downs, ups
+            return inner @ self.down, taught
         whole = gradients[0] if len(gradients) == 1 else torch.cat(list(gradients), 1)
-        return self.frozen.pull_back(whole).addmm_(inner, self.down), downs, ups
+        return self.frozen.pull_back(whole).addmm_(inner, self.down), taught
 
     @property
     def frozen(self) -> FrozenMap:
@@ -194,10 +196,10 @@ class _Apply(torch.autograd.Function):
         owner: LowRankMap = ctx.owner
         rows, narrow = ctx.saved_tensors
         flat = [one.reshape(-1, one.shape[-1]) for one in gradients]
-        into, down, ups = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
+        into, taught = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
         if into is not None:
             into = into.view(ctx.shape)
-        return (into, None, None, *_split(down, owner.ranks, 0), *ups)
+        return (into, None, None, *taught)
 
 
 def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
