@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamloom.families import load_model
 from dreamloom.families.attach import AttachedAdapter
+from dreamloom.families.attention import AttentionMaps
 from dreamloom.families.base import AdapterSpec, Framing
 from dreamloom.families.frozen import FrozenMap, pack_layers, pays_to_pack, unpack_layers
 from dreamloom.families.lowrank import Memory, SharedInput
@@ -83,9 +84,19 @@ def joined(results: list[Tensor]) -> list[Tensor]:
     return [results[0], torch.cat([one.flatten() for one in results[1:]])]
 
 
+@pytest.mark.parametrize("one_node", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("reach", ["attention", "all"])
-def test_forward_and_gradients_are_pefts(tiny: SDXLModel, reach: Any, checkpointing: bool) -> None:
+def test_forward_and_gradients_are_pefts(
+    tiny: SDXLModel,
+    reach: Any,
+    checkpointing: bool,
+    one_node: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a processor an attention is one node of autograd, on a GPU several."""
+    if not one_node:
+        monkeypatch.setattr(AttentionMaps, "is_one_node", False)
     attached = attach(tiny, replace(SPEC, reach=reach), torch.float64)
     theirs = run(tiny, attached)
     attached._slim()
@@ -97,6 +108,16 @@ def test_forward_and_gradients_are_pefts(tiny: SDXLModel, reach: Any, checkpoint
     # Nothing of another pass is left behind.
     run(tiny, attached, side=16)
     assert far(run(tiny, attached), theirs) < 1e-10
+
+
+def test_on_a_processor_every_adapted_attention_is_one_node(tiny: SDXLModel) -> None:
+    groups = tiny.attach_adapter(replace(SPEC, reach="attention"))
+    blocks = [m for m in tiny._pipeline.unet.modules() if type(m).__name__ == "Attention"]
+    assert groups
+    assert blocks
+    assert all(one.forward._maps.is_one_node for one in blocks)
+    out = blocks[0](torch.ones(1, 4, blocks[0].to_q.in_features, requires_grad=True))
+    assert type(out.grad_fn).__name__ == "_AttendBackward"
 
 
 def test_frozen_text_encoders_give_an_input_without_gradient(tiny: SDXLModel) -> None:
