@@ -112,12 +112,17 @@ def test_forward_and_gradients_are_pefts(
 
 def test_on_a_processor_every_adapted_attention_is_one_node(tiny: SDXLModel) -> None:
     groups = tiny.attach_adapter(replace(SPEC, reach="attention"))
-    blocks = [m for m in tiny._pipeline.unet.modules() if type(m).__name__ == "Attention"]
     assert groups
-    assert blocks
-    assert all(one.forward._maps.is_one_node for one in blocks)
-    out = blocks[0](torch.ones(1, 4, blocks[0].to_q.in_features, requires_grad=True))
-    assert type(out.grad_fn).__name__ == "_AttendBackward"
+    kinds = {"unet": "Attention", "text_encoder": "CLIPAttention"}
+    for part, kind in kinds.items():
+        modules = [m for m in components(tiny)[part].modules() if type(m).__name__ == kind]
+        lean = [one for one in modules if "forward" in vars(one)]
+        # SDXL does not read the first encoder's last layer.
+        assert len(lean) == len(modules) - (part == "text_encoder")
+        first = lean[0].to_q if part == "unet" else lean[0].q_proj
+        x = torch.ones(1, 4, first.in_features, requires_grad=True)
+        out = lean[0](x) if part == "unet" else lean[0](x, is_causal=True)[0]
+        assert type(out.grad_fn).__name__ == "_AttendBackward"
 
 
 def test_frozen_text_encoders_give_an_input_without_gradient(tiny: SDXLModel) -> None:

@@ -30,6 +30,12 @@ class AttentionMaps:
     out: LowRankMap | None
 
     @property
+    def masters(self) -> list[nn.Parameter]:
+        """The factors of all projections, in the order of `_Attend`'s gradients."""
+        maps = (self.query, self.joint, self.out)
+        return [weight for one in maps if one is not None for weight in one.masters]
+
+    @property
     def is_one_node(self) -> bool:
         """Whether the attention can be a single node of autograd."""
         return self.out is not None and all(
@@ -53,12 +59,6 @@ class LeanAttention:
         self._attention, self._maps = attention, maps
         self._switch = maps.joint.group[0].layer
         self._is_dropping = attention.to_out[1].p > 0
-        self._masters = [
-            weight
-            for one in (maps.query, maps.joint, maps.out)
-            if one is not None
-            for weight in one.masters
-        ]
 
     def __call__(
         self,
@@ -82,15 +82,79 @@ class LeanAttention:
             return result
         told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         out: Tensor
-        if maps.is_one_node and type(hidden_states) is Tensor and hidden_states.is_cpu:
+        if maps.is_one_node and _is_on_processor(hidden_states):
             known = maps.joint.find_known(told)
-            out = _Attend.apply(  # type: ignore[no-untyped-call]
-                hidden_states, told, maps, attention.heads, known, *self._masters
-            )
+            how = _Manner(attention.heads, is_causal=False)
+            out = _attend(hidden_states, told, maps, how, known)
         else:
             first = () if query is None else query(hidden_states)
             out = attention.to_out[0](mix_heads((*first, *maps.joint(told)), attention.heads))
         return attention.to_out[1](out) if self._is_dropping else out
+
+
+class LeanTextAttention:
+    """The forward pass of one attention of a text encoder that is taught.
+
+    Masks, dropout, a compiler or an adapter that is switched off are left to transformers' own
+    forward pass, and so is everything on a GPU.
+
+    Args:
+        attention: transformers' layer.
+        maps: Its projections, all of them.
+    """
+
+    def __init__(self, attention: Any, maps: AttentionMaps) -> None:
+        self._attention, self._maps = attention, maps
+        self._switch = maps.joint.group[0].layer
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the attention's output, and no weights."""
+        attention = self._attention
+        if (
+            attention_mask is not None
+            or is_causal is None
+            or (attention.training and attention.dropout)
+            or self._switch.disable_adapters
+            or torch.compiler.is_compiling()
+            or not self._maps.is_one_node
+            or not _is_on_processor(hidden_states)
+        ):
+            theirs: tuple[Tensor, Tensor | None] = type(attention).forward(
+                attention,
+                hidden_states,
+                attention_mask,
+                **({} if is_causal is None else {"is_causal": is_causal}),
+                **others,
+            )
+            return theirs
+        how = _Manner(attention.num_heads, is_causal)
+        return _attend(hidden_states, hidden_states, self._maps, how), None
+
+
+def _is_on_processor(x: Tensor) -> bool:
+    # Counts of memory are made of tensors that only look so.
+    return type(x) is Tensor and x.is_cpu
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How an attention attends: with how many heads, and whether to what comes later, too."""
+
+    heads: int
+    is_causal: bool
+
+
+def _attend(
+    x: Tensor, told: Tensor, maps: AttentionMaps, how: _Manner, known: Tensor | None = None
+) -> Tensor:
+    out: Tensor = _Attend.apply(x, told, maps, how, known, *maps.masters)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Attend(torch.autograd.Function):
@@ -106,7 +170,7 @@ class _Attend(torch.autograd.Function):
         x: Tensor,
         told: Tensor,
         maps: AttentionMaps,
-        heads: int,
+        how: _Manner,
         known: Tensor | None,
         *masters: Tensor,
     ) -> Tensor:
@@ -121,15 +185,15 @@ class _Attend(torch.autograd.Function):
             first = (asked,)
         whole, narrow = maps.joint.compute(from_told, known)
         q, k, v = (
-            one.view(images, -1, heads, inner // heads).transpose(1, 2)
+            one.view(images, -1, how.heads, inner // how.heads).transpose(1, 2)
             for one in (*first, *maps.joint.split(whole))
         )
-        mixed, spread = _flash(q, k, v)
+        mixed, spread = _flash(q, k, v, 0.0, how.is_causal)
         out, narrow_out = maps.out.compute(_join_heads(mixed))
         ctx.save_for_backward(
             from_x, from_told, narrow_query, narrow, q, k, v, mixed, spread, narrow_out
         )
-        ctx.maps, ctx.shapes = maps, (x.shape, told.shape)
+        ctx.maps, ctx.how, ctx.shapes = maps, how, (x.shape, told.shape)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -145,7 +209,8 @@ class _Attend(torch.autograd.Function):
         into, of_out = maps.out.pull_back([rows], _join_heads(mixed), narrow_out, True)
         assert into is not None
         into = into.view(len(q), -1, q.shape[1], q.shape[3]).transpose(1, 2)
-        parts = [_join_heads(one) for one in _flash_back(into, q, k, v, mixed, spread, 0.0, False)]
+        back = _flash_back(into, q, k, v, mixed, spread, 0.0, ctx.how.is_causal)
+        parts = [_join_heads(one) for one in back]
         to_told: Tensor | None = None
         of_query: list[Tensor] = []
         if maps.query is None:

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from dreamloom.families.attention import mix_heads
+from dreamloom.families.attention import AttentionMaps, mix_heads
 from dreamloom.families.frozen import FrozenMap
 from dreamloom.families.lowrank import LowRankMap, Memory
 
@@ -154,14 +154,11 @@ class CompiledBlocks:
 
     Args:
         owner: The denoiser.
-        attentions: Its adapted attentions, each with its maps: ``joint``, ``out`` and, where the
-            query reads another input than key and value, ``query``.
+        attentions: Its adapted attentions, each with its maps.
         packed: Whether frozen weights are packed for the processor.
     """
 
-    def __init__(
-        self, owner: Any, attentions: Mapping[Any, Mapping[str, LowRankMap]], packed: bool
-    ) -> None:
+    def __init__(self, owner: Any, attentions: Mapping[Any, AttentionMaps], packed: bool) -> None:
         self._owner = owner
         self._attentions = attentions
         self._places: list[int] = []
@@ -169,8 +166,9 @@ class CompiledBlocks:
         for attention, maps in attentions.items():
             vars(attention).pop("forward", None)
             attention.set_processor(processor)
-            for part, own in maps.items():
-                vars(attention)[f"lean_{part}"] = self._tell(own, packed)
+            for part, own in vars(maps).items():
+                if own is not None:
+                    vars(attention)[f"lean_{part}"] = self._tell(own, packed)
         self._linears = _list_feed_forwards(self._list_blocks()) if packed else []
         for layer in self._linears:
             vars(layer).pop("forward", None)
@@ -204,7 +202,7 @@ class CompiledBlocks:
             layer.__class__ = nn.Linear
         for attention, maps in self._attentions.items():
             attention.set_processor(AttnProcessor2_0())
-            for part in maps:
+            for part in vars(maps):
                 vars(attention).pop(f"lean_{part}", None)
         for place in self._places:
             _packed.pop(place, None)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention
 
-from dreamloom.families.attention import AttentionMaps, LeanAttention
+from dreamloom.families.attention import AttentionMaps, LeanAttention, LeanTextAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.compiled import CompiledBlocks
 from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
@@ -53,7 +54,7 @@ class LeanForm:
         self._dtype = next(iter(owner.parameters())).dtype
         self._maps: list[LowRankMap] = []
         self._by_layer: dict[Any, LowRankMap] = {}
-        self._attentions: dict[Any, dict[str, LowRankMap]] = {}
+        self._attentions: dict[Any, AttentionMaps] = {}
         self._owner = owner
         self._packed: list[nn.Linear] = []
         self._settle()
@@ -108,28 +109,37 @@ class LeanForm:
     def _shorten(self) -> None:
         """Let attentions do without what SDXL's do not need."""
         for module in self._owner.modules():
-            if not attention_can_be_lean(module):
-                continue
-            attention: Any = module
-            is_cross = attention.is_cross_attention
-            query, joint, out = (
-                self._by_layer.get(layer)
-                for layer in (attention.to_q, attention.to_k, attention.to_out[0])
-            )
-            joint = joint if is_cross else query
-            if query is None or joint is None or joint.group[-1].layer is not attention.to_v:
-                continue
-            if is_cross:
-                # Prompts whose encoders are frozen come again with each update.
-                joint.remember = Memory()
-            attention.forward = LeanAttention(
-                attention, AttentionMaps(joint, query if is_cross else None, out)
-            )
-            maps = {"joint": joint, **({"query": query} if is_cross else {})}
-            self._attentions[attention] = {**maps, **({"out": out} if out else {})}
+            if isinstance(module, CLIPAttention):
+                self._shorten_text(module)
+            elif attention_can_be_lean(module):
+                self._shorten_attention(module)
+
+    def _shorten_attention(self, attention: Any) -> None:
+        is_cross = attention.is_cross_attention
+        query, joint, out = (
+            self._by_layer.get(layer)
+            for layer in (attention.to_q, attention.to_k, attention.to_out[0])
+        )
+        joint = joint if is_cross else query
+        if query is None or joint is None or joint.group[-1].layer is not attention.to_v:
+            return
+        if is_cross:
+            # Prompts whose encoders are frozen come again with each update.
+            joint.remember = Memory()
+        maps = AttentionMaps(joint, query if is_cross else None, out)
+        attention.forward = LeanAttention(attention, maps)
+        self._attentions[attention] = maps
+
+    def _shorten_text(self, attention: Any) -> None:
+        joint, out = (self._by_layer.get(one) for one in (attention.q_proj, attention.out_proj))
+        if joint is None or out is None or joint.group[-1].layer is not attention.v_proj:
+            return
+        maps = AttentionMaps(joint, None, out)
+        attention.forward = LeanTextAttention(attention, maps)
+        self._attentions[attention] = maps
 
     def _compile(self) -> None:
-        whole = {one: maps for one, maps in self._attentions.items() if "out" in maps}
+        whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
         if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
             self._blocks = CompiledBlocks(self._owner, whole, self._packs)
 
