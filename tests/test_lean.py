@@ -125,6 +125,29 @@ def test_on_a_processor_every_adapted_attention_is_one_node(tiny: SDXLModel) -> 
         assert type(out.grad_fn).__name__ == "_AttendBackward"
 
 
+def test_feed_forward_layers_that_never_learn_are_one_node(tiny: SDXLModel) -> None:
+    layers = [m for m in tiny._pipeline.unet.modules() if type(m).__name__ == "FeedForward"]
+    dice = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 5, layers[0].net[2].out_features, generator=dice)
+
+    def run_layer() -> list[Tensor]:
+        given = x.clone().requires_grad_()
+        out = layers[0](given)
+        out.square().sum().backward()
+        assert given.grad is not None
+        return [out.detach(), given.grad]
+
+    before = run_layer()
+    tiny.attach_adapter(replace(SPEC, reach="attention"))
+    assert all("forward" in vars(layer) for layer in layers)
+    assert far(run_layer(), before) < 1e-5
+    tiny.detach_adapter()
+    assert not any("forward" in vars(layer) for layer in layers)
+    # Beyond the attention they learn themselves.
+    tiny.attach_adapter(replace(SPEC, reach="linear"))
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
 def test_frozen_text_encoders_give_an_input_without_gradient(tiny: SDXLModel) -> None:
     attached = attach(tiny, replace(SPEC, text_encoders=False), torch.float64)
     theirs = run(tiny, attached)

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from dreamloom.families.attention import AttentionMaps, LeanAttention, LeanTextAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.compiled import CompiledBlocks
+from dreamloom.families.feedforward import hold_together, list_feed_forwards, take_apart
 from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
 from dreamloom.families.lowrank import (
     Alone,
@@ -57,6 +59,7 @@ class LeanForm:
         self._attentions: dict[Any, AttentionMaps] = {}
         self._owner = owner
         self._packed: list[nn.Linear] = []
+        self._held: list[FeedForward] = []
         self._settle()
         self._hook = owner.register_forward_pre_hook(self._renew)
 
@@ -81,7 +84,10 @@ class LeanForm:
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
             frozen = [one for one in others if one not in adapted and not _is_trained(one)]
-            self._packed = pack_layers(frozen)
+            if not self._is_compiled:
+                self._held = hold_together(list_feed_forwards(self._owner, frozen))
+            held = {layer for one in self._held for layer in (one.net[0].proj, one.net[2])}
+            self._packed = pack_layers(one for one in frozen if one not in held)
         self._compile()
 
     def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
@@ -166,7 +172,8 @@ class LeanForm:
             vars(module).pop("forward", None)
         self._attentions.clear()
         unpack_layers(self._packed)
-        self._packed = []
+        take_apart(self._held)
+        self._packed, self._held = [], []
 
     def remove(self) -> None:
         """Give the layers PEFT's own form back, and the base's weights memory of their own."""
