@@ -53,9 +53,10 @@ class Clock:
         torch.optim.AdamW.step = timed
 
     def write(self, file: Path) -> None:
-        """Write the seconds of each update, and the most memory that was resident."""
+        """Write the seconds of each update and before the first, and the most resident memory."""
         pairs = list(zip(self.times, self.times[1:], strict=False))
         found = {
+            "cpu_seconds_to_first_step": self.times[0][0],
             "cpu_seconds": [end[0] - begin[0] for begin, end in pairs],
             "wall_seconds": [end[1] - begin[1] for begin, end in pairs],
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
