@@ -166,6 +166,13 @@ class PriorSet(_Listed):
         return [self.folder / file for file in self.files]
 
 
+def _leave_out_defaults(one: _Listed, written: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Leave some fields out of what is written, where they stand as they do by default."""
+    fields = type(one).model_fields
+    plain = {name for name in names if getattr(one, name) == fields[name].default}
+    return {name: value for name, value in written.items() if name not in plain}
+
+
 class Picture(_Listed):
     """One drawn picture and everything that it was drawn from."""
 
@@ -193,12 +200,7 @@ class Picture(_Listed):
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # Drawn in full, it is written, and so fingerprinted, as before there were shortcuts.
-        written = write(self)
-        if self.guidance_interval == (0.0, 1.0):
-            written.pop("guidance_interval", None)
-        if self.cache_interval == 1:
-            written.pop("cache_interval", None)
-        return written
+        return _leave_out_defaults(self, write(self), "guidance_interval", "cache_interval")
 
     @property
     def sampler(self) -> str:
@@ -228,7 +230,7 @@ class WornAdapter(_Listed):
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # A plainly worn adapter is written, and so fingerprinted, as before there were paces.
-        return {name: value for name, value in write(self).items() if name != "pace" or value}
+        return _leave_out_defaults(self, write(self), "pace")
 
 
 class ImageSet(_Listed):
