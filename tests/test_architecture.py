@@ -28,6 +28,7 @@ LAYERS = {
         "audit",
         "objective",
         "optimizers",
+        "joined",
         "noise",
         "pace",
         "calibrate",

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dreamloom.errors import ConfigError
+from dreamloom.joined import JoinedAdamW
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
 """How the learning rate goes after the warm-up; see `rate_factor`."""
@@ -71,7 +72,7 @@ AVERAGING_OPTIMIZERS = frozenset({"schedule_free"})
 """Optimizers that average the weights themselves: no falling schedule and no other average."""
 
 # Where torch's AdamW has one kernel for all weights; the loop over them costs more than the update.
-_FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+_FUSED_DEVICES = frozenset({"cuda", "mps", "xpu"})
 
 # Muon makes matrices orthogonal; of what adapters are made of, only these are surely matrices.
 _MATRIX_ROLES = frozenset({"down", "up", "text down", "text up"})
@@ -123,6 +124,9 @@ def make_optimizer(
     settings = {**maker.options, **(options or {})}
     # A settings file has lists where these classes want tuples.
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    if name == "adamw" and device.type == "cpu" and settings.get("fused", True):
+        settings.pop("fused", None)
+        return JoinedAdamW(ready, weight_decay=weight_decay, **settings)
     if name == "adamw" and device.type in _FUSED_DEVICES:
         settings.setdefault("fused", True)
     if name == "muon":

@@ -17,6 +17,7 @@ from dreamloom.config import LoomConfig
 from dreamloom.errors import ConfigError, TrainingError
 from dreamloom.events import Note, Observer
 from dreamloom.families.base import Weights
+from dreamloom.joined import JoinedAdamW
 from dreamloom.optimizers import (
     AVERAGING_OPTIMIZERS,
     AverageOf,
@@ -104,7 +105,9 @@ class Student:
         self._scaler.scale(loss).backward()
 
     def gradients(self) -> list[Tensor]:
-        """The gradients gathered so far, in the weights' order."""
+        """The gradients gathered so far, in an order that is the same in every process."""
+        if isinstance(self.optimizer, JoinedAdamW):
+            return self.optimizer.gather_gradients()
         for parameter in self.parameters:
             # Every process must send the same tensors, also where a weight was not used.
             if parameter.grad is None:
