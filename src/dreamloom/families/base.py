@@ -311,11 +311,13 @@ class Model(Protocol):
         """Add a new adapter that changes nothing yet; return its float32 weights to train.
 
         With ``checkpointing`` the backward pass recomputes activations instead of keeping them;
-        gradients are the same. With ``compiled`` the denoiser's repeated blocks are compiled when
-        they are first called, which takes some seconds, for adapters of kind lora.
+        gradients are the same. With ``compiled`` the repeated blocks are compiled, for adapters of
+        kind lora: on a processor at once, half a minute for the first time; elsewhere the
+        denoiser's when they are first called, which takes longer.
 
         Raises:
-            ConfigError: If a pattern matches no layer, or settings contradict each other.
+            ConfigError: If a pattern matches no layer, settings contradict each other, or nothing
+                can be compiled here.
         """
         ...
 

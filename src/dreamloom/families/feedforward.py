@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from dreamloom.families.frozen import FrozenMap
+from dreamloom.families.frozen import FrozenMap, Order
 
 
 class FrozenFeedForward:
@@ -20,14 +20,14 @@ class FrozenFeedForward:
 
     Args:
         layer: The layer; its own weights stay as they are.
+        order: How they lie beside themselves.
     """
 
-    def __init__(self, layer: FeedForward) -> None:
+    def __init__(self, layer: FeedForward, order: Order) -> None:
         self._layer = layer
         self._dtype = layer.net[2].weight.dtype
         self._maps = tuple(
-            FrozenMap(one.weight, one.bias, packed=True)
-            for one in (layer.net[0].proj, layer.net[2])
+            FrozenMap(one.weight, one.bias, order) for one in (layer.net[0].proj, layer.net[2])
         )
 
     def __call__(self, hidden_states: Tensor, *args: Any, **others: Any) -> Tensor:
@@ -50,19 +50,20 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, widen: FrozenMap, narrow: FrozenMap) -> Tensor:
         both: Float[Tensor, "rows twice"] = widen.apply(x.reshape(-1, x.shape[-1]))
         hidden, gate = both.chunk(2, dim=-1)
-        ctx.save_for_backward(both)
+        bent = gelu(gate)
+        ctx.save_for_backward(both, bent)
         ctx.widen, ctx.narrow = widen, narrow
-        return narrow.apply(gelu(gate).mul_(hidden)).view(*x.shape[:-1], -1)
+        return narrow.apply(bent * hidden).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (both,) = ctx.saved_tensors
+        both, bent = ctx.saved_tensors
         hidden, gate = both.chunk(2, dim=-1)
         inner = ctx.narrow.pull_back(gradient.reshape(-1, gradient.shape[-1]))
         into = torch.empty_like(both)
         of_hidden, of_gate = into.chunk(2, dim=-1)
-        torch.mul(inner, gelu(gate), out=of_hidden)
-        of_gate.copy_(torch.ops.aten.gelu_backward(inner.mul_(hidden), gate))
+        torch.mul(inner, bent, out=of_hidden)
+        torch.ops.aten.gelu_backward.grad_input(inner.mul_(hidden), gate, grad_input=of_gate)
         return ctx.widen.pull_back(into).view(*gradient.shape[:-1], -1), None, None
 
 
@@ -83,15 +84,9 @@ def _can_be_one_node(layer: Any, never_learn: set[nn.Linear]) -> bool:
     )
 
 
-def hold_together(layers: Iterable[FeedForward]) -> list[FeedForward]:
-    """Let layers compute as single nodes, until `take_apart`; return them."""
+def hold_together(layers: Iterable[FeedForward], order: Order) -> list[FeedForward]:
+    """Let layers compute as single nodes, until `free_layers`; return them."""
     held = list(layers)
     for layer in held:
-        vars(layer)["forward"] = FrozenFeedForward(layer)
+        vars(layer)["forward"] = FrozenFeedForward(layer, order)
     return held
-
-
-def take_apart(layers: Iterable[FeedForward]) -> None:
-    """Give layers their own forward pass back."""
-    for layer in layers:
-        vars(layer).pop("forward", None)

@@ -1,23 +1,38 @@
 """Linear layers whose weights stay as they are, in the form that the processor multiplies fastest.
 
 On a CPU a matrix product spends part of its time bringing the weight into the order that its
-kernel reads. A frozen weight can be brought into that order once, for the forward pass and, turned
-round, for the backward pass. oneDNN does so; the ops are those that torch's compiler uses for
-frozen models. The copies cost twice the weights' memory, so large models do without.
+kernel reads. A frozen weight can be brought into that order once. On Intel's processors that is
+its transpose, for MKL and the forward pass; on others oneDNN's own order, once for each way, by
+the ops that torch's compiler uses for frozen models. The copies cost memory, so large models do
+without.
 """
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-MOST_PACKED_BYTES = 2**30
+MOST_COPIED_BYTES = 2**30
 """Components with larger linear weights than this keep the one copy that they have."""
+
+Order = Literal["plain", "turned", "packed"]
+"""How frozen weights lie beside themselves: not at all, transposed, or packed by oneDNN."""
+
+
+class Copies(NamedTuple):
+    """A frozen weight's copies; those that its order has."""
+
+    turned: Float[Tensor, "inputs outputs"] | None = None
+    forth: Any = None
+    back: Any = None
 
 
 class FrozenMap:
@@ -26,33 +41,44 @@ class FrozenMap:
     Args:
         weight: Never trained.
         bias: The same, or None.
-        packed: Whether to keep copies of the weight in the kernels' own order.
+        order: Which copies of the weight are kept; see `pick_order`.
     """
 
     def __init__(
         self,
         weight: Float[Tensor, "outputs inputs"],
         bias: Float[Tensor, " outputs"] | None,
-        packed: bool,
+        order: Order,
     ) -> None:
         self.weight, self.bias = weight, bias
-        self._forth: Any = _pack(weight) if packed else None
+        self._is_packed = order == "packed"
+        self._turned = weight.detach().t().contiguous() if order == "turned" else None
+        self._forth: Any = _pack(weight) if self._is_packed else None
         # Made when it is first needed: whoever only draws never goes back.
         self._back: Any = None
 
     def apply(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Compute the outputs."""
-        if self._forth is None:
+        if self._is_packed:
+            return _multiply(rows, self._forth, self.bias)
+        if self._turned is None:
             return linear(rows, self.weight, self.bias)
-        return _multiply(rows, self._forth, self.bias)
+        if self.bias is None:
+            return rows @ self._turned
+        return torch.addmm(self.bias, rows, self._turned)
 
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
-        if self._forth is None:
-            return gradient @ self.weight
-        if self._back is None:
+        if self._is_packed:
+            return _multiply(gradient, self.copies.back, None)
+        return gradient @ self.weight
+
+    @property
+    def copies(self) -> Copies:
+        """All copies for both ways."""
+        if self._is_packed and self._back is None:
             self._back = _pack(self.weight.t().contiguous())
-        return _multiply(gradient, self._back, None)
+        return Copies(self._turned, self._forth, self._back)
 
 
 def _pack(weight: Tensor) -> Any:
@@ -64,15 +90,27 @@ def _multiply(rows: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
     return result
 
 
-def pays_to_pack(owner: nn.Module) -> bool:
-    """Say whether packed copies make a component faster and are small enough."""
+def pick_order(owner: nn.Module) -> Order:
+    """Choose how a component's frozen weights shall lie, so that it is fastest."""
     weights = [layer.weight for layer in owner.modules() if type(layer) is nn.Linear]
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in weights)
-        and sum(one.numel() * one.element_size() for one in weights) <= MOST_PACKED_BYTES
-    )
+    if any(one.device.type != "cpu" or one.dtype != torch.float32 for one in weights):
+        return "plain"
+    if sum(one.numel() * one.element_size() for one in weights) > MOST_COPIED_BYTES:
+        return "plain"
+    if is_processor_intels() and torch.backends.mkl.is_available():
+        return "turned"
+    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return "packed" if packs else "plain"
+
+
+@functools.cache
+def is_processor_intels() -> bool:
+    """Say whether Intel made this computer's processor."""
+    # Timing both ways would choose otherwise from one start to the next, and the last digits of a
+    # training that was broken off would differ.
+    told = Path("/proc/cpuinfo")
+    words = told.read_text(errors="ignore") if told.exists() else platform.processor()
+    return "GenuineIntel" in words
 
 
 class _Frozen(torch.autograd.Function):
@@ -89,16 +127,17 @@ class _Frozen(torch.autograd.Function):
         return ctx.own.pull_back(rows).view(*gradient.shape[:-1], -1), None
 
 
-class PackedForward:
-    """The forward pass of a frozen linear layer with packed weights.
+class OrderedForward:
+    """The forward pass of a frozen linear layer whose weights lie in another order, too.
 
     Args:
         layer: The layer; its own weights stay as they are.
+        order: That order.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, order: Order) -> None:
         self._layer = layer
-        self._map = FrozenMap(layer.weight, layer.bias, packed=True)
+        self._map = FrozenMap(layer.weight, layer.bias, order)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer's output."""
@@ -108,15 +147,15 @@ class PackedForward:
         return result
 
 
-def pack_layers(layers: Iterable[nn.Linear]) -> list[nn.Linear]:
-    """Let frozen layers compute with packed weights, until `unpack_layers`; return them."""
-    packed = list(layers)
-    for layer in packed:
-        vars(layer)["forward"] = PackedForward(layer)
-    return packed
+def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:
+    """Let frozen layers compute with ordered weights, until `free_layers`; return them."""
+    ordered = list(layers)
+    for layer in ordered:
+        vars(layer)["forward"] = OrderedForward(layer, order)
+    return ordered
 
 
-def unpack_layers(layers: Iterable[nn.Linear]) -> None:
+def free_layers(layers: Iterable[nn.Module]) -> None:
     """Give layers their own forward pass back."""
     for layer in layers:
         vars(layer).pop("forward", None)

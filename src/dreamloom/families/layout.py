@@ -8,26 +8,27 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
+from dreamloom.families.frozen import free_layers, order_layers, pick_order
 
 
 @contextmanager
 def laid_out_for_drawing(denoiser: nn.Module) -> Iterator[None]:
     """Lay out a denoiser's weights for the time of a block in which nothing is trained.
 
-    On a CPU its convolutions read weights whose channels lie last, and its linear layers packed
-    ones. The values stay as they are. Elsewhere, in half precision, and in large models nothing is
-    done: there the copies would cost more than they bring.
+    On a CPU its convolutions read weights whose channels lie last, and its linear layers those of
+    `frozen`. The values stay as they are. Elsewhere, in half precision, and in large models nothing
+    is done: there the copies would cost more than they bring.
 
     Args:
         denoiser: Its layers may wear adapters; those that compute in a way of their own are left.
     """
-    if not pays_to_pack(denoiser):
+    order = pick_order(denoiser)
+    if order == "plain":
         yield
         return
     plain = (layer for layer in denoiser.modules() if type(layer) is nn.Linear)
-    packed = pack_layers(
-        layer for layer in plain if "forward" not in vars(layer) and not layer.weight.requires_grad
+    ordered = order_layers(
+        (one for one in plain if "forward" not in vars(one) and not one.weight.requires_grad), order
     )
     # What is being taught is left: DoRA looks at its factors as rows of their memory.
     turned = [
@@ -42,4 +43,4 @@ def laid_out_for_drawing(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer in turned:
             layer.weight.data = layer.weight.data.contiguous()
-        unpack_layers(packed)
+        free_layers(ordered)

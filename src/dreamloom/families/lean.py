@@ -9,6 +9,7 @@ PEFT's own parameters, so names, order, initialisation and reading are as they w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from dreamloom.families.attention import AttentionMaps, LeanAttention, LeanTextAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.compiled import CompiledBlocks
-from dreamloom.families.feedforward import hold_together, list_feed_forwards, take_apart
-from dreamloom.families.frozen import pack_layers, pays_to_pack, unpack_layers
+from dreamloom.families.convolutions import pack_convolutions
+from dreamloom.families.feedforward import hold_together, list_feed_forwards
+from dreamloom.families.frozen import free_layers, order_layers, pick_order
 from dreamloom.families.lowrank import (
     Alone,
     Factors,
@@ -29,7 +31,12 @@ from dreamloom.families.lowrank import (
     Memory,
     SharedInput,
     Sharing,
-    list_factors,
+)
+from dreamloom.families.native import (
+    NativeBlock,
+    NativeTextLayer,
+    list_native_blocks,
+    list_native_layers,
 )
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
@@ -58,7 +65,8 @@ class LeanForm:
         self._by_layer: dict[Any, LowRankMap] = {}
         self._attentions: dict[Any, AttentionMaps] = {}
         self._owner = owner
-        self._packed: list[nn.Linear] = []
+        self._native: list[nn.Module] = []
+        self._ordered: list[nn.Module] = []
         self._held: list[FeedForward] = []
         self._settle()
         self._hook = owner.register_forward_pre_hook(self._renew)
@@ -66,28 +74,37 @@ class LeanForm:
     @torch.no_grad()
     def _settle(self) -> None:
         """Move the factors to their place in memory and give all layers their new form."""
-        weights = [weight for group in self._groups for weight in list_factors(group)]
+        # All down factors, then all up factors: an optimizer tells the two apart, and changes
+        # what lies side by side as one.
+        downs = [one.down for group in self._groups for one in group]
+        ups = [one.up for group in self._groups for one in group]
+        weights = [*downs, *ups]
         self._weights = weights
         self._masters = torch.cat([weight.data.flatten() for weight in weights])
         # The same tensor where the types agree.
         self._working = self._masters.to(self._dtype)
-        self._packs = pays_to_pack(self._owner)
+        self._order = pick_order(self._owner)
         sizes = [weight.numel() for weight in weights]
         for weight, place in zip(weights, self._masters.split(sizes), strict=True):
             weight.data = place.view_as(weight)
-        places = iter(self._working.split(sizes))
+        self._places = [weight.data_ptr() for weight in weights]
+        pieces = self._working.split(sizes)
+        working = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+        of_downs, of_ups = iter(working[: len(downs)]), iter(working[len(downs) :])
         for group in self._groups:
-            working = [next(places).view_as(weight) for weight in list_factors(group)]
-            self._transform(group, working[: len(group)], working[len(group) :])
+            self._transform(group, [*islice(of_downs, len(group))], [*islice(of_ups, len(group))])
         self._shorten()
-        if self._packs:
+        if self._order != "plain":
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
             frozen = [one for one in others if one not in adapted and not _is_trained(one)]
             if not self._is_compiled:
-                self._held = hold_together(list_feed_forwards(self._owner, frozen))
+                self._held = hold_together(list_feed_forwards(self._owner, frozen), self._order)
             held = {layer for one in self._held for layer in (one.net[0].proj, one.net[2])}
-            self._packed = pack_layers(one for one in frozen if one not in held)
+            self._ordered = [
+                *order_layers((one for one in frozen if one not in held), self._order),
+                *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
+            ]
         self._compile()
 
     def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
@@ -95,7 +112,7 @@ class LeanForm:
             group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
             return
         alone = [
-            LowRankMap([one], down, [up], self._packs and len(group) == 1)
+            LowRankMap([one], down, [up], self._order if len(group) == 1 else "plain")
             for one, down, up in zip(group, downs, ups, strict=True)
         ]
         if len(group) == 1:
@@ -105,7 +122,7 @@ class LeanForm:
         # They lie one after the other, so all of them are one matrix already.
         rows = sum(down.shape[0] for down in downs)
         whole = downs[0].as_strided((rows, downs[0].shape[1]), downs[0].stride())
-        joint = LowRankMap(group, whole, ups, self._packs)
+        joint = LowRankMap(group, whole, ups, self._order)
         self._maps.append(joint)
         self._by_layer[group[0].layer] = joint
         shared = SharedInput(joint)
@@ -145,15 +162,36 @@ class LeanForm:
         self._attentions[attention] = maps
 
     def _compile(self) -> None:
+        if not self._is_compiled:
+            return
+        if self._is_for_native():
+            self._go_native()
+            return
         whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
-        if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
-            self._blocks = CompiledBlocks(self._owner, whole, self._packs)
+        if hasattr(self._owner, "_repeated_blocks"):
+            self._blocks = CompiledBlocks(self._owner, whole)
+
+    def _is_for_native(self) -> bool:
+        first = next(self._owner.parameters())
+        return first.device.type == "cpu" and self._dtype == torch.float32
+
+    def _go_native(self) -> None:
+        def find(layer: nn.Module) -> LowRankMap | None:
+            return self._by_layer.get(layer)
+
+        for block in list_native_blocks(self._owner, self._attentions):
+            maps = self._attentions[block.attn1], self._attentions[block.attn2]
+            vars(block)["forward"] = NativeBlock(block, maps, find, self._order)
+            self._native.append(block)
+        for layer in list_native_layers(self._owner, self._attentions):
+            own = self._attentions[layer.self_attn]
+            vars(layer)["forward"] = NativeTextLayer(layer, own, find, self._order)
+            self._native.append(layer)
 
     @torch.no_grad()
     def _renew(self, module: nn.Module, inputs: Any) -> None:
         del module, inputs
-        home = self._masters.untyped_storage()._cdata
-        if any(weight.untyped_storage()._cdata != home for weight in self._weights):
+        if [weight.data_ptr() for weight in self._weights] != self._places:
             # Somebody moved the component, or changed its layout: each weight on its own.
             self._part()
             self._settle()
@@ -168,12 +206,11 @@ class LeanForm:
             one.part()
         self._maps.clear()
         self._by_layer.clear()
-        for module in self._attentions:
-            vars(module).pop("forward", None)
+        free_layers([*self._native, *self._attentions])
+        self._native.clear()
         self._attentions.clear()
-        unpack_layers(self._packed)
-        take_apart(self._held)
-        self._packed, self._held = [], []
+        free_layers([*self._ordered, *self._held])
+        self._ordered, self._held = [], []
 
     def remove(self) -> None:
         """Give the layers PEFT's own form back, and the base's weights memory of their own."""

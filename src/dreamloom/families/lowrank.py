@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from dreamloom.families.frozen import FrozenMap
+from dreamloom.families.frozen import FrozenMap, Order
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LowRankMap:
         group: The layers. The weights of several become parts of one matrix.
         down: Working copy of their down factors, below each other.
         ups: Working copies of their up factors.
-        packed: Whether the frozen weights are packed for the processor; see `FrozenMap`.
+        order: How the frozen weights lie beside themselves; see `FrozenMap`.
     """
 
     def __init__(
@@ -56,11 +56,14 @@ class LowRankMap:
         group: Sequence[Factors],
         down: Float[Tensor, "ranks inputs"],
         ups: Sequence[Tensor],
-        packed: bool,
+        order: Order,
     ) -> None:
         self.group = group
         self.masters = list_factors(group)
         self.down, self.ups = down, ups
+        # Views cost a microsecond each time, and there are thousands.
+        self._down_turned, self._ups_turned = down.t(), [up.t() for up in ups]
+        self._is_working_copy = down.dtype != self.masters[0].dtype
         self.ranks = [up.shape[1] for up in ups]
         self.inputs = down.shape[1]
         self.outputs = [up.shape[0] for up in ups]
@@ -68,7 +71,7 @@ class LowRankMap:
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
         self.is_scaled = any(scale != 1 for scale in self.scales)
         self.remember: Memory | None = None
-        self._packed = packed
+        self._order = order
         self._frozen: FrozenMap | None = None
 
     def __call__(self, x: Float[Tensor, "... inputs"]) -> tuple[Tensor, ...]:
@@ -97,7 +100,7 @@ class LowRankMap:
             rows: The input.
             known: What the frozen weights make of it, if that is known.
         """
-        narrow = rows @ self.down.t()
+        narrow = torch.mm(rows, self._down_turned)
         parts = _split(narrow, self.ranks)
         if self.is_scaled:
             for part, scale in zip(parts, self.scales, strict=True):
@@ -108,8 +111,8 @@ class LowRankMap:
             whole = self.frozen.apply(rows)
         else:
             whole = rows.new_zeros(len(rows), sum(self.outputs))
-        for out, part, up in zip(self.split(whole), parts, self.ups, strict=True):
-            out.addmm_(part, up.t())
+        for out, part, up in zip(self.split(whole), parts, self._ups_turned, strict=True):
+            out.addmm_(part, up)
         return whole, narrow
 
     def split(self, whole: Float[Tensor, "rows outputs"]) -> Sequence[Tensor]:
@@ -130,19 +133,18 @@ class LowRankMap:
             narrow: From `compute`.
             wanted: Whether the input's is; else it is None.
         """
-        inner, dtype = torch.empty_like(narrow), self.masters[0].dtype
+        inner = torch.empty_like(narrow)
         backs = _split(inner, self.ranks)
-        ups = [
-            (one.t() @ part).to(dtype)
-            for one, part in zip(gradients, _split(narrow, self.ranks), strict=True)
-        ]
+        parts = _split(narrow, self.ranks)
+        ups = [torch.mm(one.t(), part) for one, part in zip(gradients, parts, strict=True)]
         for one, up, back in zip(gradients, self.ups, backs, strict=True):
             torch.mm(one, up, out=back)
         if self.is_scaled:
             for back, scale in zip(backs, self.scales, strict=True):
                 back.mul_(scale)
-        downs = (inner.t() @ rows).to(dtype)
-        taught = [*_split(downs, self.ranks, 0), *ups]
+        taught = [*_split(torch.mm(inner.t(), rows), self.ranks, 0), *ups]
+        if self._is_working_copy:
+            taught = [one.to(self.masters[0].dtype) for one in taught]
         if not wanted:
             return None, taught
         if not self.is_plain:
@@ -162,12 +164,12 @@ class LowRankMap:
         """Let the layers' weights be parts of one matrix: no second copy is kept."""
         bases: list[Any] = [one.base for one in self.group]
         if len(bases) == 1:
-            return FrozenMap(bases[0].weight, bases[0].bias, self._packed)
+            return FrozenMap(bases[0].weight, bases[0].bias, self._order)
         whole = torch.cat([base.weight for base in bases])
         for base, part in zip(bases, whole.split(self.outputs), strict=True):
             base.weight.data = part
         bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
-        return FrozenMap(whole, bias, self._packed)
+        return FrozenMap(whole, bias, self._order)
 
     def part(self) -> None:
         """Give the layers' weights memory of their own again."""

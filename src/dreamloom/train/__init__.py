@@ -138,8 +138,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
     _check_storage(config, model)
-    _compiles(config, model)
-    weights = model.attach_adapter(_spec(config))
+    weights = model.attach_adapter(_spec(config), compiled=_compiles(config, model))
     try:
         Student(weights, config, model.runtime, silent)
         if config.adapter.format == "kohya":
