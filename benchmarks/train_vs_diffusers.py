@@ -62,6 +62,13 @@ CASES = [
         for text in (False, True)
     ),
     Case("128 px, script with checkpointing", 128, script=("--checkpointing",), bar=2.7),
+    Case(
+        "128 px, script with checkpointing, blocks compiled",
+        128,
+        script=("--checkpointing",),
+        ours=COMPILED,
+        bar=2.7,
+    ),
     *(
         Case(
             f"{px} px, text encoders {'taught' if text else 'frozen'}, blocks compiled",

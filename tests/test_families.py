@@ -124,7 +124,9 @@ def test_a_fresh_lora_changes_nothing_and_leaves_no_trace(model: Model) -> None:
     before = model.predict(latents, at, prompts, framing)
     weights = flat(model.attach_adapter(AdapterSpec(rank=4, alpha=4.0, reach="all", seed=1)))
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in weights)
-    torch.testing.assert_close(model.predict(latents, at, prompts, framing), before)
+    # Frozen weights lie otherwise now, and their products are rounded otherwise.
+    found = model.predict(latents, at, prompts, framing)
+    torch.testing.assert_close(found, before, rtol=0, atol=1e-4)
     model.detach_adapter()
     assert torch.equal(model.predict(latents, at, prompts, framing), before)
 
@@ -160,7 +162,8 @@ def test_the_lora_can_be_switched_off_for_a_block(tiny: SDXLModel) -> None:
         torch.nn.init.normal_(weight.data, std=0.3)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
     with tiny.adapter_off():
-        torch.testing.assert_close(tiny.predict(latents, at, prompts, framing), before)
+        found = tiny.predict(latents, at, prompts, framing)
+        torch.testing.assert_close(found, before, rtol=0, atol=1e-4)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
     tiny.detach_adapter()
 
@@ -179,7 +182,7 @@ def test_recomputing_any_levels_gives_the_same_gradients(tiny: SDXLModel) -> Non
     assert gradients[0]
     for kept, *recomputed in zip(*gradients, strict=True):
         for gradient in recomputed:
-            torch.testing.assert_close(gradient, kept, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(gradient, kept, rtol=1e-5, atol=1e-8)
 
 
 def test_worn_adapters_change_pictures_and_leave_the_base_bit_for_bit(tiny: SDXLModel) -> None:

@@ -10,7 +10,8 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include <algorithm>
+#include <numbers>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -73,8 +74,16 @@ struct Map : torch::CustomClassHolder {
     return bias && with_bias ? at::addmm(*bias, rows, turned) : at::mm(rows, turned);
   }
 
-  Tensor pull(const Tensor& gradient) const {
-    return back ? multiply_packed(gradient, *back, std::nullopt) : at::mm(gradient, weight);
+  // The gradient of the input from those of the outputs, part by part.
+  Tensor pull(const std::vector<Tensor>& gradients) const {
+    if (back) {
+      Tensor whole = gradients.size() == 1 ? gradients[0] : at::cat(gradients, 1);
+      return multiply_packed(whole, *back, std::nullopt);
+    }
+    auto rows = weight.split_with_sizes(outputs, 0);
+    Tensor result = at::mm(gradients[0], rows[0]);
+    for (size_t i = 1; i < gradients.size(); ++i) result.addmm_(gradients[i], rows[i]);
+    return result;
   }
 
   std::vector<Tensor> split(const Tensor& whole) const {
@@ -102,13 +111,12 @@ struct Map : torch::CustomClassHolder {
     return {whole, narrow};
   }
 
-  // The gradients of the input, if wanted, and of the factors, downs before ups. `whole` is that
-  // of all outputs side by side.
-  Tensor pull_back(const Tensor& whole, const Tensor& rows, const Tensor& narrow, bool wanted,
-                   variable_list& taught) const {
-    if (ups.empty()) return wanted ? pull(whole) : Tensor();
+  // The gradients of the input, if wanted, and of the factors, downs before ups, from that of each
+  // output.
+  Tensor pull_back(const std::vector<Tensor>& gradients, const Tensor& rows, const Tensor& narrow,
+                   bool wanted, variable_list& taught) const {
+    if (ups.empty()) return wanted ? pull(gradients) : Tensor();
     Tensor inner = at::empty_like(narrow);
-    auto gradients = split(whole);
     auto parts = split_ranks(narrow);
     auto backs = split_ranks(inner);
     variable_list of_ups;
@@ -120,7 +128,7 @@ struct Map : torch::CustomClassHolder {
     for (auto& one : split_ranks(at::mm(inner.t(), rows), 0)) taught.push_back(one);
     for (auto& one : of_ups) taught.push_back(one);
     if (!wanted) return Tensor();
-    return pull(whole).addmm_(inner, down);
+    return pull(gradients).addmm_(inner, down);
   }
 };
 
@@ -181,20 +189,19 @@ struct Attention {
                                        bool wants_rows, bool wants_told,
                                        variable_list& taught) const {
     variable_list of_out, of_joint;
-    Tensor into = out->pull_back(gradient, join_heads(kept.mixed), kept.narrow_out, true, of_out);
+    Tensor into = out->pull_back({gradient}, join_heads(kept.mixed), kept.narrow_out, true, of_out);
     auto [of_q, of_k, of_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
         part_heads(into, kept.q.size(0)), kept.q, kept.k, kept.v, kept.mixed, kept.spread, 0.0,
         is_causal);
     Tensor to_rows, to_told;
     if (query) {
       to_rows =
-          query->pull_back(join_heads(of_q), rows, kept.narrow_query, wants_rows, taught);
-      to_told = joint->pull_back(at::cat({join_heads(of_k), join_heads(of_v)}, 1), told,
-                                 kept.narrow, wants_told, of_joint);
+          query->pull_back({join_heads(of_q)}, rows, kept.narrow_query, wants_rows, taught);
+      to_told = joint->pull_back({join_heads(of_k), join_heads(of_v)}, told, kept.narrow,
+                                 wants_told, of_joint);
     } else {
-      to_rows = joint->pull_back(
-          at::cat({join_heads(of_q), join_heads(of_k), join_heads(of_v)}, 1), rows, kept.narrow,
-          wants_rows, of_joint);
+      to_rows = joint->pull_back({join_heads(of_q), join_heads(of_k), join_heads(of_v)}, rows,
+                                 kept.narrow, wants_rows, of_joint);
     }
     taught.insert(taught.end(), of_joint.begin(), of_joint.end());
     taught.insert(taught.end(), of_out.begin(), of_out.end());
@@ -230,9 +237,11 @@ struct Norm {
 
 using Vector = at::vec::Vectorized<float>;
 
+constexpr float kHalfRoot = std::numbers::sqrt2_v<float> / 2;
+
 // The normal distribution's cumulative function: gelu(x) = x Φ(x) (arXiv:1606.08415).
 Vector spread_normally(const Vector& x) {
-  return Vector(0.5f) * (Vector(1.0f) + (x * Vector(static_cast<float>(M_SQRT1_2))).erf());
+  return Vector(0.5f) * (Vector(1.0f) + (x * Vector(kHalfRoot)).erf());
 }
 
 // Calls `work` with the first column and the number of columns of each vector of a row.
@@ -269,7 +278,7 @@ Tensor gate_back(const Tensor& gradient, const Tensor& both) {
   const int64_t rows = both.size(0), width = both.size(1) / 2;
   Tensor into = at::empty_like(both);
   const Tensor given = gradient.contiguous();
-  const Vector height(static_cast<float>(0.5 * M_2_SQRTPI * M_SQRT1_2));
+  const Vector height(kHalfRoot * std::numbers::inv_sqrtpi_v<float>);
   for (int64_t row = 0; row < rows; ++row) {
     const float* h = both.const_data_ptr<float>() + row * 2 * width;
     const float* back = given.const_data_ptr<float>() + row * width;
@@ -309,8 +318,8 @@ struct FeedForward {
                  &narrow_out = kept[next + 3];
     next += 4;
     variable_list of_narrow;
-    Tensor back = narrow->pull_back(gradient, inner, narrow_out, true, of_narrow);
-    Tensor result = widen->pull_back(gate_back(back, both), rows, narrow_in, true, taught);
+    Tensor back = narrow->pull_back({gradient}, inner, narrow_out, true, of_narrow);
+    Tensor result = widen->pull_back({gate_back(back, both)}, rows, narrow_in, true, taught);
     taught.insert(taught.end(), of_narrow.begin(), of_narrow.end());
     return result;
   }
@@ -341,7 +350,7 @@ struct Perceptron {
                  &narrow_in = kept[next + 3], &narrow_out = kept[next + 4];
     next += 5;
     variable_list of_narrow;
-    Tensor into = narrow->pull_back(gradient, inner, narrow_out, true, of_narrow);
+    Tensor into = narrow->pull_back({gradient}, inner, narrow_out, true, of_narrow);
     if (is_quick) {
       // s + 1.702 x s (1 - s)
       Tensor slope = at::rsub(bent, 1).mul_(wide).mul_(kQuick).add_(1).mul_(bent);
@@ -349,7 +358,7 @@ struct Perceptron {
     } else {
       into = at::gelu_backward(into, wide);
     }
-    Tensor result = widen->pull_back(into, rows, narrow_in, true, taught);
+    Tensor result = widen->pull_back({into}, rows, narrow_in, true, taught);
     taught.insert(taught.end(), of_narrow.begin(), of_narrow.end());
     return result;
   }

@@ -30,7 +30,7 @@ from dreamloom.families.frozen import FrozenMap, Order
 from dreamloom.families.lowrank import LowRankMap
 
 _SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = ("-O2", "-std=c++20")
+_FLAGS = ("-O2",)
 # What torch's own vectors are told with each kind of instructions.
 _VECTOR_FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
