@@ -1,5 +1,7 @@
 """The lean form of a LoRA computes what PEFT computes, and leaves nothing behind."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,9 @@ from dreamloom.runtime import Runtime, pick_runtime
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, reach="all", seed=0, text_encoders=True, ranks={"to_k": 5})
 PROMPTS = ["a photo of a person", "a dog in the snow"]
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler here"
+)
 
 
 @pytest.fixture
@@ -348,6 +353,7 @@ def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
         torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)
 
 
+@NEEDS_COMPILER
 @pytest.mark.parametrize("order", ["turned", "packed"])
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("reach", ["attention", "all"])
@@ -373,6 +379,7 @@ def test_native_blocks_compute_the_same(
     assert not any("forward" in vars(m) for o in components(tiny).values() for m in o.modules())
 
 
+@NEEDS_COMPILER
 def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny: SDXLModel) -> None:
     tiny.attach_adapter(replace(SPEC, reach="attention"), compiled=True)
     kinds = {"unet": "BasicTransformerBlock", "text_encoder": "CLIPEncoderLayer"}
@@ -455,6 +462,7 @@ def test_without_a_compiler_it_is_told_what_to_install(
     assert not [*tmp_path.rglob("*")]
 
 
+@NEEDS_COMPILER
 def test_code_that_does_not_compile_leaves_nothing_and_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -162,6 +162,8 @@ def prepare_run(
     config = settle(fitted.config, model)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():
+        if config.train.compile == "blocks":
+            observe(Note("train", "blocks are compiled, which takes a while for the first time"))
         check_training(model, captions, config)
     with join_processes().main_first():
         return open_run(out, settle(fitted.lasting, model)), model, config
