@@ -409,6 +409,7 @@ def test_compiled_blocks_compute_the_same(
 ) -> None:
     """As on a GPU: on a processor nothing is left to torch's compiler."""
     monkeypatch.setattr("dreamloom.families.lean.LeanForm._is_for_native", lambda self: False)
+    monkeypatch.setattr("dreamloom.families.lean.pick_order", lambda owner: "plain")
     before = weights_by_name(tiny)
     spec = replace(SPEC, reach="attention", text_encoders=False)
     plain, compiled = (run_compiled(tiny, spec, checkpointing, each) for each in (False, True))
