@@ -119,7 +119,7 @@ class NativeBlock:
     Masks, further arguments and an adapter that is switched off are left to diffusers' own.
 
     Args:
-        block: The layer; see `can_be_native`.
+        block: The layer; see `list_native_blocks`.
         maps: How its two attentions compute, the one to itself first.
         find: Gives the map of a linear layer that learns, or None.
         order: How frozen weights lie beside themselves.
