@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from dreamloom.families.frozen import run_frozen
+
 _PLACES = [[1, 1], [1, 1], [1, 1], 1]
 """Padding, stride, dilation and groups of those that can be packed."""
 
@@ -38,8 +40,7 @@ class PackedConvolution:
         layer = self._layer
         if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype != torch.float32:
             return conv2d(x, layer.weight, layer.bias, 1, 1)
-        result: Tensor = _Convolve.apply(x, self)  # type: ignore[no-untyped-call]
-        return result
+        return run_frozen(x, self)
 
     def apply(self, x: Tensor) -> Tensor:
         """Compute the outputs."""
@@ -64,19 +65,6 @@ def _convolve(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
         x.contiguous(), packed, bias, *_PLACES, "none", [], ""
     )
     return result
-
-
-class _Convolve(torch.autograd.Function):
-    """`PackedConvolution` as a node of autograd that keeps nothing for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, own: PackedConvolution) -> Tensor:
-        ctx.own = own
-        return own.apply(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.own.pull_back(gradient), None
 
 
 def pack_convolutions(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -13,7 +13,7 @@ import functools
 import platform
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -113,18 +113,31 @@ def is_processor_intels() -> bool:
     return "GenuineIntel" in words
 
 
-class _Frozen(torch.autograd.Function):
-    """`FrozenMap` as a node of autograd that keeps nothing for the backward pass."""
+class FrozenForward(Protocol):
+    """The forward pass of a layer that is linear in its input and never learns."""
 
+    def apply(self, x: Tensor) -> Tensor:
+        """Compute the outputs."""
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Compute the input's gradient from that of the outputs."""
+
+
+def run_frozen(x: Tensor, own: FrozenForward) -> Tensor:
+    """Compute a frozen layer's output as one node of autograd, which keeps no tensor."""
+    result: Tensor = _Frozen.apply(x, own)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: FrozenMap) -> Tensor:
+    def forward(ctx: Any, x: Tensor, own: FrozenForward) -> Tensor:
         ctx.own = own
-        return own.apply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return own.apply(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return ctx.own.pull_back(rows).view(*gradient.shape[:-1], -1), None
+        return ctx.own.pull_back(gradient), None
 
 
 class OrderedForward:
@@ -143,8 +156,16 @@ class OrderedForward:
         """Compute the layer's output."""
         if torch.compiler.is_compiling() or x.dtype != self._layer.weight.dtype:
             return linear(x, self._layer.weight, self._layer.bias)
-        result: Tensor = _Frozen.apply(x, self._map)  # type: ignore[no-untyped-call]
-        return result
+        return run_frozen(x, self)
+
+    def apply(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        """Compute the outputs."""
+        return self._map.apply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    def pull_back(self, gradient: Float[Tensor, "... outputs"]) -> Float[Tensor, "... inputs"]:
+        """Compute the inputs' gradient from that of the outputs."""
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return self._map.pull_back(rows).view(*gradient.shape[:-1], -1)
 
 
 def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:

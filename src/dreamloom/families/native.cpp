@@ -134,6 +134,14 @@ struct Map : torch::CustomClassHolder {
 
 using MapPointer = c10::intrusive_ptr<Map>;
 
+// What a node of autograd kept for its backward pass, read in the order in which it was written.
+struct Kept {
+  variable_list all;
+  size_t next = 0;
+
+  const Tensor& take() { return all[next++]; }
+};
+
 // ------------------------------------------------------------------ attention
 
 // What an attention keeps for its backward pass.
@@ -145,11 +153,11 @@ struct AttentionKept {
       kept.push_back(one);
   }
 
-  static AttentionKept read(const variable_list& kept, size_t& at) {
+  static AttentionKept read(Kept& kept) {
     AttentionKept one;
     for (auto* part : {&one.narrow_query, &one.narrow, &one.q, &one.k, &one.v, &one.mixed,
                        &one.spread, &one.narrow_out})
-      *part = kept[at++];
+      *part = kept.take();
     return one;
   }
 };
@@ -255,18 +263,21 @@ void walk(int64_t width, const Work& work) {
 Tensor gate(const Tensor& both, const Optional& bias) {
   const int64_t rows = both.size(0), width = both.size(1) / 2;
   Tensor out = at::empty({rows, width}, both.options());
-  Tensor added = bias ? bias->contiguous() : at::zeros({2 * width}, both.options());
-  const float* of_h = added.const_data_ptr<float>();
-  const float* of_g = of_h + width;
+  const Tensor added = bias ? bias->contiguous() : Tensor();
+  const float* of_all = bias ? added.const_data_ptr<float>() : nullptr;
+  auto add = [&](float* to, int64_t column, int64_t count) {
+    Vector sum = Vector::loadu(to, count);
+    if (!of_all) return sum;
+    sum = sum + Vector::loadu(of_all + column, count);
+    sum.store(to, count);
+    return sum;
+  };
   for (int64_t row = 0; row < rows; ++row) {
-    float* h = both.data_ptr<float>() + row * 2 * width;
-    float* g = h + width;
+    float* whole = both.data_ptr<float>() + row * 2 * width;
     float* result = out.data_ptr<float>() + row * width;
     walk(width, [&](int64_t at, int64_t count) {
-      Vector hidden = Vector::loadu(h + at, count) + Vector::loadu(of_h + at, count);
-      Vector gates = Vector::loadu(g + at, count) + Vector::loadu(of_g + at, count);
-      hidden.store(h + at, count);
-      gates.store(g + at, count);
+      Vector hidden = add(whole + at, at, count);
+      Vector gates = add(whole + width + at, width + at, count);
       (hidden * gates * spread_normally(gates)).store(result + at, count);
     });
   }
@@ -295,76 +306,82 @@ Tensor gate_back(const Tensor& gradient, const Tensor& both) {
   return into;
 }
 
-// Two maps with gates between them: y = W₂ (h ⊙ gelu(g)), h and g the halves of W₁ x
-// (Shazeer, arXiv:2002.05202, GEGLU).
+enum class Curve { gated, gelu, quick };
+
+constexpr double kQuick = 1.702;
+
+// Two maps with a curve between them: y = W₂ σ(W₁ x), where σ is
+// - gated: h ⊙ gelu(g), h and g the halves of what it is given (Shazeer, arXiv:2002.05202, GEGLU);
+// - gelu;
+// - quick: CLIP's x · sigmoid(1.702 x).
 struct FeedForward {
   MapPointer widen, narrow;
+  Curve curve = Curve::gelu;
 
   int64_t factors() const { return widen->factors() + narrow->factors(); }
 
   Tensor compute(const Tensor& rows, variable_list& kept) const {
-    auto [both, narrow_in] = widen->compute(rows, std::nullopt, false);
-    Tensor inner = gate(both, widen->bias);
+    // The gates add the bias where they read.
+    auto [wide, narrow_in] = widen->compute(rows, std::nullopt, curve != Curve::gated);
+    auto [inner, sigmoid] = bend(wide);
     auto [result, narrow_out] = narrow->compute(inner);
     // The narrow map's input is needed only where that map learns.
-    for (const auto& one : {both, narrow->ups.empty() ? Tensor() : inner, narrow_in, narrow_out})
+    for (const auto& one :
+         {wide, sigmoid, narrow->ups.empty() ? Tensor() : inner, narrow_in, narrow_out})
       kept.push_back(one);
     return result;
   }
 
-  Tensor pull_back(const Tensor& gradient, const Tensor& rows, const variable_list& kept,
-                   size_t& next, variable_list& taught) const {
-    const Tensor &both = kept[next], &inner = kept[next + 1], &narrow_in = kept[next + 2],
-                 &narrow_out = kept[next + 3];
-    next += 4;
-    variable_list of_narrow;
-    Tensor back = narrow->pull_back({gradient}, inner, narrow_out, true, of_narrow);
-    Tensor result = widen->pull_back({gate_back(back, both)}, rows, narrow_in, true, taught);
-    taught.insert(taught.end(), of_narrow.begin(), of_narrow.end());
-    return result;
-  }
-};
-
-// Two maps with a curve between them: y = W₂ σ(W₁ x).
-struct Perceptron {
-  MapPointer widen, narrow;
-  bool is_quick = false;
-
-  int64_t factors() const { return widen->factors() + narrow->factors(); }
-
-  Tensor compute(const Tensor& rows, variable_list& kept) const {
-    auto [wide, narrow_in] = widen->compute(rows);
-    // CLIP's quick curve is x · sigmoid(1.702 x).
-    Tensor bent = is_quick ? at::mul(wide, kQuick).sigmoid_() : at::gelu(wide);
-    Tensor inner = is_quick ? at::mul(wide, bent) : bent;
-    auto [result, narrow_out] = narrow->compute(inner);
-    for (const auto& one : {wide, is_quick ? bent : Tensor(),
-                            narrow->ups.empty() ? Tensor() : inner, narrow_in, narrow_out})
-      kept.push_back(one);
-    return result;
-  }
-
-  Tensor pull_back(const Tensor& gradient, const Tensor& rows, const variable_list& kept,
-                   size_t& next, variable_list& taught) const {
-    const Tensor &wide = kept[next], &bent = kept[next + 1], &inner = kept[next + 2],
-                 &narrow_in = kept[next + 3], &narrow_out = kept[next + 4];
-    next += 5;
+  Tensor pull_back(const Tensor& gradient, const Tensor& rows, Kept& kept,
+                   variable_list& taught) const {
+    const Tensor &wide = kept.take(), &sigmoid = kept.take(), &inner = kept.take(),
+                 &narrow_in = kept.take(), &narrow_out = kept.take();
     variable_list of_narrow;
     Tensor into = narrow->pull_back({gradient}, inner, narrow_out, true, of_narrow);
-    if (is_quick) {
-      // s + 1.702 x s (1 - s)
-      Tensor slope = at::rsub(bent, 1).mul_(wide).mul_(kQuick).add_(1).mul_(bent);
-      into.mul_(slope);
-    } else {
-      into = at::gelu_backward(into, wide);
-    }
-    Tensor result = widen->pull_back({into}, rows, narrow_in, true, taught);
+    Tensor result =
+        widen->pull_back({unbend(into, wide, sigmoid)}, rows, narrow_in, true, taught);
     taught.insert(taught.end(), of_narrow.begin(), of_narrow.end());
     return result;
   }
 
-  static constexpr double kQuick = 1.702;
+ private:
+  // σ of the wide map's output, and the sigmoid that the quick curve's way back reads again.
+  std::tuple<Tensor, Tensor> bend(const Tensor& wide) const {
+    if (curve == Curve::gated) return {gate(wide, widen->bias), Tensor()};
+    if (curve == Curve::gelu) return {at::gelu(wide), Tensor()};
+    Tensor sigmoid = at::mul(wide, kQuick).sigmoid_();
+    return {at::mul(wide, sigmoid), sigmoid};
+  }
+
+  Tensor unbend(const Tensor& gradient, const Tensor& wide, const Tensor& sigmoid) const {
+    if (curve == Curve::gated) return gate_back(gradient, wide);
+    if (curve == Curve::gelu) return at::gelu_backward(gradient, wide);
+    // s + 1.702 x s (1 - s)
+    Tensor slope = at::rsub(sigmoid, 1).mul_(wide).mul_(kQuick).add_(1).mul_(sigmoid);
+    return slope.mul_(gradient);
+  }
 };
+
+// ------------------------------------------------------------------ what both nodes do
+
+// Keeps what the backward pass needs of a layer that was given `x`.
+template <typename Layer>
+void keep(AutogradContext* ctx, const c10::intrusive_ptr<Layer>& layer, const Tensor& x,
+          variable_list kept) {
+  ctx->save_for_backward(std::move(kept));
+  ctx->saved_data["layer"] = layer;
+  ctx->saved_data["shape"] = x.sizes().vec();
+  ctx->saved_data["wants_x"] = x.requires_grad();
+}
+
+// The gradient of what a layer was given, if it is wanted: past the first norm, and past that norm.
+Tensor join_gradients(AutogradContext* ctx, const Norm& norm, const Tensor& past_norm,
+                      const Tensor& through_norm, const Tensor& rows, const Tensor& mean,
+                      const Tensor& deviation) {
+  if (!ctx->saved_data["wants_x"].toBool()) return Tensor();
+  Tensor whole = norm.pull_back(through_norm, rows, mean, deviation).add_(past_norm);
+  return whole.view(ctx->saved_data["shape"].toIntVector());
+}
 
 // ------------------------------------------------------------------ a transformer's block
 
@@ -372,7 +389,7 @@ struct Perceptron {
 // and a gated feed-forward layer, each after a norm and added to what it was given.
 struct Block : torch::CustomClassHolder {
   Attention self, cross;
-  FeedForward forward_layer;
+  FeedForward feed_forward;
   std::vector<Norm> norms;
 
   Block(std::vector<MapPointer> maps, std::vector<Tensor> norm_tensors,
@@ -380,13 +397,12 @@ struct Block : torch::CustomClassHolder {
     TORCH_CHECK(maps.size() == 7 && norm_tensors.size() == 6 && epsilons.size() == 3);
     self = {MapPointer(), maps[0], maps[1], self_heads, false};
     cross = {maps[2], maps[3], maps[4], cross_heads, false};
-    forward_layer = {maps[5], maps[6]};
+    feed_forward = {maps[5], maps[6], Curve::gated};
     for (size_t i = 0; i < 3; ++i)
       norms.push_back({norm_tensors[2 * i], norm_tensors[2 * i + 1], epsilons[i]});
   }
 
-  int64_t factors() const { return self.factors() + cross.factors() + forward_layer.factors(); }
-
+  int64_t factors() const { return self.factors() + cross.factors() + feed_forward.factors(); }
 };
 
 using BlockPointer = c10::intrusive_ptr<Block>;
@@ -407,52 +423,44 @@ struct BlockNode : torch::autograd::Function<BlockNode> {
     Tensor h2 = block->cross.compute(y2, told, known, pictures, of_cross).add_(h1);
     auto [y3, mean3, deviation3] = block->norms[2].compute(h2);
     variable_list of_forward;
-    Tensor h3 = block->forward_layer.compute(y3, of_forward).add_(h2);
+    Tensor h3 = block->feed_forward.compute(y3, of_forward).add_(h2);
 
     for (const auto& one : {y1, mean1, deviation1, h1, y2, mean2, deviation2, h2, mean3,
-                            deviation3, block->forward_layer.widen->ups.empty() ? Tensor() : y3})
+                            deviation3, block->feed_forward.widen->ups.empty() ? Tensor() : y3})
       kept.push_back(one);
     of_self.write(kept);
     of_cross.write(kept);
     kept.insert(kept.end(), of_forward.begin(), of_forward.end());
-    ctx->save_for_backward(kept);
-    ctx->saved_data["block"] = block;
-    ctx->saved_data["shape"] = x.sizes().vec();
+    keep(ctx, block, x, std::move(kept));
     ctx->saved_data["told_shape"] = prompt.sizes().vec();
-    ctx->saved_data["wants_x"] = x.requires_grad();
     ctx->saved_data["wants_prompt"] = prompt.requires_grad();
     return h3.view(x.sizes());
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto block = ctx->saved_data["block"].toCustomClass<Block>();
-    auto kept = ctx->get_saved_variables();
-    size_t next = 0;
-    auto take = [&]() -> const Tensor& { return kept[next++]; };
-    const Tensor &rows = take(), &told = take(), &y1 = take(), &mean1 = take(),
-                 &deviation1 = take(), &h1 = take(), &y2 = take(), &mean2 = take(),
-                 &deviation2 = take(), &h2 = take(), &mean3 = take(), &deviation3 = take(),
-                 &y3 = take();
-    auto of_self = AttentionKept::read(kept, next);
-    auto of_cross = AttentionKept::read(kept, next);
-    const bool wants_x = ctx->saved_data["wants_x"].toBool();
+    auto block = ctx->saved_data["layer"].toCustomClass<Block>();
+    Kept kept{ctx->get_saved_variables()};
+    const Tensor &rows = kept.take(), &told = kept.take();
+    const Tensor &y1 = kept.take(), &mean1 = kept.take(), &deviation1 = kept.take();
+    const Tensor &h1 = kept.take();
+    const Tensor &y2 = kept.take(), &mean2 = kept.take(), &deviation2 = kept.take();
+    const Tensor &h2 = kept.take();
+    const Tensor &mean3 = kept.take(), &deviation3 = kept.take(), &y3 = kept.take();
+    auto of_self = AttentionKept::read(kept);
+    auto of_cross = AttentionKept::read(kept);
     variable_list taught_self, taught_cross, taught_forward;
 
     Tensor gradient = flatten_rows(gradients[0]);
-    Tensor back = block->forward_layer.pull_back(gradient, y3, kept, next, taught_forward);
+    Tensor back = block->feed_forward.pull_back(gradient, y3, kept, taught_forward);
     Tensor of_h2 = block->norms[2].pull_back(back, h2, mean3, deviation3).add_(gradient);
     auto [of_y2, of_told] =
         block->cross.pull_back(of_h2, y2, told, of_cross, true,
                                ctx->saved_data["wants_prompt"].toBool(), taught_cross);
     Tensor of_h1 = block->norms[1].pull_back(of_y2, h1, mean2, deviation2).add_(of_h2);
-    Tensor of_y1 = std::get<0>(
-        block->self.pull_back(of_h1, y1, y1, of_self, wants_x, false, taught_self));
-    Tensor of_x;
-    if (wants_x) {
-      of_x = block->norms[0].pull_back(of_y1, rows, mean1, deviation1).add_(of_h1);
-      of_x = of_x.view(ctx->saved_data["shape"].toIntVector());
-    }
+    Tensor of_y1 = std::get<0>(block->self.pull_back(
+        of_h1, y1, y1, of_self, ctx->saved_data["wants_x"].toBool(), false, taught_self));
+    Tensor of_x = join_gradients(ctx, block->norms[0], of_h1, of_y1, rows, mean1, deviation1);
     if (of_told.defined()) of_told = of_told.view(ctx->saved_data["told_shape"].toIntVector());
     variable_list result{of_x, of_told, Tensor(), Tensor()};
     for (const auto* part : {&taught_self, &taught_cross, &taught_forward})
@@ -463,23 +471,23 @@ struct BlockNode : torch::autograd::Function<BlockNode> {
 
 // ------------------------------------------------------------------ a text encoder's layer
 
-// transformers' CLIPEncoderLayer: attention to what came before and a perceptron, each after a norm
-// and added to what it was given.
+// transformers' CLIPEncoderLayer: attention to what came before and a feed-forward layer, each after
+// a norm and added to what it was given.
 struct TextLayer : torch::CustomClassHolder {
   Attention self;
-  Perceptron perceptron;
+  FeedForward feed_forward;
   std::vector<Norm> norms;
 
   TextLayer(std::vector<MapPointer> maps, std::vector<Tensor> norm_tensors,
             std::vector<double> epsilons, int64_t heads, bool is_causal, bool is_quick) {
     TORCH_CHECK(maps.size() == 4 && norm_tensors.size() == 4 && epsilons.size() == 2);
     self = {MapPointer(), maps[0], maps[1], heads, is_causal};
-    perceptron = {maps[2], maps[3], is_quick};
+    feed_forward = {maps[2], maps[3], is_quick ? Curve::quick : Curve::gelu};
     for (size_t i = 0; i < 2; ++i)
       norms.push_back({norm_tensors[2 * i], norm_tensors[2 * i + 1], epsilons[i]});
   }
 
-  int64_t factors() const { return self.factors() + perceptron.factors(); }
+  int64_t factors() const { return self.factors() + feed_forward.factors(); }
 };
 
 using TextPointer = c10::intrusive_ptr<TextLayer>;
@@ -493,44 +501,36 @@ struct TextNode : torch::autograd::Function<TextNode> {
     auto [y1, mean1, deviation1] = layer->norms[0].compute(rows);
     Tensor h1 = layer->self.compute(y1, y1, std::nullopt, x.size(0), of_self).add_(rows);
     auto [y2, mean2, deviation2] = layer->norms[1].compute(h1);
-    variable_list of_perceptron;
-    Tensor h2 = layer->perceptron.compute(y2, of_perceptron).add_(h1);
+    variable_list of_forward;
+    Tensor h2 = layer->feed_forward.compute(y2, of_forward).add_(h1);
 
     variable_list kept{rows, y1, mean1, deviation1, h1, mean2, deviation2, y2};
     of_self.write(kept);
-    kept.insert(kept.end(), of_perceptron.begin(), of_perceptron.end());
-    ctx->save_for_backward(kept);
-    ctx->saved_data["layer"] = layer;
-    ctx->saved_data["shape"] = x.sizes().vec();
-    ctx->saved_data["wants_x"] = x.requires_grad();
+    kept.insert(kept.end(), of_forward.begin(), of_forward.end());
+    keep(ctx, layer, x, std::move(kept));
     return h2.view(x.sizes());
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto layer = ctx->saved_data["layer"].toCustomClass<TextLayer>();
-    auto kept = ctx->get_saved_variables();
-    size_t next = 0;
-    auto take = [&]() -> const Tensor& { return kept[next++]; };
-    const Tensor &rows = take(), &y1 = take(), &mean1 = take(), &deviation1 = take(),
-                 &h1 = take(), &mean2 = take(), &deviation2 = take(), &y2 = take();
-    auto of_self = AttentionKept::read(kept, next);
-    const bool wants_x = ctx->saved_data["wants_x"].toBool();
-    variable_list taught, of_perceptron;
+    Kept kept{ctx->get_saved_variables()};
+    const Tensor& rows = kept.take();
+    const Tensor &y1 = kept.take(), &mean1 = kept.take(), &deviation1 = kept.take();
+    const Tensor& h1 = kept.take();
+    const Tensor &mean2 = kept.take(), &deviation2 = kept.take(), &y2 = kept.take();
+    auto of_self = AttentionKept::read(kept);
+    variable_list taught, of_forward;
 
     Tensor gradient = flatten_rows(gradients[0]);
-    Tensor back = layer->perceptron.pull_back(gradient, y2, kept, next, of_perceptron);
+    Tensor back = layer->feed_forward.pull_back(gradient, y2, kept, of_forward);
     Tensor of_h1 = layer->norms[1].pull_back(back, h1, mean2, deviation2).add_(gradient);
-    Tensor of_y1 =
-        std::get<0>(layer->self.pull_back(of_h1, y1, y1, of_self, wants_x, false, taught));
-    Tensor of_x;
-    if (wants_x) {
-      of_x = layer->norms[0].pull_back(of_y1, rows, mean1, deviation1).add_(of_h1);
-      of_x = of_x.view(ctx->saved_data["shape"].toIntVector());
-    }
+    Tensor of_y1 = std::get<0>(layer->self.pull_back(
+        of_h1, y1, y1, of_self, ctx->saved_data["wants_x"].toBool(), false, taught));
+    Tensor of_x = join_gradients(ctx, layer->norms[0], of_h1, of_y1, rows, mean1, deviation1);
     variable_list result{of_x, Tensor()};
     result.insert(result.end(), taught.begin(), taught.end());
-    result.insert(result.end(), of_perceptron.begin(), of_perceptron.end());
+    result.insert(result.end(), of_forward.begin(), of_forward.end());
     return result;
   }
 };
