@@ -13,7 +13,7 @@ medians over the rounds. What differs: with text encoders, the script also teach
 last layer, which SDXL does not read.
 
 With ``--check`` twenty updates of both sides meet the same noise, timesteps, pictures and first
-weights, and their adapters are compared.
+weights, and their adapters are compared; ours once without and once with compiled blocks.
 """
 
 import argparse
@@ -203,28 +203,34 @@ def compare(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def check(given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Let both sides learn the same, and compare their adapters."""
+    """Let both sides learn the same, ours without and with compiled blocks; compare adapters."""
     found = {}
     for text in (False, True):
-        case = Case("check", 128, text)
         with TemporaryDirectory(dir=work) as folder:
-            told = Path(folder) / "told.safetensors"
-            for who in ("script", "ours"):
-                command = [
-                    *(sys.executable, str(HERE / "same_training.py"), who),
-                    *("--script", str(given.script), "--model", str(work / "model")),
-                    *("--pictures", str(work / "128"), "--out", folder, "--updates", "20"),
-                    *("--result", str(told), *case.flags(who)),
-                ]
-                done = subprocess.run(
-                    command, env=quiet_environment(), capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    raise RuntimeError(f"{who} failed:\n{done.stderr[-2000:]}")
-        name = f"text encoders {'taught' if text else 'frozen'}"
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name}: {found[name]}", flush=True)
+            learn("script", Case("check", 128, text), given, work, Path(folder))
+            for name, ours in (("", ()), (", blocks compiled", COMPILED)):
+                name = f"text encoders {'taught' if text else 'frozen'}{name}"
+                told = learn("ours", Case("check", 128, text, ours=ours), given, work, Path(folder))
+                found[name] = json.loads(told.splitlines()[-1])
+                print(f"{name}: {found[name]}", flush=True)
     return {"check": found}
+
+
+def learn(who: str, case: Case, given: argparse.Namespace, work: Path, folder: Path) -> str:
+    """Train one side in a process of its own; return what it printed."""
+    with TemporaryDirectory(dir=folder) as out:
+        command = [
+            *(sys.executable, str(HERE / "same_training.py"), who, "--script", str(given.script)),
+            *("--model", str(work / "model"), "--pictures", str(work / "128"), "--updates", "20"),
+            *("--out", out, "--result", str(folder / "told.safetensors")),
+            *case.flags(who),
+        ]
+        done = subprocess.run(
+            command, env=quiet_environment(), capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"{who} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 if __name__ == "__main__":
