@@ -6,6 +6,7 @@ from torch import nn
 
 from dreamloom.families.convolutions import can_be_packed, pack_convolutions
 from dreamloom.families.frozen import free_layers
+from dreamloom.families.native import NativeConvolution
 
 
 @pytest.mark.parametrize("channels", [(4, 6), (64, 48), (48, 64), (128, 384), (384, 128)])
@@ -33,6 +34,11 @@ def test_pictures_and_gradients_are_the_same_whatever_the_shape(
     assert packed == [layer]
     assert type(layer(torch.ones(1, channels[0], 4, 4).requires_grad_()).grad_fn).__name__ == (
         "_FrozenBackward"
+    )
+    torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-4)
+    vars(layer)["forward"] = NativeConvolution(vars(layer)["forward"])
+    assert (
+        "ConvolutionNode" in layer(torch.ones(1, channels[0], 4, 4).requires_grad_()).grad_fn.name()
     )
     torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-4)
     free_layers(packed)

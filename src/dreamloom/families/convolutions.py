@@ -31,29 +31,37 @@ class PackedConvolution:
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
-        self._layer = layer
+        self.layer = layer
         self._forth: dict[torch.Size, Any] = {}
         self._back: dict[torch.Size, Any] = {}
 
     def __call__(self, x: Float[Tensor, "images channels height width"]) -> Tensor:
         """Compute the layer's output."""
-        layer = self._layer
+        layer = self.layer
         if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype != torch.float32:
             return conv2d(x, layer.weight, layer.bias, 1, 1)
         return run_frozen(x, self)
 
     def apply(self, x: Tensor) -> Tensor:
         """Compute the outputs."""
-        if x.shape not in self._forth:
-            self._forth[x.shape] = _pack(self._layer.weight.detach(), x.shape)
-        return _convolve(x, self._forth[x.shape], self._layer.bias)
+        return _convolve(x, self.pack_forth(x.shape), self.layer.bias)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Compute the inputs' gradient from that of the outputs."""
-        if gradient.shape not in self._back:
-            turned = self._layer.weight.detach().flip(2, 3).transpose(0, 1).contiguous()
-            self._back[gradient.shape] = _pack(turned, gradient.shape)
-        return _convolve(gradient, self._back[gradient.shape], None)
+        return _convolve(gradient, self.pack_back(gradient.shape), None)
+
+    def pack_forth(self, shape: torch.Size) -> Any:
+        """Return the weights for inputs of a shape."""
+        if shape not in self._forth:
+            self._forth[shape] = _pack(self.layer.weight.detach(), shape)
+        return self._forth[shape]
+
+    def pack_back(self, shape: torch.Size) -> Any:
+        """Return the weights for gradients of a shape."""
+        if shape not in self._back:
+            turned = self.layer.weight.detach().flip(2, 3).transpose(0, 1).contiguous()
+            self._back[shape] = _pack(turned, shape)
+        return self._back[shape]
 
 
 def _pack(weight: Tensor, shape: torch.Size) -> Any:

@@ -20,7 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from dreamloom.families.attention import AttentionMaps, LeanAttention, LeanTextAttention
 from dreamloom.families.attention import can_be_lean as attention_can_be_lean
 from dreamloom.families.compiled import CompiledBlocks
-from dreamloom.families.convolutions import pack_convolutions
+from dreamloom.families.convolutions import PackedConvolution, pack_convolutions
 from dreamloom.families.feedforward import hold_together, list_feed_forwards
 from dreamloom.families.frozen import free_layers, order_layers, pick_order
 from dreamloom.families.lowrank import (
@@ -34,6 +34,7 @@ from dreamloom.families.lowrank import (
 )
 from dreamloom.families.native import (
     NativeBlock,
+    NativeConvolution,
     NativeTextLayer,
     list_native_blocks,
     list_native_layers,
@@ -187,6 +188,10 @@ class LeanForm:
             own = self._attentions[layer.self_attn]
             vars(layer)["forward"] = NativeTextLayer(layer, own, find, self._order)
             self._native.append(layer)
+        for convolution in self._ordered:
+            packed = vars(convolution)["forward"]
+            if isinstance(packed, PackedConvolution):
+                vars(convolution)["forward"] = NativeConvolution(packed)
 
     @torch.no_grad()
     def _renew(self, module: nn.Module, inputs: Any) -> None:

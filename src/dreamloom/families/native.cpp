@@ -259,10 +259,11 @@ void walk(int64_t width, const Work& work) {
     work(column, std::min<int64_t>(Vector::size(), width - column));
 }
 
-// h ⊙ gelu(g), where h and g are the halves of `both`, to which a bias is added where they lie.
-Tensor gate(const Tensor& both, const Optional& bias) {
+// h ⊙ gelu(g), where h and g are the halves of `both`, to which a bias is added where they lie; and
+// Φ(g), which the way back reads again.
+std::tuple<Tensor, Tensor> gate(const Tensor& both, const Optional& bias) {
   const int64_t rows = both.size(0), width = both.size(1) / 2;
-  Tensor out = at::empty({rows, width}, both.options());
+  Tensor out = at::empty({rows, width}, both.options()), spread = at::empty_like(out);
   const Tensor added = bias ? bias->contiguous() : Tensor();
   const float* of_all = bias ? added.const_data_ptr<float>() : nullptr;
   auto add = [&](float* to, int64_t column, int64_t count) {
@@ -275,17 +276,20 @@ Tensor gate(const Tensor& both, const Optional& bias) {
   for (int64_t row = 0; row < rows; ++row) {
     float* whole = both.data_ptr<float>() + row * 2 * width;
     float* result = out.data_ptr<float>() + row * width;
+    float* kept = spread.data_ptr<float>() + row * width;
     walk(width, [&](int64_t at, int64_t count) {
       Vector hidden = add(whole + at, at, count);
       Vector gates = add(whole + width + at, width + at, count);
-      (hidden * gates * spread_normally(gates)).store(result + at, count);
+      Vector normal = spread_normally(gates);
+      normal.store(kept + at, count);
+      (hidden * gates * normal).store(result + at, count);
     });
   }
-  return out;
+  return {out, spread};
 }
 
 // The gradient of `both` from that of h ⊙ gelu(g); the derivative of gelu is Φ(g) + g φ(g).
-Tensor gate_back(const Tensor& gradient, const Tensor& both) {
+Tensor gate_back(const Tensor& gradient, const Tensor& both, const Tensor& spread) {
   const int64_t rows = both.size(0), width = both.size(1) / 2;
   Tensor into = at::empty_like(both);
   const Tensor given = gradient.contiguous();
@@ -293,14 +297,15 @@ Tensor gate_back(const Tensor& gradient, const Tensor& both) {
   for (int64_t row = 0; row < rows; ++row) {
     const float* h = both.const_data_ptr<float>() + row * 2 * width;
     const float* back = given.const_data_ptr<float>() + row * width;
+    const float* kept = spread.const_data_ptr<float>() + row * width;
     float* of_h = into.data_ptr<float>() + row * 2 * width;
     walk(width, [&](int64_t at, int64_t count) {
       Vector hidden = Vector::loadu(h + at, count), gates = Vector::loadu(h + width + at, count);
       Vector outer = Vector::loadu(back + at, count);
-      Vector spread = spread_normally(gates);
+      Vector normal = Vector::loadu(kept + at, count);
       Vector density = height * (gates * gates * Vector(-0.5f)).exp();
-      (outer * gates * spread).store(of_h + at, count);
-      (outer * hidden * (spread + gates * density)).store(of_h + width + at, count);
+      (outer * gates * normal).store(of_h + at, count);
+      (outer * hidden * (normal + gates * density)).store(of_h + width + at, count);
     });
   }
   return into;
@@ -323,41 +328,41 @@ struct FeedForward {
   Tensor compute(const Tensor& rows, variable_list& kept) const {
     // The gates add the bias where they read.
     auto [wide, narrow_in] = widen->compute(rows, std::nullopt, curve != Curve::gated);
-    auto [inner, sigmoid] = bend(wide);
+    auto [inner, share] = bend(wide);
     auto [result, narrow_out] = narrow->compute(inner);
     // The narrow map's input is needed only where that map learns.
     for (const auto& one :
-         {wide, sigmoid, narrow->ups.empty() ? Tensor() : inner, narrow_in, narrow_out})
+         {wide, share, narrow->ups.empty() ? Tensor() : inner, narrow_in, narrow_out})
       kept.push_back(one);
     return result;
   }
 
   Tensor pull_back(const Tensor& gradient, const Tensor& rows, Kept& kept,
                    variable_list& taught) const {
-    const Tensor &wide = kept.take(), &sigmoid = kept.take(), &inner = kept.take(),
+    const Tensor &wide = kept.take(), &share = kept.take(), &inner = kept.take(),
                  &narrow_in = kept.take(), &narrow_out = kept.take();
     variable_list of_narrow;
     Tensor into = narrow->pull_back({gradient}, inner, narrow_out, true, of_narrow);
     Tensor result =
-        widen->pull_back({unbend(into, wide, sigmoid)}, rows, narrow_in, true, taught);
+        widen->pull_back({unbend(into, wide, share)}, rows, narrow_in, true, taught);
     taught.insert(taught.end(), of_narrow.begin(), of_narrow.end());
     return result;
   }
 
  private:
-  // σ of the wide map's output, and the sigmoid that the quick curve's way back reads again.
+  // σ of the wide map's output, and the share of it that passes where the way back reads that again.
   std::tuple<Tensor, Tensor> bend(const Tensor& wide) const {
-    if (curve == Curve::gated) return {gate(wide, widen->bias), Tensor()};
+    if (curve == Curve::gated) return gate(wide, widen->bias);
     if (curve == Curve::gelu) return {at::gelu(wide), Tensor()};
-    Tensor sigmoid = at::mul(wide, kQuick).sigmoid_();
-    return {at::mul(wide, sigmoid), sigmoid};
+    Tensor share = at::mul(wide, kQuick).sigmoid_();
+    return {at::mul(wide, share), share};
   }
 
-  Tensor unbend(const Tensor& gradient, const Tensor& wide, const Tensor& sigmoid) const {
-    if (curve == Curve::gated) return gate_back(gradient, wide);
+  Tensor unbend(const Tensor& gradient, const Tensor& wide, const Tensor& share) const {
+    if (curve == Curve::gated) return gate_back(gradient, wide, share);
     if (curve == Curve::gelu) return at::gelu_backward(gradient, wide);
     // s + 1.702 x s (1 - s)
-    Tensor slope = at::rsub(sigmoid, 1).mul_(wide).mul_(kQuick).add_(1).mul_(sigmoid);
+    Tensor slope = at::rsub(share, 1).mul_(wide).mul_(kQuick).add_(1).mul_(share);
     return slope.mul_(gradient);
   }
 };
@@ -535,6 +540,46 @@ struct TextNode : torch::autograd::Function<TextNode> {
   }
 };
 
+// ------------------------------------------------------------------ a frozen convolution
+
+// A convolution of 3x3 that keeps the pictures' size; see convolutions.py for its two weights.
+struct Convolution : torch::CustomClassHolder {
+  Tensor forth, back;
+  Optional bias;
+
+  Convolution(Tensor forth, Tensor back, Optional bias)
+      : forth(std::move(forth)), back(std::move(back)), bias(std::move(bias)) {}
+
+  static Tensor apply(const Tensor& x, const Tensor& packed, const Optional& bias) {
+    static auto convolve =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("mkldnn::_convolution_pointwise", "")
+            .typed<Tensor(const Tensor&, const Tensor&, const Optional&, at::IntArrayRef,
+                          at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view,
+                          c10::List<std::optional<at::Scalar>>,
+                          std::optional<c10::string_view>)>();
+    static constexpr int64_t ones[] = {1, 1};
+    return convolve.call(x.contiguous(), packed, bias, ones, ones, ones, 1, "none",
+                         c10::List<std::optional<at::Scalar>>(), "");
+  }
+};
+
+using ConvolutionPointer = c10::intrusive_ptr<Convolution>;
+
+struct ConvolutionNode : torch::autograd::Function<ConvolutionNode> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const ConvolutionPointer& layer) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->saved_data["layer"] = layer;
+    return Convolution::apply(x, layer->forth, layer->bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto layer = ctx->saved_data["layer"].toCustomClass<Convolution>();
+    return {Convolution::apply(gradients[0], layer->back, std::nullopt), Tensor()};
+  }
+};
+
 }  // namespace dreamloom
 
 TORCH_LIBRARY(dreamloom_native, library) {
@@ -549,6 +594,11 @@ TORCH_LIBRARY(dreamloom_native, library) {
                      const Optional& known, const std::vector<Tensor>& factors) {
         TORCH_CHECK(static_cast<int64_t>(factors.size()) == self->factors());
         return BlockNode::apply(x, prompt, known, self, at::TensorList(factors));
+      });
+  library.class_<Convolution>("Convolution")
+      .def(torch::init<Tensor, Tensor, Optional>())
+      .def("run", [](const ConvolutionPointer& self, const Tensor& x) {
+        return ConvolutionNode::apply(x, self);
       });
   library.class_<TextLayer>("TextLayer")
       .def(torch::init<std::vector<MapPointer>, std::vector<Tensor>, std::vector<double>, int64_t,

@@ -26,6 +26,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dreamloom.errors import ConfigError
 from dreamloom.families.attention import AttentionMaps
+from dreamloom.families.convolutions import PackedConvolution
 from dreamloom.families.frozen import FrozenMap, Order
 from dreamloom.families.lowrank import LowRankMap
 
@@ -228,6 +229,35 @@ class NativeTextLayer:
             return theirs
         ours: Tensor = self._native.run(hidden_states, self._masters)
         return ours
+
+
+class NativeConvolution:
+    """The forward pass of one frozen convolution on the way to something that learns.
+
+    Args:
+        packed: How it computes otherwise; its weights are those that are used.
+    """
+
+    def __init__(self, packed: PackedConvolution) -> None:
+        self._packed = packed
+        self._native: dict[torch.Size, Any] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute the layer's output."""
+        if not x.requires_grad or type(x) is not Tensor or x.dtype != torch.float32:
+            return self._packed(x)
+        if (native := self._native.get(x.shape)) is None:
+            native = self._native[x.shape] = self._make(x.shape)
+        ours: Tensor = native.run(x)
+        return ours
+
+    def _make(self, shape: torch.Size) -> Any:
+        layer = self._packed.layer
+        outward = torch.Size((shape[0], layer.out_channels, *shape[2:]))
+        bias = None if layer.bias is None else layer.bias.detach()
+        return load_native().Convolution(
+            self._packed.pack_forth(shape), self._packed.pack_back(outward), bias
+        )
 
 
 def _list_masters(parts: Sequence[LowRankMap | nn.Module | None]) -> list[nn.Parameter]:

@@ -212,7 +212,10 @@ class Run:
         self._encoded = None if self.model.trains_text else self.model.encode_prompts(_PROMPTS)
         self.model.release_encoders()
         groups = group_weights([(one.role, one.parameters) for one in weights], 1e-4)
-        self.optimizer = make_optimizer(self.case.optimizer, groups, 0.01, {"fused": True})
+        # These tensors say that they lie on a processor, where AdamW would keep the gradients
+        # between updates; on a GPU it does not.
+        options = {"fused": False} if self.case.optimizer == "adamw" else {}
+        self.optimizer = make_optimizer(self.case.optimizer, groups, 0.01, options)
         return weights
 
     def train(self) -> None:
