@@ -4,45 +4,67 @@ import pytest
 import torch
 from torch import nn
 
+from compiling import NEEDS_COMPILER
 from dreamloom.families.convolutions import can_be_packed, pack_convolutions
 from dreamloom.families.frozen import free_layers
 from dreamloom.families.native import NativeConvolution
 
+SHAPES = [(2, 8, 8), (2, 4, 12), (1, 8, 8), (2, 8, 8)]
+CHANNELS = pytest.mark.parametrize("channels", [(4, 6), (64, 48), (48, 64), (128, 384), (384, 128)])
+BIAS = pytest.mark.parametrize("bias", [True, False])
 
-@pytest.mark.parametrize("channels", [(4, 6), (64, 48), (48, 64), (128, 384), (384, 128)])
-@pytest.mark.parametrize("bias", [True, False])
+
+def make_convolution(channels: tuple[int, int], bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(*channels, 3, padding=1, bias=bias).requires_grad_(False)
+
+
+def run(layer: nn.Conv2d) -> list[torch.Tensor]:
+    """Compute outputs and gradients of pictures of several shapes."""
+    found = []
+    for number, (images, height, width) in enumerate(SHAPES):
+        dice = torch.Generator().manual_seed(number)
+        x = torch.randn(
+            images, layer.in_channels, height, width, generator=dice, requires_grad=True
+        )
+        out = layer(x)
+        # A gradient whose channels lie last.
+        given = torch.randn(images, height, width, layer.out_channels, generator=dice)
+        out.backward(given.permute(0, 3, 1, 2))
+        found += [out.detach(), x.grad]
+    return found
+
+
+def name_node(layer: nn.Conv2d) -> str:
+    return layer(torch.ones(1, layer.in_channels, 4, 4).requires_grad_()).grad_fn.name()
+
+
+@CHANNELS
+@BIAS
 def test_pictures_and_gradients_are_the_same_whatever_the_shape(
     channels: tuple[int, int], bias: bool
 ) -> None:
-    layer = nn.Conv2d(*channels, 3, padding=1, bias=bias).requires_grad_(False)
-    shapes = [(2, 8, 8), (2, 4, 12), (1, 8, 8), (2, 8, 8)]
-
-    def run() -> list[torch.Tensor]:
-        found = []
-        for number, (images, height, width) in enumerate(shapes):
-            dice = torch.Generator().manual_seed(number)
-            x = torch.randn(images, channels[0], height, width, generator=dice, requires_grad=True)
-            out = layer(x)
-            # A gradient whose channels lie last.
-            given = torch.randn(images, height, width, channels[1], generator=dice)
-            out.backward(given.permute(0, 3, 1, 2))
-            found += [out.detach(), x.grad]
-        return found
-
-    before = run()
+    layer = make_convolution(channels, bias)
+    before = run(layer)
     packed = pack_convolutions([layer])
     assert packed == [layer]
-    assert type(layer(torch.ones(1, channels[0], 4, 4).requires_grad_()).grad_fn).__name__ == (
-        "_FrozenBackward"
-    )
-    torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-4)
-    vars(layer)["forward"] = NativeConvolution(vars(layer)["forward"])
-    assert (
-        "ConvolutionNode" in layer(torch.ones(1, channels[0], 4, 4).requires_grad_()).grad_fn.name()
-    )
-    torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-4)
+    assert name_node(layer) == "_FrozenBackward"
+    torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
     free_layers(packed)
-    assert all(map(torch.equal, run(), before))
+    assert all(map(torch.equal, run(layer), before))
+
+
+@NEEDS_COMPILER
+@CHANNELS
+@BIAS
+def test_a_native_convolution_computes_the_same(channels: tuple[int, int], bias: bool) -> None:
+    layer = make_convolution(channels, bias)
+    before = run(layer)
+    packed = pack_convolutions([layer])
+    vars(layer)["forward"] = NativeConvolution(vars(layer)["forward"])
+    assert "ConvolutionNode" in name_node(layer)
+    torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
+    free_layers(packed)
+    assert all(map(torch.equal, run(layer), before))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The lean form of a LoRA computes what PEFT computes, and leaves nothing behind."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compiling import NEEDS_COMPILER
 from dreamloom.errors import ConfigError
 from dreamloom.families import load_model
 from dreamloom.families.attach import AttachedAdapter
@@ -25,9 +24,6 @@ from dreamloom.runtime import Runtime, pick_runtime
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, reach="all", seed=0, text_encoders=True, ranks={"to_k": 5})
 PROMPTS = ["a photo of a person", "a dog in the snow"]
-NEEDS_COMPILER = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler here"
-)
 
 
 @pytest.fixture

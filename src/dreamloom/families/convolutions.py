@@ -38,9 +38,14 @@ class PackedConvolution:
     def __call__(self, x: Float[Tensor, "images channels height width"]) -> Tensor:
         """Compute the layer's output."""
         layer = self.layer
-        if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype != torch.float32:
+        if not self.suits(x):
             return conv2d(x, layer.weight, layer.bias, 1, 1)
         return run_frozen(x, self)
+
+    def suits(self, x: Tensor) -> bool:
+        """Say whether packed weights can be used for an input."""
+        is_plain = type(x) is Tensor and x.dtype == torch.float32
+        return is_plain and not torch.compiler.is_compiling()
 
     def apply(self, x: Tensor) -> Tensor:
         """Compute the outputs."""

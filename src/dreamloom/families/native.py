@@ -244,7 +244,7 @@ class NativeConvolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer's output."""
-        if not x.requires_grad or type(x) is not Tensor or x.dtype != torch.float32:
+        if not x.requires_grad or not self._packed.suits(x):
             return self._packed(x)
         if (native := self._native.get(x.shape)) is None:
             native = self._native[x.shape] = self._make(x.shape)
