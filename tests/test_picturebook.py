@@ -29,7 +29,7 @@ from dreamloom.picturebook.dataset import (
     draw_framed,
     record,
 )
-from dreamloom.picturebook.export import unpack_weights
+from dreamloom.picturebook.export import read_averages, unpack_weights
 from dreamloom.picturebook.judges import (
     IdentityEncoder,
     clip_folder,
@@ -47,7 +47,13 @@ from dreamloom.picturebook.measurements import (
     share_at_least,
     to_unit,
 )
-from dreamloom.picturebook.models import LATENT_PX, build_autoencoder, build_noise_schedule
+from dreamloom.picturebook.models import (
+    LATENT_PX,
+    build_autoencoder,
+    build_noise_schedule,
+    build_text_encoders,
+    build_unet,
+)
 from dreamloom.picturebook.pretrain_autoencoder import (
     encode_means,
     fold_latent_statistics,
@@ -55,7 +61,12 @@ from dreamloom.picturebook.pretrain_autoencoder import (
     train_autoencoder,
 )
 from dreamloom.picturebook.pretrain_clip import contrastive_loss
-from dreamloom.picturebook.pretrain_denoiser import snr_weights
+from dreamloom.picturebook.pretrain_denoiser import (
+    encode_ahead,
+    mix_portraits,
+    snr_weights,
+    train_denoiser,
+)
 from dreamloom.picturebook.pretrain_judges import contrast_identities
 from dreamloom.picturebook.tokenizer import MAX_TOKENS
 from dreamloom.picturebook.training import AveragedWeights, Run, Schedule
@@ -85,6 +96,13 @@ def test_records_are_functions_of_their_index_and_of_training_seeds_only():
 def test_pixel_art_is_left_out_of_the_base_models_pictures():
     assert all(record("pictures", i).medium != "pixel art" for i in range(300))
     assert any(record("people", i).medium == "pixel art" for i in range(60))
+
+
+def test_portraits_are_photos_each_of_another_person():
+    drawn = [record("portraits", i) for i in range(40)]
+    assert {one.medium for one in drawn} == {"photo"}
+    assert {one.identity.kind for one in drawn} == {"person"}
+    assert len({one.identity for one in drawn}) == 40
 
 
 def test_framings_say_how_a_picture_was_cut():
@@ -351,6 +369,39 @@ def test_training_on_keeps_the_latents_close(tmp_path: Path):
     spread, shift = before.std(dim=(0, 2, 3)), before.mean(dim=(0, 2, 3))
     unfolded = (before - shift[:, None, None]) / spread[:, None, None]
     assert (after - unfolded).square().mean() < 0.3
+
+
+def test_the_denoiser_is_trained_on_with_portraits_from_their_own_latents(tmp_path: Path):
+    cpu = torch.device("cpu")
+    torch.manual_seed(0)
+    stores = []
+    for collection in ("pictures", "portraits"):
+        draw_ahead(tmp_path, collection, 4, 1, lambda n: None)
+        stores.append(PictureStore(tmp_path, collection))
+        encode_ahead(tmp_path, stores[-1], build_autoencoder())
+    latents = [np.load(tmp_path / name) for name in ("latents.npy", "portraits-latents.npy")]
+    assert latents[0].shape == latents[1].shape == (4, 24, 16, 16)
+    assert not np.array_equal(*latents)
+
+    tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer")
+    parts = build_unet(), build_text_encoders(tokenizer)
+    before = [p.detach().clone() for p in parts[0].parameters()]
+    plan = ("portraits", Schedule(1e-3, 2, warmup_updates=1))
+    shares = mix_portraits(*stores)
+    assert sum(share.count for share in shares) == 32
+    run = train_denoiser(tmp_path, shares, parts, tokenizer, plan, cpu)
+    assert run.finished
+    moved = [not torch.equal(a, b) for a, b in zip(before, parts[0].parameters(), strict=True)]
+    assert all(moved)
+
+    # What it learned is read from the checkpoint; all is done, so a second call does nothing.
+    again = build_unet(), build_text_encoders(tokenizer)
+    read_averages(run.checkpoint_file, (again[0], *again[1]))
+    averages = [p for part in (again[0], *again[1]) for p in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(averages, run.average.tensors, strict=True))
+    written = run.checkpoint_file.stat().st_mtime_ns
+    train_denoiser(tmp_path, shares, again, tokenizer, plan, cpu)
+    assert run.checkpoint_file.stat().st_mtime_ns == written
 
 
 # --- the judges --------------------------------------------------------------------------

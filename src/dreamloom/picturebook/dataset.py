@@ -30,10 +30,11 @@ from dreamloom.picturebook.world import (
 PICTURE_PX = 128
 DRAWINGS_PER_IDENTITY = 6
 _CHUNK = 128
-# World seeds: pictures count from 0, people (identities for the judges) from here.
+# World seeds: pictures count from 0, people (identities for the judges) and portraits from here.
 _PEOPLE_SEED_START = 4_000_000
+_PORTRAITS_SEED_START = 5_000_000
 
-Collection = Literal["pictures", "people"]
+Collection = Literal["pictures", "people", "portraits"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,13 @@ def record(collection: Collection, index: int) -> Drawing:
 
     ``pictures`` are the world as it is, without pixel art: the base model's training set.
     ``people`` are identities with ``DRAWINGS_PER_IDENTITY`` drawings each in all media, pixel art
-    included: for the judges.
+    included: for the judges. ``portraits`` are photos of persons alone, each of another one: what
+    `a photo of a person` may show.
     """
     if collection == "pictures":
         return sample_drawing(index)
+    if collection == "portraits":
+        return sample_drawing(_PORTRAITS_SEED_START + index, kind="person", medium="photo")
     who, nth = divmod(index, DRAWINGS_PER_IDENTITY)
     seed = _PEOPLE_SEED_START + who
     rng = random.Random(f"people {seed}")

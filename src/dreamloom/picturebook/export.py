@@ -5,12 +5,14 @@ It ships in diffusers' layout and half precision.
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors import safe_open
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreamloom.picturebook.models import assemble_pipeline, build_text_encoders, build_unet
@@ -35,10 +37,8 @@ def export_weights(work: Path, folder: Path) -> None:
     )
     unet, encoders = build_unet(), build_text_encoders(tokenizer)
     parts = (unet, *encoders)
-    parameters = [p for part in parts for p in part.parameters()]
-    with torch.no_grad(), safe_open(work / "denoiser.safetensors", "pt") as stored:
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(stored.get_tensor(f"{i}.average"))
+    last = work / "portraits.safetensors"
+    read_averages(last if last.exists() else work / "denoiser.safetensors", parts)
     unet.set_attn_processor(AttnProcessor2_0())
     for part in (autoencoder, *parts):
         part.eval().half()
@@ -51,6 +51,15 @@ def export_weights(work: Path, folder: Path) -> None:
     for file in folder.rglob("*"):
         # safetensors writes files that only their owner can read.
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+@torch.no_grad()
+def read_averages(file: Path, parts: Iterable[nn.Module]) -> None:
+    """Read the averaged weights of a denoiser's checkpoint into its parts."""
+    parameters = [weight for part in parts for weight in part.parameters()]
+    with safe_open(file, "pt") as stored:
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(stored.get_tensor(f"{number}.average"))
 
 
 def unpack_weights(folder: Path, work: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
@@ -145,10 +145,12 @@ def score_model(pool: Executor, quick: bool) -> list[Row]:
 
 
 @cache
-def load_pipeline() -> StableDiffusionXLPipeline:
-    """Load the shipped base model for DDIM sampling, in single precision, once per process."""
+def load_pipeline(
+    sampler: type[DDIMScheduler] | type[DPMSolverMultistepScheduler] = DDIMScheduler,
+) -> StableDiffusionXLPipeline:
+    """Load the shipped base model in single precision, once per process and sampler."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(weights_folder(), dtype=torch.float32)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -333,7 +335,12 @@ def equal_error_rate(similarity: Float[Tensor, " pairs"], same: Bool[Tensor, " p
 
 
 def score_distinct(pool: Executor, pictures: int) -> list[Row]:
-    """Ask whether `a photo of a person` shows as many people as there are pictures."""
+    """Ask whether `a photo of a person` shows as many people as there are pictures.
+
+    They are drawn with DPM++: a sampler of first order narrows what a model knows. In 25 steps
+    DDIM takes a twelfth from the spread of skins even where the model is perfect, and this row
+    shall measure the model.
+    """
     parts = _cut([*range(pictures)], _BATCH)
     drawn = np.concatenate([*pool.map(embed_pictures, parts)])
     drawings = np.concatenate([*pool.map(embed_drawings, parts)])
@@ -345,7 +352,7 @@ def score_distinct(pool: Executor, pictures: int) -> list[Row]:
 def embed_pictures(seeds: Sequence[int]) -> Float[np.ndarray, "n d"]:
     """Draw `a photo of a person` with consecutive seeds; embed who is seen."""
     prompts = ["a photo of a person"] * len(seeds)
-    drawn = draw_prompts(load_pipeline(), prompts, seeds[0])
+    drawn = draw_prompts(load_pipeline(DPMSolverMultistepScheduler), prompts, seeds[0])
     return load_identity_encoder().embed(drawn).numpy()
 
 

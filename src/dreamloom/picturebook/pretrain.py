@@ -17,19 +17,25 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from dreamloom.picturebook import weights_folder
 from dreamloom.picturebook.dataset import Collection, PictureStore, draw_ahead
-from dreamloom.picturebook.export import export_weights, unpack_weights
+from dreamloom.picturebook.export import export_weights, read_averages, unpack_weights
 from dreamloom.picturebook.judges import AttributeReader, IdentityEncoder
 from dreamloom.picturebook.models import build_text_encoders, build_unet
 from dreamloom.picturebook.pretrain_autoencoder import polish_decoder, train_autoencoder
 from dreamloom.picturebook.pretrain_clip import save_clip, train_clip
-from dreamloom.picturebook.pretrain_denoiser import encode_ahead, train_denoiser
+from dreamloom.picturebook.pretrain_denoiser import (
+    Share,
+    encode_ahead,
+    mix_portraits,
+    train_denoiser,
+)
 from dreamloom.picturebook.pretrain_judges import Stores, train_judges
 from dreamloom.picturebook.pretrain_text import TextEncoders, train_text_encoders
 from dreamloom.picturebook.tokenizer import train_tokenizer
-from dreamloom.picturebook.training import prepare_threads
+from dreamloom.picturebook.training import Schedule, prepare_threads
 
 _PICTURES = 61_440
 _PEOPLE_PICTURES = 24_576
+_PORTRAITS = 32_768
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +70,11 @@ def unpack_stage(job: Job) -> None:
 
 def draw_stage(job: Job) -> None:
     """Draw the training pictures."""
-    counts: dict[Collection, int] = {"pictures": _PICTURES, "people": _PEOPLE_PICTURES}
+    counts: dict[Collection, int] = {
+        "pictures": _PICTURES,
+        "people": _PEOPLE_PICTURES,
+        "portraits": _PORTRAITS,
+    }
     for collection, count in counts.items():
         draw_ahead(job.work, collection, count, job.threads, lambda n: logger.info("drew %d", n))
 
@@ -96,17 +106,25 @@ def text_stage(job: Job) -> None:
 def latents_stage(job: Job) -> None:
     """Encode the training pictures."""
     model = AutoencoderKL.from_pretrained(job.work / "autoencoder").to(job.device)
-    encode_ahead(job.work, PictureStore(job.work, "pictures"), model)
+    for store in (PictureStore(job.work, "pictures"), PictureStore(job.work, "portraits")):
+        encode_ahead(job.work, store, model)
 
 
 def denoiser_stage(job: Job) -> None:
     """Train the denoiser and the text encoders."""
-    torch.manual_seed(5)
-    folder = job.work / "unet"
-    unet = UNet2DConditionModel.from_pretrained(folder) if folder.exists() else build_unet()
-    parts = (unet, _read_text_encoders(job))
-    store = PictureStore(job.work, "pictures")
-    train_denoiser(job.work, store, parts, _tokenizer(job), job.updates_or(4850), job.device)
+    shares = [Share(PictureStore(job.work, "pictures"))]
+    plan = ("denoiser", Schedule(8e-4, job.updates_or(4850)))
+    train_denoiser(job.work, shares, _read_parts(job), _tokenizer(job), plan, job.device)
+
+
+def portraits_stage(job: Job) -> None:
+    """Train them on, nearly half of each batch being what `a photo of a person` may show."""
+    parts = _read_parts(job)
+    if (trained := job.work / "denoiser.safetensors").exists():
+        read_averages(trained, (parts[0], *parts[1]))
+    shares = mix_portraits(PictureStore(job.work, "pictures"), PictureStore(job.work, "portraits"))
+    plan = ("portraits", Schedule(4e-4, job.updates_or(7000)))
+    train_denoiser(job.work, shares, parts, _tokenizer(job), plan, job.device)
 
 
 def decoder_stage(job: Job) -> None:
@@ -149,6 +167,7 @@ STAGES: dict[str, Callable[[Job], None]] = {
     "autoencoder": autoencoder_stage,
     "latents": latents_stage,
     "denoiser": denoiser_stage,
+    "portraits": portraits_stage,
     "decoder": decoder_stage,
     "judges": judges_stage,
     "clip": clip_stage,
@@ -208,9 +227,14 @@ def _tokenizer(job: Job) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(job.work / "tokenizer")
 
 
-def _read_text_encoders(job: Job) -> TextEncoders:
+def _read_parts(job: Job) -> tuple[UNet2DConditionModel, TextEncoders]:
+    """Read what the denoiser's training begins from."""
+    torch.manual_seed(5)
+    folder = job.work / "unet"
+    unet = UNet2DConditionModel.from_pretrained(folder) if folder.exists() else build_unet()
     first = CLIPTextModel.from_pretrained(job.work / "text_encoder_0")
-    return first, CLIPTextModelWithProjection.from_pretrained(job.work / "text_encoder_1")
+    second = CLIPTextModelWithProjection.from_pretrained(job.work / "text_encoder_1")
+    return unet, (first, second)
 
 
 def _stores(job: Job) -> Stores:
