@@ -186,7 +186,7 @@ def test_the_examples_are_true():
 
 def test_signals_are_those_of_the_layers_inputs(model, pair):
     inquiry = inquire(model, pair, (0.8, 1.2), joint=True)
-    prepared = hear_signals(inquiry, {}).layers
+    prepared = hear_signals(inquiry, {"unseen": "drop"}).layers
     assert prepared.keys() == pair[0].layers.keys()
     for ask in inquiry.asks:
         for name, rows in inputs_by_hand(inquiry, ask).items():
@@ -197,9 +197,29 @@ def test_signals_are_those_of_the_layers_inputs(model, pair):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
+def test_a_layer_that_is_given_too_few_inputs_gets_the_plain_sum(model, pair):
+    inquiry = inquire(model, pair)
+    kept, dropped = (hear_signals(inquiry, {"unseen": word}).layers for word in ("sum", "drop"))
+    ask = inquiry.asks[0]
+    few = {n for n, rows in inputs_by_hand(inquiry, ask).items() if len(rows) < rows.shape[1]}
+    assert 0 < len(few) < len(kept)
+    assert any(name.endswith("time_emb_proj") for name in few)
+    for name in kept:
+        gram = kept[name][name_gram(ask.number)]
+        assert bool(gram.any()) == (name not in few)
+        assert bool(dropped[name][name_gram(ask.number)].any())
+    merged, plain = (
+        combine(inquiry.adapters, Wish([0.5, 1.0], method), kept).adapter
+        for method in ("ssr", "sum")
+    )
+    for name in few:
+        torch.testing.assert_close(dense(merged, name), dense(plain, name))
+
+
 def test_each_adapter_is_listened_to_while_it_is_worn_at_its_weight(model, pair):
     weak, strong = (
-        hear_signals(inquire(model, pair, (weight, 1.0)), {}).layers for weight in (0.1, 2.0)
+        hear_signals(inquire(model, pair, (weight, 1.0)), {"unseen": "sum"}).layers
+        for weight in (0.1, 2.0)
     )
     # The first layers see the same, later ones what earlier ones made of it.
     last = "unet.up_blocks.2.resnets.2.conv2"
@@ -221,7 +241,7 @@ def test_block_weights_count_while_listening(model, pair):
 def test_text_encoders_are_listened_to(model):
     some = [make_adapter(model, seed, reach="attention", text=True) for seed in (5, 6)]
     inquiry = inquire(model, some)
-    prepared = hear_signals(inquiry, {}).layers
+    prepared = hear_signals(inquiry, {"unseen": "sum"}).layers
     text = [name for name in prepared if name.startswith("text_encoder")]
     assert any(name.startswith("text_encoder_2") for name in text)
     assert all(prepared[name][name_gram(1)].trace() > 0 for name in text)
@@ -258,18 +278,24 @@ def test_inputs_are_shared_out_as_by_hand(model, small, joint):
     options = METHODS["regmean"].read_options({"joint": joint, "shrink": 0.7, "ridge": 1e-4})
     prepared = hear_inputs(inquiry, options).layers
     seen = {ask.number: inputs_by_hand(inquiry, ask) for ask in inquiry.asks}
+    few: dict[str, bool] = {}
     for name in inquiry.shared:
         grams = {n: rows[name].T @ rows[name] / len(rows[name]) for n, rows in seen.items()}
         shrunk = {n: 0.7 * g + 0.3 * torch.diag(g.diagonal()) for n, g in grams.items()}
         both = joint * shrunk[JOINT] if joint else 0
         total = shrunk[1] + shrunk[2] + both
         ridge = 1e-4 * total.trace() / len(total) * torch.eye(len(total))
+        few[name] = min(len(seen[n][name]) for n in (1, 2)) < len(total)
         for number, adapter in enumerate(small, 1):
             down = flatten(adapter.layers[name]).down.double()
+            if few[name]:  # left to the plain sum
+                assert torch.equal(prepared[name][name_down(number)].double(), down)
+                continue
             own = shrunk[number] + both + ridge
             expected = torch.linalg.solve(total + ridge, own @ down.T).T
             found = prepared[name][name_down(number)].double()
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-3 * float(down.abs().max()))
+    assert 0 < sum(few.values()) < len(few)
 
 
 def test_listening_in_rounds_says_the_same(model, small):
@@ -291,7 +317,7 @@ def test_a_layer_that_is_never_asked_gets_the_plain_sum(model, small):
         unheard: nn.Linear(3, 4),
     }
     asks = [replace(ask, worn=()) for ask in inquiry.asks]
-    prepared = hear_signals(replace_asks(inquiry, asks), {}).layers
+    prepared = hear_signals(replace_asks(inquiry, asks), {"unseen": "sum"}).layers
     assert float(prepared[unheard][name_gram(1)].norm()) == 0
     merged = combine(inquiry.adapters, Wish([0.5, 1.0], "ssr"), prepared).adapter
     expected = 1.5 * torch.ones(4, 3).double()

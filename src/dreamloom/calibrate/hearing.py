@@ -41,6 +41,11 @@ class GramSum:
         self._total = gram if self._total is None else self._total.add_(gram)
         self._places += len(rows)
 
+    @property
+    def places(self) -> int:
+        """How many rows there were."""
+        return self._places
+
     def mean(self) -> Float[Tensor, "features features"]:
         """The mean over all rows; zeros if there was none."""
         if self._total is None:
@@ -55,10 +60,11 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
     over every token or pixel x that it is given. A sum of rank × rank numbers a layer is all that
     is kept, however much is drawn.
 
+    Of a layer that is given too few inputs nothing is kept; see `_is_told_too_little`.
+
     Source:
         SSR-Merge (arXiv:2606.10617): its statistics add up over inputs.
     """
-    del options  # they matter where the layers are merged
     where = inquiry.model.runtime.device
     exact = find_place_for_doubles(inquiry.model)
     downs = {
@@ -66,7 +72,7 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
         for name, numbers in inquiry.shared.items()
     }
     downs = {name: down.to(where, torch.float32) for name, down in downs.items()}
-    prepared: Prepared = {name: {} for name in inquiry.shared}
+    heard: dict[str, dict[int, GramSum]] = {name: {} for name in downs}
     for ask in inquiry.asks:
         sums = {name: GramSum(len(down)) for name, down in downs.items()}
 
@@ -79,7 +85,13 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
         with torch.no_grad(), listen(inquiry.layers, hear):
             inquiry.draw(ask)
         for name, total in sums.items():
-            prepared[name][name_gram(ask.number)] = total.mean().cpu()
+            heard[name][ask.number] = total
+    prepared: Prepared = {}
+    for name, numbers in inquiry.shared.items():
+        kept = float(not _is_told_too_little(heard[name], numbers, downs[name].shape[1], options))
+        prepared[name] = {
+            name_gram(number): kept * total.mean().cpu() for number, total in heard[name].items()
+        }
     return Told(prepared)
 
 
@@ -91,6 +103,8 @@ def hear_inputs(
     The Gram matrix of a layer's inputs has inputs² numbers, so only those of one round's layers are
     held at a time, and every round draws anew. Layers that are given the same tensor, as queries,
     keys and values of one attention are, share one matrix.
+
+    A layer that is given too few inputs is left to the plain sum; see `_is_told_too_little`.
 
     Args:
         inquiry: The merge.
@@ -105,39 +119,58 @@ def hear_inputs(
         round_bytes,
     )
     prepared: Prepared = {}
+    exact = find_place_for_doubles(inquiry.model)
     for heard_now in rounds:
-        grams = _hear_round(inquiry, heard_now)
+        sums = _hear_round(inquiry, heard_now)
         shares: dict[tuple[str, ...], InputShares] = {}
         for name in (name for name, source in sources.items() if source in heard_now):
             numbers, source = inquiry.shared[name], sources[name]
+            downs = [flatten(inquiry.adapters[number - 1].layers[name]).down for number in numbers]
             key = (source, *map(str, numbers))
-            if key not in shares:
-                shares[key] = _share_inputs(grams[source], numbers, options)
-            prepared[name] = {
-                name_down(number): shares[key].share(
-                    place, flatten(inquiry.adapters[number - 1].layers[name]).down
-                )
-                for place, number in enumerate(numbers)
-            }
+            if _is_told_too_little(sums[source], numbers, heard_now[source], options):
+                shared = downs
+            else:
+                if key not in shares:
+                    shares[key] = _share_inputs(sums[source], numbers, options, exact)
+                shared = [shares[key].share(place, down) for place, down in enumerate(downs)]
+            prepared[name] = dict(zip(map(name_down, numbers), shared, strict=True))
     return Told(prepared)
 
 
+def _is_told_too_little(
+    heard: Mapping[int, GramSum],
+    numbers: Sequence[int],
+    inputs: int,
+    options: Mapping[str, Value],
+) -> bool:
+    """Say whether some adapter's prompts give a layer fewer inputs than an input has numbers.
+
+    The projections of a timestep are given one input a picture and step. What answers so few
+    inputs exactly may answer all others with many times what it should. Such a layer gets the
+    plain sum, as inputs do that are not seen at all, unless those shall be dropped.
+    """
+    fewest = min(heard[number].places for number in numbers)
+    return options["unseen"] == "sum" and fewest < inputs
+
+
 def _share_inputs(
-    heard: Mapping[int, Tensor], numbers: Sequence[int], options: Mapping[str, Value]
+    heard: Mapping[int, GramSum],
+    numbers: Sequence[int],
+    options: Mapping[str, Value],
+    exact: torch.device,
 ) -> InputShares:
     joint = float(options["joint"])
     return InputShares(
-        [heard[number] for number in numbers],
-        joint * heard[JOINT] if joint > 0 else None,
+        [heard[number].mean().to(exact) for number in numbers],
+        joint * heard[JOINT].mean().to(exact) if joint > 0 else None,
         shrink=float(options["shrink"]),
         ridge=float(options["ridge"]),
         keeps_unseen=options["unseen"] == "sum",
     )
 
 
-def _hear_round(inquiry: Inquiry, names: Mapping[str, int]) -> dict[str, dict[int, Tensor]]:
-    exact = find_place_for_doubles(inquiry.model)
-    grams: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+def _hear_round(inquiry: Inquiry, names: Mapping[str, int]) -> dict[str, dict[int, GramSum]]:
+    heard: dict[str, dict[int, GramSum]] = {name: {} for name in names}
     layers = {name: inquiry.layers[name] for name in names}
     for ask in inquiry.asks:
         sums = {name: GramSum(width) for name, width in names.items()}
@@ -150,8 +183,8 @@ def _hear_round(inquiry: Inquiry, names: Mapping[str, int]) -> dict[str, dict[in
         with torch.no_grad(), listen(layers, hear):
             inquiry.draw(ask)
         for name, total in sums.items():
-            grams[name][ask.number] = total.mean().to(exact)
-    return grams
+            heard[name][ask.number] = total
+    return heard
 
 
 def find_sources(inquiry: Inquiry) -> dict[str, str]:
