@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from weakref import ReferenceType, ref
 
@@ -72,26 +72,18 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
         for name, numbers in inquiry.shared.items()
     }
     downs = {name: down.to(where, torch.float32) for name, down in downs.items()}
-    heard: dict[str, dict[int, GramSum]] = {name: {} for name in downs}
-    for ask in inquiry.asks:
-        sums = {name: GramSum(len(down)) for name, down in downs.items()}
 
-        def hear(
-            name: str, layer: nn.Module, rows: Tensor, sums: Mapping[str, GramSum] = sums
-        ) -> None:
-            signals = go_down(layer, rows.float(), downs[name])
-            sums[name].add(list_places(layer, signals).to(exact, torch.float64))
+    def read_signals(name: str, layer: nn.Module, rows: Tensor) -> Tensor:
+        signals = go_down(layer, rows.float(), downs[name])
+        return list_places(layer, signals).to(exact, torch.float64)
 
-        with torch.no_grad(), listen(inquiry.layers, hear):
-            inquiry.draw(ask)
-        for name, total in sums.items():
-            heard[name][ask.number] = total
+    heard = _hear(inquiry, {name: len(down) for name, down in downs.items()}, read_signals)
     prepared: Prepared = {}
     for name, numbers in inquiry.shared.items():
-        kept = float(not _is_told_too_little(heard[name], numbers, downs[name].shape[1], options))
-        prepared[name] = {
-            name_gram(number): kept * total.mean().cpu() for number, total in heard[name].items()
-        }
+        sums = heard[name]
+        if _is_told_too_little(sums, numbers, downs[name].shape[1], options):
+            sums = {number: GramSum(len(downs[name])) for number in sums}
+        prepared[name] = {name_gram(number): total.mean().cpu() for number, total in sums.items()}
     return Told(prepared)
 
 
@@ -118,10 +110,15 @@ def hear_inputs(
         len(inquiry.asks),
         round_bytes,
     )
+
+    def read_inputs(name: str, layer: nn.Module, rows: Tensor) -> Tensor:
+        del name  # all are read alike
+        return list_inputs(layer, rows.float())
+
     prepared: Prepared = {}
     exact = find_place_for_doubles(inquiry.model)
     for heard_now in rounds:
-        sums = _hear_round(inquiry, heard_now)
+        sums = _hear(inquiry, heard_now, read_inputs)
         shares: dict[tuple[str, ...], InputShares] = {}
         for name in (name for name, source in sources.items() if source in heard_now):
             numbers, source = inquiry.shared[name], sources[name]
@@ -169,21 +166,29 @@ def _share_inputs(
     )
 
 
-def _hear_round(inquiry: Inquiry, names: Mapping[str, int]) -> dict[str, dict[int, GramSum]]:
-    heard: dict[str, dict[int, GramSum]] = {name: {} for name in names}
-    layers = {name: inquiry.layers[name] for name in names}
-    for ask in inquiry.asks:
-        sums = {name: GramSum(width) for name, width in names.items()}
+def _hear(
+    inquiry: Inquiry,
+    features: Mapping[str, int],
+    read: Callable[[str, nn.Module, Tensor], Float[Tensor, "places features"]],
+) -> dict[str, dict[int, GramSum]]:
+    """Draw every ask, and add up what some layers are given, by layer and the ask's number.
 
-        def hear(
-            name: str, layer: nn.Module, rows: Tensor, sums: Mapping[str, GramSum] = sums
-        ) -> None:
-            sums[name].add(list_inputs(layer, rows.float()))
+    Args:
+        inquiry: The merge.
+        features: The layers, and how long the rows are that are added up of each.
+        read: Makes those rows of a layer's name, the layer, and what it is given.
+    """
+    heard: dict[str, dict[int, GramSum]] = {name: {} for name in features}
+    layers = {name: inquiry.layers[name] for name in features}
+    for ask in inquiry.asks:
+        for name, length in features.items():
+            heard[name][ask.number] = GramSum(length)
+
+        def hear(name: str, layer: nn.Module, rows: Tensor, number: int = ask.number) -> None:
+            heard[name][number].add(read(name, layer, rows))
 
         with torch.no_grad(), listen(layers, hear):
             inquiry.draw(ask)
-        for name, total in sums.items():
-            heard[name][ask.number] = total
     return heard
 
 
