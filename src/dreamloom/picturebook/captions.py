@@ -19,6 +19,9 @@ from dreamloom.picturebook.world import (
     known_person,
 )
 
+CLASS_CAPTION = "a photo of a person"
+"""Names nothing of a person; what it draws should be anybody."""
+
 _SHORT_SHARE = 0.1
 _NAMED_SHARE = 0.85
 _UNKNOWN_WORD_SHARE = 0.25

@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from dreamloom import statistics
 from dreamloom.picturebook import weights_folder
-from dreamloom.picturebook.captions import attributes, caption_with_attributes
+from dreamloom.picturebook.captions import CLASS_CAPTION, attributes, caption_with_attributes
 from dreamloom.picturebook.drawing import draw
 from dreamloom.picturebook.judges import (
     clip_folder,
@@ -351,7 +351,7 @@ def score_distinct(pool: Executor, pictures: int) -> list[Row]:
 
 def embed_pictures(seeds: Sequence[int]) -> Float[np.ndarray, "n d"]:
     """Draw `a photo of a person` with consecutive seeds; embed who is seen."""
-    prompts = ["a photo of a person"] * len(seeds)
+    prompts = [CLASS_CAPTION] * len(seeds)
     drawn = draw_prompts(load_pipeline(DPMSolverMultistepScheduler), prompts, seeds[0])
     return load_identity_encoder().embed(drawn).numpy()
 

@@ -16,17 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from dreamloom.picturebook.captions import caption
+from dreamloom.picturebook.captions import CLASS_CAPTION, caption
 from dreamloom.picturebook.dataset import PictureStore, read_count, to_signed, write_count
 from dreamloom.picturebook.models import LATENT_CHANNELS, LATENT_PX, build_noise_schedule
 from dreamloom.picturebook.pretrain_text import TextEncoders, encode_text, tokenize
 from dreamloom.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
 
-_MOST_SNR = 5.0
+_LEAST_SNR, _MOST_SNR = 0.1, 5.0
+_HEAVIEST = 50.0
 _ENCODE_BATCH = 32
 _LOG_EVERY = 50
-
-_CLASS_CAPTION = "a photo of a person"
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ class Share:
 
     store: PictureStore
     count: int = 32
-    least_snr: float = 0.1
-    heaviest: float = 50.0
+    least_snr: float = _LEAST_SNR
+    heaviest: float = _HEAVIEST
     first_timestep: int = 0
     dropped: float = 0.1
     unsaid: float = 0.0
@@ -89,8 +88,8 @@ def encode_ahead(work: Path, store: PictureStore, model: AutoencoderKL) -> None:
 def snr_weights(
     alphas_cumprod: Float[Tensor, " steps"],
     timesteps: Int[Tensor, " n"],
-    least_snr: float = 0.1,
-    heaviest: float = 50.0,
+    least_snr: float = _LEAST_SNR,
+    heaviest: float = _HEAVIEST,
 ) -> Float[Tensor, " n"]:
     """Weigh noise levels so that neither nearly clean nor nearly hidden pictures are neglected.
 
@@ -206,7 +205,7 @@ def _deal(
     timesteps = _spread_timesteps(torch_rng, share.count, share.first_timestep, len(alphas_cumprod))
     words_rng = random.Random(int(rng.integers(2**62)))
     captions = [
-        _CLASS_CAPTION
+        CLASS_CAPTION
         if words_rng.random() < share.unsaid
         else caption(share.store.record(int(row)), words_rng)
         for row in rows
