@@ -23,10 +23,10 @@ from merge_vs_peft import forget_peak, make_layer, read_memory_mib
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from dreamloom.adapters import Adapter, write_adapter
-from dreamloom.merge import Part, bake_adapters
+from dreamloom.lora import Adapter, write_adapter
+from dreamloom.merging.files import Part, bake_adapters
 
-CONFIGS = Path("src/dreamloom/families/sdxl_configs")
+CONFIGS = Path("src/dreamloom/models/sdxl_configs")
 LINEAR = re.compile(r"\.(to_[qkv]|to_out\.0|net\.0\.proj|net\.2|proj_in|proj_out)$")
 
 

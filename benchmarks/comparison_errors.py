@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamloom.comparisons import Comparison, compare_cards, compare_settings
-from dreamloom.metrics import PictureScores, Score, Scorecard
+from dreamloom.evaluation.compare import Comparison, compare_cards, compare_settings
+from dreamloom.evaluation.metrics import PictureScores, Score, Scorecard
 
 Dice = np.random.Generator
 MEASURES = ("identity", "clip_t", "leakage")

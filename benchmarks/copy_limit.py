@@ -15,16 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreamloom.copies import LIMIT, correlate_layouts, read_layout, read_views
-from dreamloom.picturebook.drawing import draw
-from dreamloom.picturebook.world import (
-    JUDGING_SEED_START,
-    Drawing,
-    Identity,
-    sample_drawing,
-    vary,
-)
-from dreamloom.pixels import crop_centre, open_upright
+from dreamloom.data.image_io import crop_centre, open_upright
+from dreamloom.evaluation.copy_detection import LIMIT, correlate_layouts, read_layout, read_views
+from dreamloom.picturebook.world import JUDGING_SEED_START, Drawing, Identity, sample_drawing, vary
+from tools.picturebook.drawing import draw
 
 PERSONS, SIDE_PX = 12, 256
 SCENES = ("city", "beach", "forest", "studio", "mountains", "city")

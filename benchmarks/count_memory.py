@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from dreamloom.families.base import AdapterSpec, Thrift
-from dreamloom.footprint.measuring import count_table
-from dreamloom.footprint.phases import Case, count_phases
-from dreamloom.footprint.predicting import GIB, Setting, predict_footprint
-from dreamloom.footprint.table import SDXL_FILE, read_table
+from dreamloom.memory.measure import count_table
+from dreamloom.memory.phases import Case, count_phases
+from dreamloom.memory.predict import GIB, Setting, predict_footprint
+from dreamloom.memory.table import SDXL_FILE, read_table
+from dreamloom.models.base import AdapterSpec, Thrift
 
 COMMAND = "python benchmarks/count_memory.py --write"
 # Checkpointing, storage, whether parts take turns: from roomy to tight.

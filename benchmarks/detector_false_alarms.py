@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreamloom.detectors import (
+from dreamloom.data.image_io import PICTURE_SUFFIXES, open_upright
+from dreamloom.evaluation.detectors import (
     PHOTO,
     DetectorName,
     DrawnFaces,
@@ -30,11 +31,11 @@ from dreamloom.detectors import (
     flag_pictures,
     load_mediapipe,
 )
-from dreamloom.detectors.colour import LUMINANCE, to_lab, to_light
-from dreamloom.detectors.eyes import iris_difference, read_iris
-from dreamloom.detectors.judges import Look, usable_eyes
-from dreamloom.features import Missing
-from dreamloom.picturebook.drawing import draw
+from dreamloom.evaluation.detectors.colour import LUMINANCE, to_lab, to_light
+from dreamloom.evaluation.detectors.eyes import iris_difference, read_iris
+from dreamloom.evaluation.detectors.judges import Look, usable_eyes
+from dreamloom.evaluation.encoders import Missing
+from dreamloom.evaluation.stats.intervals import wilson_interval
 from dreamloom.picturebook.world import (
     EYE_COLOURS,
     JUDGING_SEED_START,
@@ -42,8 +43,7 @@ from dreamloom.picturebook.world import (
     sample_drawing,
     vary,
 )
-from dreamloom.pixels import PICTURE_SUFFIXES, open_upright
-from dreamloom.statistics import wilson_interval
+from tools.picturebook.drawing import draw
 
 NO_FACE = Wanted("photo", "no", frozenset())
 IRIS_PAINT = {"green": (96, 132, 72), "blue": (88, 132, 176), "brown": (96, 56, 32)}

@@ -19,11 +19,11 @@ import torch
 from draw_vs_diffusers import measure_decibels
 from PIL import Image
 
-from dreamloom.adapters import read_adapter
-from dreamloom.families import load_model
-from dreamloom.families.base import Sampler, Shot
-from dreamloom.rundir import library_versions, write_json
-from dreamloom.runtime import pick_runtime
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.run_folder import library_versions, write_json
+from dreamloom.lora import read_adapter
+from dreamloom.models import load_model
+from dreamloom.models.base import Sampler, Shot
 
 
 def list_ways(steps: int, guidance: float) -> dict[str, Sampler]:

@@ -20,11 +20,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from dreamloom.families import load_model
-from dreamloom.families.base import Sampler, Shot
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.run_folder import library_versions, write_json
+from dreamloom.models import load_model
+from dreamloom.models.base import Sampler, Shot
 from dreamloom.picturebook import weights_folder
-from dreamloom.rundir import library_versions, write_json
-from dreamloom.runtime import pick_runtime
 
 PLACES = ("", " in the snow", " in a city", " on a beach", " in a forest", " at night")
 

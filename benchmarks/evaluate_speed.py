@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.config import EvaluateConfig, SubjectConfig
-from dreamloom.evaluate import evaluate_images, pick_encoders
-from dreamloom.photos import load_photos
-from dreamloom.picturebook.drawing import draw
+from dreamloom.core.config import EvaluateConfig, SubjectConfig
+from dreamloom.core.manifests import ImageSet, Picture
+from dreamloom.core.run_folder import RunDir, library_versions
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation import evaluate_images, pick_encoders
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing
-from dreamloom.pictures import ImageSet, Picture
-from dreamloom.rundir import RunDir, library_versions
+from tools.picturebook.drawing import draw
 
 PROMPTS, PHOTOS = 25, 6
 

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `dreamloom.statistics` hold the truth, on simulated scores.
+"""How often 95 % intervals of `evaluation.stats.intervals` hold the truth, on simulated scores.
 
     python benchmarks/interval_coverage.py [--trials 4000]
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamloom.statistics import (
+from dreamloom.evaluation.stats.intervals import (
     draw,
     interval,
     lift,

@@ -27,9 +27,9 @@ from typing import TypeVar
 import torch
 from merge_vs_peft import RANK, SHAPES, WEIGHTS, make_layer
 
-from dreamloom.adapters import Adapter
-from dreamloom.combine import Context, Part, Wish, combine, find_method, merge_uncut, parse_rank
-from dreamloom.combine.factors import Factors, stack, truncate_matrix
+from dreamloom.lora import Adapter
+from dreamloom.merging import Context, Part, Wish, combine, find_method, merge_uncut, parse_rank
+from dreamloom.merging.factors import Factors, stack, truncate_matrix
 
 T = TypeVar("T")
 

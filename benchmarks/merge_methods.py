@@ -20,28 +20,29 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from dreamloom.adapters import read_adapter, write_adapter
-from dreamloom.combine import METHODS, Wish, combine
-from dreamloom.comparisons import Comparison
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.demo import examples_folder
-from dreamloom.errors import DreamLoomError
-from dreamloom.evaluate import MergeSets, evaluate_images, evaluate_merge, pick_encoders
-from dreamloom.families import load_model
-from dreamloom.families.base import Model
-from dreamloom.generate import Prompt, Worn, generate_images
-from dreamloom.journey import pack_prompts, prepare_run, settle, teach
-from dreamloom.metrics import Score
-from dreamloom.pace import Manner
-from dreamloom.photos import load_photos
-from dreamloom.pictures import ImageSet, PhotoSet
-from dreamloom.rundir import RunDir, file_sha256, library_versions, write_json
-from dreamloom.runtime import pick_runtime
-from dreamloom.search.findings import table, tell_score
-from dreamloom.search.heldout import compare_kept, correct_together, join_kept
-from dreamloom.search.looks import Judge, Look, References
-from dreamloom.search.shares import Ends
-from dreamloom.study.pool import open_crew
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.errors import DreamLoomError
+from dreamloom.core.manifests import ImageSet, PhotoSet
+from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation import MergeSets, evaluate_images, evaluate_merge, pick_encoders
+from dreamloom.evaluation.compare import Comparison
+from dreamloom.evaluation.metrics import Score
+from dreamloom.experiments.demo import examples_folder
+from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
+from dreamloom.experiments.merge_search.findings import table, tell_score
+from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
+from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.study.pool import open_crew
+from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.lora import read_adapter, write_adapter
+from dreamloom.merging import METHODS, Wish, combine
+from dreamloom.models import load_model
+from dreamloom.models.base import Model
+from dreamloom.models.lora_schedule import Manner
+from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.train import prepare_run, settle, teach
 
 SUBJECT, TRIGGER = "rraj person", "pixel"
 WHILE_DRAWING = {"switch": Manner("switch"), "k-lora": Manner("k-lora")}
@@ -174,7 +175,7 @@ def merge(task: Task) -> tuple[Path, Done]:
     start = time.perf_counter()
     if METHODS[task.name].needs in {"activations", "training"}:
         try:
-            from dreamloom.calibrate import prepare_merge
+            from dreamloom.merging.activations import prepare_merge
         except ImportError:
             return path, Done(skipped="it needs the base model, which cannot be asked yet")
         preparation = prepare_merge(load(), adapters, wish)

@@ -21,9 +21,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import Wish, combine, parse_rank
-from dreamloom.rundir import library_versions
+from dreamloom.core.run_folder import library_versions
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import Wish, combine, parse_rank
 
 SHAPES = {
     (1280, 1280): 372,

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
-from dreamloom.adapters import Adapter, read_adapter
-from dreamloom.calibrate import (
+from dreamloom.core.device import measure_effort, pick_runtime
+from dreamloom.lora import Adapter, read_adapter
+from dreamloom.merging import Wish, combine
+from dreamloom.merging.activations import (
     Inquiry,
     MergePrompts,
     list_asks,
@@ -28,11 +30,9 @@ from dreamloom.calibrate import (
     record_examples,
     weigh_adapters,
 )
-from dreamloom.combine import Wish, combine
-from dreamloom.combine.method import Value
-from dreamloom.families import load_model
-from dreamloom.families.base import Model
-from dreamloom.runtime import measure_effort, pick_runtime
+from dreamloom.merging.method import Value
+from dreamloom.models import load_model
+from dreamloom.models.base import Model
 
 WAYS: tuple[tuple[str, Mapping[str, Value]], ...] = (
     ("sum", {}),
@@ -73,7 +73,7 @@ STEPS, SEED = 6, 4321
 
 def measure(model: Model, adapters: list[Adapter], out: Path | None) -> None:
     """Merge in each way, print what it costs and misses, and keep the adapters if asked to."""
-    from dreamloom.adapters import write_adapter
+    from dreamloom.lora import write_adapter
 
     plain = Wish([1.0, 1.0])
     asks = list_asks(weigh_adapters(adapters, plain), HELD_OUT, joint=True)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import torch
 from merge_vs_peft import SHAPES
 
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Model, Sampler, Shot
-from dreamloom.pace import Curve, Manner, Strength, set_paces, share_layers
-from dreamloom.runtime import pick_runtime
+from dreamloom.core.device import pick_runtime
+from dreamloom.lora import Adapter, Layer
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Model, Sampler, Shot
+from dreamloom.models.lora_schedule import Curve, Manner, Strength, set_paces, share_layers
 
 SHOTS = [Shot("a photo of a person", seed) for seed in range(2)]
 

@@ -143,7 +143,7 @@ def follow_told(given: argparse.Namespace, clock: Clock) -> dict[str, float]:
         mock.patch.object(model, "attach_adapter", attach_told),
         dealing(told, given),
     ):
-        from dreamloom.train import train_adapter
+        from dreamloom.training import train_adapter
 
         train_adapter(run, model, photos, priors, make_config(given))
     return compare(told, found)
@@ -161,9 +161,9 @@ def name_factors(components: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None]:
     """Deal the pictures that the script met, and throw its dice."""
-    from dreamloom import lessons
-    from dreamloom.pixels import open_upright, to_tensor
-    from dreamloom.train import update as updates
+    from dreamloom.data.image_io import open_upright, to_tensor
+    from dreamloom.training import batches as lessons
+    from dreamloom.training import step as updates
 
     deal = lessons.Lesson.deal_cards
 

@@ -23,7 +23,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from dreamloom.families import sdxl_configs
+from dreamloom.models import sdxl_configs
 
 _WORDS = ("a", "photo", "of", "person", "rraj")
 

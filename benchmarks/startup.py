@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dreamloom.rundir import library_versions, write_json
+from dreamloom.core.run_folder import library_versions, write_json
 
 PROGRAMS = {
     "python -c pass": [sys.executable, "-c", "pass"],

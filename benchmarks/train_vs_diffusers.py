@@ -31,7 +31,7 @@ from typing import Any
 
 from small_sdxl import make_pictures, make_small_sdxl
 
-from dreamloom.rundir import library_versions
+from dreamloom.core.run_folder import library_versions
 
 WARM_UP = 2
 HERE = Path(__file__).parent

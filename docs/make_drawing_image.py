@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dreamloom.pictures import read_image_set
-from dreamloom.pixels import open_upright
+from dreamloom.core.manifests import read_image_set
+from dreamloom.data.image_io import open_upright
 
 SIDE, GAP, LABEL, COLUMNS = 128, 6, 22, 4
 PAPER, INK = "#faf8f4", "#24221e"

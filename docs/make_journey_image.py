@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dreamloom.pictures import ImageSet, read_image_set, read_photo_set
-from dreamloom.pixels import crop_centre, open_upright
+from dreamloom.core.manifests import ImageSet, read_image_set, read_photo_set
+from dreamloom.data.image_io import crop_centre, open_upright
 
 SIDE, GAP, LABEL, COLUMNS = 128, 6, 22, 6
 PAPER, INK = "#faf8f4", "#24221e"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from dreamloom.picturebook.drawing import draw, draw_at
 from dreamloom.picturebook.world import (
     Drawing,
     DrawingFields,
@@ -24,6 +23,7 @@ from dreamloom.picturebook.world import (
     sample_drawing,
     vary,
 )
+from tools.picturebook.drawing import draw, draw_at
 
 # Seeds from 9,000,000 on are for judging: the base model has never seen anybody of them.
 RRAJ_SEED = 9_050_588

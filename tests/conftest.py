@@ -26,10 +26,13 @@ import pytest
 # Before dreamloom is first imported: annotations of these rooms are checked at each call, shapes
 # included. Families and the rooms above them name protocols that only mypy can check.
 _CHECKED = (
-    *("config", "events", "rundir", "pictures", "runtime"),
-    *("objective", "combine", "diagnose", "metrics", "statistics", "verdicts", "plots"),
-    *("significance", "comparisons", "scorecards", "quantise"),
-    *("pixels", "features", "adapters", "checkpoints", "noise", "pace", "optimizers", "detectors"),
+    "core",
+    *("lora", "models.lora_schedule", "models.quantization"),
+    *("data.buckets", "data.image_io"),
+    *("evaluation.compare", "evaluation.detectors", "evaluation.encoders", "evaluation.metrics"),
+    *("evaluation.scorecard_files", "evaluation.stats", "evaluation.verdicts"),
+    *("merging.diagnose", "merging.methods", "report.plots"),
+    *("training.checkpoints", "training.losses", "training.noise", "training.optimizers"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")
 
@@ -118,8 +121,8 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tiny_sdxl: Path) -> Any:
     """The tiny SDXL behind the family contract, on the processor; a module's tests share it."""
-    from dreamloom.families import load_model
-    from dreamloom.runtime import pick_runtime
+    from dreamloom.core.device import pick_runtime
+    from dreamloom.models import load_model
 
     return load_model(str(tiny_sdxl), pick_runtime("cpu"))
 

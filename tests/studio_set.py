@@ -4,13 +4,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.families.base import Model
-from dreamloom.lessons import Lesson, LessonPlan, prepare_lesson
-from dreamloom.photos import load_photos
-from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.priors import make_priors
-from dreamloom.rundir import RunDir
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.class_images import make_priors
+from dreamloom.data.photos import load_photos
+from dreamloom.models.base import Model
+from dreamloom.training.batches import Lesson, LessonPlan, prepare_lesson
 
 
 def make_photos(folder: Path, count: int = 3, size: tuple[int, int] = (96, 72)) -> Path:

@@ -19,7 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreamloom.adapters import (
+from dreamloom.core.errors import AdapterError
+from dreamloom.core.run_folder import file_sha256
+from dreamloom.lora import (
     Adapter,
     Layer,
     PeftState,
@@ -29,8 +31,6 @@ from dreamloom.adapters import (
     words_file,
     write_adapter,
 )
-from dreamloom.errors import AdapterError
-from dreamloom.rundir import file_sha256
 
 CONFIG_KEY = "lora_adapter_metadata"
 

@@ -112,7 +112,7 @@ def read_modules(source: Path = SOURCE) -> dict[str, str]:
 def imports_of(text: str, module: str, *, is_package: bool = False) -> set[str]:
     """List what a module imports anywhere in it, also inside functions and by `import_module`.
 
-    ``from dreamloom import photos`` counts as ``dreamloom.photos``.
+    ``from dreamloom import photos`` counts as ``dreamloom.data.photos``.
     """
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = set()
@@ -275,16 +275,19 @@ def test_modules_and_functions_stay_short(modules):
 @pytest.mark.parametrize(
     ("rule", "broken"),
     [
-        (upward_imports, {"objective": "from dreamloom.train import train_adapter"}),
+        (upward_imports, {"objective": "from dreamloom.training import train_adapter"}),
         (upward_imports, {"errors": "def f():\n    from dreamloom import runtime, cli"}),
         (upward_imports, {"families.sdxl": "from ..photos import PhotoSet"}),
         (upward_imports, {"journey": "import importlib\nimportlib.import_module('dreamloom.cli')"}),
         (upward_imports, {"train": "from dreamloom import load_photos"}),
-        (upward_imports, {"picturebook.measurements": "from dreamloom.trial import run_trial"}),
+        (
+            upward_imports,
+            {"picturebook.measurements": "from tools.picturebook.trial import run_trial"},
+        ),
         (upward_imports, {"picturebook.samples": "from .score import main"}),
-        (stages_importing_stages, {"evaluate": "import dreamloom.generate"}),
+        (stages_importing_stages, {"evaluate": "import dreamloom.inference.generate"}),
         (circles, {"metrics": "from . import features", "features": "from . import metrics"}),
-        (config_in_craft, {"combine.ties": "from dreamloom.config import LoomConfig"}),
+        (config_in_craft, {"combine.ties": "from dreamloom.core.config import LoomConfig"}),
         (model_libraries_outside, {"train": "def f():\n    from diffusers import DDPMScheduler"}),
         (model_libraries_outside, {"adapters.files": "import peft.utils"}),
         (model_libraries_outside, {"picturebook.score": "from diffusers import DDIMScheduler"}),
@@ -300,13 +303,13 @@ def test_a_broken_rule_is_found(rule, broken):
 @pytest.mark.parametrize(
     "allowed",
     [
-        {"train": "from dreamloom.families.base import Model\nfrom dreamloom.config import X"},
+        {"train": "from dreamloom.models.base import Model\nfrom dreamloom.core.config import X"},
         {"families.sdxl": "import diffusers\nfrom dreamloom.picturebook import folder"},
         {"runtime": "import torch\nfrom .errors import ConfigError"},
         {"cli": "import dreamloom\nfrom dreamloom import load_photos"},
         {"combine": "from .ties import ties", "combine.ties": "from . import registry"},
         {
-            "picturebook.score": "from dreamloom.trial import x",
+            "picturebook.score": "from tools.picturebook.trial import x",
             "trial": "from .picturebook import y",
         },
     ],
@@ -350,7 +353,7 @@ def loaded_after(code: str) -> set[str]:
 
 HELP = """
 import sys
-from dreamloom.cli import main
+from dreamloom.cli.main import main
 sys.argv = ["dreamloom", "--help"]
 try:
     main()

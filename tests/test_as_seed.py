@@ -8,15 +8,15 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dreamloom.as_seed import score_as_seed
-from dreamloom.audit import Audit
-from dreamloom.cli import main
-from dreamloom.config import load_config
-from dreamloom.errors import EvaluationError
-from dreamloom.journey import score
-from dreamloom.picturebook.drawing import draw
+from dreamloom.cli.main import main
+from dreamloom.core.config import load_config
+from dreamloom.core.errors import EvaluationError
+from dreamloom.core.manifests import MANIFEST, ImageSet, Picture, write_manifest
+from dreamloom.experiments.seed_audit import Audit
+from dreamloom.experiments.seed_audit_files import score_as_seed
 from dreamloom.picturebook.world import Drawing, sample_drawing, vary
-from dreamloom.pictures import MANIFEST, ImageSet, Picture, write_manifest
+from dreamloom.pipeline.score import score
+from tools.picturebook.drawing import draw
 
 SMALL = {"device": "cpu", "evaluate.resamples": 100}
 

@@ -9,14 +9,14 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch.nn.functional import mse_loss
 
-from dreamloom.adapters import Adapter, read_adapter, refuse_other_kinds, write_adapter
-from dreamloom.combine import Wish, combine
-from dreamloom.errors import AdapterError, ConfigError
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
-from dreamloom.families.layers import choose_layers
-from dreamloom.families.sdxl import SDXLConditioning, SDXLModel
-from dreamloom.runtime import Runtime, pick_runtime
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds, write_adapter
+from dreamloom.merging import Wish, combine
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
+from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
+from dreamloom.models.target_modules import choose_layers
 from looks import psnr_db
 
 PLAIN = AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=0)
@@ -548,7 +548,7 @@ def test_a_merge_keeps_the_words_of_its_parts(tiny: SDXLModel) -> None:
 def test_an_adapter_that_cannot_be_attached_leaves_the_base(
     tiny: SDXLModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dreamloom.families import attach
+    from dreamloom.models import peft_adapter as attach
 
     def fail(*_: object) -> None:
         raise MemoryError

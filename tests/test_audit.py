@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.audit import (
+from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import CLIP_PREPROCESSING, ClipEncoder, Missing, Preprocessing
+from dreamloom.experiments.seed_audit import (
     EVERY_FAULT,
     FAULT_WORDS,
     Faults,
@@ -20,11 +22,9 @@ from dreamloom.audit import (
     prepare_pixels,
     score_with_faults,
 )
-from dreamloom.errors import EvaluationError
-from dreamloom.features import CLIP_PREPROCESSING, ClipEncoder, Missing, Preprocessing
 from dreamloom.picturebook import judges
-from dreamloom.picturebook.drawing import draw
 from dreamloom.picturebook.world import sample_drawing
+from tools.picturebook.drawing import draw
 
 SMALL = Preprocessing(32, 24, (0.5, 0.4, 0.3), (0.25, 0.3, 0.35))
 NAMES = [switch.name for switch in fields(Faults)]

@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dreamloom.adapters import Adapter, AdapterKind, Layer
-from dreamloom.errors import AdapterError
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Model, Reach, Sampler, Shot
-from dreamloom.families.beside import Dense, LowRank, find_moment
-from dreamloom.families.schedulers import SCHEDULERS, make_scheduler
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.pace import (
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora import Adapter, AdapterKind, Layer
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Framing, Model, Reach, Sampler, Shot
+from dreamloom.models.lora_branches import Dense, LowRank, find_moment
+from dreamloom.models.lora_schedule import (
     START,
     Curve,
     Manner,
@@ -26,7 +25,8 @@ from dreamloom.pace import (
     set_paces,
     share_layers,
 )
-from dreamloom.runtime import Runtime, pick_runtime
+from dreamloom.models.schedulers import SCHEDULERS, make_scheduler
+from dreamloom.models.sdxl import SDXLModel
 from looks import psnr_db
 
 FAST = Sampler("ddim", steps=4, guidance=4.0)

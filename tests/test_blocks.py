@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dreamloom.adapters.patterns
-import dreamloom.combine.blocks
-from dreamloom.adapters import Adapter
-from dreamloom.adapters.sdxl_layers import sdxl_layers
-from dreamloom.combine import BlockWeights, Wish, combine, parse_blocks, read_blocks
-from dreamloom.combine.blocks import LISTS, POSITIONS, WORDS, find_position
-from dreamloom.errors import ConfigError
+import dreamloom.lora.patterns
+import dreamloom.merging.blocks
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import Adapter
+from dreamloom.lora.sdxl_layers import sdxl_layers
+from dreamloom.merging import BlockWeights, Wish, combine, parse_blocks, read_blocks
+from dreamloom.merging.blocks import LISTS, POSITIONS, WORDS, find_position
 from merges import assert_same, random_adapter
 
 # How the web interface's extension finds a layer's number: by Stability AI's name of its block.
@@ -249,7 +249,7 @@ def test_a_block_weight_counts_once_and_its_sign_stays():
     assert_same(kept, Adapter({"unet.linear": one.layers["unet.linear"]}))
 
 
-@pytest.mark.parametrize("module", [dreamloom.combine.blocks, dreamloom.adapters.patterns])
+@pytest.mark.parametrize("module", [dreamloom.merging.blocks, dreamloom.lora.patterns])
 def test_the_examples_are_true(module):
     failures, tried = doctest.testmod(module)
     assert tried

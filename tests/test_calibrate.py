@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-import dreamloom.calibrate.looks
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.calibrate import (
+import dreamloom.merging.activations.denoising
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
+from dreamloom.core.events import Progress
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import METHODS, BlockWeights, Wish, combine
+from dreamloom.merging.activations import (
     PREPARERS,
     Inquiry,
     find_prompts,
@@ -22,19 +26,15 @@ from dreamloom.calibrate import (
     record_examples,
     weigh_adapters,
 )
-from dreamloom.calibrate.hearing import find_sources, hear_inputs, hear_signals, plan_rounds
-from dreamloom.calibrate.looks import look_at_drawings, predict, step_down
-from dreamloom.combine import METHODS, BlockWeights, Wish, combine
-from dreamloom.combine.factors import flatten
-from dreamloom.combine.prepared import JOINT, name_down, name_gram
-from dreamloom.errors import AdapterError, ConfigError, TrainingError
-from dreamloom.events import Progress
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec
-from dreamloom.families.layers import choose_layers
-from dreamloom.families.listening import add_changes, listen
-from dreamloom.families.schedule import NoiseSchedule
-from dreamloom.runtime import pick_runtime
+from dreamloom.merging.activations.denoising import look_at_drawings, predict, step_down
+from dreamloom.merging.activations.gram import find_sources, hear_inputs, hear_signals, plan_rounds
+from dreamloom.merging.factors import flatten
+from dreamloom.merging.prepared import JOINT, name_down, name_gram
+from dreamloom.models import load_model
+from dreamloom.models.activation_hooks import add_changes, listen
+from dreamloom.models.base import AdapterSpec
+from dreamloom.models.schedule import NoiseSchedule
+from dreamloom.models.target_modules import choose_layers
 from merges import assert_same, dense, rewrite
 
 PROMPTS = (("a photo of a dog", "a painting of a dog in the snow"), ("a painting", "a person"))

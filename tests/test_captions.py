@@ -6,13 +6,8 @@ import re
 import pytest
 
 from dreamloom.picturebook import world
-from dreamloom.picturebook.captions import (
-    attributes,
-    caption,
-    caption_with_attributes,
-    unknown_word,
-)
 from dreamloom.picturebook.world import Drawing, Identity, known_person, sample_drawing
+from tools.picturebook.captions import attributes, caption, caption_with_attributes, unknown_word
 
 PERSON = Identity(kind="person")
 

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
-from dreamloom import checkpoints
-from dreamloom.checkpoints import (
+from dreamloom.core.errors import TrainingError
+from dreamloom.training import checkpoints
+from dreamloom.training.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
-from dreamloom.errors import TrainingError
-from dreamloom.optimizers import (
+from dreamloom.training.optimizers import (
     OPTIMIZERS,
     AverageOf,
     group_weights,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dreamloom.cli import main
+from dreamloom.cli.main import main
 from studio_set import make_photos
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dreamloom.adapters import Adapter, read_adapter, write_adapter
-from dreamloom.adapters.dora import make_dora
-from dreamloom.cli import main
-from dreamloom.combine import METHODS
-from dreamloom.families.weights import open_weights
+from dreamloom.cli.main import main
+from dreamloom.lora import Adapter, read_adapter, write_adapter
+from dreamloom.lora.dora import make_dora
+from dreamloom.merging import METHODS
+from dreamloom.models.weight_files import open_weights
 from merges import random_adapter, random_layer
 
 RANKS = ({"linear": 3, "conv": 4}, {"linear": 2, "conv": 3})

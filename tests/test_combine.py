@@ -7,10 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import dreamloom.combine.merging
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import FULL, METHODS, Wish, combine, parse_rank
-from dreamloom.errors import AdapterError, ConfigError
+import dreamloom.merging.merging
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import FULL, METHODS, Wish, combine, parse_rank
 from merges import (
     assert_same,
     dense,
@@ -152,7 +152,7 @@ def test_updates_of_other_shapes_are_refused_by_name(other):
 
 
 def test_the_example_is_true():
-    failures, tried = doctest.testmod(dreamloom.combine.merging)
+    failures, tried = doctest.testmod(dreamloom.merging.merging)
     assert tried
     assert not failures
 

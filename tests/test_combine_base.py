@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.adapters import Adapter
-from dreamloom.combine import METHODS, Wish, combine
-from dreamloom.combine.factors import flatten
-from dreamloom.combine.methods.regmean import InputShares
-from dreamloom.combine.methods.ssr import solve_routing
-from dreamloom.combine.methods.ziprank import split_directions
-from dreamloom.combine.prepared import JOINT, name_down, name_gram, name_mask
-from dreamloom.errors import ConfigError
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import Adapter
+from dreamloom.merging import METHODS, Wish, combine
+from dreamloom.merging.factors import flatten
+from dreamloom.merging.methods.regmean import InputShares
+from dreamloom.merging.methods.ssr import solve_routing
+from dreamloom.merging.methods.ziprank import split_directions
+from dreamloom.merging.prepared import JOINT, name_down, name_gram, name_mask
 from merges import (
     SHAPES,
     adapters,

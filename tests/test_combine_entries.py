@@ -8,8 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import (
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import (
     Context,
     Part,
     Wish,
@@ -20,10 +21,9 @@ from dreamloom.combine import (
     parse_rank,
     spaces,
 )
-from dreamloom.combine.entries import add_agreeing, elect_signs, find_magnitudes
-from dreamloom.combine.factors import Factors, stack, truncate_matrix
-from dreamloom.combine.methods.della import keep_chances
-from dreamloom.errors import ConfigError
+from dreamloom.merging.entries import add_agreeing, elect_signs, find_magnitudes
+from dreamloom.merging.factors import Factors, stack, truncate_matrix
+from dreamloom.merging.methods.della import keep_chances
 from merges import random_adapter, rewrite
 
 SPACES = ("dense", "knots", "core")

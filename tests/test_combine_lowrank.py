@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.adapters import Adapter, Layer
-from dreamloom.combine import METHODS, Wish, combine, parse_blocks, parse_rank
-from dreamloom.combine import factors as products
-from dreamloom.combine.factors import (
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import METHODS, Wish, combine, parse_blocks, parse_rank
+from dreamloom.merging import factors as products
+from dreamloom.merging.factors import (
     Factors,
     _Basis,
     _find_triangle,
@@ -26,16 +27,15 @@ from dreamloom.combine.factors import (
     stack,
     truncate_matrix,
 )
-from dreamloom.combine.methods.equal import choose_equal_energy
-from dreamloom.combine.methods.karcher import choose_mean_direction
-from dreamloom.combine.methods.matched import match_norm
-from dreamloom.combine.methods.median import choose_median
-from dreamloom.combine.methods.perpendicular import choose_perpendicular
-from dreamloom.combine.methods.singular_vectors import whiten
-from dreamloom.combine.methods.slerp import choose_on_arc
-from dreamloom.combine.methods.stock import choose_by_agreement
-from dreamloom.combine.ranks import keep_energy, spend_budget
-from dreamloom.errors import ConfigError
+from dreamloom.merging.methods.equal import choose_equal_energy
+from dreamloom.merging.methods.karcher import choose_mean_direction
+from dreamloom.merging.methods.matched import match_norm
+from dreamloom.merging.methods.median import choose_median
+from dreamloom.merging.methods.perpendicular import choose_perpendicular
+from dreamloom.merging.methods.singular_vectors import whiten
+from dreamloom.merging.methods.slerp import choose_on_arc
+from dreamloom.merging.methods.stock import choose_by_agreement
+from dreamloom.merging.ranks import keep_energy, spend_budget
 from merges import assert_same, dense, names_of, random_adapter, random_layer, rewrite
 
 MIXTURES = ("slerp", "karcher", "stock", "matched", "equal", "perpendicular", "median")

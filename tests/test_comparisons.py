@@ -9,18 +9,18 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from dreamloom.cli import main
-from dreamloom.comparisons import (
+from dreamloom.cli.main import main
+from dreamloom.core.errors import EvaluationError
+from dreamloom.core.run_folder import RunDir, write_json
+from dreamloom.evaluation.compare import (
     Comparison,
     compare_cards,
     compare_settings,
     tell_comparison,
 )
-from dreamloom.errors import EvaluationError
-from dreamloom.features.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
-from dreamloom.metrics import Group, PictureScores, Score, Scorecard
-from dreamloom.rundir import RunDir, write_json
-from dreamloom.scorecards import find_scorecard
+from dreamloom.evaluation.encoders.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
+from dreamloom.evaluation.metrics import Group, PictureScores, Score, Scorecard
+from dreamloom.evaluation.scorecard_files import find_scorecard
 
 KEY = "encoder@1f3a/224"
 Values = Mapping[str, np.ndarray]

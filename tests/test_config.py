@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dreamloom import config
-from dreamloom.config import (
+from dreamloom.core import config
+from dreamloom.core.config import (
     PRESETS,
     LoomConfig,
     describe_settings,
@@ -16,7 +16,7 @@ from dreamloom.config import (
     setting_names,
     to_toml,
 )
-from dreamloom.errors import ConfigError
+from dreamloom.core.errors import ConfigError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
-from dreamloom import console
-from dreamloom.console import watch
-from dreamloom.events import (
+from dreamloom.cli.console import watch
+from dreamloom.cli import console
+from dreamloom.core.events import (
     Looked,
     LossLogged,
     Note,

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from compiling import NEEDS_COMPILER
-from dreamloom.families.convolutions import can_be_packed, pack_convolutions
-from dreamloom.families.frozen import free_layers
-from dreamloom.families.native import NativeConvolution
+from dreamloom.models.convolutions import can_be_packed, pack_convolutions
+from dreamloom.models.native import NativeConvolution
+from dreamloom.models.packed_linear import free_layers
 
 SHAPES = [(2, 8, 8), (2, 4, 12), (1, 8, 8), (2, 8, 8)]
 CHANNELS = pytest.mark.parametrize("channels", [(4, 6), (64, 48), (48, 64), (128, 384), (384, 128)])

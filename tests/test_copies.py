@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamloom.copies import LIMIT, correlate_layouts, find_copies, read_layout, read_views
-from dreamloom.picturebook.drawing import draw
+from dreamloom.evaluation.copy_detection import (
+    LIMIT,
+    correlate_layouts,
+    find_copies,
+    read_layout,
+    read_views,
+)
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
+from tools.picturebook.drawing import draw
 
 SCENES = ("city", "beach", "forest", "studio")
 

@@ -3,7 +3,7 @@ import gc
 import torch
 from torch import nn
 
-from dreamloom.footprint.counting import MemoryCounter, tensors_of
+from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
 
 KIB = 1024
 

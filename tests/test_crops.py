@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom import crops
-from dreamloom.crops import (
+from dreamloom.data import buckets as crops
+from dreamloom.data.buckets import (
     choose_bucket,
     list_buckets,
     list_places,

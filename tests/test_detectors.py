@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from dreamloom.detectors import (
+from dreamloom.evaluation.detectors import (
     DETECTORS,
     MEASURED,
     PHOTO,
@@ -23,15 +23,15 @@ from dreamloom.detectors import (
     flag_pictures,
     load_mediapipe,
 )
-from dreamloom.detectors.colour import colour_difference, to_lab, to_light
-from dreamloom.detectors.eyes import (
+from dreamloom.evaluation.detectors.colour import colour_difference, to_lab, to_light
+from dreamloom.evaluation.detectors.eyes import (
     AHEAD,
     iris_difference,
     leave_one_out,
     measure_shape,
     read_iris,
 )
-from dreamloom.detectors.judges import (
+from dreamloom.evaluation.detectors.judges import (
     AT_A_GLANCE,
     Look,
     judge_extra_faces,
@@ -42,11 +42,11 @@ from dreamloom.detectors.judges import (
     judge_teeth,
     learn_reference,
 )
-from dreamloom.detectors.landmarks import order_faces
-from dreamloom.detectors.teeth import measure_teeth
-from dreamloom.features import Missing
-from dreamloom.picturebook.drawing import draw
+from dreamloom.evaluation.detectors.landmarks import order_faces
+from dreamloom.evaluation.detectors.teeth import measure_teeth
+from dreamloom.evaluation.encoders import Missing
 from dreamloom.picturebook.world import JUDGING_SEED_START, Drawing, sample_drawing
+from tools.picturebook.drawing import draw
 
 ROUND = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 CIRCLE = np.column_stack([np.cos(ROUND), np.sin(ROUND)])

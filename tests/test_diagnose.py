@@ -8,19 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.adapters import Adapter, Layer, PeftState
-from dreamloom.adapters.sdxl_layers import sdxl_layers
-from dreamloom.combine import METHODS
-from dreamloom.combine.factors import flatten
-from dreamloom.diagnose import (
-    diagnose_adapters,
-    draw_diagnosis,
-    give_advice,
-    group_layers,
-)
-from dreamloom.diagnose.groups import KINDS, block_of, kind_of, sort_blocks
-from dreamloom.diagnose.measuring import RANKS, shrink
-from dreamloom.errors import AdapterError
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora import Adapter, Layer, PeftState
+from dreamloom.lora.sdxl_layers import sdxl_layers
+from dreamloom.merging import METHODS
+from dreamloom.merging.diagnose import diagnose_adapters, draw_diagnosis, give_advice, group_layers
+from dreamloom.merging.diagnose.groups import KINDS, block_of, kind_of, sort_blocks
+from dreamloom.merging.diagnose.measuring import RANKS, shrink
+from dreamloom.merging.factors import flatten
 from merges import adapters, dense, names_of, random_adapter, random_layer, rewrite
 
 WEIGHT = st.floats(-2, 2).filter(lambda weight: abs(weight) > 0.05)
@@ -342,7 +337,7 @@ def test_adapters_without_a_layer_in_common_are_told():
 
 
 def test_the_advice_names_methods_and_options_that_exist():
-    from dreamloom.diagnose import advice
+    from dreamloom.merging.diagnose import advice
 
     source = __import__("inspect").getsource(advice)
     named = {word for word in ("np", "equal", "matched") if f"--method {word}" in source}

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from dreamloom import errors
-from dreamloom.errors import ConfigError, DreamLoomError
+from dreamloom.core import errors
+from dreamloom.core.errors import ConfigError, DreamLoomError
 
 
 def kinds():

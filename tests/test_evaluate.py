@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dreamloom.config import EvaluateConfig, SubjectConfig
-from dreamloom.errors import DreamLoomError, EvaluationError, PhotoError
-from dreamloom.evaluate import (
+from dreamloom.core.config import EvaluateConfig, SubjectConfig
+from dreamloom.core.errors import DreamLoomError, EvaluationError, PhotoError
+from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
+from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
+from dreamloom.core.run_folder import RunDir, file_sha256
+from dreamloom.evaluation import (
     Floor,
     evaluate_folder,
     evaluate_images,
@@ -23,11 +26,8 @@ from dreamloom.evaluate import (
     replace_subject,
     scoring,
 )
-from dreamloom.events import Note, Progress, StageDone, StageSkipped
-from dreamloom.features import Encoders, Missing
-from dreamloom.metrics import MEASURES
-from dreamloom.pictures import ImageSet, Photo, PhotoSet, Picture, write_manifest
-from dreamloom.rundir import RunDir, file_sha256
+from dreamloom.evaluation.encoders import Encoders, Missing
+from dreamloom.evaluation.metrics import MEASURES
 
 CONFIG = EvaluateConfig(resamples=100, detectors=False)
 SUBJECT = SubjectConfig()

@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 import pytest
 
-from dreamloom.config import EvaluateConfig, LoomConfig, load_config
-from dreamloom.evaluate import Floor, MergeSets, evaluate_images, evaluate_merge, pick_encoders
-from dreamloom.families import load_model
-from dreamloom.families.base import Model
-from dreamloom.generate import Prompt, Worn, generate_images
-from dreamloom.journey import open_run, settle
-from dreamloom.metrics import Scorecard
-from dreamloom.photos import load_photos
-from dreamloom.picturebook.drawing import draw
+from dreamloom.core.config import EvaluateConfig, LoomConfig, load_config
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.manifests import ImageSet, PhotoSet, Picture, PriorSet, write_manifest
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.class_images import make_priors
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation import Floor, MergeSets, evaluate_images, evaluate_merge, pick_encoders
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.models import load_model
+from dreamloom.models.base import Model
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
-from dreamloom.pictures import ImageSet, PhotoSet, Picture, PriorSet, write_manifest
-from dreamloom.priors import make_priors
-from dreamloom.rundir import RunDir
-from dreamloom.runtime import pick_runtime
-from dreamloom.train import train_adapter
-from dreamloom.trial import choose_people, photo_records
+from dreamloom.pipeline.train import open_run, settle
+from dreamloom.training import train_adapter
+from tools.picturebook.drawing import draw
+from tools.picturebook.trial import choose_people, photo_records
 
 PLACES = ("", " in the snow", " in a city", " on a beach", " in a forest", " at night")
 PROMPTS = [

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dreamloom.events import LossLogged, Note, Progress, StageDone, StageStarted, silent, tee
+from dreamloom.core.events import LossLogged, Note, Progress, StageDone, StageStarted, silent, tee
 
 
 def test_tee_tells_every_observer_each_event_in_order():

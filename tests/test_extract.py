@@ -9,13 +9,13 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dreamloom.adapters import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.combine import parse_rank
-from dreamloom.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
-from dreamloom.events import Note
-from dreamloom.extract import extract_adapter, find_nearest
-from dreamloom.families.weights import TensorFile, fingerprint_weights, open_weights
-from dreamloom.merge import Part, bake_adapters
+from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
+from dreamloom.core.events import Note
+from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
+from dreamloom.merging import parse_rank
+from dreamloom.merging.extract import extract_adapter, find_nearest
+from dreamloom.merging.files import Part, bake_adapters
+from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from test_sources import original_layout
 
 LAYERS = (

@@ -8,15 +8,15 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch.nn.functional import mse_loss
 
-from dreamloom.adapters import Adapter, Layer, write_adapter
-from dreamloom.errors import AdapterError, BaseModelError, ConfigError
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Model, Sampler, Shot, Weights
-from dreamloom.families.layers import list_layers
-from dreamloom.families.schedulers import SCHEDULERS, make_scheduler
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.families.sources import fingerprint_weights
-from dreamloom.runtime import Runtime, pick_runtime
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
+from dreamloom.lora import Adapter, Layer, write_adapter
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Framing, Model, Sampler, Shot, Weights
+from dreamloom.models.loading import fingerprint_weights
+from dreamloom.models.schedulers import SCHEDULERS, make_scheduler
+from dreamloom.models.sdxl import SDXLModel
+from dreamloom.models.target_modules import list_layers
 from looks import psnr_db
 
 FAST = Sampler("ddim", steps=3, guidance=4.0)

@@ -16,18 +16,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.events import Event, LossLogged
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Model
-from dreamloom.lessons import Share
-from dreamloom.objective import timestep_weights
-from dreamloom.photos import load_photos
-from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.priors import make_priors
-from dreamloom.runtime import pick_runtime
-from dreamloom.train import train_adapter
-from dreamloom.train.update import compute_loss, measure_errors
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.events import Event, LossLogged
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.data.class_images import make_priors
+from dreamloom.data.photos import load_photos
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Framing, Model
+from dreamloom.training import train_adapter
+from dreamloom.training.batches import Share
+from dreamloom.training.losses import timestep_weights
+from dreamloom.training.step import compute_loss, measure_errors
 from studio_set import claimed, make_lesson, make_photos, make_sets, small_config
 
 

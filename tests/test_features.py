@@ -19,8 +19,8 @@ from transformers import (
 )
 
 import tiny
-from dreamloom.errors import EvaluationError
-from dreamloom.features import (
+from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import (
     ClipEncoder,
     DinoEncoder,
     Dinov2Encoder,

@@ -4,20 +4,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.features.base import (
-    Extractor,
-    FaceExtractor,
-    FaceReading,
-    TextExtractor,
-)
-from dreamloom.features.cache import (
+from dreamloom.evaluation.encoders.base import Extractor, FaceExtractor, FaceReading, TextExtractor
+from dreamloom.evaluation.encoders.cache import (
     Remembering,
     RememberingFaces,
     RememberingReader,
     forget_pictures,
     hash_picture,
 )
-from dreamloom.features.faces import stack_rows
+from dreamloom.evaluation.encoders.faces import stack_rows
 
 
 class Looker:
@@ -133,7 +128,7 @@ def test_faces_are_looked_for_once_and_stay_failures():
 
 
 def test_memory_has_an_end(monkeypatch):
-    monkeypatch.setattr("dreamloom.features.cache._KEPT", 2)
+    monkeypatch.setattr("dreamloom.evaluation.encoders.cache._KEPT", 2)
     inner = Looker()
     encoder = Remembering(inner)
     assert encoder.embed([picture(level) for level in (1, 2, 3)])[:, 0].tolist() == [1, 2, 3]

@@ -13,11 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from dreamloom.errors import EvaluationError
-from dreamloom.features import FaceEncoder
-from dreamloom.features.base import FaceExtractor
-from dreamloom.features.catalogue import DLIB
-from dreamloom.features.faces import (
+from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import FaceEncoder
+from dreamloom.evaluation.encoders.base import FaceExtractor
+from dreamloom.evaluation.encoders.catalogue import DLIB
+from dreamloom.evaluation.encoders.faces import (
     DlibFaceEncoder,
     Found,
     _halves,
@@ -26,7 +26,7 @@ from dreamloom.features.faces import (
     stack_rows,
     to_bgr,
 )
-from dreamloom.features.store import Kept, find_kept
+from dreamloom.evaluation.encoders.store import Kept, find_kept
 
 CELL = 32  # a stand-in face is three cells of the coarsest grid wide
 
@@ -190,7 +190,7 @@ def test_small_faces_are_told_apart_from_none(side, eyes, status):
 
 
 def test_a_face_too_small_to_be_told_has_no_features(faces, monkeypatch):
-    monkeypatch.setattr("dreamloom.features.faces.SMALLEST_BOX_PX", 97)
+    monkeypatch.setattr("dreamloom.evaluation.encoders.faces.SMALLEST_BOX_PX", 97)
     (reading,) = faces.find([scene()])
     assert (reading.status, reading.count, reading.features) == ("too_small", 1, None)
     assert stack_rows([reading], 3).isnan().all()

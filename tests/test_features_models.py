@@ -15,20 +15,22 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
-from dreamloom.cli import main
-from dreamloom.errors import EvaluationError
-from dreamloom.features import Missing, fetch_model, list_models, load_encoders
-from dreamloom.features import catalogue as the_catalogue
-from dreamloom.features import loading as the_loading
-from dreamloom.features.base import FaceExtractor, TextExtractor
-from dreamloom.features.cache import forget_pictures
-from dreamloom.features.catalogue import (
-    MODELS,
-    READABLE,
-    ModelFile,
-    find_model,
+from dreamloom.cli.main import main
+from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import Missing, fetch_model, list_models, load_encoders
+from dreamloom.evaluation.encoders import catalogue as the_catalogue
+from dreamloom.evaluation.encoders import loading as the_loading
+from dreamloom.evaluation.encoders.base import FaceExtractor, TextExtractor
+from dreamloom.evaluation.encoders.cache import forget_pictures
+from dreamloom.evaluation.encoders.catalogue import MODELS, READABLE, ModelFile, find_model
+from dreamloom.evaluation.encoders.store import (
+    LOCK,
+    Absent,
+    Kept,
+    find_kept,
+    model_folder,
+    models_folder,
 )
-from dreamloom.features.store import LOCK, Absent, Kept, find_kept, model_folder, models_folder
 from test_architecture import loaded_after
 from test_features_faces import make_sface, make_yunet
 from test_features_networks import LPIPS_SHAPES, random_weights
@@ -64,7 +66,7 @@ def pin(monkeypatch):
         stand_in = replace(BY_NAME[name], **({"files": files} | changes))
         others = tuple(stand_in if one.name == name else one for one in the_catalogue.MODELS)
         monkeypatch.setattr(the_catalogue, "MODELS", others)
-        monkeypatch.setattr("dreamloom.features.store.MODELS", others)
+        monkeypatch.setattr("dreamloom.evaluation.encoders.store.MODELS", others)
         for constant, model in vars(the_loading).items():
             if model is BY_NAME[name]:
                 monkeypatch.setattr(the_loading, constant, stand_in)
@@ -328,7 +330,7 @@ def test_standard_encoders_that_are_not_here_say_how_to_fetch_them():
 
 def test_the_second_face_model_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "dlib", None)
-    monkeypatch.setattr("dreamloom.features.store.find_spec", lambda name: None)
+    monkeypatch.setattr("dreamloom.evaluation.encoders.store.find_spec", lambda name: None)
     reason = load_encoders("standard", faces="dlib").identity.reason
     assert reason == "dlib is not installed; install it with 'pip install \"dreamloom[dlib]\"'"
 
@@ -366,7 +368,7 @@ def test_clip_needs_its_three_files_only(pin, tmp_path):
     fetch_model("clip", folder)
     clip = load_encoders("standard").clip
     assert isinstance(clip, TextExtractor)
-    from dreamloom.features import CLIP_PREPROCESSING, ClipEncoder
+    from dreamloom.evaluation.encoders import CLIP_PREPROCESSING, ClipEncoder
 
     whole = ClipEncoder(folder, "whole", CLIP_PREPROCESSING)
     texts = ["a dog in the snow", "a photo of a person"]
@@ -409,7 +411,7 @@ def test_a_model_is_carried_in(lpips_file, place):
 
 COMMAND = """
 import sys
-from dreamloom.cli import main
+from dreamloom.cli.main import main
 sys.argv = ["dreamloom", "models", {word!r}]
 try:
     main()

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from dreamloom.errors import EvaluationError
-from dreamloom.features import CopyEncoder, LpipsDistance, Preprocessing, StyleEncoder
-from dreamloom.features.base import Extractor, PerceptualDistance
-from dreamloom.features.copies import CopyNetwork, generalised_mean
-from dreamloom.features.perceptual import LPIPS_PREPROCESSING
+from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import CopyEncoder, LpipsDistance, Preprocessing, StyleEncoder
+from dreamloom.evaluation.encoders.base import Extractor, PerceptualDistance
+from dreamloom.evaluation.encoders.copies import CopyNetwork, generalised_mean
+from dreamloom.evaluation.encoders.perceptual import LPIPS_PREPROCESSING
 
 SMALL = Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3)
 

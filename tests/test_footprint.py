@@ -7,23 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamloom.families import load_model, sdxl_configs
-from dreamloom.families.attention import AttentionMaps
-from dreamloom.families.base import AdapterSpec, Thrift
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.footprint.choosing import (
-    EIGHT_BIT,
-    Limits,
-    Work,
-    choose_setting,
-    usable_bytes,
-)
-from dreamloom.footprint.counting import MemoryCounter, tensors_of
-from dreamloom.footprint.measuring import count_folder
-from dreamloom.footprint.phases import Case, Run, count_phases, counted_run
-from dreamloom.footprint.predicting import GIB, PHASES, Setting, predict_footprint
-from dreamloom.footprint.table import read_table
-from dreamloom.runtime import Runtime
+from dreamloom.core.device import Runtime
+from dreamloom.memory.choose import EIGHT_BIT, Limits, Work, choose_setting, usable_bytes
+from dreamloom.memory.measure import count_folder
+from dreamloom.memory.phases import Case, Run, count_phases, counted_run
+from dreamloom.memory.predict import GIB, PHASES, Setting, predict_footprint
+from dreamloom.memory.table import read_table
+from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
+from dreamloom.models import load_model, sdxl_configs
+from dreamloom.models.attention import AttentionMaps
+from dreamloom.models.base import AdapterSpec, Thrift
+from dreamloom.models.sdxl import SDXLModel
 
 TEXT = AdapterSpec(16, 16.0, "attention", 0, text_encoders=True)
 # The bar: checkpointing, storage, and what the training may need at most.

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import dreamloom
-from dreamloom.adapters import (
+from dreamloom.core.errors import AdapterError, RunFolderError
+from dreamloom.lora import (
     Adapter,
     Layer,
     PeftState,
@@ -31,16 +32,15 @@ from dreamloom.adapters import (
     read_adapter,
     write_adapter,
 )
-from dreamloom.adapters.products import (
+from dreamloom.lora.key_names import LayerNames
+from dreamloom.lora.lycoris import (
     make_layer,
     multiply_blocks,
     multiply_entries,
     split_exactly,
     truncate_change,
 )
-from dreamloom.adapters.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
-from dreamloom.adapters.spelling import LayerNames
-from dreamloom.errors import AdapterError, RunFolderError
+from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 
 PACKAGE = Path(dreamloom.__file__).parent
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

@@ -10,11 +10,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from dreamloom.adapters import read_adapter
-from dreamloom.adapters.writing import FileFormat
-from dreamloom.families.base import Model, Sampler, Shot
-from dreamloom.merge import Part, convert_file, merge_adapters
-from dreamloom.train import train_adapter
+from dreamloom.lora import read_adapter
+from dreamloom.lora.writing import FileFormat
+from dreamloom.merging.files import Part, convert_file, merge_adapters
+from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.training import train_adapter
 from looks import psnr_db
 from studio_set import claimed, small_config
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.adapters import Adapter, Layer, write_adapter
-from dreamloom.config import GenerateConfig
-from dreamloom.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.events import Event, Progress, StageSkipped
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Model
-from dreamloom.generate import Prompt, Worn, generate_images, parse_compose, parse_worn
-from dreamloom.pace import Curve, Manner, parse_curve
-from dreamloom.pictures import ImageSet, read_image_set
-from dreamloom.priors import make_priors
-from dreamloom.runtime import pick_runtime
+from dreamloom.core.config import GenerateConfig
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.events import Event, Progress, StageSkipped
+from dreamloom.core.manifests import ImageSet, read_image_set
+from dreamloom.data.class_images import make_priors
+from dreamloom.inference.generate import Prompt, Worn, generate_images, parse_compose, parse_worn
+from dreamloom.lora import Adapter, Layer, write_adapter
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Model
+from dreamloom.models.lora_schedule import Curve, Manner, parse_curve
 from looks import psnr_db
 from studio_set import claimed, small_config
 
@@ -273,7 +273,7 @@ def test_bad_wishes_are_explained_and_leave_nothing(
     with pytest.raises(ConfigError, match="cannot name a set"):
         generate_images(run, model, PROMPTS, settings, name="../out")
     foreign = tmp_path / "foreign.safetensors"
-    from dreamloom.adapters import read_adapter
+    from dreamloom.lora import read_adapter
 
     story = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "0" * 64}
     write_adapter(foreign, Adapter(read_adapter(adapter).layers, story))

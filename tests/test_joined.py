@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW
 
-from dreamloom.joined import JoinedAdamW, find_neighbours
+from dreamloom.training.flat_adamw import JoinedAdamW, find_neighbours
 
 SHAPES = ((3, 4), (2, 5), (1, 6), (4, 2, 3))
 

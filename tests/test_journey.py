@@ -5,26 +5,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamloom.adapters import Adapter, Layer, write_adapter
-from dreamloom.config import load_config
-from dreamloom.errors import AdapterError, BaseModelError, ConfigError, PhotoError, RunFolderError
-from dreamloom.evaluate import Floor
-from dreamloom.families import load_model
-from dreamloom.journey import (
-    Wish,
-    draw,
+from dreamloom.core.config import load_config
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.core.errors import (
+    AdapterError,
+    BaseModelError,
+    ConfigError,
+    PhotoError,
+    RunFolderError,
+)
+from dreamloom.core.manifests import read_image_set, read_prior_set
+from dreamloom.data.prompts import read_pack
+from dreamloom.evaluation import Floor
+from dreamloom.lora import Adapter, Layer, write_adapter
+from dreamloom.models import load_model
+from dreamloom.pipeline.draw import Wish, draw, pack_prompts
+from dreamloom.pipeline.score import score
+from dreamloom.pipeline.train import (
     name_differences,
     name_folder,
     open_run,
-    pack_prompts,
     prepare_run,
-    score,
     settle,
     teach,
 )
-from dreamloom.pictures import read_image_set, read_prior_set
-from dreamloom.prompts import read_pack
-from dreamloom.runtime import Runtime, pick_runtime
 from studio_set import make_photos
 
 SMALL = {

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamloom.adapters import read_adapter
-from dreamloom.config import load_config
-from dreamloom.demo import examples_folder
-from dreamloom.events import Event, Note, Validated
-from dreamloom.families import load_model
-from dreamloom.families.base import Model, Sampler, Shot
-from dreamloom.journey import settle
-from dreamloom.optimizers import OPTIMIZERS
-from dreamloom.photos import load_photos
-from dreamloom.pictures import PhotoSet
-from dreamloom.rundir import RunDir
-from dreamloom.runtime import pick_runtime
-from dreamloom.train import train_adapter
+from dreamloom.core.config import load_config
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.events import Event, Note, Validated
+from dreamloom.core.manifests import PhotoSet
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.photos import load_photos
+from dreamloom.experiments.demo import examples_folder
+from dreamloom.lora import read_adapter
+from dreamloom.models import load_model
+from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.pipeline.train import settle
+from dreamloom.training import train_adapter
+from dreamloom.training.optimizers import OPTIMIZERS
 
 _LIBRARIES = {"adamw": "torch", "adamw8bit": "bitsandbytes"}
 _VARIETIES = {

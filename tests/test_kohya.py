@@ -9,18 +9,11 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 from torch import nn
 
-from dreamloom.adapters import (
-    Adapter,
-    Layer,
-    make_dora,
-    make_modelspec,
-    read_adapter,
-    write_adapter,
-)
-from dreamloom.adapters.kohya import name_for_kohya
-from dreamloom.adapters.sdxl_layers import sdxl_layers
-from dreamloom.adapters.spelling import LayerNames
-from dreamloom.errors import AdapterError
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora import Adapter, Layer, make_dora, make_modelspec, read_adapter, write_adapter
+from dreamloom.lora.key_names import LayerNames
+from dreamloom.lora.kohya import name_for_kohya
+from dreamloom.lora.sdxl_layers import sdxl_layers
 
 # From files that kohya-ss writes and from its own list of modules.
 KNOWN = {

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamloom.events import Event, LossLogged, Note
-from dreamloom.families.base import Latents, Model
-from dreamloom.latents import LatentStore
-from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.train import train_adapter
+from dreamloom.core.events import Event, LossLogged, Note
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.models.base import Latents, Model
+from dreamloom.training import train_adapter
+from dreamloom.training.latent_cache import LatentStore
 from studio_set import claimed, small_config
 
 PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
@@ -71,7 +71,7 @@ def test_a_full_disk_stops_the_keeping_not_the_training(
         tried.append(1)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dreamloom.latents.save_file", refuse)
+    monkeypatch.setattr("dreamloom.training.latent_cache.save_file", refuse)
     store.keep(PIXELS, latents())
     store.keep(PIXELS + 1, latents())
     assert len(told) == len(tried) == 1

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dreamloom.families.layout import laid_out_for_drawing
+from dreamloom.models.channels_last import laid_out_for_drawing
 
 
 def build() -> nn.Sequential:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compiling import NEEDS_COMPILER
-from dreamloom.errors import ConfigError
-from dreamloom.families import load_model
-from dreamloom.families.attach import AttachedAdapter
-from dreamloom.families.attention import AttentionMaps
-from dreamloom.families.base import AdapterSpec, Framing
-from dreamloom.families.frozen import FrozenMap, Order, free_layers, order_layers, pick_order
-from dreamloom.families.lowrank import Memory, SharedInput
-from dreamloom.families.native import load_native
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.runtime import Runtime, pick_runtime
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.core.errors import ConfigError
+from dreamloom.models import load_model
+from dreamloom.models.attention import AttentionMaps
+from dreamloom.models.base import AdapterSpec, Framing
+from dreamloom.models.lowrank import Memory, SharedInput
+from dreamloom.models.native import load_native
+from dreamloom.models.packed_linear import FrozenMap, Order, free_layers, order_layers, pick_order
+from dreamloom.models.peft_adapter import AttachedAdapter
+from dreamloom.models.sdxl import SDXLModel
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, reach="all", seed=0, text_encoders=True, ranks={"to_k": 5})
 PROMPTS = ["a photo of a person", "a dog in the snow"]
@@ -329,10 +329,12 @@ def test_only_small_float32_models_on_the_processor_get_copies(
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     for is_intels, order in ((True, "turned"), (False, "packed")):
-        monkeypatch.setattr("dreamloom.families.frozen.is_processor_intels", lambda x=is_intels: x)
+        monkeypatch.setattr(
+            "dreamloom.models.packed_linear.is_processor_intels", lambda x=is_intels: x
+        )
         assert pick_order(model) == order
         assert pick_order(nn.Sequential(nn.Linear(8, 8)).double()) == "plain"
-    monkeypatch.setattr("dreamloom.families.frozen.MOST_COPIED_BYTES", 255)
+    monkeypatch.setattr("dreamloom.models.packed_linear.MOST_COPIED_BYTES", 255)
     assert pick_order(model) == "plain"
 
 
@@ -361,7 +363,7 @@ def test_native_blocks_compute_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever learns, on both kinds of processors, and with prompts that never learn."""
-    monkeypatch.setattr("dreamloom.families.lean.pick_order", lambda owner: order)
+    monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: order)
     before = weights_by_name(tiny)
     for text in (True, False):
         spec = replace(SPEC, reach=reach, text_encoders=text)
@@ -404,8 +406,8 @@ def test_compiled_blocks_compute_the_same(
     tiny: SDXLModel, checkpointing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: on a processor nothing is left to torch's compiler."""
-    monkeypatch.setattr("dreamloom.families.lean.LeanForm._is_for_native", lambda self: False)
-    monkeypatch.setattr("dreamloom.families.lean.pick_order", lambda owner: "plain")
+    monkeypatch.setattr("dreamloom.models.fused_lora.LeanForm._is_for_native", lambda self: False)
+    monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: "plain")
     before = weights_by_name(tiny)
     spec = replace(SPEC, reach="attention", text_encoders=False)
     plain, compiled = (run_compiled(tiny, spec, checkpointing, each) for each in (False, True))
@@ -466,7 +468,7 @@ def test_code_that_does_not_compile_leaves_nothing_and_is_told(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     broken = tmp_path / "broken.cpp"
     broken.write_text("no program")
-    monkeypatch.setattr("dreamloom.families.native._SOURCE", broken)
+    monkeypatch.setattr("dreamloom.models.native._SOURCE", broken)
     with pytest.raises(ConfigError, match="cannot be compiled here"):
         load_native.__wrapped__()
     assert not [one for one in tmp_path.rglob("*") if one.is_file() and one != broken]

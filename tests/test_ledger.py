@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamloom.config import load_config
-from dreamloom.errors import TrainingError
-from dreamloom.events import silent
-from dreamloom.families.base import Weights
-from dreamloom.lessons import Card
-from dreamloom.objective import combine_errors
-from dreamloom.runtime import Runtime
-from dreamloom.train.ledger import Ledger, Outcome
-from dreamloom.train.student import Student
+from dreamloom.core.config import load_config
+from dreamloom.core.device import Runtime
+from dreamloom.core.errors import TrainingError
+from dreamloom.core.events import silent
+from dreamloom.models.base import Weights
+from dreamloom.training.async_logging import Ledger, Outcome
+from dreamloom.training.batches import Card
+from dreamloom.training.losses import combine_errors
+from dreamloom.training.optimization import Student
 
 CARDS = (Card("photo", 0, (0, 0, False), 0), Card("class image", 1, (0, 0, False), 0))
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.families.base import AdapterSpec, Model
-from dreamloom.lessons import Lesson, LessonPlan, Share, choose_place, deal
-from dreamloom.photos import load_photos
-from dreamloom.pictures import PhotoSet, PriorSet
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.data.photos import load_photos
+from dreamloom.models.base import AdapterSpec, Model
+from dreamloom.training.batches import Lesson, LessonPlan, Share, choose_place, deal
 from studio_set import claimed, make_lesson, make_photos, small_config
 
 

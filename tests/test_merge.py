@@ -10,11 +10,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import nn
 
-from dreamloom.adapters import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.events import Progress, StageDone, StageStarted
-from dreamloom.merge import Part, merge_adapters, parse_part, record_merge
-from dreamloom.rundir import RunDir, file_sha256
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.events import Progress, StageDone, StageStarted
+from dreamloom.core.run_folder import RunDir, file_sha256
+from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
+from dreamloom.merging.files import Part, merge_adapters, parse_part, record_merge
 
 # ------------------------------------------------------------------ what is typed
 

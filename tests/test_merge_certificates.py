@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dreamloom.adapters import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.combine import FULL, METHODS, LayerReport, parse_rank
-from dreamloom.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.merge import Part, Recipe, carry_out, name_parts, remix_merge, verify_merge
-from dreamloom.merge.certificate import (
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
+from dreamloom.merging import FULL, METHODS, LayerReport, parse_rank
+from dreamloom.merging.files import Part, Recipe, carry_out, name_parts, remix_merge, verify_merge
+from dreamloom.merging.files.certificate import (
     LAYERS_KEY,
     RECIPE_KEY,
     SEAL_KEY,
@@ -25,7 +25,7 @@ from dreamloom.merge.certificate import (
     seal_holds,
     write_sealed,
 )
-from dreamloom.merge.remix import parse_changes
+from dreamloom.merging.files.reweight import parse_changes
 from merges import assert_same, random_adapter, random_layer
 
 RANKS = ({"linear": 3, "pointwise": 2, "conv": 4}, {"linear": 2, "conv": 3}, {"linear": 4})

@@ -15,12 +15,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreamloom.adapters import Adapter, Layer, make_dora, read_adapter, write_adapter
-from dreamloom.adapters.sdxl_layers import sdxl_layers
-from dreamloom.combine import METHODS, Wish, combine, parse_blocks, parse_rank, read_blocks
-from dreamloom.combine.prepared import LEARNING_RATE, name_mask
-from dreamloom.errors import AdapterError
-from dreamloom.families.base import Framing
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora import Adapter, Layer, make_dora, read_adapter, write_adapter
+from dreamloom.lora.sdxl_layers import sdxl_layers
+from dreamloom.merging import METHODS, Wish, combine, parse_blocks, parse_rank, read_blocks
+from dreamloom.merging.prepared import LEARNING_RATE, name_mask
+from dreamloom.models.base import Framing
 from merges import assert_same, dense, random_layer, rewrite
 
 TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

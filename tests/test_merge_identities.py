@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dreamloom.adapters import Adapter, Layer, read_adapter
-from dreamloom.adapters.peftconfig import CONFIG_KEY
-from dreamloom.adapters.sdxl_layers import sdxl_layers
-from dreamloom.combine import METHODS, Wish, combine, parse_rank
-from dreamloom.merge import Part, merge_adapters, verify_merge
+from dreamloom.lora import Adapter, Layer, read_adapter
+from dreamloom.lora.peftconfig import CONFIG_KEY
+from dreamloom.lora.sdxl_layers import sdxl_layers
+from dreamloom.merging import METHODS, Wish, combine, parse_rank
+from dreamloom.merging.files import Part, merge_adapters, verify_merge
 from merges import SHAPES, adapters, assert_same, dense, names_of, random_layer, rewrite
 
 SPACES = ("dense", "knots", "core")

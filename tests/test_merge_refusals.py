@@ -13,10 +13,10 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-from dreamloom.adapters import Adapter, Layer, write_adapter
-from dreamloom.adapters.peftconfig import CONFIG_KEY
-from dreamloom.cli import main
-from dreamloom.combine import METHODS
+from dreamloom.cli.main import main
+from dreamloom.lora import Adapter, Layer, write_adapter
+from dreamloom.lora.peftconfig import CONFIG_KEY
+from dreamloom.merging import METHODS
 
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_K = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

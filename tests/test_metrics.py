@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamloom.metrics import (
+from dreamloom.evaluation.metrics import (
     PictureScores,
     Score,
     assign_roles,

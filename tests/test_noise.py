@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.noise import (
+from dreamloom.core.device import generator_for
+from dreamloom.training.noise import (
     Dice,
     draw_noise,
     draw_normal,
@@ -15,7 +16,6 @@ from dreamloom.noise import (
     number_images,
     perturb_noise,
 )
-from dreamloom.runtime import generator_for
 
 SHAPE = (4, 3, 5)
 

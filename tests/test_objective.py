@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.objective import (
+from dreamloom.training.losses import (
     combine_errors,
     huber_deltas,
     image_errors,

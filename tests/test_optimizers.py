@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from dreamloom import optimizers
-from dreamloom.errors import ConfigError
-from dreamloom.optimizers import (
+from dreamloom.core.errors import ConfigError
+from dreamloom.training import optimizers
+from dreamloom.training.optimizers import (
     AVERAGING_OPTIMIZERS,
     ONE_RATE_OPTIMIZERS,
     OPTIMIZERS,

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamloom.adapters import Adapter, Layer, PeftState
-from dreamloom.errors import AdapterError
-from dreamloom.pace import (
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora import Adapter, Layer, PeftState
+from dreamloom.models.lora_schedule import (
     START,
     TOGETHER,
     Curve,

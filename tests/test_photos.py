@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFilter
 
-from dreamloom.errors import PhotoError
-from dreamloom.events import Note, Progress, StageDone, StageSkipped, StageStarted
-from dreamloom.photos import check_photos, fingerprint_photos, load_class_images, load_photos
-from dreamloom.pictures import read_photo_set, read_prior_set
-from dreamloom.pixels import open_upright
-from dreamloom.rundir import RunDir
+from dreamloom.core.errors import PhotoError
+from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
+from dreamloom.core.manifests import read_photo_set, read_prior_set
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.image_io import open_upright
+from dreamloom.data.photos import check_photos, fingerprint_photos, load_class_images, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -376,7 +376,7 @@ def test_a_file_that_may_not_be_read(folder, run, monkeypatch):
     def locked(_path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("dreamloom.photos.listing.file_sha256", locked)
+    monkeypatch.setattr("dreamloom.data.photos.listing.file_sha256", locked)
     with pytest.raises(PhotoError, match=r"IMG_0\.jpg cannot be read: Permission denied\."):
         load(folder, run)
 

@@ -19,7 +19,23 @@ from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from dreamloom.picturebook import weights_folder
-from dreamloom.picturebook.dataset import (
+from dreamloom.picturebook.judges import (
+    IdentityEncoder,
+    clip_folder,
+    clip_key,
+    load_attribute_reader,
+    load_identity_encoder,
+    load_style_encoder,
+)
+from dreamloom.picturebook.world import (
+    JUDGING_SEED_START,
+    MEDIA,
+    Medium,
+    known_person,
+    sample_drawing,
+    vary,
+)
+from tools.picturebook.dataset import (
     DRAWINGS_PER_IDENTITY,
     PICTURE_PX,
     PLAIN,
@@ -29,16 +45,8 @@ from dreamloom.picturebook.dataset import (
     draw_framed,
     record,
 )
-from dreamloom.picturebook.export import read_averages, unpack_weights
-from dreamloom.picturebook.judges import (
-    IdentityEncoder,
-    clip_folder,
-    clip_key,
-    load_attribute_reader,
-    load_identity_encoder,
-    load_style_encoder,
-)
-from dreamloom.picturebook.measurements import (
+from tools.picturebook.export import read_averages, unpack_weights
+from tools.picturebook.measurements import (
     distinct_captions,
     draw_and_read,
     equal_error_rate,
@@ -47,37 +55,29 @@ from dreamloom.picturebook.measurements import (
     share_at_least,
     to_unit,
 )
-from dreamloom.picturebook.models import (
+from tools.picturebook.models import (
     LATENT_PX,
     build_autoencoder,
     build_noise_schedule,
     build_text_encoders,
     build_unet,
 )
-from dreamloom.picturebook.pretrain_autoencoder import (
+from tools.picturebook.pretrain_autoencoder import (
     encode_means,
     fold_latent_statistics,
     reconstruction_loss,
     train_autoencoder,
 )
-from dreamloom.picturebook.pretrain_clip import contrastive_loss
-from dreamloom.picturebook.pretrain_denoiser import (
+from tools.picturebook.pretrain_clip import contrastive_loss
+from tools.picturebook.pretrain_denoiser import (
     encode_ahead,
     mix_portraits,
     snr_weights,
     train_denoiser,
 )
-from dreamloom.picturebook.pretrain_judges import contrast_identities
-from dreamloom.picturebook.tokenizer import MAX_TOKENS
-from dreamloom.picturebook.training import AveragedWeights, Run, Schedule
-from dreamloom.picturebook.world import (
-    JUDGING_SEED_START,
-    MEDIA,
-    Medium,
-    known_person,
-    sample_drawing,
-    vary,
-)
+from tools.picturebook.pretrain_judges import contrast_identities
+from tools.picturebook.tokenizer import MAX_TOKENS
+from tools.picturebook.training import AveragedWeights, Run, Schedule
 
 SIZE_LIMIT_MIB = 60
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dreamloom.errors import DreamLoomError
-from dreamloom.pictures import (
+from dreamloom.core.errors import DreamLoomError
+from dreamloom.core.manifests import (
     MANIFEST,
     DrawnPrior,
     ImageSet,

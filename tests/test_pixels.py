@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from dreamloom.errors import PhotoError
-from dreamloom.pixels import (
+from dreamloom.core.errors import PhotoError
+from dreamloom.data.image_io import (
     PICTURE_SUFFIXES,
     crop_centre,
     find_marked,

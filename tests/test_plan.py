@@ -3,10 +3,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from dreamloom.cli import main
-from dreamloom.config import load_config
-from dreamloom.errors import ConfigError
-from dreamloom.plan import Memory, apply_plan, plan_drawing, plan_run, read_memory
+from dreamloom.cli.main import main
+from dreamloom.core.config import load_config
+from dreamloom.core.errors import ConfigError
+from dreamloom.memory.plan import Memory, apply_plan, plan_drawing, plan_run, read_memory
 
 GIB = 2**30
 SDXL = {"base": "sdxl"}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec
-from dreamloom.processes import Processes, join_processes
-from dreamloom.runtime import pick_runtime
-from dreamloom.train.update import compute_loss, share_update
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.distributed import Processes, join_processes
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec
+from dreamloom.training.step import compute_loss, share_update
 from studio_set import make_lesson, make_photos, make_sets, small_config
 
 SPEC = AdapterSpec(2, 2.0, "attention", 0)

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from dreamloom.cli import main
-from dreamloom.families.sdxl_configs import make_tokenizers
-from dreamloom.picturebook.captions import caption
+from dreamloom.cli.main import main
+from dreamloom.core.manifests import read_image_set
+from dreamloom.data.prompts import PACK_NAMES, Pack, PackPrompt, read_pack
+from dreamloom.models.sdxl_configs import make_tokenizers
 from dreamloom.picturebook.world import sample_drawing
-from dreamloom.pictures import read_image_set
-from dreamloom.prompts import PACK_NAMES, Pack, PackPrompt, read_pack
+from tools.picturebook.captions import caption
 
 PACKS = [read_pack(name) for name in PACK_NAMES]
 PROMPTS = [(pack.name, prompt) for pack in PACKS for prompt in pack.prompts]
@@ -50,7 +50,7 @@ def test_prompts_of_a_pack_differ_and_each_file_has_its_name_in_the_list(pack):
 
 
 def test_every_file_is_listed():
-    from dreamloom import prompts
+    from dreamloom.data import prompts
 
     files = {path.stem for path in prompts._FOLDER.glob("*.toml")}
     assert files == set(PACK_NAMES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dreamloom.quality import (
+from dreamloom.data.quality import (
     LEAST_SHARPNESS,
     NEAR_BITS,
     group_alike,

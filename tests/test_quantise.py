@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamloom.quantise import (
+from dreamloom.models.quantization import (
     BLOCK,
     STORAGES,
     dequantise,

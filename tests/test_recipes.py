@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.events import Event, Note
-from dreamloom.journey import prepare_run, teach
-from dreamloom.runtime import pick_runtime
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.events import Event, Note
+from dreamloom.pipeline.train import prepare_run, teach
 from studio_set import make_photos
 
 PAIR = ("without-prior", "with-prior")
@@ -32,7 +32,9 @@ def test_the_study_gave_half_the_looks_with_class_images_and_the_fair_pair_does_
 def test_each_recipe_trains_and_says_what_this_machine_replaced(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamloom.optimizers._why_no_8bit", lambda device: "it is not here")
+    monkeypatch.setattr(
+        "dreamloom.training.optimizers._why_no_8bit", lambda device: "it is not here"
+    )
     short = {"base": "picturebook", "train.updates": 2, "priors.count": 2, "priors.steps": 2}
     asked = load_config(file=path, overrides=short)
     told: list[Event] = []

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamloom.config import load_config, to_toml
-from dreamloom.errors import RunFolderError
-from dreamloom.events import LossLogged, Note, StageDone, StageStarted
-from dreamloom.metrics import Flags, Group, PictureScores, Score, Scorecard
-from dreamloom.pictures import (
+from dreamloom.core.config import load_config, to_toml
+from dreamloom.core.errors import RunFolderError
+from dreamloom.core.events import LossLogged, Note, StageDone, StageStarted
+from dreamloom.core.manifests import (
     ImageSet,
     Photo,
     PhotoSet,
@@ -26,13 +25,9 @@ from dreamloom.pictures import (
     WornAdapter,
     write_manifest,
 )
-from dreamloom.plots import Bar, loss_chart, score_bars, smooth, thin, ticks
-from dreamloom.report import write_report
-from dreamloom.report.gallery import embed, split_by_prompts
-from dreamloom.report.making import tell_seconds
-from dreamloom.report.tables import heat_maps
-from dreamloom.rundir import Record, RunDir, write_json, write_text
-from dreamloom.verdicts import (
+from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
+from dreamloom.evaluation.metrics import Flags, Group, PictureScores, Score, Scorecard
+from dreamloom.evaluation.verdicts import (
     Change,
     Figure,
     against_floor,
@@ -44,6 +39,11 @@ from dreamloom.verdicts import (
     read_figure,
     tell,
 )
+from dreamloom.report import write_report
+from dreamloom.report.gallery import embed, split_by_prompts
+from dreamloom.report.making import tell_seconds
+from dreamloom.report.plots import Bar, loss_chart, score_bars, smooth, thin, ticks
+from dreamloom.report.tables import heat_maps
 
 KEY = "picturebook/judges@1f3a; 128 px"
 PROMPTS = [

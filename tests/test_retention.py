@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from dreamloom import statistics
-from dreamloom.metrics.retention import choose_cells, combine_retention, measure_retention
-from dreamloom.metrics.scorecard import Score
+from dreamloom.evaluation.metrics.retention import (
+    choose_cells,
+    combine_retention,
+    measure_retention,
+)
+from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.stats import intervals as statistics
 
 
 def features(*, towards: torch.Tensor, share: float, n: int = 12) -> torch.Tensor:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dreamloom.errors import RunFolderError
-from dreamloom.events import LossLogged, Note, StageStarted
-from dreamloom.rundir import (
+from dreamloom.core.errors import RunFolderError
+from dreamloom.core.events import LossLogged, Note, StageStarted
+from dreamloom.core.run_folder import (
     Record,
     RunDir,
     atomic_path,

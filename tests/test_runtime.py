@@ -7,14 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamloom.errors import ConfigError
-from dreamloom.runtime import (
-    Runtime,
-    generator_for,
-    measure_effort,
-    pick_runtime,
-    seed_for,
-)
+from dreamloom.core.device import Runtime, generator_for, measure_effort, pick_runtime, seed_for
+from dreamloom.core.errors import ConfigError
 
 ARGUMENTS = st.tuples(
     st.integers(0, 2**64), st.text(":ab1"), st.lists(st.integers(0, 10**6), max_size=3)

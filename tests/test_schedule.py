@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from dreamloom.errors import BaseModelError, ConfigError
-from dreamloom.families import load_model
-from dreamloom.families.base import Framing, Sampler, Shot
-from dreamloom.families.schedule import NoiseSchedule, end_in_noise, read_prediction
-from dreamloom.families.schedulers import SCHEDULERS, list_schedulers, make_scheduler
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.runtime import pick_runtime
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.errors import BaseModelError, ConfigError
+from dreamloom.models import load_model
+from dreamloom.models.base import Framing, Sampler, Shot
+from dreamloom.models.schedule import NoiseSchedule, end_in_noise, read_prediction
+from dreamloom.models.schedulers import SCHEDULERS, list_schedulers, make_scheduler
+from dreamloom.models.sdxl import SDXLModel
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VELOCITY = {**BETAS, "prediction_type": "v_prediction"}

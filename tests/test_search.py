@@ -16,38 +16,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dreamloom.adapters import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.cli import main
-from dreamloom.combine import combine
-from dreamloom.comparisons import Comparison
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.errors import AdapterError, ConfigError, EvaluationError, PhotoError, RunFolderError
-from dreamloom.events import Progress, StageSkipped
-from dreamloom.families.base import Sampler, Shot
-from dreamloom.features import load_encoders
-from dreamloom.photos import load_photos
-from dreamloom.picturebook.drawing import draw
-from dreamloom.picturebook.world import sample_identity, vary
-from dreamloom.pictures import ImageSet, Picture, read_image_set
-from dreamloom.search import Wish, run_search
-from dreamloom.search.candidates import (
+from dreamloom.cli.main import main
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.errors import (
+    AdapterError,
+    ConfigError,
+    EvaluationError,
+    PhotoError,
+    RunFolderError,
+)
+from dreamloom.core.events import Progress, StageSkipped
+from dreamloom.core.manifests import ImageSet, Picture, read_image_set
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation.compare import Comparison
+from dreamloom.evaluation.encoders import load_encoders
+from dreamloom.experiments.merge_search import Wish, run_search
+from dreamloom.experiments.merge_search.candidates import (
     GROUPS,
     Candidate,
     draw_design,
     propose_near,
     spread,
 )
-from dreamloom.search.findings import Tried, write_command
-from dreamloom.search.front import attribute_change, correlate_ranks, find_front, join_shares
-from dreamloom.search.heldout import compare_kept, correct_together, tell_verdict
-from dreamloom.search.looks import Judge, Look, References
-from dreamloom.search.picture import draw_front
-from dreamloom.search.plan import plan_search, split_prompts
-from dreamloom.search.rounds import correlate_rounds, halve
-from dreamloom.search.shares import Ends
-from dreamloom.search.wish import Words, list_prompts, name_class
-from dreamloom.search.work import read_looks
+from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
+from dreamloom.experiments.merge_search.findings import Tried, write_command
+from dreamloom.experiments.merge_search.front import (
+    attribute_change,
+    correlate_ranks,
+    find_front,
+    join_shares,
+)
+from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
+from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
+from dreamloom.experiments.merge_search.plot import draw_front
+from dreamloom.experiments.merge_search.request import Words, list_prompts, name_class
+from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
+from dreamloom.experiments.merge_search.work import read_looks
+from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
+from dreamloom.merging import combine
+from dreamloom.models.base import Sampler, Shot
+from dreamloom.picturebook.world import sample_identity, vary
 from studio_set import claimed
+from tools.picturebook.drawing import draw
 
 BETWEEN = (0.3, 1.5)
 RIVALS = {"the plain sum": spread(1, 1, False), "0.8 and 1.0": spread(0.8, 1, False)}

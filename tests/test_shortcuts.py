@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreamloom.config import GenerateConfig, load_config
-from dreamloom.errors import ConfigError
-from dreamloom.families.base import Sampler, Shot
-from dreamloom.families.schedulers import make_scheduler
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.generate import Prompt, generate_images
-from dreamloom.pictures import read_image_set
-from dreamloom.rundir import RunDir
+from dreamloom.core.config import GenerateConfig, load_config
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.manifests import read_image_set
+from dreamloom.core.run_folder import RunDir
+from dreamloom.inference.generate import Prompt, generate_images
+from dreamloom.models.base import Sampler, Shot
+from dreamloom.models.schedulers import make_scheduler
+from dreamloom.models.sdxl import SDXLModel
 from looks import psnr_db
 
 SHOTS = [Shot("a photo of rraj person", 3), Shot("a dog on a beach", 4)]

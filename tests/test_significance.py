@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dreamloom import significance
-from dreamloom.significance import (
+from dreamloom.evaluation.stats import tests as significance
+from dreamloom.evaluation.stats.tests import (
     MOST_EXACT,
     correct_by_holm,
     sign_flip_p,

@@ -33,17 +33,17 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from dreamloom.errors import BaseModelError
-from dreamloom.families import sdxl_configs, single_files, sources
-from dreamloom.families.sources import (
+from dreamloom.core.device import Runtime
+from dreamloom.core.errors import BaseModelError
+from dreamloom.models import loading as sources
+from dreamloom.models import sdxl_configs, single_files
+from dreamloom.models.loading import (
     FIXED_VAE_ID,
     FIXED_VAE_REVISION,
-    SDXL_ID,
-    SDXL_REVISION,
     fingerprint_weights,
     load_source,
 )
-from dreamloom.runtime import Runtime
+from dreamloom.models.weight_files import SDXL_ID, SDXL_REVISION
 
 CPU = torch.device("cpu")
 FULL, HALF, BRAIN = (Runtime(CPU, d) for d in (torch.float32, torch.float16, torch.bfloat16))

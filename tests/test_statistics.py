@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dreamloom import statistics
-from dreamloom.statistics import (
+from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats.intervals import (
     Sampled,
     draw,
     interval,

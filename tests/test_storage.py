@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Framing, Sampler, Shot, Thrift
-from dreamloom.families.residence import Residence
-from dreamloom.families.sdxl import SDXLModel
-from dreamloom.families.storage import StoredLinear, store
-from dreamloom.footprint.counting import MemoryCounter
-from dreamloom.quantise import STORAGES, Storage
-from dreamloom.runtime import Runtime, pick_runtime
+from dreamloom.core.device import Runtime, pick_runtime
+from dreamloom.memory.tensor_counter import MemoryCounter
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, Thrift
+from dreamloom.models.offload import Residence
+from dreamloom.models.quantization import STORAGES, Storage
+from dreamloom.models.quantized_layers import StoredLinear, store
+from dreamloom.models.sdxl import SDXLModel
 from looks import psnr_db
 
 FEWER_BITS = [kind for kind in STORAGES if kind != "whole"]

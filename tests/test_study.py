@@ -16,15 +16,23 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamloom import study as room
-from dreamloom.cli import main
-from dreamloom.comparisons import Comparison
-from dreamloom.errors import ConfigError, PhotoError, RunFolderError
-from dreamloom.events import Event, StageSkipped, StageStarted
-from dreamloom.metrics import PictureScores, Score, Scorecard
-from dreamloom.pictures import Photo, PhotoSet, read_image_set
-from dreamloom.study import Changes, Findings, Study, describe_study, read_study, run_study
-from dreamloom.study.answers import (
+from dreamloom.cli.main import main
+from dreamloom.core.errors import ConfigError, PhotoError, RunFolderError
+from dreamloom.core.events import Event, StageSkipped, StageStarted
+from dreamloom.core.manifests import Photo, PhotoSet, read_image_set
+from dreamloom.evaluation.compare import Comparison
+from dreamloom.evaluation.metrics import PictureScores, Score, Scorecard
+from dreamloom.evaluation.verdicts import Figure
+from dreamloom.experiments import study as room
+from dreamloom.experiments.study import (
+    Changes,
+    Findings,
+    Study,
+    describe_study,
+    read_study,
+    run_study,
+)
+from dreamloom.experiments.study.answers import (
     BETTER,
     FEW,
     SAME,
@@ -42,11 +50,10 @@ from dreamloom.study.answers import (
     decide,
     find_plateau,
 )
-from dreamloom.study.findings import join_scores
-from dreamloom.study.pool import Crew, open_crew
-from dreamloom.study.question import count_updates
-from dreamloom.study.work import choose_photos
-from dreamloom.verdicts import Figure
+from dreamloom.experiments.study.findings import join_scores
+from dreamloom.experiments.study.pool import Crew, open_crew
+from dreamloom.experiments.study.question import count_updates
+from dreamloom.experiments.study.work import choose_photos
 from studio_set import make_photos
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "questions").glob("*.toml"))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dreamloom.errors import ConfigError
-from dreamloom.events import Looked, LossLogged, Note, Validated
-from dreamloom.trackers import choose_tracker, describe, track
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Looked, LossLogged, Note, Validated
+from dreamloom.training.trackers import choose_tracker, describe, track
 
 
 def test_figures_go_by_name_and_update() -> None:

@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreamloom import trial
-from dreamloom.config import load_config
-from dreamloom.events import Event, Progress
-from dreamloom.metrics import Score
-from dreamloom.photos import load_photos
-from dreamloom.picturebook import score
-from dreamloom.picturebook.drawing import draw
+from dreamloom.core.config import load_config
+from dreamloom.core.events import Event, Progress
+from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation.metrics import Score
 from dreamloom.picturebook.judges import load_attribute_reader
-from dreamloom.picturebook.measurements import Row, at_least
 from dreamloom.picturebook.world import KNOWN_PERSONS, Drawing, known_person, sample_drawing
-from dreamloom.pictures import ImageSet, Picture, read_image_set, write_manifest
-from dreamloom.rundir import RunDir
-from dreamloom.trial import ASKED, Outcome, TrialPlan
+from tools.picturebook import score, trial
+from tools.picturebook.drawing import draw
+from tools.picturebook.measurements import Row, at_least
+from tools.picturebook.trial import ASKED, Outcome, TrialPlan
 
 
 def outcome(

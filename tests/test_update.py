@@ -12,14 +12,14 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from dreamloom.adapters import write_adapter
-from dreamloom.config import LoomConfig
-from dreamloom.families import load_model
-from dreamloom.families.base import AdapterSpec, Model
-from dreamloom.lessons import Card, Lesson
-from dreamloom.pictures import PhotoSet, PriorSet
-from dreamloom.runtime import generator_for, pick_runtime
-from dreamloom.train.update import compute_loss, share_update
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.device import generator_for, pick_runtime
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.lora import write_adapter
+from dreamloom.models import load_model
+from dreamloom.models.base import AdapterSpec, Model
+from dreamloom.training.batches import Card, Lesson
+from dreamloom.training.step import compute_loss, share_update
 from studio_set import make_lesson, make_sets, small_config
 
 UPDATE = 2

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from dreamloom.picturebook import world
-from dreamloom.picturebook.drawing import draw, draw_at
 from dreamloom.picturebook.world import (
     JUDGING_SEED_START,
     KNOWN_PERSONS,
@@ -21,6 +20,7 @@ from dreamloom.picturebook.world import (
     sample_identity,
     vary,
 )
+from tools.picturebook.drawing import draw, draw_at
 
 ANYBODY = Identity(kind="person")
 

@@ -2,7 +2,7 @@
 
 Start at `write_report`. It reads a `Story` (`story.py`), lays it out (`page.py`, with pictures in
 `gallery.py`, scores in `tables.py`, and how it was made in `making.py`) in words that follow from
-the numbers (`dreamloom.verdicts`) and with small drawings (`dreamloom.plots`), and fills the
+the numbers (`dreamloom.evaluation.verdicts`) and with small drawings (`plots.py`), and fills the
 template in ``templates/``.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dreamloom.events import Observer, StageDone, StageStarted, silent
-from dreamloom.plots import Bar, score_bars
+from dreamloom.core.events import Observer, StageDone, StageStarted, silent
+from dreamloom.core.run_folder import RunDir, write_text
+from dreamloom.evaluation.verdicts import Verdict, tell
 from dreamloom.report.page import lay_out
+from dreamloom.report.plots import Bar, score_bars
 from dreamloom.report.story import Story, read_story
-from dreamloom.rundir import RunDir, write_text
-from dreamloom.verdicts import Verdict, tell
 
 __all__ = ["render", "write_report"]
 

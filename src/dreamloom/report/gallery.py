@@ -11,11 +11,11 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from dreamloom.errors import PhotoError
-from dreamloom.pictures import ImageSet, Picture
-from dreamloom.pixels import open_upright
+from dreamloom.core.errors import PhotoError
+from dreamloom.core.manifests import ImageSet, Picture
+from dreamloom.data.image_io import open_upright
+from dreamloom.evaluation.verdicts import label_of
 from dreamloom.report.story import TABLE, label_set
-from dreamloom.verdicts import label_of
 
 BADGES = ("identity", "clip_t")
 """Scores written below each picture."""

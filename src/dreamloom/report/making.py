@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dreamloom.config import PRESETS, LoomConfig, load_config
-from dreamloom.errors import DreamLoomError
-from dreamloom.plots import loss_chart, smoothing_window
+from dreamloom.core.config import PRESETS, LoomConfig, load_config
+from dreamloom.core.errors import DreamLoomError
+from dreamloom.core.run_folder import Record, file_sha256
+from dreamloom.evaluation.verdicts import read_figure, tell
+from dreamloom.report.plots import loss_chart, smoothing_window
 from dreamloom.report.story import Facts, Story, label_run, order_of
-from dreamloom.rundir import Record, file_sha256
-from dreamloom.verdicts import read_figure, tell
 
 _TAKES_MANY = ("generate", "evaluate")
 """Stages that run once for each set of pictures: their times are added up."""

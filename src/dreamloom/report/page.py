@@ -7,10 +7,21 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dreamloom.comparisons import compare_cards, tell_basis
-from dreamloom.errors import EvaluationError
-from dreamloom.metrics import Scorecard
-from dreamloom.pictures import ImageSet
+from dreamloom.core.errors import EvaluationError
+from dreamloom.core.manifests import ImageSet
+from dreamloom.evaluation.compare import compare_cards, tell_basis
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.verdicts import (
+    FEWEST,
+    Change,
+    Figure,
+    Named,
+    Verdict,
+    judge_change,
+    judge_following,
+    judge_likeness,
+    label_of,
+)
 from dreamloom.report.gallery import (
     BADGES,
     Gallery,
@@ -50,17 +61,6 @@ from dreamloom.report.tables import (
     key_facts,
     score_folds,
     score_table,
-)
-from dreamloom.verdicts import (
-    FEWEST,
-    Change,
-    Figure,
-    Named,
-    Verdict,
-    judge_change,
-    judge_following,
-    judge_likeness,
-    label_of,
 )
 
 _PRIOR_PX = 128

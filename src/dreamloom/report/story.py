@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from dreamloom.config import LoomConfig, load_config
-from dreamloom.errors import DreamLoomError, RunFolderError
-from dreamloom.pictures import (
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.errors import DreamLoomError, RunFolderError
+from dreamloom.core.manifests import (
     MANIFEST,
     ImageSet,
     PhotoSet,
@@ -20,8 +20,8 @@ from dreamloom.pictures import (
     read_photo_set,
     read_prior_set,
 )
-from dreamloom.rundir import Record, RunDir
-from dreamloom.verdicts import LABELS, Figure, read_figure
+from dreamloom.core.run_folder import Record, RunDir
+from dreamloom.evaluation.verdicts import LABELS, Figure, read_figure
 
 TABLE = "table"
 """Sets whose names begin so fill the table of schedulers and steps."""

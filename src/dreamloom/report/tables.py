@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dreamloom.evaluation.verdicts import LABELS, Figure, indistinct_from_best, label_of, meaning_of
 from dreamloom.report.gallery import kind_of
 from dreamloom.report.story import (
     TABLE,
@@ -16,13 +17,6 @@ from dreamloom.report.story import (
     read_groups,
     read_scores,
     texts_of,
-)
-from dreamloom.verdicts import (
-    LABELS,
-    Figure,
-    indistinct_from_best,
-    label_of,
-    meaning_of,
 )
 
 _HEAT = ("identity", "clip_i", "clip_t")

@@ -1,0 +1,385 @@
+"""The commands for adapter files: parse, call one function of the library, show what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dreamloom.merging import RankWish
+    from dreamloom.merging.files import Recipe
+
+PATH = click.Path(path_type=Path)
+RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
+# Written out, for reading them from the library would load it; a test compares.
+FORMATS = click.Choice(["peft", "kohya", "kohya-diffusers"])
+PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
+_PEFT_OR_KOHYA = (
+    "peft for diffusers; kohya (SDXL's own blocks) or kohya-diffusers (any) for ComfyUI and A1111."
+)
+
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=FORMATS,
+    default="peft",
+    show_default=True,
+    help=_PEFT_OR_KOHYA,
+)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options by which every command names the file that it writes."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace an existing file."),
+        click.option("-o", "--out", type=PATH, required=True, help="The file to write."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("parts", nargs=-1, metavar="[NAME=]FILE[:W]... | RECIPE.toml")
+@click.option("-o", "--out", type=PATH, help="The merged .safetensors file.")
+@click.option("--method", help="How they are merged; see --methods.  [default: sum]")
+@click.option(
+    "--set", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeat."
+)
+@click.option("--rank", help=f"{RANK_HELP}  [default: full]")
+@click.option(
+    "--blocks",
+    multiple=True,
+    metavar="[NAME:]WEIGHTS",
+    help="Weights of blocks, for one part or all: 'style=1.2, mid=0', or a list of numbers.",
+)
+@click.option("--format", "file_format", type=FORMATS, help=f"{_PEFT_OR_KOHYA}  [default: peft]")
+@click.option("--precision", type=PRECISIONS, help="Of the numbers in the file.  [default: fp32]")
+@click.option("--seed", type=int, help="Of methods that throw dice.  [default: 0]")
+@click.option(
+    "--base", help="The base model, for methods that ask it.  [default: as the adapters say]"
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="NAME:TEXT",
+    help="What the base model is asked for the part NAME; repeat.",
+)
+@click.option(
+    "--joint-prompt",
+    "joint",
+    multiple=True,
+    metavar="TEXT",
+    help="What it is asked for all parts at once; repeat.",
+)
+@click.option("--device", help="Where the base model computes.  [default: auto]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Merge again and compare; with a merged FILE and no -o, check that one.",
+)
+@click.option(
+    "--inputs", type=PATH, help="Where --verify finds the inputs.  [default: beside the file]"
+)
+@click.option(
+    "--methods",
+    "list_methods",
+    is_flag=True,
+    help="List the methods and stop; with --method, tell all of that one.",
+)
+@click.pass_obj
+def merge(
+    quiet: bool,
+    /,
+    parts: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    verify: bool,
+    inputs: Path | None,
+    list_methods: bool,
+    **given: Any,
+) -> None:
+    """Merge adapters into one file that can be loaded alone.
+
+    Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
+    with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
+    """
+    from dreamloom.cli.console import say, show_method, show_methods, tell_ranks, watch
+
+    if list_methods:
+        return show_method(given["method"]) if given["method"] else show_methods()
+    if verify and out is None and len(parts) == 1:
+        return _verify(quiet, Path(parts[0]), inputs, given)
+    if not parts or out is None:
+        raise click.UsageError("Name adapters or a recipe, and the merged file with -o.")
+    if inputs and not verify:
+        raise click.UsageError("--inputs belongs to --verify.")
+    from dreamloom.merging.files import carry_out, verify_merge
+
+    recipe = _read_recipe(parts, given)
+    with watch(quiet) as observe:
+        combined = carry_out(recipe, out, overwrite, observe)
+        files = [part.path for part in recipe.parts]
+        verified = verify_merge(out, inputs, files, observe=observe) if verify else None
+    told = f"{len(combined.adapter.layers)} layers, {tell_ranks(combined.adapter.ranks.values())}"
+    lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
+    say(f"The merged adapter: {out} ({told}{lost})")
+    if verified:
+        say(str(verified))
+
+
+def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
+    """Make a recipe of what was typed, or read it from its file."""
+    from dreamloom.merging import FULL, parse_rank
+    from dreamloom.merging.files import (
+        Recipe,
+        name_parts,
+        parse_options,
+        parse_part,
+        read_recipe,
+        share_blocks,
+        share_prompts,
+    )
+
+    if len(parts) == 1 and parts[0].lower().endswith(".toml"):
+        typed = [name for name, value in given.items() if value not in (None, ())]
+        if typed:
+            option = {"options": "set", "file_format": "format", "prompts": "prompt"}
+            raise click.UsageError(
+                f"The recipe says how to merge; write {option.get(typed[0], typed[0])} in it."
+            )
+        return read_recipe(Path(parts[0]))
+    named = name_parts([parse_part(part) for part in parts])
+    named = share_prompts(share_blocks(named, given["blocks"]), given["prompts"])
+    method = given["method"] or "sum"
+    return Recipe(
+        named,
+        method,
+        parse_options(method, given["options"]),
+        parse_rank(given["rank"]) if given["rank"] else FULL,
+        given["seed"] or 0,
+        given["file_format"] or "peft",
+        given["precision"] or "fp32",
+        given["base"] or "",
+        given["joint"],
+        given["device"] or "auto",
+    )
+
+
+def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any]) -> None:
+    from dreamloom.cli.console import say, watch
+    from dreamloom.merging.files import Question, verify_merge
+
+    question = Question(given.pop("base") or "", given.pop("device") or "auto")
+    if any(value not in (None, ()) for value in given.values()):
+        raise click.UsageError("--verify takes how a file was merged from the file itself.")
+    with watch(quiet) as observe:
+        verified = verify_merge(file, inputs, question=question, observe=observe)
+    say(str(verified))
+
+
+@click.command()
+@click.argument("merged", type=PATH, metavar="FILE")
+@click.argument("weights", nargs=-1, metavar="[NAME=WEIGHT]...")
+@click.option("-o", "--out", type=PATH, help="The file to write; without it, FILE is changed.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.pass_obj
+def remix(
+    quiet: bool, /, merged: Path, weights: tuple[str, ...], out: Path | None, overwrite: bool
+) -> None:
+    """Give the parts of a merged FILE other weights.
+
+    The files it was made from are not needed. Works where the merge was a plain sum at full rank.
+    A weight of 0 takes a part out for good. Without weights, lists the parts.
+    """
+    from dreamloom.cli.console import say, watch
+    from dreamloom.merging.files import list_parts, parse_changes, remix_merge
+
+    if not weights:
+        parts, obstacle = list_parts(merged)
+        for part in parts:
+            click.echo(f"{part.name}={part.weight:g}  ({part.file})")
+        if obstacle:
+            say(f"Their weights cannot be changed. {obstacle}")
+        return
+    changes = parse_changes(weights)
+    with watch(quiet) as observe:
+        remixed = remix_merge(merged, changes, out, overwrite, observe)
+    click.echo(f"The merged adapter: {out or merged} ({len(remixed.layers)} layers)")
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--rank", required=True, help=RANK_HELP)
+@click.option("--format", "file_format", type=FORMATS, help=f"{_PEFT_OR_KOHYA} As FILE if absent.")
+@click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
+@output_options
+@click.pass_obj
+def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> None:
+    """Cut an adapter to another rank, as near to FILE as there is."""
+    from dreamloom.cli.console import show_cut, watch
+    from dreamloom.merging import parse_rank
+    from dreamloom.merging.files import resize_adapter
+
+    wish = parse_rank(rank)
+    with watch(quiet) as observe:
+        combined = resize_adapter(
+            file,
+            out,
+            wish,
+            given["file_format"],
+            given["precision"],
+            given["overwrite"],
+            observe,
+        )
+    show_cut(out, combined.adapter, combined.error, str(file))
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@format_option
+@click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
+@click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
+@click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
+@output_options
+@click.pass_obj
+def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: Any) -> None:
+    """Write an adapter in another format, with the same change."""
+    from dreamloom.cli.console import watch
+    from dreamloom.merging import parse_rank
+    from dreamloom.merging.files import convert_file
+
+    wish: RankWish | None = parse_rank(rank) if rank else None
+    with watch(quiet) as observe:
+        adapter = convert_file(
+            file,
+            out,
+            given["file_format"],
+            given["precision"],
+            given["base"],
+            wish,
+            given["overwrite"],
+            observe,
+        )
+    approximated = adapter.metadata.get("dreamloom.approximation") if wish else None
+    lost = f", {json.loads(approximated)['relative_error']:.2%} off" if approximated else ""
+    click.echo(f"The adapter: {out} ({len(adapter.layer_names)} layers{lost})")
+
+
+@click.command()
+@click.argument("tuned")
+@click.option("--base", required=True, help="The model that TUNED was made from.")
+@click.option("--rank", required=True, help=RANK_HELP)
+@format_option
+@click.option(
+    "--precision", type=PRECISIONS, default="fp16", show_default=True, help="Of the numbers."
+)
+@click.option("--json", "json_file", type=PATH, help="Write each layer's error there.")
+@output_options
+@click.pass_obj
+def extract(
+    quiet: bool,
+    /,
+    tuned: str,
+    base: str,
+    rank: str,
+    out: Path,
+    **given: Any,
+) -> None:
+    """Make an adapter of what TUNED has changed of its base.
+
+    Both are models: a name such as sdxl, a folder in diffusers' layout, or a checkpoint.
+    """
+    from dreamloom.cli.console import show_extracted, watch
+    from dreamloom.core.run_folder import write_json
+    from dreamloom.merging import parse_rank
+    from dreamloom.merging.files import extract_file
+
+    wish = parse_rank(rank)
+    with watch(quiet) as observe:
+        found = extract_file(
+            (tuned, base),
+            out,
+            wish,
+            given["file_format"],
+            given["precision"],
+            given["overwrite"],
+            observe,
+        )
+    if given["json_file"]:
+        write_json(given["json_file"], {"error": found.error, "layers": found.errors})
+    show_extracted(out, found)
+
+
+@click.command()
+@click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
+@click.option("--base", required=True, help="A name such as sdxl, a folder, or a checkpoint.")
+@click.option("-o", "--out", type=PATH, required=True, help="The folder or file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.pass_obj
+def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite: bool) -> None:
+    """Write a base model with adapters added, as one model.
+
+    It is laid out as the base: a folder if that is one, otherwise a .safetensors file. Each FILE
+    may have a weight W, 1 if not.
+    """
+    from dreamloom.cli.console import say, watch
+    from dreamloom.merging.files import bake_adapters, parse_part
+
+    parsed = [parse_part(part) for part in parts]
+    with watch(quiet) as observe:
+        baked = bake_adapters(parsed, base, out, overwrite, observe)
+    say(
+        f"The model: {out} ({baked.layers} layers changed; rounding to its precision lost "
+        f"{baked.rounding:.2%} of the change)"
+    )
+
+
+@click.command()
+@click.argument("one", metavar="A[:W]")
+@click.argument("other", metavar="B[:W]")
+@click.option("--json", "json_file", type=PATH, help="Write every layer's numbers there.")
+@click.option("--picture", type=PATH, help="Draw heat maps there, as .png.")
+@click.pass_obj
+def diagnose(
+    quiet: bool, /, one: str, other: str, json_file: Path | None, picture: Path | None
+) -> None:
+    """Say what adapters A and B have in common, and how to merge."""
+    from dreamloom.cli.console import show_diagnosis, watch
+    from dreamloom.core.run_folder import atomic_path, write_json
+    from dreamloom.merging.diagnose import draw_diagnosis
+    from dreamloom.merging.files import diagnose_files, parse_part
+
+    if picture and picture.suffix.lower() != ".png":
+        raise click.UsageError("--picture writes .png.")
+    with watch(quiet) as observe:
+        found = diagnose_files(parse_part(one), parse_part(other), observe)
+    if json_file:
+        write_json(json_file, found.as_json())
+    if picture:
+        with atomic_path(picture) as temporary:
+            draw_diagnosis(found).save(temporary)
+    show_diagnosis(found)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every setting uncut.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Tell what an adapter file holds and how it was made."""
+    from dreamloom.cli.console import show_inspected
+    from dreamloom.merging.files import inspect_file
+
+    told = inspect_file(file)
+    if as_json:
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        show_inspected(told)
+
+
+ADAPTER_COMMANDS = (merge, remix, inspect, diagnose, resize, convert, extract, bake)

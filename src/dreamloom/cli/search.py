@@ -1,0 +1,86 @@
+"""The command that searches for merge weights: parse, call the library, show what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("subject", type=PATH, metavar="A")
+@click.argument("style", type=PATH, metavar="B")
+@click.option("--base", help="The base model; the adapters' own where they say so.")
+@click.option("--photos", type=PATH, required=True, help="The subject's photos.")
+@click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="{subject} stands for the subject; repeat."
+)
+@click.option("--pack", "packs", multiple=True, help="A list of prompts; see 'dreamloom packs'.")
+@click.option("--trigger", help="Words that call the style; B's own where it says so.")
+@click.option("--subject", "phrase", help="The subject in prompts; A's own where it says so.")
+@click.option("--class-noun", help="What the subject is one of; A's own, or the last word.")
+@click.option("--budget", default=200, show_default=True, help="Pictures to draw, in all.")
+@click.option(
+    "--blocks", "by_block", is_flag=True, help="Search weights of blocks: down, mid and up."
+)
+@click.option(
+    "--between",
+    type=float,
+    nargs=2,
+    default=(0.3, 1.5),
+    show_default=True,
+    metavar="LOW HIGH",
+    help="Search weights from LOW to HIGH.",
+)
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes of one thread.")
+@click.option("--out", type=PATH, required=True, help="The search's folder, or a new one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--seed", type=int, help="Seed of every random draw.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--config", "file", type=PATH, help="A TOML file of settings.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting.")
+@click.pass_obj
+def search(
+    quiet: bool,
+    /,
+    file: Path | None,
+    sets: tuple[str, ...],
+    base: str | None,
+    seed: int | None,
+    device: str | None,
+    steps: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find weights for merging subject A with style B.
+
+    Draws candidates on the same prompts and seeds, keeps the better half again and again, and
+    compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
+    """
+    from dreamloom.cli.console import say, watch
+    from dreamloom.core.config import load_config
+    from dreamloom.experiments.merge_search import Wish, run_search
+
+    overrides = {
+        "base": base,
+        "seed": seed,
+        "device": device,
+        "generate.steps": (steps,) if steps else None,
+    }
+    config = load_config(file=file, sets=sets, overrides=overrides)
+    with watch(quiet) as observe:
+        found = run_search(Wish(**given), config, observe)
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+        return
+    say(found.verdict)
+    click.echo(f"To merge with the winner's weights: {found.command}")
+    click.echo(f"Everything: {given['out'] / 'search.md'}")
+
+
+SEARCH_COMMANDS = (search,)

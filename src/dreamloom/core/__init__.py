@@ -1,0 +1,1 @@
+"""What every package stands on: errors, events, settings, run folders, manifests, devices."""

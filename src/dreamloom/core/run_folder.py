@@ -1,0 +1,284 @@
+"""The shape of a run on disk: names of files, atomic writes, records, fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dreamloom.core.errors import RunFolderError
+from dreamloom.core.events import Event, Observer
+
+_LIBRARIES = ("dreamloom", "torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
+
+
+class Record(BaseModel):
+    """What one stage did: enough to repeat it, and to know whether it must be repeated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    """The stage's name, for example ``train``."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Fingerprints of everything that the result depends on, by name."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The stage's settings, resolved."""
+    outputs: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file written, by its path inside the run folder."""
+    results: dict[str, Any] = Field(default_factory=dict)
+    """Figures of the stage itself: losses, counts, scores."""
+    base: dict[str, str] = Field(default_factory=dict)
+    """The base model: name, fingerprint, revision."""
+    seed: int | None = None
+    runtime: str = ""
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    finished_at: str = Field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+
+
+def library_versions() -> dict[str, str]:
+    """Name the versions of Python and the libraries that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(*values: Any) -> str:
+    """Hash plain values (numbers, text, lists, dictionaries, dataclasses, paths): 64 hex digits.
+
+    Names in dictionaries are text; their order does not matter. A list and a tuple of the same
+    values are the same.
+    """
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, default=_plain, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds.
+
+    A block that fails, or a process that dies in it, leaves ``path`` as it was. The temporary
+    name keeps the suffix, because some writers choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results are meant to be shared like any other file.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder; if the block succeeds, it takes the place of ``path``.
+
+    A block that fails leaves ``path`` as it was, and nothing beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as workplace:
+        fresh = Path(workplace) / path.name
+        fresh.mkdir()
+        yield fresh
+        if path.exists():
+            path.rename(Path(workplace) / "old")
+        fresh.rename(path)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, default=_plain, ensure_ascii=False) + "\n")
+
+
+class RunDir:
+    """One run's folder: where everything lies, and what has been done."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def settings_file(self) -> Path:
+        """Every setting, resolved."""
+        return self.path / "loom.toml"
+
+    @property
+    def events_file(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def records(self) -> Path:
+        """One JSON record per stage."""
+        return self.path / "records"
+
+    @property
+    def adapter(self) -> Path:
+        """What training made."""
+        return self.path / "adapter.safetensors"
+
+    @property
+    def kohya_adapter(self) -> Path:
+        """The same for ComfyUI and AUTOMATIC1111, where it was asked for."""
+        return self.path / "adapter-kohya.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an interrupted training goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def latents(self) -> Path:
+        """Encoded crops, while a training is not finished."""
+        return self.path / "latents"
+
+    @property
+    def looks(self) -> Path:
+        """Pictures, scores and adapters from within the training, by the update."""
+        return self.path / "looks"
+
+    @property
+    def priors(self) -> Path:
+        """Class images drawn by the base model."""
+        return self.path / "priors"
+
+    @property
+    def photos(self) -> Path:
+        """Upright, cropped copies of the photos, without location data."""
+        return self.path / "photos"
+
+    @property
+    def images(self) -> Path:
+        """Pictures, one folder with a manifest per set."""
+        return self.path / "images"
+
+    @property
+    def scores(self) -> Path:
+        """Scores by image set."""
+        return self.path / "scores.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that tells the run's story."""
+        return self.path / "report.html"
+
+    def refuse_strangers(self) -> None:
+        """Check that the folder can be this run's, without making it.
+
+        Raises:
+            RunFolderError: If the path is a file, or a folder with other things in it.
+        """
+        if self.path.is_file():
+            raise RunFolderError(
+                f"{self.path} is a file, not a folder.", "Name a folder with --out."
+            )
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_run():
+            raise RunFolderError(
+                f"{self.path} already holds other files and is not a run of DreamLoom.",
+                "Name a new or empty folder with --out.",
+            )
+
+    def claim(self) -> None:
+        """Make the folder, or accept it if it is empty or already a run; see `refuse_strangers`."""
+        self.refuse_strangers()
+        self.records.mkdir(parents=True, exist_ok=True)
+
+    def is_run(self) -> bool:
+        """Say whether this folder was made by DreamLoom."""
+        return self.settings_file.is_file() or self.records.is_dir()
+
+    def record_file(self, stage: str) -> Path:
+        """Where a stage's record lies; an image set's stage may be named ``generate-table``."""
+        return self.records / f"{stage}.json"
+
+    def write_record(self, record: Record) -> None:
+        """Write a stage's record: the sign that the stage is finished."""
+        write_text(self.record_file(record.stage), record.model_dump_json(indent=2) + "\n")
+
+    def read_record(self, stage: str) -> Record | None:
+        """Read a stage's record; None if the stage has not finished, or its record is damaged."""
+        path = self.record_file(stage)
+        if not path.is_file():
+            return None
+        try:
+            return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None
+
+    def finished(self, stage: str, inputs: Mapping[str, str]) -> Record | None:
+        """Return a stage's record if it was made from just these inputs and its files exist."""
+        record = self.read_record(stage)
+        if record is None or record.inputs != dict(inputs):
+            return None
+        return record if all((self.path / name).exists() for name in record.outputs) else None
+
+    def hash_outputs(self, *paths: Path) -> dict[str, str]:
+        """Hash files of this run for a record, by their path inside the folder."""
+        return {str(path.relative_to(self.path)): file_sha256(path) for path in paths}
+
+    def observer(self) -> Observer:
+        """Make an observer that appends each event to ``events.jsonl``."""
+
+        def observe(event: Event) -> None:
+            entry = {
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "event": type(event).__name__,
+                **dataclasses.asdict(event),
+            }
+            with self.events_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+        return observe

@@ -1,0 +1,305 @@
+"""Stage 2: class images drawn by the same base model, so that it keeps its idea of the class."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamloom.core.config import PriorsConfig
+from dreamloom.core.device import measure_effort, seed_for
+from dreamloom.core.errors import ConfigError, DreamLoomError
+from dreamloom.core.events import (
+    Note,
+    Observer,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+    silent,
+)
+from dreamloom.core.manifests import MANIFEST, DrawnPrior, PriorSet, read_prior_set, write_manifest
+from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
+from dreamloom.models.base import Model, Sampler, Shot
+
+BATCH = 8
+
+# A new set waits in a folder of its recipe's name until it is complete. Each process notes what
+# it draws in a journal of its own, so that nothing drawn is lost and none writes over another's.
+_WAITING = ".priors-"
+_JOURNALS = "drawn-*.jsonl"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What class images are drawn from; image number n is a function of this and n."""
+
+    prompt: str
+    sampler: Sampler
+    seed: int
+    resolution_px: int
+    base: str
+
+    @property
+    def named(self) -> dict[str, str | int | float]:
+        return {
+            "prompt": self.prompt,
+            "base model": self.base,
+            "scheduler": self.sampler.scheduler,
+            "steps": self.sampler.steps,
+            "guidance": self.sampler.guidance,
+            "seed": self.seed,
+            "resolution_px": self.resolution_px,
+        }
+
+    @property
+    def made_from(self) -> str:
+        return fingerprint(self.named)
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Where images of a recipe lie, and which are there, with the bytes that were written."""
+
+    folder: Path
+    drawn: dict[int, DrawnPrior]
+    replaces: str
+    """Why images in the run cannot be used, if there are such."""
+
+    def lack(self, numbers: Sequence[int]) -> list[int]:
+        return [number for number in numbers if number not in self.drawn]
+
+
+def make_priors(
+    run: RunDir,
+    model: Model,
+    prompt: str,
+    config: PriorsConfig,
+    seed: int,
+    resolution_px: int,
+    observe: Observer = silent,
+) -> PriorSet:
+    """Draw the class images that are missing in ``priors/``, and put the set together.
+
+    Each image has a seed of its own, derived from the run's seed and its number, so the set does
+    not depend on the batch, and a larger set begins with the smaller one. Images of the same
+    recipe (prompt, base model, sampler, seed, resolution) are kept if their bytes are as they
+    were written; of more than are asked for the first are used, and none is deleted. Images of
+    another recipe are never used: the new set takes their place once it is complete. What was
+    drawn before an interruption is taken up again.
+
+    Args:
+        run: Where the images and the record go.
+        model: The base model that will be taught; nothing must be worn or attached.
+        prompt: The class prompt, such as ``a photo of a person``.
+        config: Resolved settings: nothing is ``auto`` any more.
+        seed: The run's seed.
+        resolution_px: Side of the images: what will be trained on.
+        observe: Told of progress.
+
+    Raises:
+        ConfigError: If the scheduler is unknown.
+    """
+    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    shelf = _find_shelf(run, recipe)
+    numbers = range(config.count)
+    missing = shelf.lack(numbers)
+    inputs = {"recipe": recipe.made_from, "count": str(config.count)}
+    if not missing and shelf.folder == run.priors and run.finished("priors", inputs):
+        observe(StageSkipped("priors", "already drawn"))
+        return _describe_set(shelf.folder, recipe, shelf.drawn, config.count)
+    observe(StageStarted("priors", _announce(prompt, config.count, len(missing))))
+    if shelf.replaces:
+        observe(Note("priors", shelf.replaces))
+    with measure_effort(model.runtime) as effort:
+        drawn = {**shelf.drawn, **_draw(shelf, model, recipe, numbers, (0, 1), observe)}
+        write_manifest(_describe_set(shelf.folder, recipe, drawn, config.count))
+        _put_in_place(shelf.folder, run)
+    priors = _describe_set(run.priors, recipe, drawn, config.count)
+    run.write_record(
+        Record(
+            stage="priors",
+            inputs=inputs,
+            settings=config.model_dump(mode="json"),
+            outputs=run.hash_outputs(run.priors / MANIFEST, *priors.paths()),
+            results={"count": config.count, "prompt": prompt, "drawn": len(missing)},
+            base=model.identity.as_dict(),
+            seed=seed,
+            runtime=model.runtime.name,
+            seconds=effort.seconds,
+            peak_mib=effort.peak_mib,
+        )
+    )
+    observe(StageDone("priors", effort.seconds, str(run.priors)))
+    return priors
+
+
+def draw_priors(
+    run: RunDir,
+    model: Model,
+    prompt: str,
+    config: PriorsConfig,
+    seed: int,
+    resolution_px: int,
+    observe: Observer = silent,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Draw one process's share of the missing class images, for `make_priors` to put together.
+
+    Several processes call this at the same time, each with its own share; when all have
+    returned, one calls `make_priors`, and after that the others may, too, to read the set.
+
+    Args:
+        run: As `make_priors`, like the other arguments.
+        model: The process's own copy of the base model.
+        prompt: The class prompt.
+        config: Resolved settings.
+        seed: The run's seed.
+        resolution_px: Side of the images.
+        observe: Told of the progress of this share.
+        share: The process's rank, from 0, and how many processes there are. Image n is drawn by
+            the process whose rank is the remainder of n.
+
+    Returns:
+        How many images were drawn.
+
+    Raises:
+        ConfigError: If the scheduler is unknown.
+        ValueError: If the rank is not below the number of processes.
+    """
+    rank, processes = share
+    if not 0 <= rank < processes:
+        raise ValueError(f"the rank must be from 0 to {processes - 1}, got {rank}")
+    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    numbers = range(rank, config.count, processes)
+    return len(_draw(_find_shelf(run, recipe), model, recipe, numbers, share, observe))
+
+
+def _write_recipe(
+    model: Model, prompt: str, config: PriorsConfig, seed: int, resolution_px: int
+) -> _Recipe:
+    if config.scheduler not in model.schedulers:
+        raise ConfigError(
+            f"priors.scheduler = {config.scheduler!r} is unknown.",
+            f"Choose from: {', '.join(model.schedulers)}.",
+        )
+    sampler = Sampler(config.scheduler, config.steps, float(config.guidance))
+    return _Recipe(prompt, sampler, seed, resolution_px, model.identity.fingerprint)
+
+
+def _announce(prompt: str, count: int, missing: int) -> str:
+    if missing == count:
+        return f"{count} pictures of “{prompt}”"
+    if missing:
+        return f"{missing} of {count} pictures of “{prompt}”; the others were drawn before"
+    return f"{count} pictures of “{prompt}”, all drawn before"
+
+
+def _name(number: int) -> str:
+    return f"{number:04d}.png"
+
+
+def _find_shelf(run: RunDir, recipe: _Recipe) -> _Shelf:
+    """Find where images of a recipe lie or shall lie, and which of them are there unharmed."""
+    try:
+        old = read_prior_set(run.priors)
+    except DreamLoomError:
+        old = None
+    if old and old.made_from == recipe.made_from:
+        return _Shelf(run.priors, _find_unharmed(run.priors, old.drawn), "")
+    waiting = run.path / f"{_WAITING}{recipe.made_from[:16]}"
+    replaces = _name_differences(old, recipe) if run.priors.exists() else ""
+    return _Shelf(waiting, _find_unharmed(waiting, ()), replaces)
+
+
+def _find_unharmed(folder: Path, listed: Sequence[DrawnPrior]) -> dict[int, DrawnPrior]:
+    """Find the images whose bytes are those that were written; the others do not count."""
+    found = {}
+    for one in (*listed, *_read_journals(folder)):
+        path = folder / one.file
+        if path.is_file() and file_sha256(path) == one.sha256:
+            found[int(path.stem)] = one
+    return dict(sorted(found.items()))
+
+
+def _read_journals(folder: Path) -> Iterator[DrawnPrior]:
+    for path in sorted(folder.glob(_JOURNALS)):
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                yield DrawnPrior.model_validate_json(line)
+            except ValueError:
+                # Empty, or cut off when the process died: that image is drawn again.
+                continue
+
+
+def _name_differences(old: PriorSet | None, recipe: _Recipe) -> str:
+    if old is None:
+        return "priors/ holds no set that can be read; a new one takes its place when complete"
+    differing = [name for name, value in recipe.named.items() if old.recipe.get(name) != value]
+    how = f"drawn with another {', '.join(differing)}" if old.recipe else "made otherwise"
+    return (
+        f"the {len(old.files)} class images of “{old.prompt}” in priors/ were {how}: they are not "
+        "used, and the new ones take their place when complete"
+    )
+
+
+def _draw(
+    shelf: _Shelf,
+    model: Model,
+    recipe: _Recipe,
+    numbers: Sequence[int],
+    share: tuple[int, int],
+    observe: Observer,
+) -> dict[int, DrawnPrior]:
+    """Draw those of the numbered images that the shelf lacks."""
+    missing = shelf.lack(numbers)
+    drawn: dict[int, DrawnPrior] = {}
+    kept = len(numbers) - len(missing)
+    observe(Progress("priors", "drawing class images", kept, len(numbers)))
+    if missing:
+        shelf.folder.mkdir(parents=True, exist_ok=True)
+    journal = shelf.folder / _JOURNALS.replace("*", f"{share[0]}-of-{share[1]}")
+    for start in range(0, len(missing), BATCH):
+        some = missing[start : start + BATCH]
+        shots = [Shot(recipe.prompt, seed_for(recipe.seed, "prior", number)) for number in some]
+        images = model.sample(shots, recipe.sampler, recipe.resolution_px, batch=BATCH)
+        for number, shot, image in zip(some, shots, images, strict=True):
+            path = shelf.folder / _name(number)
+            with atomic_path(path) as temporary:
+                image.save(temporary)
+            drawn[number] = DrawnPrior(file=path.name, seed=shot.seed, sha256=file_sha256(path))
+            with journal.open("a", encoding="utf-8") as file:
+                # The line break comes first: it ends a line that was cut off.
+                file.write("\n" + json.dumps(drawn[number].model_dump()))
+        observe(Progress("priors", "drawing class images", kept + len(drawn), len(numbers)))
+    return drawn
+
+
+def _describe_set(
+    folder: Path, recipe: _Recipe, drawn: dict[int, DrawnPrior], count: int
+) -> PriorSet:
+    return PriorSet(
+        folder=folder,
+        prompt=recipe.prompt,
+        resolution_px=recipe.resolution_px,
+        files=tuple(_name(number) for number in range(count)),
+        made_from=recipe.made_from,
+        recipe=recipe.named,
+        drawn=tuple(drawn[number] for number in sorted(drawn)),
+    )
+
+
+def _put_in_place(folder: Path, run: RunDir) -> None:
+    """Let a complete set take the place of the old one, and clear away what helped to make it."""
+    if folder != run.priors:
+        old = run.path / f"{_WAITING}old"
+        shutil.rmtree(old, ignore_errors=True)
+        if run.priors.exists():
+            run.priors.rename(old)
+        folder.rename(run.priors)
+    for journal in run.priors.glob(_JOURNALS):
+        journal.unlink()
+    for leftover in run.path.glob(f"{_WAITING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)

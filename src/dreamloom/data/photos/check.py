@@ -1,0 +1,283 @@
+"""What is not ideal about photos: each one by itself, and the set as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from dreamloom.core.errors import PhotoError
+from dreamloom.core.events import Observer, Progress, silent
+from dreamloom.core.manifests import Shape
+from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
+from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
+from dreamloom.data.photos.listing import (
+    USUAL_PHOTOS,
+    Told,
+    count,
+    hash_file,
+    list_photos,
+    name_some,
+)
+from dreamloom.data.quality import Look, group_alike, judge, nearly_same
+
+FEW_PHOTOS, MANY_PHOTOS = 4, 30
+
+# What is narrower or longer holds no subject, and scaling it up would fill the memory.
+_LEAST_SIDE_PX, _MOST_ELONGATED = 32, 10.0
+
+_STORED = {
+    2: "was stored as in a mirror; it is used the right way round",
+    3: "was stored upside down; it is used upright",
+    4: "was stored upside down; it is used upright",
+    **dict.fromkeys((5, 6, 7, 8), "was stored lying on its side; it is used upright"),
+}
+_LOCATED = "says where it was taken; that is left out of everything DreamLoom writes"
+_SERIES = "holds more than one picture; the first is used"
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CheckedPhoto(_Report):
+    """What the check found out about one photo."""
+
+    file: str
+    """The photo's name."""
+    original_px: tuple[int, int] | None = None
+    """Height and width when upright; None if it cannot be read."""
+    stored_upright: bool = True
+    """Whether the file needed no turning."""
+    has_location: bool = False
+    """Whether the file says where it was taken."""
+    sharpness: float | None = None
+    """How sharp it is, see `dreamloom.data.quality`; None if it cannot be read."""
+    unreadable: str = ""
+    """Why it cannot be used and what to do, if so."""
+    issues: tuple[str, ...] = ()
+    """What is not ideal about it; each goes on where the photo's name begins the sentence."""
+    remarks: tuple[str, ...] = ()
+    """What is worth knowing about it, and needs nothing done."""
+
+
+class PhotoCheck(_Report):
+    """What the check found out about a folder of photos."""
+
+    folder: Path
+    resolution_px: int
+    photos: tuple[CheckedPhoto, ...]
+    notes: tuple[str, ...] = ()
+    """What holds for the set as a whole: ignored files, near-duplicates, too few."""
+    to_add: tuple[str, ...] = ()
+    """What would make the set better."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether `load_photos` would take the folder."""
+        return bool(self.photos) and not any(photo.unreadable for photo in self.photos)
+
+
+class Seen(NamedTuple):
+    """One photo: its pixels, how crops are cut from it, and what is to say about it."""
+
+    image: Image.Image
+    """The upright original."""
+    bucket_px: Size
+    scaled_px: Size
+    box_px: Box | None
+    """What crops must keep, in the scaled picture."""
+    mask: Image.Image | None
+    """Its mask, of the original's size."""
+    checked: CheckedPhoto
+    sha256: str
+    look: Look
+
+
+def list_shapes(resolution_px: int, shape: Shape, step_px: int) -> list[Size]:
+    """List the sizes of crops that photos may be cut to.
+
+    Raises:
+        ValueError: As `dreamloom.data.buckets.list_buckets`.
+    """
+    if shape == "square":
+        return [(resolution_px, resolution_px)]
+    return list_buckets(resolution_px, step_px)
+
+
+def check_photos(
+    folder: Path,
+    resolution_px: int,
+    observe: Observer = silent,
+    *,
+    shape: Shape = "square",
+    step_px: int = 64,
+) -> PhotoCheck:
+    """Look at a folder of photos as `load_photos` would, and write nothing.
+
+    Args:
+        folder: Where the photos lie, not in folders of their own.
+        resolution_px: Side of a square of the area that will be trained on.
+        observe: Hears of the progress.
+        shape: Whether crops are squares or buckets.
+        step_px: Sides of buckets are multiples of it.
+
+    Returns:
+        A row for each picture, also for those that cannot be read.
+
+    Raises:
+        PhotoError: If the folder is missing, is a file, or holds no picture; or if captions or
+            metadata.jsonl are not as they should be.
+    """
+    listing = list_photos(folder)
+    shapes = list_shapes(resolution_px, shape, step_px)
+    rows, seen = [], []
+    for done, path in enumerate(listing.pictures, start=1):
+        try:
+            photo = see_photo(path, listing.told[path], shapes)
+        except PhotoError as error:
+            rows.append(CheckedPhoto(file=path.name, unreadable=str(error)))
+        else:
+            rows.append(photo.checked)
+            seen.append(forget_pixels(photo))
+        observe(Progress("photos", "look at photos", done, len(listing.pictures)))
+    return PhotoCheck(
+        folder=folder,
+        resolution_px=resolution_px,
+        photos=tuple(rows),
+        notes=(*listing.notes, *judge_set(seen)),
+        to_add=_what_to_add(seen),
+    )
+
+
+def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> Seen:
+    """Read and judge one photo, and find out how crops of one of the shapes are cut from it.
+
+    Raises:
+        PhotoError: If the photo or its mask cannot be used, or its box lies outside.
+    """
+    sha256 = hash_file(path)
+    upright = read_upright(path)
+    image = upright.image
+    size = (image.height, image.width)
+    refuse_sliver(path, image)
+    bucket = choose_bucket(size, shapes)
+    scaled = scale_to_cover(size, bucket)
+    mask = read_mask(told.mask, upright) if told.mask else None
+    box = _find_box(path, told, mask, size)
+    box_px = scale_box(box, size, scaled) if box else None
+    judgement = judge(image, bucket)
+    checked = CheckedPhoto(
+        file=path.name,
+        original_px=size,
+        stored_upright=upright.orientation == 1,
+        has_location=upright.has_location,
+        sharpness=round(judgement.sharpness, 1),
+        issues=judgement.issues,
+        remarks=_remark(upright, box_px, bucket),
+    )
+    return Seen(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
+
+
+def forget_pixels(photo: Seen) -> Seen:
+    """Let go of many megapixels; what judges the set needs none."""
+    return photo._replace(image=Image.new("RGB", (1, 1)), mask=None)
+
+
+def refuse_sliver(path: Path, image: Image.Image) -> None:
+    """Refuse a picture that is too small or too elongated to hold a subject.
+
+    Raises:
+        PhotoError: If so.
+    """
+    size = f"{path} has {image.width} × {image.height} pixels"
+    if min(image.size) < _LEAST_SIDE_PX:
+        raise PhotoError(
+            f"{size}, but each side must have {_LEAST_SIDE_PX} or more.",
+            "Replace it by a larger picture, or remove it.",
+        )
+    if max(image.size) > _MOST_ELONGATED * min(image.size):
+        raise PhotoError(
+            f"{size}, more than {_MOST_ELONGATED:.0f} times as long as wide.",
+            "Cut out the part with the subject, or remove it.",
+        )
+
+
+def _find_box(
+    path: Path, told: Told, mask: Image.Image | None, size: Size
+) -> tuple[float, float, float, float] | None:
+    """Find top, left, bottom and right of the subject in the original, as far as it is known."""
+    if told.box is None:
+        return find_marked(mask) if mask else None
+    left, top, right, bottom = told.box
+    if left < 0 or top < 0 or right > size[1] or bottom > size[0]:
+        given = ", ".join(f"{side:g}" for side in told.box)
+        raise PhotoError(
+            f"{told.box_from}: the box [{given}] does not lie inside {path.name}, which has "
+            f"{size[1]} × {size[0]} pixels.",
+            "Give left, top, right and bottom in pixels of the upright photo.",
+        )
+    return top, left, bottom, right
+
+
+def _remark(upright: Upright, box: Box | None, bucket: Size) -> tuple[str, ...]:
+    remarks = [_STORED[upright.orientation]] if upright.orientation in _STORED else []
+    if upright.has_location:
+        remarks.append(_LOCATED)
+    if upright.is_series:
+        remarks.append(_SERIES)
+    if box and (box[2] - box[0] > bucket[0] or box[3] - box[1] > bucket[1]):
+        remarks.append("has a subject larger than a crop; the middle of its box is kept")
+    return tuple(remarks)
+
+
+def judge_set(seen: Sequence[Seen]) -> list[str]:
+    """Say what is not ideal about the photos together."""
+    notes = [
+        f"{name_some([one.checked.file for one in alike])} are the same file: keep one of them"
+        for alike in group_alike(seen, _same_file)
+    ]
+    notes += [
+        f"{name_some([one.checked.file for one in alike])} are nearly the same picture: "
+        "keep the best of them"
+        for alike in group_alike(_one_of_each(seen), _same_look)
+    ]
+    if 0 < len(seen) < FEW_PHOTOS:
+        notes.append(
+            f"{count(seen, 'photo')} {'is' if len(seen) == 1 else 'are'} few: "
+            f"{FEW_PHOTOS} to {MANY_PHOTOS} are usual, and about {USUAL_PHOTOS} good ones do well"
+        )
+    if len(seen) > MANY_PHOTOS:
+        notes.append(
+            f"{len(seen)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose the "
+            "best, or raise train.updates"
+        )
+    return notes
+
+
+def _same_file(one: Seen, other: Seen) -> bool:
+    return one.sha256 == other.sha256
+
+
+def _same_look(one: Seen, other: Seen) -> bool:
+    return nearly_same(one.look, other.look)
+
+
+def _one_of_each(seen: Sequence[Seen]) -> list[Seen]:
+    return list({one.sha256: one for one in reversed(seen)}.values())[::-1]
+
+
+def _what_to_add(seen: Sequence[Seen]) -> tuple[str, ...]:
+    distinct = _one_of_each(seen)
+    repeated = sum(len(alike) - 1 for alike in group_alike(distinct, _same_look))
+    good = sum(not one.checked.issues for one in distinct) - repeated
+    missing = USUAL_PHOTOS - max(0, good)
+    if missing <= 0:
+        return ()
+    return (
+        f"add {missing} more good {'photo' if missing == 1 else 'photos'}: "
+        "other places, other light, other sides, and one from close by",
+    )

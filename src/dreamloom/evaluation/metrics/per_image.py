@@ -1,0 +1,405 @@
+"""What each kind of score is for every single picture, before anything is averaged.
+
+A picture that shows nobody, or that repeats a photo, earns what the base model's picture of its
+prompt and seed earned: leaving it out would reward an adapter that makes faces disappear, and
+counting it would reward one that copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dreamloom.evaluation.copy_detection import correlate_layouts
+from dreamloom.evaluation.metrics.embed import Seen
+from dreamloom.evaluation.metrics.measures import Kind, Measure, Role
+from dreamloom.evaluation.metrics.recognition import (
+    FEWEST_IMPOSTORS,
+    calibrate_threshold,
+    is_nearest,
+    is_own_prompt_best,
+)
+from dreamloom.evaluation.metrics.similarity import (
+    cosines,
+    differences,
+    drift,
+    prompt_fidelity,
+    subject_fidelity,
+)
+
+Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+# The mean of fewer persons depends on who they happen to be.
+_FEWEST_STRANGERS = 8
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Everything that a score of single pictures may look at.
+
+    Args:
+        seen: What the encoders saw in the pictures.
+        photos: In the photos.
+        below: In the base model's pictures; None without any.
+        partners: For each picture, the place of its floor among the base model's, or None.
+        roles: What each picture's prompt names.
+        roles_below: What each of the base model's prompts names; strangers count as the class.
+        units_below: The noise, or the stranger, behind each of the base model's pictures: pictures
+            of one noise mostly show one person.
+        groups: For each picture, what it may be compared with for variety, such as its prompt.
+        groups_below: The same for the base model's.
+        texts: Features of the different prompts; None where they are unknown.
+        own_text: For each picture, the row of its prompt's.
+        own_text_below: The same for the base model's.
+        nearness: How closely each picture repeats each photo.
+        copied: Whether each picture repeats a photo.
+        distances: Gives the perceptual distance of each picture with each; None without an encoder.
+    """
+
+    seen: Seen
+    photos: Seen
+    below: Seen | None
+    partners: Sequence[int | None]
+    roles: Sequence[Role]
+    roles_below: Sequence[Role]
+    units_below: Sequence[str]
+    groups: Sequence[int]
+    groups_below: Sequence[int]
+    texts: Float[Tensor, "prompts features"] | None
+    own_text: Sequence[int]
+    own_text_below: Sequence[int]
+    nearness: Float[Tensor, "images photos"]
+    copied: Bool[np.ndarray, " images"]
+    distances: Callable[[Seen, Sequence[int]], Array] | None = None
+
+
+@dataclass(frozen=True)
+class Values:
+    """A score of single pictures, photos or pairs.
+
+    Args:
+        own: One row per picture; one column per photo, or per picture for variety.
+        below: The same for the base model's pictures; None without any.
+        among_photos: The photos' own: pairs, or one value for each; None where it means nothing.
+        strangers: Places of those of the base model's pictures that are the floor instead of the
+            partners; see `_find_strangers`.
+        note: What has to be known about it.
+    """
+
+    own: Array
+    below: Array | None = None
+    among_photos: Array | None = None
+    note: str = ""
+    strangers: tuple[int, ...] = ()
+
+
+class NotMeasured(ValueError):
+    """Why a score cannot be measured, as a clause to stand behind "not measured:"."""
+
+
+def value_pictures(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    """Compute a score for every picture.
+
+    Args:
+        measure: Which score.
+        encoder: The name of the encoder that answers.
+        subjects: What it looks at.
+
+    Raises:
+        NotMeasured: If something is missing that it needs.
+    """
+    return _KINDS[measure.kind](measure, encoder, subjects)
+
+
+def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    photos = _photos(encoder, subjects)
+    below = None
+    if subjects.below is not None:
+        below = _fill(_similar(encoder, subjects.below, photos))
+    own = _similar(encoder, subjects.seen, photos)
+    if measure.needs_credit:
+        own[subjects.copied] = np.nan
+    strangers = _find_strangers(measure, below, subjects)
+    return Values(
+        _give_no_credit(own, below, subjects, strangers),
+        below,
+        _pairs(photos),
+        f"floor: {len(strangers)} pictures of anybody of the class, which are nearer to the photos "
+        "than the base model's pictures of these prompts"
+        if strangers
+        else "",
+        strangers,
+    )
+
+
+def _find_strangers(measure: Measure, below: Array | None, subjects: Subjects) -> tuple[int, ...]:
+    """Find the base model's pictures of anybody, where they are nearer to the photos.
+
+    To the base model an identifier is a word like any other, and often means one peculiar person to
+    it. A floor of that person alone lies as low as the person happens to be unlike the subject, and
+    any stranger would then seem to have come some way from it.
+    """
+    if below is None or measure.encoder != "identity" or measure.roles != ("subject",):
+        return ()
+    strangers = [place for place, role in enumerate(subjects.roles_below) if role == "class"]
+    partners = [
+        place
+        for place, role in zip(subjects.partners, subjects.roles, strict=True)
+        if place is not None and role == "subject"
+    ]
+    units = [subjects.units_below[place] for place in strangers]
+    if len(set(units)) < _FEWEST_STRANGERS or not partners:
+        return ()
+    nearer = _mean_of_units(below[strangers], units).mean() > below[partners].mean()
+    return tuple(strangers) if nearer else ()
+
+
+def _mean_of_units(values: Array, units: Sequence[str]) -> Array:
+    """Take the mean of each unit's rows, and then of the units."""
+    rows = [
+        [row for row, name in enumerate(units) if name == unit] for unit in dict.fromkeys(units)
+    ]
+    mean: Array = np.stack([values[own].mean(axis=0) for own in rows]).mean(axis=0)
+    return mean
+
+
+def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    photos = _photos(encoder, subjects)
+    below = subjects.below
+    return Values(
+        _similar(encoder, subjects.seen, photos).max(axis=1),
+        None if below is None else _similar(encoder, below, photos).max(axis=1),
+    )
+
+
+def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    found = _value_subject(measure, encoder, subjects)
+    if found.below is None:
+        raise NotMeasured("it needs the base model's pictures: --floor")
+    impostors = _impostors(subjects)
+    if len(impostors) < FEWEST_IMPOSTORS:
+        raise NotMeasured(
+            f"its threshold needs {FEWEST_IMPOSTORS} pictures of the base model's persons; "
+            f"there are {len(impostors)}"
+        )
+    threshold = calibrate_threshold(found.below[impostors].mean(axis=1))
+    apart = None
+    if found.among_photos is not None:
+        n = len(found.among_photos)
+        others = (found.among_photos.sum(axis=1) - found.among_photos.diagonal()) / (n - 1)
+        apart = (others >= threshold).astype(float)
+    own = (found.own.mean(axis=1) >= threshold).astype(float)
+    return Values(
+        _never(own, encoder, subjects),
+        (found.below.mean(axis=1) >= threshold).astype(float),
+        apart,
+        note=f"threshold {threshold:.3f}, from {len(impostors)} pictures of others",
+    )
+
+
+def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    if subjects.below is None:
+        raise NotMeasured("it needs the base model's pictures: --floor")
+    photos = _photos(encoder, subjects)
+    gallery = [
+        place for place in _impostors(subjects) if not _missed(encoder, subjects.below)[place]
+    ]
+    others = subjects.below.features[encoder][gallery]
+    if len(others) < 2:
+        raise NotMeasured("it needs two pictures or more of the base model's persons")
+
+    def nearest(features: Tensor, similar: Tensor, to_others: Tensor) -> Array:
+        shown = ~features.isnan().all(dim=1)
+        found = torch.zeros(len(features), dtype=torch.bool)
+        found[shown] = is_nearest(similar[shown], to_others[shown])
+        return found.numpy().astype(float)
+
+    own, beneath = subjects.seen.features[encoder], subjects.below.features[encoder]
+    to_others = _cosines(beneath, others)
+    to_others[gallery, torch.arange(len(gallery))] = -torch.inf  # a picture is not its own rival
+    apart = None
+    if len(photos) > 1:
+        similar = cosines(photos, photos).fill_diagonal_(-torch.inf)
+        apart = is_nearest(similar, cosines(photos, others)).numpy().astype(float)
+    return Values(
+        _never(nearest(own, _cosines(own, photos), _cosines(own, others)), encoder, subjects),
+        nearest(beneath, _cosines(beneath, photos), to_others),
+        apart,
+        f"against {len(others)} pictures of others",
+    )
+
+
+def _value_prompt(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    texts = _texts(subjects)
+
+    def fits(seen: Seen, own: Sequence[int]) -> Array:
+        rows = texts[list(own)]
+        return prompt_fidelity(generated=seen.features[encoder], prompts=rows).numpy()
+
+    below = subjects.below
+    return Values(
+        fits(subjects.seen, subjects.own_text),
+        None if below is None else fits(below, subjects.own_text_below),
+    )
+
+
+def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    texts = _texts(subjects)
+    asked = sorted(
+        {
+            text
+            for text, role in zip(subjects.own_text, subjects.roles, strict=True)
+            if role in measure.roles
+        }
+    )
+    if len(asked) < 2:
+        raise NotMeasured("it needs two different prompts or more to choose from")
+    columns = {text: column for column, text in enumerate(asked)}
+
+    def found(seen: Seen, own: Sequence[int]) -> Array:
+        fits = cosines(seen.features[encoder], texts[asked])
+        # What is no picture of the subject has no column; it is never read.
+        places = torch.tensor([columns.get(text, 0) for text in own])
+        return is_own_prompt_best(fits, places).numpy().astype(float)
+
+    below = subjects.below
+    return Values(
+        found(subjects.seen, subjects.own_text),
+        None if below is None else found(below, subjects.own_text_below),
+        note=f"among {len(asked)} prompts",
+    )
+
+
+def _value_variety(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    def apart(seen: Seen, groups: Sequence[int]) -> Array:
+        if encoder in seen.features:
+            return differences(seen.features[encoder]).numpy()
+        assert subjects.distances is not None
+        return subjects.distances(seen, groups)
+
+    below = subjects.below
+    return Values(
+        apart(subjects.seen, subjects.groups),
+        None if below is None else apart(below, subjects.groups_below),
+    )
+
+
+def _value_copy(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    def nearest(nearness: Tensor) -> Array:
+        return nearness.amax(dim=1).numpy().astype(float)
+
+    below = subjects.below
+    return Values(
+        nearest(subjects.nearness),
+        None if below is None else nearest(correlate_layouts(below.layouts, subjects.photos.views)),
+    )
+
+
+def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+    if subjects.below is None:
+        raise NotMeasured("it needs the base model's pictures: --floor")
+    own, beneath = subjects.seen.features[encoder], subjects.below.features[encoder]
+    paired = [row for row, place in enumerate(subjects.partners) if place is not None]
+    places = [place for place in subjects.partners if place is not None]
+    moved = np.full(len(own), np.nan)
+    if paired:
+        moved[paired] = drift(before=beneath[places], after=own[paired]).numpy()
+    return Values(moved)
+
+
+_KINDS: Mapping[Kind, Callable[[Measure, str, Subjects], Values]] = {
+    "subject": _value_subject,
+    "nearest": _value_nearest,
+    "verified": _value_verified,
+    "rank_1": _value_rank_1,
+    "prompt": _value_prompt,
+    "retrieval": _value_retrieval,
+    "variety": _value_variety,
+    "copy": _value_copy,
+    "drift": _value_drift,
+}
+
+
+def _photos(encoder: str, subjects: Subjects) -> Tensor:
+    """The features of the photos that show somebody."""
+    features = subjects.photos.features[encoder]
+    shown = features[~_missed(encoder, subjects.photos)]
+    if len(shown) == 0:
+        raise NotMeasured("no photo shows a face")
+    return shown
+
+
+def _missed(encoder: str, seen: Seen) -> Tensor:
+    nobody = torch.zeros(len(seen.prints), dtype=torch.bool)
+    return seen.missed.get(encoder, nobody)
+
+
+def _texts(subjects: Subjects) -> Tensor:
+    if subjects.texts is None:
+        raise NotMeasured("the prompts are unknown: the folder has no manifest")
+    return subjects.texts
+
+
+def _impostors(subjects: Subjects) -> list[int]:
+    """The base model's pictures that show a member of the class."""
+    return [place for place, role in enumerate(subjects.roles_below) if role != "other"]
+
+
+def _similar(encoder: str, seen: Seen, photos: Tensor) -> Array:
+    """Compare pictures with photos; a row of nan where nobody was found."""
+    shown = ~_missed(encoder, seen)
+    found = np.full((len(shown), len(photos)), np.nan)
+    if shown.any():
+        features = seen.features[encoder][shown]
+        found[shown.numpy()] = subject_fidelity(generated=features, photos=photos).numpy()
+    return found
+
+
+def _cosines(features: Tensor, others: Tensor) -> Tensor:
+    """Compare rows with rows; rows without anybody stay nan."""
+    found = torch.full((len(features), len(others)), torch.nan, dtype=torch.float64)
+    shown = ~features.isnan().all(dim=1)
+    if shown.any():
+        found[shown] = cosines(features[shown], others)
+    return found
+
+
+def _pairs(photos: Tensor) -> Array | None:
+    return cosines(photos, photos).numpy() if len(photos) > 1 else None
+
+
+def _fill(values: Array) -> Array:
+    """Give rows of nan the mean of the others; zeros where there are no others."""
+    absent = np.isnan(values).any(axis=1)
+    filled = values.copy()
+    filled[absent] = values[~absent].mean(axis=0) if not absent.all() else 0.0
+    return filled
+
+
+def _give_no_credit(
+    own: Array, below: Array | None, subjects: Subjects, strangers: Sequence[int] = ()
+) -> Array:
+    """Give rows of nan what their floor has, or the mean floor, or 0 where there is none."""
+    given = own.copy()
+    for row in np.flatnonzero(np.isnan(own).any(axis=1)).tolist():
+        place = subjects.partners[row]
+        if below is None:
+            given[row] = 0.0
+        elif strangers:
+            units = [subjects.units_below[stranger] for stranger in strangers]
+            given[row] = _mean_of_units(below[list(strangers)], units)
+        else:
+            given[row] = below.mean(axis=0) if place is None else below[place]
+    return given
+
+
+def _never(values: Array, encoder: str, subjects: Subjects) -> Array:
+    """Count pictures that show nobody, or repeat a photo, as failures."""
+    failed = subjects.copied | _missed(encoder, subjects.seen).numpy()
+    return np.where(failed, 0.0, values)

@@ -1,0 +1,262 @@
+"""The whole journey on the embedded model: with and without class images, a style, a merge.
+
+The same six photos are taught twice, with equal exposure; what differs is only whether class
+images are seen as well. A pixel-art style is taught apart and merged with the subject.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.device import Runtime
+from dreamloom.core.errors import DreamLoomError
+from dreamloom.core.events import Observer, silent, tee
+from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet, read_photo_set
+from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
+from dreamloom.data.class_images import make_priors
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation import Floor, MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.metrics.retention import Retention
+from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.merging.files import Part, merge_adapters, record_merge
+from dreamloom.models import load_model
+from dreamloom.models.base import Model
+from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.train import open_run, settle
+from dreamloom.report import write_report
+from dreamloom.training import train_adapter
+
+SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
+TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}
+"""The seed study's table: every scheduler with every number of steps."""
+QUICK_TABLE = {**TABLE, "steps": (20, 40)}
+
+
+def examples_folder() -> Path:
+    """Return the folder of the example photos: in the package, or beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "examples"
+    beside = Path(__file__).parents[3] / "examples"
+    for folder in (inside, beside):
+        if folder.is_dir():
+            return folder
+    raise DreamLoomError(
+        f"The example photos are missing: neither {inside} nor {beside} is there.",
+        "Install DreamLoom again.",
+    )
+
+
+def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer = silent) -> Path:
+    """Run everything and return the path of the report; a stopped demo goes on where it was.
+
+    Raises:
+        RunFolderError: If ``out`` holds other files, or a run with other settings.
+        TrainingError: If it was stopped while teaching.
+    """
+    model = load_model(config.base, runtime)
+    config = settle(config, model)
+    root = open_run(out, config)
+    observe = tee(observe, root.observer())
+    side = model.advice.resolution_px
+    photos = load_photos(examples_folder() / "rraj", root, side, observe)
+    priors = make_priors(
+        root, model, config.class_prompt(), config.priors, config.seed, side, observe
+    )
+    without = _teach(root, "without_prior", model, photos, None, config, observe)
+    with_prior = _teach(root, "with_prior", model, photos, priors, config, observe)
+    style = _teach_style(root, model, config, observe)
+    merged = _merge(root, with_prior, style, observe)
+    sets = _draw(root, model, config, (without, with_prior, style, merged), observe)
+    scorecards = _score(root, sets, photos, priors, config, observe)
+    kept = _score_merge(root, sets, photos, read_photo_set(style.photos), config, observe)
+    _summarise(root, config, scorecards, kept)
+    return write_report(out, observe)
+
+
+def _teach(
+    root: RunDir,
+    name: str,
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    config: LoomConfig,
+    observe: Observer,
+) -> RunDir:
+    if priors is None:
+        config = config.model_copy(
+            update={"priors": config.priors.model_copy(update={"kind": "none"})}
+        )
+    run = open_run(root.path / name, config)
+    train_adapter(run, model, photos, priors, config, tee(observe, run.observer()))
+    return run
+
+
+def _teach_style(root: RunDir, model: Model, config: LoomConfig, observe: Observer) -> RunDir:
+    """Teach pixel art from captioned pictures; its trigger is the word ``pixel``."""
+    subject = config.subject.model_copy(
+        update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
+    )
+    config = config.model_copy(
+        update={
+            "subject": subject,
+            "priors": config.priors.model_copy(update={"kind": "none"}),
+        }
+    )
+    run = open_run(root.path / "style", config)
+    observe = tee(observe, run.observer())
+    folder = examples_folder() / "pixel-art"
+    pictures = load_photos(folder, run, model.advice.resolution_px, observe)
+    train_adapter(run, model, pictures, None, config, observe)
+    return run
+
+
+def _merge(root: RunDir, subject: RunDir, style: RunDir, observe: Observer) -> Path:
+    parts = [Part(subject.adapter, SUBJECT_WEIGHT), Part(style.adapter, STYLE_WEIGHT)]
+    out = root.path / "merged.safetensors"
+    inputs = {f"part{number}": file_sha256(part.path) for number, part in enumerate(parts)}
+    if not root.finished("merge", inputs):
+        start = time.perf_counter()
+        merged = merge_adapters(parts, out, overwrite=True, observe=observe)
+        record_merge(root, parts, out, merged, time.perf_counter() - start)
+    return out
+
+
+def _draw(
+    root: RunDir,
+    model: Model,
+    config: LoomConfig,
+    adapters: tuple[RunDir, RunDir, RunDir, Path],
+    observe: Observer,
+) -> dict[str, ImageSet]:
+    """Draw every set; sets that are compared share prompts, seeds and samplers."""
+    without, with_prior, style, merged = adapters
+    phrase = config.subject.phrase
+    # Whether "a person" is still everybody is seen only in pictures of the class.
+    prompts = [*pack_prompts("seed-v1", phrase), Prompt(config.class_prompt(), "class")]
+    pixel = pack_prompts("pixel-v1", phrase)
+    table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
+    wanted: dict[str, tuple[list[Prompt], Any, list[Worn]]] = {
+        "base": (prompts, config.generate, []),
+        "without_prior": (prompts, config.generate, [Worn(without.adapter)]),
+        "with_prior": (prompts, config.generate, [Worn(with_prior.adapter)]),
+        "base_merged": (pixel, config.generate, []),
+        "with_prior_alone": (pixel, config.generate, [Worn(with_prior.adapter)]),
+        "style": (pixel, config.generate, [Worn(style.adapter)]),
+        "merged": (pixel, config.generate, [Worn(merged)]),
+        "table_base": (prompts[:1], table, []),
+        "table_without_prior": (prompts[:1], table, [Worn(without.adapter)]),
+        "table_with_prior": (prompts[:1], table, [Worn(with_prior.adapter)]),
+    }
+    return {
+        name: generate_images(root, model, texts, settings, worn, name, observe)
+        for name, (texts, settings, worn) in wanted.items()
+    }
+
+
+_FLOORS = {
+    "without_prior": "base",
+    "with_prior": "base",
+    "with_prior_alone": "base_merged",
+    "style": "base_merged",
+    "merged": "base_merged",
+    "table_without_prior": "table_base",
+    "table_with_prior": "table_base",
+}
+"""Which of the base model's sets each set is compared with."""
+
+
+def _score(
+    root: RunDir,
+    sets: dict[str, ImageSet],
+    photos: PhotoSet,
+    priors: PriorSet,
+    config: LoomConfig,
+    observe: Observer,
+) -> dict[str, Scorecard]:
+    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    return {
+        name: evaluate_run(
+            root,
+            images,
+            photos,
+            floor=Floor(sets[_FLOORS[name]], priors.paths()) if name in _FLOORS else None,
+            config=config.evaluate,
+            subject=config.subject,
+            encoders=encoders,
+            observe=observe,
+        )
+        for name, images in sets.items()
+    }
+
+
+def _score_merge(
+    root: RunDir,
+    sets: dict[str, ImageSet],
+    photos: PhotoSet,
+    style_pictures: PhotoSet,
+    config: LoomConfig,
+    observe: Observer,
+) -> Retention:
+    """Say what the merge has kept of the subject and of the style."""
+    beside = MergeSets(
+        base=sets["base_merged"],
+        subject=sets["with_prior_alone"],
+        style=sets["style"],
+        merged=sets["merged"],
+    )
+    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    return evaluate_merge_run(
+        root, beside, photos, style_pictures, config.evaluate, encoders, observe
+    )
+
+
+def _summarise(
+    root: RunDir, config: LoomConfig, scorecards: dict[str, Scorecard], kept: Retention
+) -> None:
+    """Write what programs read: scores of the headline prompt, and seconds per stage."""
+    headline = pack_prompts("seed-v1", config.subject.phrase)[0].text
+    merged = pack_prompts("pixel-v1", config.subject.phrase)[0].text
+    scores = {
+        name: _prompt_scores(scorecards[name], headline)
+        for name in ("base", "without_prior", "with_prior")
+    }
+    write_json(
+        root.path / "summary.json",
+        {
+            "kind": "demo",
+            "preset": config.preset,
+            "subject": config.subject.phrase,
+            "class_noun": config.subject.class_noun,
+            "seed": config.seed,
+            **scores,
+            "merged": {
+                **_prompt_scores(scorecards["merged"], merged),
+                "identity_retention": kept.identity.model_dump(mode="json"),
+                "style_retention": kept.style.model_dump(mode="json"),
+            },
+            "scores_on": {"merged": merged, "base, without_prior, with_prior": headline},
+            "seconds": collect_seconds(root),
+            "versions": library_versions(),
+        },
+    )
+
+
+def _prompt_scores(card: Scorecard, prompt: str) -> dict[str, Any]:
+    group = next(group for group in card.by_prompt if group.prompt == prompt)
+    return {name: score.model_dump(mode="json") for name, score in group.scores.items()}
+
+
+def collect_seconds(root: RunDir) -> dict[str, float]:
+    """Read how long each stage took from the records of the demo and its runs."""
+    seconds: dict[str, float] = {}
+    for run, suffix in [(root, "")] + [
+        (RunDir(root.path / name), f"-{name}") for name in ("without_prior", "with_prior", "style")
+    ]:
+        for path in sorted(run.records.glob("*.json")):
+            record = run.read_record(path.stem)
+            if record:
+                seconds[record.stage + suffix] = round(record.seconds, 2)
+    return seconds

@@ -1,0 +1,186 @@
+"""Candidates: the weights that a search tries, and how each is worn and merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import NO_BLOCKS, Wish, parse_blocks
+
+GROUPS = ("down", "mid", "up")
+"""Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""
+
+BETWEEN = (0.3, 1.5)
+"""Weights that a search tries, unless told otherwise."""
+
+_DIGITS = 2  # of a weight: what is printed is what was worn
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights for both adapters.
+
+    Args:
+        subject: One weight for the subject's adapter, or one for each of `GROUPS`.
+        style: The same for the style's; as many.
+    """
+
+    subject: tuple[float, ...]
+    style: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """A name for people and for folders, such as ``0.80-1.00``."""
+        sides = (self.subject, self.style)
+        return "-".join("_".join(f"{weight:.{_DIGITS}f}" for weight in side) for side in sides)
+
+    @property
+    def told(self) -> str:
+        """The weights in words, such as ``0.8 and 1``."""
+        sides = (self.subject, self.style)
+        return " and ".join("/".join(f"{weight:g}" for weight in side) for side in sides)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """The subject's weights and the style's, as a merge takes them."""
+        return _read_side(self.subject), _read_side(self.style)
+
+    def wish(self) -> Wish:
+        """How to merge two adapters as this candidate wears them."""
+        blocks = [parse_blocks(side.blocks) if side.blocks else NO_BLOCKS for side in self.sides]
+        return Wish([side.weight for side in self.sides], blocks=blocks)
+
+    def dress(self, subject: Adapter, style: Adapter) -> list[tuple[Adapter, float]]:
+        """Both adapters with their weights, to be worn without a merge; those of 0 are left out."""
+        return [
+            (_scale(adapter, side.blocks), side.weight)
+            for adapter, side in zip((subject, style), self.sides, strict=True)
+            if side.weight != 0
+        ]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One adapter's weights as a merge takes them.
+
+    Args:
+        weight: Of the whole adapter.
+        blocks: What it is multiplied by in single blocks, as typed; empty is 1 everywhere.
+    """
+
+    weight: float
+    blocks: str = ""
+
+
+def spread(subject: float, style: float, by_block: bool) -> Candidate:
+    """The same weight in all blocks of an adapter."""
+    count = len(GROUPS) if by_block else 1
+    return Candidate((subject,) * count, (style,) * count)
+
+
+def _read_side(weights: Sequence[float]) -> Side:
+    """Layers outside the groups have the mean of the groups' weights."""
+    if len(set(weights)) == 1:
+        return Side(weights[0])
+    mean = sum(weights) / len(weights)
+    own = zip(("all", *GROUPS), (mean, *weights), strict=True)
+    return Side(1.0, ", ".join(f"{name}={weight:.4g}" for name, weight in own))
+
+
+def _scale(adapter: Adapter, blocks: str) -> Adapter:
+    if not blocks:
+        return adapter
+    weights = parse_blocks(blocks)
+    layers = {
+        name: Layer(layer.down, layer.up * weights.of(name))
+        for name, layer in adapter.layers.items()
+    }
+    return Adapter(layers, adapter.metadata, adapter.tokens)
+
+
+def has_blocks(adapter: Adapter) -> bool:
+    """Whether an adapter changes layers in each of `GROUPS`."""
+    return all(
+        any(parse_blocks(f"all=0, {group}=1").of(name) for name in adapter.layers)
+        for group in GROUPS
+    )
+
+
+def draw_design(
+    count: int, by_block: bool, between: tuple[float, float], seed: int, always: Sequence[Candidate]
+) -> list[Candidate]:
+    """Spread the first candidates evenly over all weights, some that are always tried first.
+
+    Args:
+        count: How many there shall be, those of ``always`` among them.
+        by_block: Whether each of `GROUPS` has a weight of its own.
+        between: The least and the greatest weight.
+        seed: The same seed gives the same candidates.
+        always: Candidates that come first.
+
+    Source:
+        Scrambled Sobol points: Owen, Scrambling Sobol' and Niederreiter-Xing Points (1998).
+    """
+    dimensions = 2 * (len(GROUPS) if by_block else 1)
+    dice = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed % 2**31)
+    chosen = list(dict.fromkeys(always))[:count]
+    while len(chosen) < count:
+        point = dice.draw(1)[0].tolist()
+        made = _place(point, between)
+        if made not in chosen:
+            chosen.append(made)
+    return chosen
+
+
+def propose_near(
+    leaders: Sequence[Candidate],
+    count: int,
+    known: Sequence[Candidate],
+    between: tuple[float, float],
+    seed: int,
+) -> list[Candidate]:
+    """Propose candidates around the leaders, as far from them as the first ones lie apart.
+
+    Args:
+        leaders: The best so far, the best one first; each in turn is departed from.
+        count: How many to propose.
+        known: What was tried already, and is not proposed again.
+        between: The least and the greatest weight.
+        seed: The same seed proposes the same.
+    """
+    low, high = between
+    dice = torch.Generator().manual_seed(seed)
+    dimensions = 2 * len(leaders[0].subject)
+    apart = 1 / max(2.0, len(known) ** (1 / dimensions))
+    proposed: list[Candidate] = []
+    # A narrow range of weights has few of two digits, and all may be known.
+    for attempt in range(100 * count):
+        if len(proposed) == count:
+            break
+        leader = leaders[attempt % len(leaders)]
+        steps = (2 * torch.rand(dimensions, generator=dice) - 1) * apart
+        start = [(w - low) / (high - low) for w in (*leader.subject, *leader.style)]
+        point = [
+            min(1.0, max(0.0, at + step)) for at, step in zip(start, steps.tolist(), strict=True)
+        ]
+        made = _place(point, between)
+        if made not in known and made not in proposed:
+            proposed.append(made)
+    return proposed
+
+
+def _place(point: Sequence[float], between: tuple[float, float]) -> Candidate:
+    low, high = between
+    weights = tuple(round(low + (high - low) * share, _DIGITS) for share in point)
+    half = len(weights) // 2
+    return Candidate(weights[:half], weights[half:])
+
+
+def count_candidates(by_block: bool, between: tuple[float, float]) -> float:
+    """How many different candidates there are between two weights."""
+    dimensions = 2 * (len(GROUPS) if by_block else 1)
+    return math.pow(math.floor((between[1] - between[0]) * 10**_DIGITS + 1e-9) + 1, dimensions)

@@ -1,0 +1,182 @@
+"""Everything about a search that is settled before it draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamloom.core.config import LoomConfig, SubjectConfig
+from dreamloom.core.device import pick_runtime
+from dreamloom.core.errors import RunFolderError
+from dreamloom.core.run_folder import RunDir, file_sha256, fingerprint
+from dreamloom.data.photos import fingerprint_photos
+from dreamloom.evaluation import refuse_drawn_photos
+from dreamloom.evaluation.encoders import EncoderKind, Encoders, load_encoders
+from dreamloom.experiments.merge_search.candidates import Candidate, spread
+from dreamloom.experiments.merge_search.embeddings import require_encoders
+from dreamloom.experiments.merge_search.plan import Plan, plan_search, split_prompts
+from dreamloom.experiments.merge_search.request import (
+    Wish,
+    choose_base,
+    compare_settings,
+    find_words,
+    list_prompts,
+    name_class,
+    read_parts,
+)
+from dreamloom.experiments.merge_search.work import Table, load_base
+from dreamloom.inference.generate import Prompt, Worn, check_wish
+from dreamloom.pipeline.train import settle
+
+SUM, USUAL = "the plain sum", "0.8 and 1.0"
+"""What the winner is compared with, as a sentence calls it."""
+
+_WEIGHTS = {SUM: (1.0, 1.0), USUAL: (0.8, 1.0)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search, settled.
+
+    Args:
+        wish: What was asked.
+        config: Settled settings.
+        plan: How the budget is spent.
+        table: What all pieces of work share.
+        rivals: What the winner is compared with, by name.
+        encoders: Who looks.
+        base: The base model.
+        side_px: Side of its pictures.
+        settings: What the pictures depend on; a folder holds one search.
+        notes: What the user should know beforehand.
+    """
+
+    wish: Wish
+    config: LoomConfig
+    plan: Plan
+    table: Table
+    rivals: Mapping[str, Candidate]
+    encoders: Encoders
+    base: Mapping[str, str]
+    side_px: int
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the findings depend on."""
+        return {
+            "search": fingerprint(self.settings),
+            "eyes": self.table.eyes,
+            "settings": fingerprint(self.config.evaluate),
+        }
+
+
+def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
+    """Read the adapters, plan, load the base model, and refuse what cannot be searched.
+
+    Nothing is written.
+
+    Raises:
+        DreamLoomError: See `running.run_search`.
+    """
+    parts = read_parts(wish)
+    config = choose_base(config, parts)
+    words = find_words(wish, config, parts)
+    prompts, notes = list_prompts(wish, words, config.base)
+    searched, held = split_prompts(prompts)
+    leaking = name_class(held, words)
+    steps, first_seed = config.generate.steps[0], config.generate.first_seed
+    plan = plan_search(wish.budget, (searched, held, leaking), steps, wish.parameters, first_seed)
+    if len(prompts) == 1:
+        notes.append("There is one prompt only: its seeds alone are held out.")
+    model = load_base(config.base, config.device, config.precision)
+    subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
+    config = settle(config.model_copy(update={"subject": subject}), model)
+    worn = [Worn(path) for path in wish.files]
+    check_wish(model, [Prompt(text) for text in prompts], config.generate, worn, "search")
+    kind = _choose_encoders(config, model.identity.name)
+    encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
+    require_encoders(encoders)
+    hashes = file_sha256(wish.subject), file_sha256(wish.style)
+    side_px = model.advice.resolution_px
+    settings = {
+        "budget": wish.budget,
+        "the subject's adapter": hashes[0],
+        "the style's adapter": hashes[1],
+        "base": model.identity.fingerprint,
+        "photos": _fingerprint(wish.photos, side_px),
+        "style photos": _fingerprint(wish.style_photos, side_px) if wish.style_photos else "",
+        "prompts": prompts,
+        "subject": [words.phrase, words.class_noun],
+        "between": list(wish.between),
+        "blocks": wish.by_block,
+        "scheduler": config.generate.schedulers[0],
+        "steps": steps,
+        "guidance": config.generate.guidance,
+        **config.generate.shortcuts,
+        "first seed": first_seed,
+        "seed": config.seed,
+    }
+    _refuse_another(run, settings)
+    table = Table(
+        root=run.path,
+        config=config,
+        files=(wish.subject.absolute(), wish.style.absolute()),
+        hashes=hashes,
+        prompts=(tuple(searched), tuple(held), tuple(leaking)),
+        encoders=kind,
+        eyes=fingerprint(encoders.keys()),
+        has_style_photos=wish.style_photos is not None,
+    )
+    return Job(
+        wish=wish,
+        config=config,
+        plan=plan,
+        table=table,
+        rivals={name: spread(*weights, wish.by_block) for name, weights in _WEIGHTS.items()},
+        encoders=encoders,
+        base=model.identity.as_dict(),
+        side_px=side_px,
+        settings=settings,
+        notes=tuple(notes),
+    )
+
+
+def settings_file(run: RunDir) -> Path:
+    """Where a search's settings lie."""
+    return run.path / "wish.json"
+
+
+def _choose_encoders(config: LoomConfig, base: str) -> EncoderKind:
+    kind = config.evaluate.encoders
+    if kind == "auto":
+        return "picturebook" if base == "picturebook" else "standard"
+    return kind
+
+
+def _fingerprint(folder: Path, side_px: int) -> str:
+    refuse_drawn_photos(folder)
+    return fingerprint_photos(folder, side_px, "square", 64)
+
+
+def _refuse_another(run: RunDir, settings: Mapping[str, Any]) -> None:
+    try:
+        there = json.loads(settings_file(run).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = None
+    except ValueError:
+        there = {}
+    if there is None:
+        if run.is_run():
+            raise RunFolderError(f"{run.path} already holds something else.", "Name another --out.")
+        return
+    differing = compare_settings(there, json.loads(json.dumps(settings)))
+    if differing:
+        raise RunFolderError(
+            f"{run.path} already holds another search: {'; '.join(differing[:4])}.",
+            "Name another --out, or give the same to go on with that search.",
+        )

@@ -1,0 +1,182 @@
+"""What a candidate keeps of each aim, from what was seen in its pictures and in the ends'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from dreamloom.evaluation.metrics import Score
+from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.front import join_shares
+
+Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+"""A row for each picture; one value, or a column for each reference."""
+
+AIMS = ("identity", "style", "prompt")
+"""What a merge is to keep, in the order in which it is told."""
+
+_NO_ROOM = {
+    "identity": "the subject's adapter alone is no more like the photos than the base model",
+    "style": "the style's adapter alone is no more in the style than the subject's",
+    "prompt": "the base model's pictures fit their own prompts no better than others",
+}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is drawn beside the candidates, of the same prompts, seeds and steps.
+
+    Args:
+        prompts: Of each picture.
+        base: By the base model alone.
+        subject: By the subject's adapter alone.
+        style: By the style's alone.
+        scale: How far it is from nothing kept to everything, by aim, where other pictures than
+            these say so: of few pictures it is hard to tell. None takes these.
+    """
+
+    prompts: Sequence[str]
+    base: Sequence[Look]
+    subject: Sequence[Look]
+    style: Sequence[Look]
+    scale: Mapping[str, float] | None = None
+
+    def value(self, looks: Sequence[Look]) -> dict[str, Values]:
+        """Give each aim's values: a row for each picture, and a column for each reference.
+
+        What shows nobody, or repeats a photo, earns what the base model's picture earned; what
+        repeats a picture in the style earns what the subject's adapter earned. An aim that was not
+        measured is absent.
+        """
+        identity = [None if one.copies_photo else one.identity for one in looks]
+        style = [None if one.copies_style else one.style for one in looks]
+        every = (*looks, *self.base, *self.subject, *self.style)
+        found = {
+            "identity": _fill(
+                identity,
+                [one.identity for one in self.base],
+                _count_columns([one.identity for one in every]),
+            ),
+            "style": _fill(
+                style,
+                [one.style for one in self.subject],
+                _count_columns([one.style for one in every]),
+            ),
+        }
+        if all(one.prompt is not None for one in (*looks, *self.base)):
+            found["prompt"] = np.array([one.prompt for one in looks], float)
+        return {aim: values for aim, values in found.items() if values is not None}
+
+    def bounds(self, aim: str) -> tuple[Values, Values] | None:
+        """Give the values of nothing kept (0) and of everything kept (1); None if not measured."""
+        if aim == "prompt":
+            others = [one.others for one in self.base]
+            own = self.value(self.base).get(aim)
+            if own is None or any(other is None for other in others):
+                return None
+            return np.array(others, float), own
+        sides = (self.base, self.subject) if aim == "identity" else (self.subject, self.style)
+        low, high = (self.value(side).get(aim) for side in sides)
+        return None if low is None or high is None else (low, high)
+
+    def room(self, aim: str) -> float | None:
+        """How far it is from nothing kept to everything; None if not measured or not above 0."""
+        if self.scale is not None:
+            return self.scale.get(aim)
+        bounds = self.bounds(aim)
+        if bounds is None:
+            return None
+        gap = average(bounds[1], self.prompts) - average(bounds[0], self.prompts)
+        return gap if gap > 0 else None
+
+    def rooms(self) -> dict[str, float]:
+        """The room of each aim that has any."""
+        found = {aim: self.room(aim) for aim in AIMS}
+        return {aim: room for aim, room in found.items() if room is not None}
+
+    def keep(self, looks: Sequence[Look]) -> dict[str, float]:
+        """Say which share of each aim is kept: 0 for nothing, 1 for all; it may lie outside.
+
+        Aims that cannot be measured on these prompts are absent.
+        """
+        shares = {}
+        for aim, values in self.value(looks).items():
+            room, bounds = self.room(aim), self.bounds(aim)
+            if room is not None and bounds is not None:
+                low = average(bounds[0], self.prompts)
+                shares[aim] = (average(values, self.prompts) - low) / room
+        return {aim: shares[aim] for aim in AIMS if aim in shares}
+
+    def score(
+        self, looks: Sequence[Look], keys: Mapping[str, str], resamples: int, confidence: float
+    ) -> dict[str, Score]:
+        """Say the same with intervals, which hold the doubt of other prompts and references."""
+        values, scores = self.value(looks), {}
+        for aim in AIMS:
+            bounds = self.bounds(aim)
+            if bounds is None or aim not in values:
+                scores[aim] = Score(note="not measured")
+                continue
+            columns = values[aim].shape[1] if values[aim].ndim == 2 else 0
+            draws = statistics.draw(
+                self.prompts, columns, resamples=resamples, confidence=confidence
+            )
+            kept, low, high = (
+                statistics.sample_mean(side, draws) for side in (values[aim], *bounds)
+            )
+            found = statistics.lift(kept, low, high, draws.independent, draws.confidence)
+            note = "" if found.value is not None else f"not measured: perhaps {_NO_ROOM[aim]}"
+            scores[aim] = Score(
+                value=found.value,
+                n=len(looks),
+                interval=found.interval,
+                key=keys.get(aim),
+                note=note,
+            )
+        return scores
+
+
+def explain_no_room(aim: str) -> str:
+    """Say why nothing of an aim can be kept."""
+    return _NO_ROOM[aim]
+
+
+def rank_key(shares: Mapping[str, float]) -> tuple[float, float]:
+    """Order candidates: by what is kept of all aims together, and then by its plain sum."""
+    if not shares:
+        return 0.0, 0.0
+    return join_shares(list(shares.values())), sum(shares.values())
+
+
+def average(values: Values, prompts: Sequence[str]) -> float:
+    """Take the mean over references, then over a prompt's pictures, then over prompts."""
+    rows = values.reshape(len(values), -1).mean(axis=1)
+    labels = np.array(prompts)
+    return float(np.mean([rows[labels == prompt].mean() for prompt in dict.fromkeys(prompts)]))
+
+
+def _count_columns(rows: Sequence[tuple[float, ...] | None]) -> int:
+    """How many references pictures were compared with; 0 if none could be."""
+    return max((len(row) for row in rows if row is not None), default=0)
+
+
+def _fill(
+    rows: Sequence[tuple[float, ...] | None],
+    below: Sequence[tuple[float, ...] | None],
+    columns: int,
+) -> Values | None:
+    """Give rows without a value what lies below them, or the mean of that, or zeros."""
+    if columns == 0:
+        return None
+    known = [row for row in below if row is not None] or [(0.0,) * columns]
+    mean = np.mean(known, axis=0)
+    filled = [
+        next((side for side in (own, under) if side is not None), mean)
+        for own, under in zip(rows, below, strict=True)
+    ]
+    table: Values = np.array(filled, float)
+    return table[:, 0] if columns == 1 else table

@@ -1,0 +1,217 @@
+"""From what was seen in a search's pictures to what can be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dreamloom.core.errors import EvaluationError
+from dreamloom.core.run_folder import library_versions
+from dreamloom.evaluation.compare import Comparison, compare_cards
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.experiments.merge_search.candidates import Candidate
+from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.findings import (
+    Findings,
+    HeldOut,
+    RoundFindings,
+    Tried,
+    write_command,
+)
+from dreamloom.experiments.merge_search.front import find_front
+from dreamloom.experiments.merge_search.heldout import (
+    compare_kept,
+    correct_together,
+    join_kept,
+    tell_verdict,
+)
+from dreamloom.experiments.merge_search.job import Job
+from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.rounds import Ranked, correlate_rounds
+
+WINNER = "the winner"
+_SCORES = ("identity", "clip_t", "copy", "copy_sscd", "leakage")
+"""What is told of held-out pictures beside the shares."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search has drawn and seen.
+
+    Args:
+        job: What was asked.
+        ranked: The rounds.
+        sides: The winner, and its rivals that are other weights, by name.
+        ends: The ends on what was held out, on their own scale where they have one.
+        looks: What was seen in each side's held-out pictures.
+        cards: Their scorecards.
+        pictures: How many were drawn in all.
+        notes: What the user should know.
+    """
+
+    job: Job
+    ranked: Sequence[Ranked]
+    sides: Mapping[str, Candidate]
+    ends: Ends
+    looks: Mapping[str, Sequence[Look]]
+    cards: Mapping[str, Scorecard]
+    pictures: int
+    notes: tuple[str, ...]
+
+
+def tell_search(found: Searched) -> Findings:
+    """Sum up a search."""
+    job, plan = found.job, found.job.plan
+    winner = found.sides[WINNER]
+    rounds = [
+        _tell_round(ranked, _count_next(found.ranked, number))
+        for number, ranked in enumerate(found.ranked)
+    ]
+    on_same = found.ranked[1]
+    comparisons = _compare(found)
+    tried, held_out = rounds[-1].candidates[0], _tell_held_out(found)
+    return Findings(
+        verdict=tell_verdict(winner, comparisons, job.rivals),
+        winner=tried,
+        command=write_command(job.wish.files, winner, job.wish.out / "merged.safetensors"),
+        front=_find_front(on_same),
+        compared_on=_tell_round(on_same, 0),
+        rounds=tuple(rounds),
+        agreement=correlate_rounds(found.ranked[0], found.ranked[1]),
+        held_out=held_out,
+        comparisons=comparisons,
+        changes=_compare_scores(found),
+        budget=job.wish.budget,
+        pictures=found.pictures,
+        prompts=tuple(dict.fromkeys(shot.prompt for shot in plan.shots)),
+        held_out_prompts=tuple(dict.fromkeys(shot.prompt for shot in plan.held_out)),
+        seeds=tuple(dict.fromkeys(shot.seed for shot in plan.shots)),
+        held_out_seeds=tuple(dict.fromkeys(shot.seed for shot in plan.held_out)),
+        style_reference=_name_style_reference(found),
+        adapters={
+            str(path): sha256 for path, sha256 in zip(job.wish.files, job.table.hashes, strict=True)
+        },
+        base=dict(job.base),
+        keys=_name_keys(job),
+        notes=(*found.notes, *_doubt(held_out[WINNER])),
+        versions=library_versions(),
+    )
+
+
+def _count_next(ranked: Sequence[Ranked], number: int) -> int:
+    """How many of a round's candidates went on."""
+    if number + 1 == len(ranked):
+        return 1
+    following = ranked[number + 1].round
+    return following.candidates - following.fresh
+
+
+def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
+    return RoundFindings(
+        shots=ranked.round.shots,
+        steps=ranked.round.steps,
+        candidates=tuple(
+            Tried(
+                name=one.name,
+                subject=one.subject,
+                style=one.style,
+                kept=dict(ranked.kept[one]),
+                together=join_kept(ranked.kept[one]),
+                promoted=place < promoted,
+            )
+            for place, one in enumerate(ranked.candidates)
+        ),
+    )
+
+
+def _find_front(ranked: Ranked) -> tuple[str, ...]:
+    kept = [ranked.kept[one] for one in ranked.candidates]
+    aims = [aim for aim in kept[0] if all(aim in shares for shares in kept)]
+    places = find_front([[shares[aim] for aim in aims] for shares in kept])
+    return tuple(ranked.candidates[place].name for place in places)
+
+
+def _compare(found: Searched) -> dict[str, Comparison]:
+    """Compare the winner with each rival; both comparisons are corrected together."""
+    rivals = [name for name in found.sides if name != WINNER]
+    return correct_together(
+        {
+            name: compare_kept(found.ends, found.looks[name], found.looks[WINNER], len(rivals))
+            for name in rivals
+        }
+    )
+
+
+def _compare_scores(found: Searched) -> dict[str, tuple[Comparison, ...]]:
+    """Compare score by score; where nothing can be compared, nothing is said."""
+    changes = {}
+    for name in found.sides:
+        if name == WINNER:
+            continue
+        cards = found.cards[name], found.cards[WINNER]
+        measured = [
+            one
+            for one in _SCORES
+            if any(one in card.scores and card.scores[one].value is not None for card in cards)
+        ]
+        try:
+            changes[name] = compare_cards(*cards, measured) if measured else ()
+        except EvaluationError:
+            changes[name] = ()
+    return changes
+
+
+def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
+    evaluate = found.job.config.evaluate
+    told = {}
+    for name, candidate in found.sides.items():
+        looks, card = found.looks[name], found.cards[name]
+        kept = found.ends.keep(looks)
+        told[name] = HeldOut(
+            name=candidate.name,
+            subject=candidate.subject,
+            style=candidate.style,
+            kept=found.ends.score(
+                looks, _name_keys(found.job), evaluate.resamples, evaluate.confidence
+            ),
+            together=join_kept(kept),
+            copies=sum(one.copies_photo or one.copies_style for one in looks),
+            nearest_copy=max(max(one.copy_photo, one.copy_style or -1.0) for one in looks),
+            content=_average([one.content_style for one in looks]),
+            content_without=_average([one.content_style for one in found.ends.subject]),
+            scores={one: card.scores[one] for one in _SCORES if one in card.scores},
+            alarms=card.alarms,
+            findings=tuple(text for text in card.findings if not text.startswith("Drift")),
+        )
+    return told
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _doubt(winner: HeldOut) -> list[str]:
+    """Say which shares are guesses, because both ends of their scale may be the same."""
+    return [
+        f"On the held-out pictures it is not clear that {aim} can be kept or lost at all "
+        f"({score.note.removeprefix('not measured: ')}), so what is kept together is a guess."
+        for aim, score in winner.kept.items()
+        if score.value is None and score.key
+    ]
+
+
+def _name_keys(job: Job) -> dict[str, str]:
+    keys = job.encoders.keys()
+    named = {"identity": "identity", "style": "style", "prompt": "clip"}
+    return {aim: keys[encoder] for aim, encoder in named.items()}
+
+
+def _name_style_reference(found: Searched) -> str:
+    if found.job.table.has_style_photos:
+        count = len(found.looks[WINNER][0].style or ())
+        return f"{count} pictures in the style"
+    return (
+        f"{len(found.job.table.drawn)} pictures that the style's adapter drew, never with that of "
+        f"the same prompt"
+    )

@@ -1,0 +1,424 @@
+"""A study's file: the question, what is varied, what is drawn, and how the answer is found."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from dreamloom.core.config import LoomConfig, load_config, setting_names
+from dreamloom.core.errors import ConfigError
+from dreamloom.evaluation.metrics import MEASURE
+
+AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
+_FEWEST_ARMS: dict[AnswerKind, int] = {"compare": 2, "plateau": 3, "choose": 2, "weak_spots": 1}
+# A look draws and writes; more of them than this would cost more than the training.
+_MOST_LOOKS = 32
+
+
+def _refuse_doubles(given: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(given)) < len(given):
+        raise ValueError("each training seed may be named once")
+    return given
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Arm(_Closed):
+    """One of the things compared; whatever it does not name is as in ``[settings]``."""
+
+    name: str = Field(min_length=1)
+    """What tables and the answer call it."""
+    photo_count: Annotated[int, Field(ge=1)] | None = None
+    """Teach with so many of the photos; more photos include those of fewer."""
+    checkpoint: float = Field(1.0, gt=0, le=1)
+    """Draw with the adapter as it was after this share of the updates."""
+    weight: float = 1.0
+    """Weight at which the adapter is worn."""
+    scheduler: str = ""
+    """The scheduler to draw with; empty takes that of generate.schedulers."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Denoising steps to draw with; none takes those of generate.steps."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Any setting of a run, by name."""
+
+
+class Study(_Closed):
+    """A question that is answered by doing the same thing in several ways."""
+
+    question: str = Field(min_length=1)
+    """What is asked, as the answer's heading."""
+    answer: AnswerKind
+    """compare arms with the first; find a plateau among arms in order; choose one on some seeds
+    and compare on others; or look for weak_spots among prompt categories."""
+    decide_by: tuple[str, ...] = Field(("identity", "clip_t"), min_length=1)
+    """Measures that the answer rests on; all others are shown beside it."""
+    base: str = "picturebook"
+    """The base model, as --base takes it."""
+    photos: str
+    """The subject's photos; a relative path counts from the study's file."""
+    references: str = ""
+    """Photos to score against, best ones that are never taught; empty takes ``photos``."""
+    subject: str = Field("rraj person", min_length=1)
+    """The subject as prompts name it."""
+    class_noun: str = ""
+    """What the subject is one of; empty takes the phrase's last word."""
+    preset: Literal["quick", "standard", "thorough"] = "standard"
+    """How much effort a run takes, before ``[settings]``."""
+    train_seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_refuse_doubles)
+    ] = Field((0,), min_length=1)
+    """Every arm is taught once with each. Three or more let the answer speak of the settings."""
+    packs: tuple[str, ...] = ()
+    """Prompt packs to draw."""
+    prompts: tuple[str, ...] = ()
+    """More prompts to draw; {subject} stands for the phrase, {class_noun} for the noun. Those of
+    the class without the subject tell how much of it leaks."""
+    floor: bool = True
+    """Whether the base model draws the same, as the floor."""
+    workers: int = Field(1, ge=1)
+    """Processes of one thread each; 1 works in this process, with all its threads."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings that all arms share."""
+    arms: tuple[Arm, ...] = ()
+    """What is compared, one by one."""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    """Or lists of values, each combination of which is an arm; the last name varies fastest."""
+
+    def list_arms(self) -> tuple[Arm, ...]:
+        """Give the arms, those of the grid made out."""
+        return self.arms or tuple(_make_arms(self.grid))
+
+    def configure(self, arm: Arm, train_seed: int) -> LoomConfig:
+        """Put together the settings with which an arm is taught and drawn.
+
+        Raises:
+            ConfigError: If a setting is unknown or its value not allowed.
+        """
+        given = {
+            **_flatten(self.settings),
+            **_flatten(arm.settings),
+            "preset": self.preset,
+            "base": self.base,
+            "subject.phrase": self.subject,
+            "seed": train_seed,
+        }
+        if self.class_noun:
+            given["subject.class_noun"] = self.class_noun
+        if arm.scheduler:
+            given["generate.schedulers"] = (arm.scheduler,)
+        if arm.steps:
+            given["generate.steps"] = (arm.steps,)
+        config = load_config(overrides=given)
+        every = self._look_every(config.train.updates)
+        if every is None:
+            return config
+        watch = config.watch.model_copy(update={"every": every, "images": 1, "scores": False})
+        return config.model_copy(update={"watch": watch})
+
+    def _look_every(self, updates: int) -> int | None:
+        """Find how often the adapter must be kept for every checkpoint that an arm asks for."""
+        shares = {arm.checkpoint for arm in self.list_arms()}
+        if shares == {1.0}:
+            return None
+        asked = [count_updates(share, updates) for share in shares]
+        every = math.gcd(updates, *asked)
+        if updates > _MOST_LOOKS * every:
+            raise ConfigError(
+                f"Checkpoints after {', '.join(map(str, sorted(asked)))} of {updates} updates "
+                f"would be kept every {every} updates.",
+                "Choose shares such as 0.25, 0.5 and 1, and updates that they divide.",
+            )
+        return every
+
+
+ARM_WORDS = tuple(name for name in Arm.model_fields if name not in ("name", "settings"))
+"""What an arm or a grid may vary beside settings."""
+
+
+def count_updates(share: float, updates: int) -> int:
+    """Count the updates after which a checkpoint was kept: at least one.
+
+    Example:
+        >>> count_updates(0.25, 120)
+        30
+    """
+    return max(1, round(share * updates))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a command changes of a study's file; empty values change nothing.
+
+    Args:
+        base: Another base model.
+        photos: Another folder of photos, from where the command runs.
+        subject: Another phrase.
+        packs: Other prompt packs, instead of the file's packs and prompts.
+        workers: Another number of processes.
+        quick: Take the quick preset for whatever the file's ``[settings]`` leave open.
+    """
+
+    base: str | None = None
+    photos: Path | None = None
+    subject: str | None = None
+    packs: tuple[str, ...] = ()
+    workers: int | None = None
+    quick: bool = False
+
+    def apply(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Put the changes over what the file says."""
+        named = {"base": self.base, "subject": self.subject, "workers": self.workers}
+        changed = {**given, **{name: value for name, value in named.items() if value is not None}}
+        if self.packs:
+            changed |= {"packs": list(self.packs), "prompts": []}
+        if self.photos is not None:
+            # References and the class noun belong to the subject of the file.
+            changed |= {"photos": str(self.photos.absolute()), "references": ""}
+        if self.subject is not None:
+            changed.pop("class_noun", None)
+        if self.quick:
+            changed["preset"] = "quick"
+        return changed
+
+
+def read_study(file: Path, changes: Changes = Changes()) -> Study:
+    """Read a study's file, and check all of it.
+
+    Args:
+        file: A TOML file, such as those in ``recipes/questions``.
+        changes: What the command says otherwise.
+
+    Raises:
+        ConfigError: If the file cannot be read, a name is unknown (with the nearest known one), a
+            value is not allowed, or the arms do not fit the kind of answer.
+    """
+    given = changes.apply(_read(file))
+    given["arms"] = [_sort_arm(arm) for arm in _list_tables(given.get("arms", []), "arms")]
+    unknown = [name for name in given if name not in Study.model_fields]
+    if unknown:
+        raise _refuse_unknown(unknown[0], Study.model_fields)
+    try:
+        study = Study.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error) from None
+    study = study.model_copy(
+        update={
+            "photos": str(file.parent / study.photos),
+            "references": str(file.parent / study.references) if study.references else "",
+        }
+    )
+    _check(study)
+    return study
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no study file {file}.", "Name one, such as recipes/questions/prior.toml."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
+
+
+def _list_tables(given: Any, name: str) -> list[dict[str, Any]]:
+    if isinstance(given, list) and all(isinstance(one, dict) for one in given):
+        return given
+    raise ConfigError(f"{name} is not a list of tables.", f"Begin each with [[{name}]].")
+
+
+def _sort_arm(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell an arm's own words from settings; both stand side by side in the file."""
+    own = {name: value for name, value in given.items() if name in Arm.model_fields}
+    settings = {name: value for name, value in given.items() if name not in own}
+    _refuse_other_names(settings)
+    return {**own, "settings": {**own.get("settings", {}), **settings}}
+
+
+_OWN_WORDS = {
+    "preset": "preset",
+    "base": "base",
+    "seed": "train_seeds",
+    "subject.phrase": "subject",
+    "subject.class_noun": "class_noun",
+}
+"""Settings that a study gives by words of its own."""
+
+
+def _refuse_other_names(given: Mapping[str, Any]) -> None:
+    known = setting_names()
+    for name in _flatten(given):
+        if name in _OWN_WORDS:
+            raise ConfigError(
+                f"{name} is the same for the whole study.",
+                f"Write {_OWN_WORDS[name]} at the top of the file.",
+            )
+        if name not in known:
+            raise _refuse_unknown(name, (*ARM_WORDS, *known))
+
+
+def _refuse_unknown(name: str, known: Iterable[str]) -> ConfigError:
+    known = list(known)
+    last = {one.rpartition(".")[2]: one for one in known}
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6) or [
+        last[one] for one in difflib.get_close_matches(name.rpartition(".")[2], last, n=2)
+    ]
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."
+    return ConfigError(f"A study knows no {name!r}.", hint)
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    """Turn pydantic's findings into one sentence each."""
+    problems, hints = [], []
+    for finding in error.errors():
+        place = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "missing":
+            problems.append(f"The study says no {place}.")
+        else:
+            reason = finding["msg"].removeprefix("Value error, ")
+            reason = reason[0].lower() + reason[1:]
+            problems.append(f"{place} = {finding['input']!r} is not allowed: {reason}.")
+        model = Arm if error.title == Arm.__name__ or finding["loc"][0] == "arms" else Study
+        named = next((part for part in reversed(finding["loc"]) if part in model.model_fields), "")
+        if named:
+            meaning = model.model_fields[str(named)].description or ""
+            hints.append(f"{named}: {' '.join(meaning.split())}")
+    return ConfigError(" ".join(dict.fromkeys(problems)), " ".join(dict.fromkeys(hints)))
+
+
+def _flatten(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Name settings by dotted names; a setting that is itself a table stays one."""
+    known = set(setting_names())
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and name not in known:
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+_LABELS: dict[str, Callable[[Any], str]] = {
+    "photo_count": lambda value: f"{value} photo" if value == 1 else f"{value} photos",
+    "checkpoint": lambda value: f"after {value:.0%} of the updates",
+    "weight": lambda value: f"weight {value}",
+    "scheduler": str,
+    "steps": lambda value: f"{value} steps",
+}
+
+
+def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
+    axes = {**{n: v for n, v in grid.items() if n in ARM_WORDS}}
+    axes |= _flatten({name: value for name, value in grid.items() if name not in ARM_WORDS})
+    # In the file's own order, which says what varies fastest and what comes first of equals.
+    order = [name for key in grid for name in axes if name == key or name.startswith(f"{key}.")]
+    for values in itertools.product(*(axes[name] for name in order)):
+        chosen = dict(zip(order, values, strict=True))
+        name = ", ".join(
+            _LABELS[key](value) if key in _LABELS else f"{key} = {value}"
+            for key, value in chosen.items()
+        )
+        own = {key: value for key, value in chosen.items() if key in ARM_WORDS}
+        settings = {key: value for key, value in chosen.items() if key not in ARM_WORDS}
+        yield Arm.model_validate({"name": name, **own, "settings": settings})
+
+
+def _check(study: Study) -> None:
+    """Refuse what would only be found out after hours of work."""
+    _refuse_other_names(study.settings)
+    _check_grid(study)
+    arms = study.list_arms()
+    if len(arms) < _FEWEST_ARMS[study.answer]:
+        raise ConfigError(
+            f"A study that answers by {study.answer!r} needs {_FEWEST_ARMS[study.answer]} arms or "
+            f"more, and this has {len(arms)}.",
+            "Add [[arms]], or a [grid] of lists.",
+        )
+    if study.answer == "weak_spots" and (len(arms) > 1 or not study.floor):
+        raise ConfigError(
+            "Weak spots are those of one arm, compared with the base model.",
+            "Leave one arm, and floor = true.",
+        )
+    for measure in study.decide_by:
+        if measure not in MEASURE:
+            raise _refuse_unknown(measure, MEASURE)
+    if study.answer == "choose" and MEASURE[study.decide_by[0]].better == "neither":
+        raise ConfigError(
+            f"Nothing can be chosen by {study.decide_by[0]}: neither more nor less is better.",
+            "Begin decide_by with another measure.",
+        )
+    names = [arm.name for arm in arms]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"Two arms are called {twice[0]!r}.", "Give each a name of its own.")
+    if not study.packs and not study.prompts:
+        raise ConfigError("The study draws nothing.", "Name packs or prompts.")
+    for text in study.prompts:
+        _check_blanks(text)
+    for arm in arms:
+        _check_drawing(study, study.configure(arm, study.train_seeds[0]))
+
+
+def _check_grid(study: Study) -> None:
+    if study.arms and study.grid:
+        raise ConfigError("The study has both [[arms]] and a [grid].", "Keep one of them.")
+    axes = {name: value for name, value in study.grid.items() if name in ARM_WORDS}
+    others = {name: value for name, value in study.grid.items() if name not in ARM_WORDS}
+    _refuse_other_names(others)
+    for name, values in {**axes, **_flatten(others)}.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"grid.{name} = {values!r} is not a list of values.",
+                f"Write it as {name} = [first, second].",
+            )
+    try:
+        study.list_arms()
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _check_blanks(text: str) -> None:
+    try:
+        text.format(subject="", class_noun="")
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(
+            f"The prompt {text!r} cannot be filled in.",
+            "The only words in braces may be {subject} and {class_noun}.",
+        ) from None
+
+
+def _check_drawing(study: Study, config: LoomConfig) -> None:
+    samplers = len(config.generate.schedulers) * len(config.generate.steps)
+    if samplers > 1:
+        raise ConfigError(
+            f"Each arm is drawn with one scheduler and one number of steps, not {samplers}.",
+            "Vary them with scheduler and steps in the arms or the grid.",
+        )
+    if study.answer == "choose" and config.generate.images_per_prompt < 2:
+        raise ConfigError(
+            "To choose on some seeds and report on others, a prompt needs two pictures or more.",
+            "Raise generate.images_per_prompt.",
+        )
+
+
+def describe_study() -> list[tuple[str, str]]:
+    """Every word of a study's file with its meaning, those of an arm as ``arms.weight``."""
+    rows = [(name, info.description or "") for name, info in Study.model_fields.items()]
+    rows += [(f"arms.{name}", info.description or "") for name, info in Arm.model_fields.items()]
+    return [(name, " ".join(text.split())) for name, text in rows]

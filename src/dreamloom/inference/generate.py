@@ -1,0 +1,344 @@
+"""Stage 4: prompts, seeds, schedulers and adapters in, pictures and their manifest out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dreamloom.core.config import GenerateConfig
+from dreamloom.core.device import measure_effort
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.manifests import (
+    MANIFEST,
+    Change,
+    Face,
+    ImageSet,
+    Picture,
+    Style,
+    WornAdapter,
+    read_image_set,
+    write_manifest,
+)
+from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
+from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds
+from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.models.lora_schedule import (
+    MANNERS,
+    TOGETHER,
+    Curve,
+    Manner,
+    Pace,
+    parse_curve,
+    parse_manner,
+    set_paces,
+    tell_paces,
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw, and what a right picture of it may show otherwise than the photos.
+
+    Everything beside the text goes into the manifest, for those who judge; see
+    `pictures.Picture`.
+    """
+
+    text: str
+    category: str = ""
+    style: Style | None = None
+    face: Face | None = None
+    may_change: tuple[Change, ...] | None = None
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class Worn:
+    """An adapter file and the weight at which it is worn, or how that follows the drawing."""
+
+    path: Path
+    weight: float | Curve = 1.0
+
+    @property
+    def strongest(self) -> float:
+        """The weight, or the one farthest from 0."""
+        return self.weight.strongest if isinstance(self.weight, Curve) else self.weight
+
+
+def parse_worn(text: str) -> Worn:
+    """Read ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…`` as typed on the command line.
+
+    Raises:
+        ConfigError: If what follows the colon is neither a weight nor a schedule.
+    """
+    path, colon, weight = text.rpartition(":")
+    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
+        return Worn(Path(text))
+    try:
+        if "@" in weight:
+            return Worn(Path(path), parse_curve(weight))
+        plain = float(weight)
+        if not math.isfinite(plain):
+            raise ValueError
+        return Worn(Path(path), plain)
+    except ValueError as error:
+        reason = f": {error}" if "@" in weight else ""
+        raise ConfigError(
+            f"{text!r} ends in {weight!r}, which is not a weight{reason}.",
+            "Write FILE:0.8, or just FILE; or FILE:1@0,0.4@0.5,0@1 for weights over the drawing, "
+            "from 0 at its first step to 1 at its last.",
+        ) from None
+
+
+def parse_compose(text: str, conditional_only: bool = False) -> Manner:
+    """Read how adapters are worn together, as typed on the command line.
+
+    Raises:
+        ConfigError: If there is no such way, or a number is out of range.
+    """
+    try:
+        return parse_manner(text, conditional_only)
+    except ValueError as error:
+        raise ConfigError(
+            f"--compose {text} is not possible: {error}.", f"Write {MANNERS}."
+        ) from None
+
+
+def generate_images(
+    run: RunDir,
+    model: Model,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    worn: Sequence[Worn] = (),
+    name: str = "pictures",
+    observe: Observer = silent,
+    manner: Manner = TOGETHER,
+) -> ImageSet:
+    """Draw every prompt with every seed, scheduler and number of steps into ``images/<name>``.
+
+    Two sets drawn with the same settings pair up picture by picture: same prompt, same seed,
+    same noise. An earlier set with the same inputs is kept.
+
+    Args:
+        run: Where the pictures and the record go.
+        model: A loaded base model.
+        prompts: One or more prompts.
+        config: Resolved settings: nothing is ``auto`` any more.
+        worn: Adapters to wear; none draws the base model.
+        name: The set's name: letters, digits, dash and underscore.
+        observe: Told of progress.
+        manner: How several adapters are worn together.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or belongs to another base model.
+        RunFolderError: If a finished set of that name was drawn otherwise.
+        ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
+            prompt.
+    """
+    adapters = check_wish(model, prompts, config, worn, name, manner)
+    stage = f"generate-{name}"
+    listed = _list_worn(worn, manner)
+    inputs = {
+        "base": model.identity.fingerprint,
+        "adapters": fingerprint([entry.model_dump() for entry in listed]),
+        # Pictures depend on the words alone; what is told to judges beside them does not matter.
+        "prompts": fingerprint([{"text": p.text, "category": p.category} for p in prompts]),
+        "settings": fingerprint(config.drawn_with),
+    }
+    folder = run.images / name
+    if run.finished(stage, inputs):
+        observe(StageSkipped(stage, "already drawn"))
+        return read_image_set(folder)
+    if (folder / MANIFEST).is_file() and run.read_record(stage):
+        raise RunFolderError(
+            f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
+            "Give this set another --name, or draw into another --out.",
+        )
+    plan = _plan(prompts, config)
+    observe(StageStarted(stage, f"{len(plan)} pictures"))
+    with measure_effort(model.runtime) as effort:
+        # What lies there is the beginning of a set that was never finished.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        strengths = set_paces(adapters, [part.weight for part in worn], manner)
+        with model.wear(list(zip(adapters, strengths, strict=True))):
+            _draw(model, plan, folder, config.batch, stage, observe)
+        images = ImageSet(
+            folder=folder,
+            base=model.identity.as_dict(),
+            adapters=listed,
+            subject=_first(adapters, "dreamloom.subject"),
+            class_noun=_first(adapters, "dreamloom.class_noun"),
+            resolution_px=model.advice.resolution_px,
+            pictures=tuple(plan),
+        )
+        manifest = write_manifest(images)
+    run.write_record(
+        Record(
+            stage=stage,
+            inputs=inputs,
+            settings=config.model_dump(mode="json") | {"manner": asdict(manner)},
+            outputs=run.hash_outputs(manifest, *images.paths()),
+            results={"pictures": len(plan), "seconds_per_picture": effort.seconds / len(plan)},
+            base=model.identity.as_dict(),
+            seed=config.first_seed,
+            runtime=model.runtime.name,
+            seconds=effort.seconds,
+            peak_mib=effort.peak_mib,
+        )
+    )
+    observe(StageDone(stage, effort.seconds, str(folder)))
+    return images
+
+
+def check_wish(
+    model: Model,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    worn: Sequence[Worn],
+    name: str,
+    manner: Manner = TOGETHER,
+) -> list[Adapter]:
+    """Check everything about a set before anything is written; return the adapters, read.
+
+    Raises:
+        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be worn
+            in this manner.
+        ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
+            prompt.
+    """
+    if not prompts:
+        raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
+    adapters = [read_adapter(part.path) for part in worn]
+    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
+        model.rescale_to_zero_terminal_snr()
+    unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
+    if unknown:
+        raise ConfigError(
+            f"There is no scheduler {unknown[0]!r}.",
+            f"Choose from: {', '.join(model.schedulers)}.",
+        )
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ConfigError(
+            f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
+        )
+    _check_manner(manner, worn, config)
+    for part, adapter in zip(worn, adapters, strict=True):
+        _check_base(part.path, dict(adapter.metadata), model)
+        if manner.method == "k-lora":
+            refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
+        strength = Pace(part.weight) if isinstance(part.weight, Curve) else part.weight
+        with model.wear([(adapter, strength)]):
+            pass  # it fits
+    return adapters
+
+
+def _check_manner(manner: Manner, worn: Sequence[Worn], config: GenerateConfig) -> None:
+    """Refuse what could not be seen in the pictures: a manner that changes nothing there."""
+    try:
+        manner.check(len(worn))
+    except ValueError as error:
+        raise ConfigError(
+            f"This cannot be drawn: {error}.",
+            "Give --adapter as often, or leave --compose and --conditional-only out.",
+        ) from None
+    if manner.conditional_only and float(config.guidance) <= 1:
+        raise ConfigError(
+            f"At a guidance of {float(config.guidance):g} there is no unconditional half that "
+            "adapters could be kept from.",
+            "Raise --guidance above 1, or leave --conditional-only out.",
+        )
+    steps = min(config.steps)
+    if manner.method == "switch" and steps <= manner.every * (len(worn) - 1):
+        raise ConfigError(
+            f"In {steps} steps with turns of {manner.every}, {worn[-1].path.name} would never have "
+            "its turn.",
+            "Take shorter turns, as in --compose switch:1, or more --steps.",
+        )
+
+
+def _list_worn(worn: Sequence[Worn], manner: Manner) -> tuple[WornAdapter, ...]:
+    """List the adapters with how each is worn, for the manifest."""
+    paces = tell_paces([part.weight for part in worn], manner)
+    return tuple(
+        WornAdapter(
+            file=part.path.name, sha256=file_sha256(part.path), weight=part.strongest, pace=pace
+        )
+        for part, pace in zip(worn, paces, strict=True)
+    )
+
+
+def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:
+    made_for = metadata.get("dreamloom.base_fingerprint")
+    if made_for and made_for != model.identity.fingerprint:
+        other = metadata.get("dreamloom.base", "of another kind")
+        raise AdapterError(
+            f"{path} was made for the base model {other}, not for {model.identity.name} "
+            "as it is here.",
+            "Name that base model with --base, or train the adapter again.",
+        )
+
+
+def _first(adapters: Sequence[Adapter], key: str) -> str:
+    """Read an entry of the first adapter that has it."""
+    return next((a.metadata[key] for a in adapters if key in a.metadata), "")
+
+
+def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
+    seeds = range(config.first_seed, config.first_seed + config.images_per_prompt)
+    grid = itertools.product(config.schedulers, config.steps, prompts, seeds)
+    return [
+        Picture(
+            file=f"{index:04d}.png",
+            prompt=prompt.text,
+            category=prompt.category,
+            style=prompt.style,
+            face=prompt.face,
+            may_change=prompt.may_change,
+            check=prompt.check,
+            seed=seed,
+            scheduler=scheduler,
+            steps=steps,
+            guidance=float(config.guidance),
+            guidance_interval=config.guidance_interval,
+            cache_interval=config.cache_interval,
+        )
+        for index, (scheduler, steps, prompt, seed) in enumerate(grid)
+    ]
+
+
+def _draw(
+    model: Model,
+    plan: Sequence[Picture],
+    folder: Path,
+    batch: int,
+    stage: str,
+    observe: Observer,
+) -> None:
+    done = 0
+    observe(Progress(stage, "drawing", 0, len(plan)))
+    for sampler, group in itertools.groupby(plan, key=_sampler):
+        pictures = list(group)
+        for start in range(0, len(pictures), batch):
+            some = pictures[start : start + batch]
+            shots = [Shot(picture.prompt, picture.seed) for picture in some]
+            for picture, image in zip(some, model.sample(shots, sampler, batch=batch), strict=True):
+                with atomic_path(folder / picture.file) as temporary:
+                    image.save(temporary)
+            done += len(some)
+            observe(Progress(stage, "drawing", done, len(plan)))
+
+
+def _sampler(picture: Picture) -> Sampler:
+    return Sampler(
+        picture.scheduler,
+        picture.steps,
+        picture.guidance,
+        picture.guidance_interval,
+        picture.cache_interval,
+    )

@@ -1,0 +1,238 @@
+"""The spellings of the world's adapter files: what a key means, and whose layer it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora.sdxl_layers import (
+    COMPONENTS,
+    KOHYA_PREFIXES,
+    respell_text,
+    sdxl_layers,
+    underscore,
+)
+
+_ENDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        # PEFT, and diffusers today.
+        ".lora_A.weight": "down",
+        ".lora_B.weight": "up",
+        ".lora_magnitude_vector": "magnitude",
+        ".lora_magnitude_vector.weight": "magnitude",
+        # diffusers before, for the denoiser and the text encoders.
+        ".lora.down.weight": "down",
+        ".lora.up.weight": "up",
+        ".lora_linear_layer.down.weight": "down",
+        ".lora_linear_layer.up.weight": "up",
+        # Kohya and LyCORIS.
+        ".lora_down.weight": "down",
+        ".lora_up.weight": "up",
+        ".lora_mid.weight": "mid",
+        ".dora_scale": "dora_scale",
+        ".alpha": "alpha",
+        ".diff": "diff",
+        **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
+        **{f".hada_{part}": f"hada_{part}" for part in ("t1", "t2")},
+        **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b")},
+        **{f".lokr_{part}": f"lokr_{part}" for part in ("w2", "w2_a", "w2_b", "t2")},
+    }
+)
+_KOHYA_ENDINGS = (".lora_down.weight", ".lora_up.weight")
+# diffusers' first spelling: the processor of an attention held its LoRA.
+_FIRST = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+_OLD_ENDINGS = (".lora.down.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
+_PEFT_PREFIX = "base_model.model."
+_STABILITY_PREFIX = "diffusion_model."
+
+# What a LoRA's form cannot hold, by the endings that give it away.
+_REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "an OFT or BOFT": (".oft_blocks", ".oft_diag", ".oft_R.weight", ".boft_R", ".rescale"),
+        "a GLoRA": tuple(f".{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm")),
+        "an IA3": (".on_input", ".ia3_l"),
+        "a change of normalisation layers": (".w_norm", ".b_norm"),
+        "a change of biases": (".diff_b", ".lora_B.bias", ".lora_up.bias"),
+        "a VeRA": (".vera_lambda_b", ".vera_lambda_d"),
+    }
+)
+_CONTROL_LORA = "lora_controlnet"
+
+# What other bases' headers say: kohya's own entry, and ModelSpec's of the architecture.
+_TOLD = re.compile(
+    "ss_base_model_version=(sd_v[12]|sd3|flux).*"
+    "|modelspec.architecture=(stable-diffusion-(v[12]|3|xl-v1-refiner)|flux).*",
+    re.IGNORECASE,
+)
+# SDXL's cross-attention reads 2048 numbers a token; others' widths give them away.
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner"}
+_CROSS_ATTENTION = re.compile(r".*attn2[._](processor[._])?to_[kv]")
+_BLOCKS_OF_OTHERS = re.compile(
+    r"lora_unet_(down_blocks_(0_attentions|3)|up_blocks_(2_attentions|3)"
+    r"|input_blocks_(9|10|11)_|input_blocks_[12]_1|output_blocks_(9|10|11)_|output_blocks_[678]_1)"
+)
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Split a file's key into the layer as the file names it and the part of its change.
+
+    Returns:
+        Such as ``("unet.mid_block.attentions.0.proj_in", "down")``; None if no spelling is known.
+        The parts are ``down``, ``mid``, ``up``, ``alpha``, ``magnitude``, ``dora_scale``, ``diff``
+        and LyCORIS's names of a LoHa's and a LoKr's factors.
+    """
+    first = _FIRST.fullmatch(key)
+    if first is not None:
+        owner, to, part = first.groups()
+        owner = owner.removesuffix(".processor")
+        if owner.endswith("self_attn"):
+            return f"{owner}.{to}_proj", part
+        return f"{owner}.to_{to}" + (".0" if to == "out" else ""), part
+    for ending, part in _ENDINGS.items():
+        if key.endswith(ending) and key != ending:
+            return key.removesuffix(ending), part
+    return None
+
+
+def is_old_spelling(key: str) -> bool:
+    """Say whether diffusers wrote the key before it took over PEFT's names."""
+    return key.endswith(_OLD_ENDINGS) or _FIRST.fullmatch(key) is not None
+
+
+def refuse_other_kinds_by_key(path: str, keys: Iterable[str]) -> None:
+    """Refuse, by name, what cannot be written as a product of two factors.
+
+    Raises:
+        AdapterError: If a key belongs to another kind of adapter.
+    """
+    found = list(keys)
+    if _CONTROL_LORA in found:
+        raise AdapterError(
+            f"{path} is a ControlLoRA, a part of a ControlNet.",
+            "DreamLoom reads adapters of the denoiser and the text encoders.",
+        )
+    for kind, endings in _REFUSED.items():
+        examples = [key for key in found if key.endswith(endings)]
+        if examples:
+            raise AdapterError(
+                f"{path} holds {kind} ({len(examples)} tensors, such as {examples[0]}), which a "
+                "LoRA cannot express.",
+                "DreamLoom reads LoRA, LoCon, LoHa, LoKr, DoRA and full differences of weights.",
+            )
+
+
+class LayerNames:
+    """Finds a layer by whatever name a file gives it.
+
+    Args:
+        layer_names: The base model's own layers, such as ``unet.mid_block.attentions.0.proj_in``;
+            needed only for files that do not tell dots from underscores, or leave the component
+            out, and were made for other blocks than SDXL's.
+
+    Raises:
+        ValueError: If one of the names begins with no component.
+        AdapterError: If two of them are the same once written with underscores.
+    """
+
+    def __init__(self, layer_names: Iterable[str] = ()) -> None:
+        self.known: set[str] = {respell_text(name) for name in layer_names}
+        strangers = [name for name in self.known if name.partition(".")[0] not in COMPONENTS]
+        if strangers:
+            raise ValueError(f"{strangers[0]} begins with none of {', '.join(COMPONENTS)}")
+        self._by_name: dict[str, str] = {}
+        for layer in sdxl_layers().values():
+            self._by_name |= dict.fromkeys((layer.kohya, layer.kohya_diffusers), layer.name)
+            if layer.stability:
+                self._by_name[_STABILITY_PREFIX + layer.stability] = layer.name
+        for name in sorted(self.known):
+            other = self._by_name.setdefault(underscore(name), name)
+            if other != name:
+                raise AdapterError(
+                    f"The layers {other} and {name} have one name in kohya's files.",
+                    "Write the format peft.",
+                )
+        self.known |= set(sdxl_layers())
+
+    def find(self, found: str) -> str | None:
+        """Find the layer's own name, or None if the name is no known layer's.
+
+        A name with its component, such as ``unet.…``, is taken as it is: whether it fits the base,
+        the base knows.
+        """
+        if found.startswith((*KOHYA_PREFIXES.values(), _STABILITY_PREFIX)):
+            return self._by_name.get(found)
+        plain = found.replace(".processor.", ".")
+        plain = f"{plain}.0" if plain.endswith(".to_out") else plain
+        component, dot, inner = plain.partition(".")
+        if component in COMPONENTS and dot and inner:
+            return respell_text(plain)
+        return f"unet.{plain}" if f"unet.{plain}" in self.known else None
+
+    def find_component(self, inner_names: Iterable[str]) -> list[str]:
+        """Name the components that have all these layers, named from within."""
+        names = list(inner_names)
+        return [
+            component
+            for component in COMPONENTS
+            if all(respell_text(f"{component}.{inner}") in self.known for inner in names)
+        ]
+
+
+def strip_peft_prefix(key: str) -> str:
+    """Take off what PEFT writes before the names of a model that it wraps."""
+    return key.removeprefix(_PEFT_PREFIX)
+
+
+def name_naming(found: Iterable[str], keys: Iterable[str]) -> str:
+    """Say whose names a file uses, for `describe_adapter`.
+
+    Args:
+        found: The layers as the file names them.
+        keys: The file's keys.
+    """
+    layers = sdxl_layers().values()
+    sgm = {layer.kohya for layer in layers if layer.kohya != layer.kohya_diffusers}
+    named = [name for name in found if name.startswith(tuple(KOHYA_PREFIXES.values()))]
+    if named:
+        of_kohya = [name for name in named if name in sgm]
+        of_unet = [name for name in named if name.startswith(KOHYA_PREFIXES["unet"])]
+        if not of_kohya and of_unet:
+            return "kohya-diffusers"
+        return "kohya" if len(of_kohya) == len(of_unet) else "kohya, two namings"
+    return "diffusers, old" if any(is_old_spelling(key) for key in keys) else "peft"
+
+
+def find_other_base(unknown: Iterable[str], inputs: Mapping[str, int]) -> str:
+    """Tell which other base model than SDXL a file was made for; empty if nothing says so.
+
+    Args:
+        unknown: The layers that SDXL has not, as the file names them.
+        inputs: How many inputs the layers have whose width tells, by the file's names.
+
+    Returns:
+        Such as ``Stable Diffusion 1.x (its cross-attention reads 768 numbers a token)``.
+    """
+    for name, width in inputs.items():
+        if _CROSS_ATTENTION.fullmatch(name) and width in _WIDTHS:
+            return f"{_WIDTHS[width]} (its cross-attention reads {width} numbers a token)"
+    for name in unknown:
+        if name.startswith("lora_te_"):
+            return f"Stable Diffusion 1.x or 2.x (it has one text encoder, in {name})"
+        if _BLOCKS_OF_OTHERS.match(name):
+            return f"Stable Diffusion 1.x or 2.x (SDXL has no layer {name})"
+    return ""
+
+
+def find_told_base(story: Mapping[str, str]) -> str:
+    """Tell which other base model than SDXL a file's header names; empty if it names none.
+
+    Returns:
+        Such as ``sd_v1 (its header says so in ss_base_model_version)``.
+    """
+    for name in ("ss_base_model_version", "modelspec.architecture"):
+        told = story.get(name, "")
+        if _TOLD.fullmatch(f"{name}={told}"):
+            return f"{told.partition('/')[0]} (its header says so in {name})"
+    return ""

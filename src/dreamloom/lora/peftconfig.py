@@ -1,0 +1,129 @@
+"""PEFT's configuration of a component: how strong its layers are, and what it must not say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora.adapter import AdapterKind
+
+CONFIG_KEY = "lora_adapter_metadata"
+"""Under this key of a file's header diffusers keeps PEFT's configuration of each component."""
+
+OTHER_KINDS: Mapping[str, AdapterKind] = {"LOHA": "loha", "LOKR": "lokr", "OFT": "oft"}
+"""The kinds that keep PEFT's own form, by PEFT's name of them."""
+
+# These beginnings take a part of the base's weight into the adapter: without that base's remains
+# the factors do not say what changes.
+_SPLITS_BASE = re.compile("pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How PEFT's configuration of one component scales its layers.
+
+    Args:
+        alpha: For layers that no pattern names.
+        alpha_by_pattern: Regular expressions of names' ends.
+        rank_stabilised: Whether alpha is divided by the root of the rank.
+    """
+
+    alpha: float
+    alpha_by_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+
+    def of(self, layer: str, rank: int) -> float:
+        """The scale of a layer, by its name within the component, and its rank."""
+        alpha = match_pattern(self.alpha_by_pattern, layer, self.alpha)
+        return alpha / rank**0.5 if self.rank_stabilised else alpha / rank
+
+
+def match_pattern(by_pattern: Mapping[str, float], layer: str, otherwise: float) -> float:
+    """Find a layer's value by PEFT's rule: the first pattern that matches its name's end counts."""
+    matching = (p for p in by_pattern if re.match(rf"(.*\.)?({p})$", layer))
+    return by_pattern.get(next(matching, layer), otherwise)
+
+
+def read_header_config(path: str, header: str | None) -> dict[str, dict[str, Any]]:
+    """Read the configuration of each component from a header's entry.
+
+    Raises:
+        AdapterError: If it is there and cannot be read.
+    """
+    if header is None:
+        return {}
+    try:
+        flat = dict(json.loads(header))
+        configs: dict[str, dict[str, Any]] = {}
+        for key, value in flat.items():
+            component, _, name = key.partition(".")
+            configs.setdefault(component, {})[name] = value
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise explain_config(path, error) from error
+    return configs
+
+
+def explain_config(path: str, error: Exception) -> AdapterError:
+    """Say that the strength of an adapter is unknown, and why."""
+    return AdapterError(
+        f"The configuration in the header of {path} cannot be read: {error}.",
+        "Without it the strength of the adapter is unknown; get the file again.",
+    )
+
+
+def read_scaling(path: str, config: Mapping[str, Any]) -> Scaling | None:
+    """Read how a component of a LoRA is scaled; None if the configuration does not tell.
+
+    Raises:
+        AdapterError: If what it says makes no sense, or a LoRA's factors alone cannot hold it.
+    """
+    _refuse_options(path, config)
+    if config.get("lora_alpha") is None:
+        return None
+    try:
+        alpha = _read_finite(config["lora_alpha"])
+        by_pattern = read_pattern(config.get("alpha_pattern"))
+        return Scaling(alpha, by_pattern, bool(config.get("use_rslora")))
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise explain_config(path, error) from error
+
+
+def read_pattern(pattern: Any) -> dict[str, float]:
+    """Read values by regular expression, as JSON holds them; None is none."""
+    return {re.compile(key).pattern: _read_finite(alpha) for key, alpha in (pattern or {}).items()}
+
+
+def _read_finite(value: Any) -> float:
+    # JSON as Python writes it knows NaN and Infinity.
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"an alpha is {number}")
+    return number
+
+
+def _refuse_options(path: str, config: Mapping[str, Any]) -> None:
+    """Refuse what PEFT can teach beside the factors of a LoRA, or takes from the base for them."""
+    kind = config.get("peft_type")
+    init = config.get("init_lora_weights")
+    problems = {
+        f"is of PEFT's kind {kind}": kind not in (None, "LORA", *OTHER_KINDS),
+        "changes biases": config.get("bias") not in (None, "none") or bool(config.get("lora_bias")),
+        "replaces whole modules": bool(config.get("modules_to_save")),
+        "teaches single words in PEFT's form": bool(config.get("trainable_token_indices")),
+        "was made for transposed weights": bool(config.get("fan_in_fan_out")),
+        "repeats layers": bool(config.get("layer_replication")),
+        f"began as {init} and belongs to what that left of its base": (
+            isinstance(init, str) and _SPLITS_BASE.match(init) is not None
+        ),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise AdapterError(
+                f"{path} {problem}, by its configuration, which a LoRA's factors cannot express.",
+                "DreamLoom reads LoRA, DoRA, LoHa, LoKr and OFT of PEFT.",
+            )

@@ -1,0 +1,317 @@
+"""Read adapter files of every spelling into the one form in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamloom.core.errors import AdapterError
+from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
+from dreamloom.lora.assembly import assemble_layer, name_stored_kind, stack_layers
+from dreamloom.lora.dora import make_dora
+from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
+from dreamloom.lora.key_names import (
+    LayerNames,
+    find_other_base,
+    find_told_base,
+    name_naming,
+    refuse_other_kinds_by_key,
+    split_key,
+)
+from dreamloom.lora.kohya import LAYOUT_KEY
+from dreamloom.lora.modelspec import HASH_KEY as MODELSPEC_HASH_KEY
+from dreamloom.lora.peftconfig import (
+    CONFIG_KEY,
+    OTHER_KINDS,
+    Scaling,
+    read_header_config,
+    read_scaling,
+)
+from dreamloom.lora.sdxl_layers import kernel_of
+from dreamloom.lora.tensors import is_finite, open_tensors
+from dreamloom.lora.token_embeddings import HASH_KEY as WORDS_HASH_KEY
+from dreamloom.lora.token_embeddings import WORDS_KEY, read_words
+
+NAMES_KEY = "dreamloom.layer_names"
+"""Where a file with underscored names of another base's layers lists their own names."""
+
+# PEFT's configuration describes the factors before their scales were folded in; the writer enters
+# the others anew.
+_MADE_ANEW = ("format", CONFIG_KEY, MODELSPEC_HASH_KEY, WORDS_KEY, WORDS_HASH_KEY, NAMES_KEY)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter as it was found.
+
+    Args:
+        adapter: What it changes.
+        naming: Whose names the file uses: ``peft``, ``peft folder``, ``diffusers, old``,
+            ``kohya``, ``kohya-diffusers`` or ``kohya, two namings``.
+        stored: How many layers were stored as which kind of product.
+    """
+
+    adapter: Adapter
+    naming: str
+    stored: Mapping[str, int]
+
+
+@dataclass
+class _Found:
+    """What lies in a file or folder, before it is understood."""
+
+    path: str
+    tensors: dict[str, Tensor]
+    story: dict[str, str] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    words: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    is_folder: bool = False
+
+
+def read_adapter(path: Path, layer_names: Iterable[str] = ()) -> Adapter:
+    """Read an adapter, and the file of its new words beside it.
+
+    Scales are folded, so that ΔW = up · down for every layer of a LoRA. LoCon with Tucker cores,
+    LoHa and LoKr of LyCORIS, and full differences of weights are LoRAs exactly, and become such.
+    DoRA, and LoHa, LoKr and OFT in PEFT's form with its configuration, keep that form.
+
+    Args:
+        path: A .safetensors file with the names of PEFT, diffusers (also its two older spellings)
+            or kohya (either naming of blocks, or both), or a folder as PEFT saves it.
+        layer_names: The names of the base model's own layers, such as
+            ``unet.mid_block.attentions.0.proj_in``: needed only for files of other bases than SDXL
+            whose names do not tell dots from underscores, or lack the component.
+
+    Raises:
+        AdapterError: If the file is missing, a pickle, damaged, empty, for another base model, of
+            a kind that is not read, or holds NaN or infinity; the message names the file and what
+            it found.
+    """
+    return read_adapter_file(path, layer_names).adapter
+
+
+def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFile:
+    """Read an adapter and tell how it was written; see `read_adapter`."""
+    given = list(layer_names)
+    found = _open(path, LayerNames(given))
+    story = {name: text for name, text in found.story.items() if name not in _MADE_ANEW}
+    _refuse_impossible(found)
+    state = _read_other_kind(found)
+    if state is not None:
+        naming = "peft folder" if found.is_folder else "peft"
+        count = len(state.layer_names)
+        adapter = Adapter({}, story, found.words, state)
+        return AdapterFile(adapter, naming, {KIND_NAMES[state.kind]: count})
+    refuse_other_kinds_by_key(found.path, found.tensors)
+    names = LayerNames([*given, *_list_told_names(found.story)])
+    layers, magnitudes, stored = _understand(found, names, check_base=not given)
+    naming = _name_naming(found)
+    if magnitudes:
+        peft = make_dora(layers, magnitudes)
+        return AdapterFile(Adapter({}, story, found.words, peft), naming, stored)
+    return AdapterFile(Adapter(layers, story, found.words), naming, stored)
+
+
+def _open(path: Path, names: LayerNames) -> _Found:
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+        path = path.parent
+    if path.is_dir():
+        tensors, configs = read_peft_folder(path, names)
+        return _Found(str(path), tensors, configs=configs, is_folder=True)
+    tensors, story = open_tensors(path)
+    configs = read_header_config(str(path), story.get(CONFIG_KEY))
+    return _Found(str(path), tensors, story, configs, read_words(path, story))
+
+
+def _list_told_names(story: Mapping[str, str]) -> list[str]:
+    return story.get(NAMES_KEY, "").split()
+
+
+def _name_naming(found: _Found) -> str:
+    if found.is_folder:
+        return "peft folder"
+    owners = [split[0] for split in map(split_key, found.tensors) if split is not None]
+    return name_naming(owners, found.tensors)
+
+
+def _refuse_impossible(found: _Found) -> None:
+    for key, tensor in found.tensors.items():
+        owner, part = split_key(key) or (key, "")
+        if part not in ("", "alpha") and not tensor.is_floating_point():
+            raise AdapterError(
+                f"{owner} in {found.path} holds {str(tensor.dtype).removeprefix('torch.')}, which "
+                "no factor of an adapter is made of.",
+                "The file is damaged, or quantised; get it in float32, float16 or bfloat16.",
+            )
+        if not is_finite(tensor):
+            raise AdapterError(
+                f"{owner} in {found.path} holds NaN or infinity.",
+                "Its training went wrong, or the file is damaged; use an earlier checkpoint.",
+            )
+
+
+def _read_other_kind(found: _Found) -> PeftState | None:
+    """Read a LoHa, LoKr or OFT in PEFT's form, whose configuration stands beside it."""
+    configs = {c: config for c, config in found.configs.items() if "peft_type" in config}
+    types = {config["peft_type"] for config in configs.values()}
+    kinds = [kind for name, kind in OTHER_KINDS.items() if name in types]
+    if not kinds:
+        return None
+    listed = all(isinstance(config.get("target_modules"), list) for config in configs.values())
+    state = PeftState(kinds[0], found.tensors, configs) if listed else None
+    names = set(state.layer_names) if state is not None else set()
+    owners = {key: _owner(key, names) for key in found.tensors}
+    unknown = sorted(key for key, owner in owners.items() if not owner)
+    missing = sorted(names - set(owners.values()))
+    if len(types) > 1 or state is None or unknown or missing:
+        shown = ", ".join([*unknown, *missing][:3])
+        raise AdapterError(
+            f"The configuration in the header of {found.path} does not describe its tensors"
+            + (f" ({shown})." if shown else "."),
+            "Use a file written by DreamLoom.",
+        )
+    return PeftState(state.kind, {key: t.float() for key, t in found.tensors.items()}, configs)
+
+
+def _owner(key: str, names: set[str]) -> str:
+    """Find the layer that a tensor belongs to: the key less one or two last parts."""
+    once = key.rpartition(".")[0]
+    twice = once.rpartition(".")[0]
+    return once if once in names else twice if twice in names else ""
+
+
+def _understand(
+    found: _Found, names: LayerNames, check_base: bool
+) -> tuple[dict[str, Layer], dict[str, Tensor], dict[str, int]]:
+    """Put each layer together: the changes, a DoRA's magnitudes, and the kinds that were stored."""
+    parts, unknown = _sort_by_owner(found)
+    owners = {owner: names.find(owner) for owner in parts}
+    kinds = {owner: name_stored_kind(tensors) for owner, tensors in parts.items()}
+    strangers = {owner for owner in parts if owners[owner] is None or not kinds[owner]}
+    unknown += [key for key in found.tensors if (split_key(key) or ("",))[0] in strangers]
+    # A base with other blocks may have any width; its own files say so, or its names are given.
+    is_sdxl = check_base and LAYOUT_KEY not in found.story
+    widths = {owner: _count_inputs(tensors) for owner, tensors in parts.items()}
+    told = find_told_base(found.story) if is_sdxl else ""
+    _refuse_other_bases(found.path, owners, widths if is_sdxl else {}, told)
+    if unknown or not parts:
+        raise _explain_unknown(found, sorted(unknown))
+    scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
+    gathered: dict[str, list[Layer]] = {}
+    magnitudes: dict[str, Tensor] = {}
+    for owner, name in sorted((o, n) for o, n in owners.items() if n is not None):
+        scale = _Scale(name, owner, scalings)
+        layer = assemble_layer(found.path, name, parts[owner], kernel_of(name), scale.of)
+        gathered.setdefault(name, []).append(layer)
+        if kinds[owner] == "DoRA":
+            magnitudes[name] = _read_magnitude(found.path, name, parts[owner], layer)
+    layers = {name: _join(found.path, name, gathered[name]) for name in sorted(gathered)}
+    _refuse_mixed_dora(found.path, magnitudes, gathered)
+    return layers, magnitudes, dict(sorted(Counter(kinds.values()).items()))
+
+
+def _refuse_other_bases(
+    path: str, owners: Mapping[str, str | None], widths: Mapping[str, int], told: str
+) -> None:
+    unknown = [owner for owner, name in owners.items() if name is None]
+    base = find_other_base(unknown, widths) or told
+    if base:
+        raise AdapterError(
+            f"{path} is for {base}.", "DreamLoom works with SDXL; use an adapter made for it."
+        )
+
+
+def _sort_by_owner(found: _Found) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    unknown: list[str] = []
+    for key, tensor in found.tensors.items():
+        split = split_key(key)
+        if split is None:
+            unknown.append(key)
+            continue
+        owner, part = split
+        if part in parts.setdefault(owner, {}):
+            raise AdapterError(
+                f"{found.path} names a layer's factors twice.", "Get the file again."
+            )
+        parts[owner][part] = tensor
+    return parts, unknown
+
+
+def _count_inputs(parts: Mapping[str, Tensor]) -> int:
+    """How many inputs a layer has; 0 if its tensors do not tell at once."""
+    for part in ("down", "hada_w1_b", "diff"):
+        if part in parts and parts[part].ndim > 1:
+            return parts[part].shape[1]
+    return 0
+
+
+def _explain_unknown(found: _Found, unknown: list[str]) -> AdapterError:
+    shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+    return AdapterError(
+        f"{found.path} is no adapter of SDXL in a format that DreamLoom reads: "
+        + (f"{len(unknown)} unknown keys ({shown})." if unknown else "it holds no layer."),
+        "docs/formats.md lists the formats; a kohya file of another base needs the names of its "
+        "layers.",
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The scale of a layer that has no alpha of its own."""
+
+    name: str
+    owner: str
+    scalings: Mapping[str, Scaling | None]
+
+    def of(self, rank: int) -> float:
+        component, _, inner = self.name.partition(".")
+        scaling = self.scalings.get(component)
+        if scaling is None:
+            return 1.0
+        # PEFT's patterns mean the names that the file itself uses.
+        own = self.owner.partition(".")
+        return scaling.of(own[2] if own[0] == component else inner, rank)
+
+
+def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: Layer) -> Tensor:
+    """Read a DoRA's lengths of outputs; LyCORIS may have measured inputs, which is another kind."""
+    if "magnitude" in parts:
+        return parts["magnitude"].float()
+    lengths, outputs = parts["dora_scale"].float(), layer.up.shape[0]
+    if lengths.shape[0] != outputs or lengths.numel() != outputs:
+        raise AdapterError(
+            f"{path} is a DoRA that scales the inputs of {name}, as early LyCORIS and ComfyUI do; "
+            "PEFT's scales outputs.",
+            "DreamLoom reads DoRAs that scale outputs (wd_on_out in LyCORIS).",
+        )
+    ones = (1,) * (layer.down.ndim - 2)
+    return lengths.reshape(1, outputs, *ones) if ones else lengths.flatten()
+
+
+def _join(path: str, name: str, layers: list[Layer]) -> Layer:
+    """Add what one file says of a layer under two names, as a union of two files may."""
+    try:
+        return stack_layers(layers)
+    except ValueError as error:
+        raise AdapterError(
+            f"{path} names {name} twice, and the changes differ in shape.", "Get the file again."
+        ) from error
+
+
+def _refuse_mixed_dora(
+    path: str, magnitudes: Mapping[str, Tensor], gathered: Mapping[str, list[Layer]]
+) -> None:
+    plain = sorted(set(gathered) - set(magnitudes))
+    twice = [name for name in magnitudes if len(gathered[name]) > 1]
+    if magnitudes and (plain or twice):
+        raise AdapterError(
+            f"{path} is a DoRA in {len(magnitudes)} layers, and not in others, such as "
+            f"{(plain or twice)[0]}.",
+            "DreamLoom reads a file of one kind; split it by kind.",
+        )

@@ -1,0 +1,132 @@
+"""New words of an adapter, in a file beside it that diffusers and ComfyUI read as embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dreamloom.core.errors import AdapterError
+from dreamloom.core.run_folder import atomic_path, file_sha256
+from dreamloom.lora.headers import sort_header
+
+WORDS_KEY, HASH_KEY = "dreamloom.words", "dreamloom.words_sha256"
+# What tools call SDXL's two text encoders in files of embeddings.
+_NAMES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+Words = Mapping[str, Mapping[str, Tensor]]
+"""New words, each with embeddings of shape (vectors, features) by text encoder."""
+
+
+def words_file(path: Path) -> Path:
+    """The file beside an adapter's own that holds its new words: ``NAME-tokens.safetensors``."""
+    return path.with_name(f"{path.stem}-tokens.safetensors")
+
+
+def write_words(path: Path, words: Words) -> dict[str, str]:
+    """Write an adapter's new words beside its file; without any, write nothing.
+
+    The embeddings of all words stand below each other, in the order that the header tells.
+    diffusers loads one encoder's with ``load_textual_inversion(file["clip_l"], token=[…])``; a file
+    for several words needs as many names there.
+
+    Args:
+        path: The adapter's own file.
+        words: Embeddings of shape (vectors, features) by word and text encoder.
+
+    Returns:
+        What the adapter's own header must say, so that `read_words` finds them.
+    """
+    if not words:
+        return {}
+    beside = words_file(path)
+    listed = {word: {n: len(rows) for n, rows in found.items()} for word, found in words.items()}
+    tensors = {
+        key: torch.cat([words[word][encoder] for word in listed if encoder in words[word]]).float()
+        for encoder, key in _NAMES.items()
+        if any(encoder in found for found in words.values())
+    }
+    if not all(torch.isfinite(rows).all() for rows in tensors.values()):
+        raise AdapterError(
+            f"The embedding of {', '.join(listed)} is not finite.", "Nothing was written."
+        )
+    header = {"format": "pt", WORDS_KEY: json.dumps(listed)}
+    with atomic_path(beside) as temporary:
+        save_file(tensors, temporary, metadata=header)
+        sort_header(temporary)
+    return {WORDS_KEY: json.dumps(listed), HASH_KEY: file_sha256(beside)}
+
+
+def read_words(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """Read the new words that an adapter's header tells of, from the file beside it.
+
+    Raises:
+        AdapterError: If that file is missing, damaged or another adapter's.
+    """
+    if WORDS_KEY not in metadata:
+        return {}
+    beside = words_file(path)
+    try:
+        listed: dict[str, dict[str, int]] = json.loads(metadata[WORDS_KEY])
+        if not beside.is_file():
+            raise AdapterError(
+                f"{path} needs its new words, {', '.join(listed)}, and {beside.name} is not "
+                "beside it.",
+                f"Put that file there, under this name; it was written as {words_file(path).name}.",
+            )
+        if file_sha256(beside) != metadata.get(HASH_KEY):
+            raise AdapterError(
+                f"{beside} holds other words than {path} was taught with.",
+                "Put the file there that was written together with the adapter.",
+            )
+        with safe_open(beside, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if not all(torch.isfinite(rows.float()).all() for rows in tensors.values()):
+            raise AdapterError(
+                f"{beside} holds NaN or infinity.", "Use the words of an earlier checkpoint."
+            )
+        return _split(listed, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise AdapterError(
+            f"The new words of {path} cannot be read: {error}.", "Get both files again."
+        ) from error
+
+
+def _split(
+    listed: Mapping[str, Mapping[str, int]], tensors: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    words: dict[str, dict[str, Tensor]] = {word: {} for word in listed}
+    for encoder, key in _NAMES.items():
+        owners = [word for word, found in listed.items() if encoder in found]
+        if owners:
+            counts = [listed[word][encoder] for word in owners]
+            for word, rows in zip(owners, tensors[key].float().split(counts), strict=True):
+                words[word][encoder] = rows.clone()
+    return words
+
+
+def gather_words(parts: Sequence[Words]) -> dict[str, Mapping[str, Tensor]]:
+    """Put the words of several adapters together.
+
+    Raises:
+        AdapterError: If two teach one word differently.
+    """
+    gathered: dict[str, Mapping[str, Tensor]] = {}
+    for words in parts:
+        for word, found in words.items():
+            if word in gathered and not _equal(gathered[word], found):
+                raise AdapterError(
+                    f"Two adapters teach the word {word} in different ways.",
+                    "Wear one of them, or teach one again with another word.",
+                )
+            gathered[word] = found
+    return gathered
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)

@@ -1,0 +1,173 @@
+"""Choose the fastest settings whose predicted memory fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from dreamloom.memory.predict import GIB, Footprint, Setting, predict_footprint
+from dreamloom.memory.table import Table
+
+LADDER = ("none", "high", "low", "full")
+"""Checkpointing, from fastest to smallest."""
+STORED = ("whole", "int8", "nf4")
+"""How the base is kept, from most to least exact; fp8 is as large as int8 and less exact."""
+EIGHT_BIT = "adamw8bit"
+
+CONTEXT_BYTES = round(0.75 * GIB)
+"""What the driver's context is allowed beside tensors."""
+# What the allocator cannot hand out again because it is in pieces, and what kernels work in.
+_LOST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be chosen: the given values alone, or all.
+
+    Args:
+        checkpointing: Ways to recompute.
+        storage: Ways to keep the base.
+        one_at_a_time: Whether parts take turns.
+        images_per_pass: Images that go through at once; None allows every division of a batch.
+        may_use_8_bit: Whether the optimizer may keep its states in 8 bits.
+    """
+
+    checkpointing: Sequence[str] = LADDER
+    storage: Sequence[str] = STORED
+    one_at_a_time: Sequence[bool] = (False, True)
+    images_per_pass: int | None = None
+    may_use_8_bit: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, whatever memory there is.
+
+    Args:
+        setting: Resolution, adapter and optimizer; the rest of it is chosen.
+        images_per_batch: Photos and class images of a batch.
+        accumulate: Batches of an update.
+        drawn_at_once: Most pictures to draw at a time.
+    """
+
+    setting: Setting
+    images_per_batch: int
+    accumulate: int = 1
+    drawn_at_once: int = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Args:
+        setting: Everything that memory depends on.
+        footprint: What it needs.
+        fits: Whether that is no more than there is; otherwise this is the least of all.
+        refused: What was faster and did not fit: the setting that was varied, its value and the
+            bytes that it would need.
+    """
+
+    setting: Setting
+    footprint: Footprint
+    fits: bool
+    refused: list[tuple[str, str, int]] = field(default_factory=list)
+
+
+def usable_bytes(memory_bytes: int) -> int:
+    """Say how much of a device's memory tensors may hold.
+
+    The driver's context takes about 0.75 GiB, and a twentieth is lost to pieces and workspaces.
+    Both are allowances, not measurements.
+    """
+    return max(0, round(memory_bytes * (1 - _LOST_SHARE)) - CONTEXT_BYTES)
+
+
+def choose_setting(table: Table, work: Work, memory_bytes: int, limits: Limits) -> Choice:
+    """Choose the first setting that fits, in the order of what is lost by it.
+
+    Exactness comes first: a whole base before one of 8 and one of 4 bits. Then comes speed: every
+    level that is recomputed costs operations, while smaller passes and parts that take turns
+    cost little. The optimizer in 8 bits is the last resort.
+    """
+    usable = usable_bytes(memory_bytes)
+    smallest: Choice | None = None
+    for setting in _list_settings(work, limits):
+        settled = _draw_as_many_as_fit(table, setting, work.drawn_at_once, usable)
+        found = predict_footprint(table, settled)
+        choice = Choice(settled, found, found.peak_bytes <= usable)
+        if choice.fits and _ends_below_its_middle(found, settled, limits):
+            refused = _explain(table, work, limits, settled, usable)
+            return replace(choice, refused=refused)
+        if smallest is None or found.peak_bytes < smallest.footprint.peak_bytes:
+            smallest = choice
+    if smallest is None:
+        raise ValueError("there is nothing to choose from")
+    return smallest
+
+
+def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
+    optimizers = [work.setting.optimizer]
+    if limits.may_use_8_bit:
+        optimizers.append(EIGHT_BIT)
+    for optimizer in optimizers:
+        for storage in limits.storage:
+            for levels in limits.checkpointing:
+                for per_pass in _divide(work, limits):
+                    for in_turn in limits.one_at_a_time:
+                        yield replace(
+                            work.setting,
+                            optimizer=optimizer,
+                            storage=storage,
+                            checkpointing=levels,
+                            images_per_pass=per_pass,
+                            passes=-(-work.images_per_batch // per_pass) * work.accumulate,
+                            one_at_a_time=in_turn,
+                        )
+
+
+def _divide(work: Work, limits: Limits) -> list[int]:
+    """List how many images may go through at once, most first."""
+    whole = work.images_per_batch
+    if limits.images_per_pass is not None:
+        return [min(limits.images_per_pass, whole)]
+    return [number for number in range(whole, 0, -1) if whole % number == 0]
+
+
+def _draw_as_many_as_fit(table: Table, setting: Setting, most: int, usable: int) -> Setting:
+    """Draw as many pictures at a time as need no more than training does."""
+    number = most
+    while number > 1:
+        tried = replace(setting, drawn_at_once=number)
+        found = predict_footprint(table, tried).phases
+        if max(found["class images"], found["sampling"]) <= min(usable, found["training"]):
+            return tried
+        number //= 2
+    return replace(setting, drawn_at_once=1)
+
+
+def _ends_below_its_middle(found: Footprint, setting: Setting, limits: Limits) -> bool:
+    """Say whether drawing and saving need no more than training, where that can be had."""
+    ends = max(found.phases["sampling"], found.phases["saving"])
+    can_take_turns = not setting.one_at_a_time and True in limits.one_at_a_time
+    return ends <= found.phases["training"] or not can_take_turns
+
+
+def _explain(
+    table: Table, work: Work, limits: Limits, chosen: Setting, usable: int
+) -> list[tuple[str, str, int]]:
+    """Say what each thing that is one step faster or more exact would have needed."""
+    options: dict[str, list[object]] = {
+        "checkpointing": list(limits.checkpointing),
+        "storage": list(limits.storage),
+        "images_per_pass": list(_divide(work, limits)),
+        "one_at_a_time": list(limits.one_at_a_time),
+    }
+    refused = []
+    for name, values in options.items():
+        here = values.index(getattr(chosen, name))
+        for value in values[:here]:
+            tried = replace(chosen, **{name: value}, drawn_at_once=1)  # type: ignore[arg-type]
+            needed = predict_footprint(table, tried).peak_bytes
+            refused.append((name, str(value), needed))
+    return refused

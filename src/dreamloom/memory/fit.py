@@ -1,0 +1,114 @@
+"""Fit a run to the device that is here: plan it, and say how the base model is to be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.device import Runtime, measure_matrix_rate
+from dreamloom.core.run_folder import RunDir
+from dreamloom.memory.plan import (
+    Memory,
+    apply_plan,
+    plan_drawing,
+    plan_run,
+    read_device_memory,
+    read_memory,
+)
+from dreamloom.memory.predict import Setting
+from dreamloom.models.base import ROOMY, Thrift
+from dreamloom.picturebook import weights_folder
+
+# A base whose weights are this small beside a GPU's memory is not worth a plan.
+_SMALL_SHARE = 1 / 32
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Settings that fit.
+
+    Args:
+        config: With everything that was chosen.
+        lasting: With what the result depends on, as a run's folder keeps it; what depends on this
+            device alone stays as it was given.
+        thrift: How the base model is to be loaded.
+        lines: What was chosen, and why.
+    """
+
+    config: LoomConfig
+    lasting: LoomConfig
+    thrift: Thrift
+    lines: tuple[str, ...] = ()
+
+
+def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> Fitted:
+    """Choose what the settings leave open, from the device's memory; on a processor, nothing.
+
+    A run that was begun keeps its base as it is stored there, whatever would fit now.
+
+    Raises:
+        ConfigError: If nothing fits.
+    """
+    config = _go_on_as_begun(run, config)
+    memory = _find_memory(config, runtime)
+    if memory is None or _is_small(config.base, memory):
+        chosen = config if config.memory.base != "auto" else _with_base(config, "whole")
+        return Fitted(chosen, chosen, _read_thrift(chosen))
+    rate = measure_matrix_rate(runtime.device, runtime.dtype)
+    plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
+    chosen = apply_plan(config, plan)
+    setting = plan.choice.setting
+    lasting = _with_base(config, setting.storage).model_copy(update={"train": chosen.train})
+    return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
+
+
+def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> Thrift:
+    """Choose how a base model is loaded to draw with."""
+    memory = _find_memory(config, runtime)
+    if memory is None or _is_small(base, memory):
+        return _read_thrift(config)
+    return _spare_as(plan_drawing(config.model_copy(update={"base": base}), memory))
+
+
+def _find_memory(config: LoomConfig, runtime: Runtime) -> Memory | None:
+    has = read_device_memory(runtime.device)
+    if has is None or config.memory.limit == "auto":
+        return has
+    return read_memory(config.memory.limit)
+
+
+def _is_small(base: str, memory: Memory) -> bool:
+    folder = weights_folder() if base == "picturebook" else Path(base)
+    if not folder.is_dir():
+        return False
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return size < memory.nbytes * _SMALL_SHARE
+
+
+def _go_on_as_begun(run: RunDir, config: LoomConfig) -> LoomConfig:
+    if config.memory.base != "auto" or not run.settings_file.is_file():
+        return config
+    begun = load_config(file=run.settings_file)
+    if begun.memory.base == "auto":
+        return config
+    config = _with_base(config, begun.memory.base)
+    chose_8_bit = (config.train.optimizer, begun.train.optimizer) == ("adamw", "adamw8bit")
+    return config.model_copy(update={"train": begun.train}) if chose_8_bit else config
+
+
+def _with_base(config: LoomConfig, storage: str) -> LoomConfig:
+    return config.model_copy(update={"memory": config.memory.model_copy(update={"base": storage})})
+
+
+def _spare_as(setting: Setting) -> Thrift:
+    """How a base model is loaded as was planned."""
+    return Thrift(setting.storage, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
+
+
+def _read_thrift(config: LoomConfig) -> Thrift:
+    """What was asked for, where nothing is planned."""
+    asked = config.memory
+    storage = "whole" if asked.base == "auto" else asked.base
+    in_turn = asked.one_at_a_time is True
+    return ROOMY if (storage, in_turn) == ("whole", False) else Thrift(storage, in_turn)

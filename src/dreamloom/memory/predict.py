@@ -1,0 +1,172 @@
+"""Predict what each phase of a run needs from a table of counted numbers, in no time.
+
+Weights, adapter, gradients and optimizer states are sums. What forward and backward passes hold
+grows with the number of images and with their area, so one count gives the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dreamloom.memory.table import Table
+
+Phase = Literal["class images", "caching", "training", "sampling", "saving"]
+"""What a run does, in order."""
+
+PHASES: tuple[Phase, ...] = ("class images", "caching", "training", "sampling", "saving")
+GIB = 2**30
+
+_MASTER_BYTES = 4
+# States beside each float32 weight. A factored second moment is next to nothing.
+_STATE_BYTES = {
+    "adamw": 8,
+    "adamw8bit": 2,
+    "adafactor": 1,
+    "prodigy": 16,
+    "schedule_free": 8,
+    "lion": 4,
+    "came": 5,
+    "muon": 4,
+    "adan": 16,
+    "ademamix": 12,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the memory of a run depends on.
+
+    Args:
+        resolution_px: Side of the pictures.
+        rank: Of the adapter.
+        reach: attention, linear or all.
+        text_encoders: Whether they are taught, too.
+        optimizer: Its name.
+        checkpointing: none, high, low or full.
+        storage: whole, fp8, int8 or nf4.
+        one_at_a_time: Whether autoencoder, text encoders and denoiser take turns.
+        images_per_pass: Images that go through the model at once.
+        passes: Passes of an update.
+        drawn_at_once: Pictures that are denoised at a time.
+        base_bytes: Bytes of one weight of the frozen base: 2 or 4.
+    """
+
+    resolution_px: int
+    rank: int = 16
+    reach: str = "attention"
+    text_encoders: bool = False
+    optimizer: str = "adamw"
+    checkpointing: str = "none"
+    storage: str = "whole"
+    one_at_a_time: bool = False
+    images_per_pass: int = 1
+    passes: int = 2
+    drawn_at_once: int = 1
+    base_bytes: int = 2
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that each phase holds at most.
+
+    Args:
+        phases: By phase.
+        parts: What the training's are made of.
+    """
+
+    phases: dict[Phase, int]
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of all phases."""
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase that needs the most."""
+        return max(PHASES, key=lambda phase: self.phases[phase])
+
+
+def predict_footprint(table: Table, setting: Setting) -> Footprint:
+    """Predict the most bytes that each phase of a run holds at once."""
+    area = (setting.resolution_px / table.resolution_px) ** 2
+    wide = setting.base_bytes / 2
+    stored = setting.storage != "whole"
+    unet = round(table.unet[setting.storage] * (1 if stored else wide))
+    text = round(table.text["int8" if stored else "whole"] * (1 if stored else wide))
+    vae = round(table.vae * wide)
+    turning = table.stored.get(setting.storage, 0)
+    at_work = {
+        "denoise": wide * area * table.denoise * 2 * setting.drawn_at_once + turning,
+        "decode": wide * area * table.decode,
+        "encode": wide * area * table.encode,
+        "prompts": wide * table.prompts,
+    }
+    taught = count_parameters(table, setting)
+    adapter = taught * _MASTER_BYTES + (taught * setting.base_bytes if wide == 1 else 0)
+    states = taught * _STATE_BYTES.get(setting.optimizer, 8)
+    gradients = taught * _MASTER_BYTES if setting.passes > 1 else 0
+    taught_text = text if setting.text_encoders else 0
+    passes = _predict_passes(table, setting, area * wide) + turning
+    beside = adapter + states
+    training = unet + taught_text + beside + gradients + passes
+    phases: dict[Phase, int] = {
+        "class images": _drawing(setting, unet, text, vae, at_work, 0),
+        "caching": _caching(setting, unet, text, vae, at_work),
+        "training": training,
+        # It begins with all that training leaves behind.
+        "sampling": max(
+            unet + taught_text + beside,
+            _drawing(setting, unet, text, vae, at_work, beside),
+        ),
+        "saving": beside + vae + (0 if setting.one_at_a_time else unet + taught_text) + adapter,
+    }
+    parts = {
+        "base model": unet + taught_text,
+        "adapter and optimizer": beside + gradients,
+        "activations": passes,
+    }
+    return Footprint({phase: round(size) for phase, size in phases.items()}, parts)
+
+
+def count_parameters(table: Table, setting: Setting) -> int:
+    """Count the numbers of an adapter."""
+    text = table.text_adapter[setting.reach] if setting.text_encoders else 0
+    return setting.rank * (table.adapter[setting.reach] + text)
+
+
+def count_flops(table: Table, setting: Setting) -> float:
+    """Count the floating-point operations of one image's forward and backward passes."""
+    area = (setting.resolution_px / table.resolution_px) ** 2
+    return table.flops[setting.checkpointing] * area
+
+
+def _predict_passes(table: Table, setting: Setting, scale: float) -> int:
+    """What forward and backward passes hold of the images that go through at once."""
+    kept = table.training[setting.checkpointing]
+    share = kept / table.training["none"]
+    extra = table.reach.get(setting.reach, 0) + table.rank * (setting.rank - 16)
+    text = 0.0
+    if setting.text_encoders:
+        # An update's prompts are two; a pass of one image has one.
+        text = table.text_training[setting.reach] * min(2, setting.images_per_pass)
+    return round(scale * setting.images_per_pass * (kept + share * extra) + text)
+
+
+def _drawing(
+    setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], beside: int
+) -> int:
+    if setting.one_at_a_time:
+        most = max(text + at_work["prompts"], unet + at_work["denoise"], vae + at_work["decode"])
+    else:
+        busiest = max(at_work["prompts"], at_work["denoise"], at_work["decode"])
+        most = unet + text + vae + busiest
+    return round(most + beside)
+
+
+def _caching(setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float]) -> int:
+    if setting.one_at_a_time:
+        return round(max(vae + at_work["encode"], text + at_work["prompts"]))
+    return round(unet + text + vae + max(at_work["encode"], at_work["prompts"]))

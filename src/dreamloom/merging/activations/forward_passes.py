@@ -1,0 +1,152 @@
+"""What the base model is asked: which adapters it wears, and which prompts it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor, isfinite, nn
+
+from dreamloom.core.errors import TrainingError
+from dreamloom.core.events import Observer, Progress, silent
+from dreamloom.lora import Adapter, Layer
+from dreamloom.merging import Wish
+from dreamloom.merging.activations.denoising import Look, count_looks, look_at_drawings
+from dreamloom.merging.activations.prompts import MergePrompts
+from dreamloom.merging.prepared import JOINT
+from dreamloom.models.base import Model
+
+Prepared = dict[str, dict[str, Tensor]]
+"""What was prepared, by layer and name; see `combine.Context.prepared`."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the base model told.
+
+    Args:
+        layers: By layer and name.
+        missed_by_sum: Where masks were learned: how much of each adapter the plain sum misses; see
+            `examples.measure_missed`.
+        missed: The same with the masks.
+    """
+
+    layers: Prepared
+    missed_by_sum: list[float] = field(default_factory=list)
+    missed: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Some prompts, drawn while some adapters are worn.
+
+    Args:
+        number: The adapter's place in the user's list, from 1; JOINT for all of them.
+        worn: What is worn, its weights folded in.
+        prompts: What is drawn.
+    """
+
+    number: int
+    worn: tuple[Adapter, ...]
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """A merge about which the base model is asked.
+
+    Args:
+        model: The base model, with nothing worn.
+        adapters: As they are.
+        wish: How they shall be merged: weights and block weights count here.
+        asks: What is asked.
+        steps: Of each drawing.
+        seed: Of every dice.
+        observe: Told of progress.
+    """
+
+    model: Model
+    adapters: Sequence[Adapter]
+    wish: Wish
+    asks: Sequence[Ask]
+    steps: int
+    seed: int
+    observe: Observer = silent
+
+    def weight_of(self, number: int, layer: str) -> float:
+        """The weight of an adapter, numbered from 1, in a layer."""
+        return weight_of(self.wish, number, layer)
+
+    @cached_property
+    def weighed(self) -> list[Adapter]:
+        """The adapters with their weights folded in."""
+        return weigh_adapters(self.adapters, self.wish)
+
+    @cached_property
+    def shared(self) -> dict[str, list[int]]:
+        """The layers that two or more adapters change, and the numbers of those, from 1."""
+        names = sorted({name for adapter in self.weighed for name in adapter.layers})
+        owners = {
+            name: [n for n, adapter in enumerate(self.weighed, 1) if name in adapter.layers]
+            for name in names
+        }
+        return {name: own for name, own in owners.items() if len(own) > 1}
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """The base model's layers that two or more adapters change."""
+        found: dict[str, nn.Module] = {}
+        for adapter in self.weighed:
+            found |= self.model.layers_of(adapter)
+        return {name: found[name] for name in self.shared}
+
+    def draw(self, ask: Ask) -> list[Look]:
+        """Draw what is asked, for those who listen; text encoders are heard as well.
+
+        Raises:
+            TrainingError: If what is drawn is not finite.
+        """
+        whose = f"adapter {ask.number}" if ask.number != JOINT else "all adapters"
+        looks: list[Look] = []
+        with self.model.wear([(adapter, 1.0) for adapter in ask.worn]):
+            conditioning = self.model.encode_prompts(ask.prompts)
+            total = count_looks(len(ask.prompts), self.steps)
+            for look in look_at_drawings(self.model, conditioning, self.steps, self.seed):
+                if not bool(isfinite(look.prediction).all()):
+                    raise TrainingError(
+                        f"While the base model wore {whose}, it said numbers that are not finite.",
+                        "Lower the weight, or compute in --precision fp32.",
+                    )
+                looks.append(look)
+                self.observe(Progress("merge", f"asking {whose}", len(looks), total))
+        return looks
+
+
+def weigh_adapters(adapters: Sequence[Adapter], wish: Wish) -> list[Adapter]:
+    """Fold weights and block weights into updates; layers and adapters at weight 0 have none."""
+    weighed = []
+    for number, (adapter, weight) in enumerate(zip(adapters, wish.weights, strict=True), 1):
+        layers = {
+            name: Layer(layer.down, layer.up * weight_of(wish, number, name))
+            for name, layer in adapter.layers.items()
+            if weight_of(wish, number, name) != 0
+        }
+        weighed.append(replace(adapter, layers=layers, tokens=adapter.tokens if weight else {}))
+    return weighed
+
+
+def weight_of(wish: Wish, number: int, layer: str) -> float:
+    """The weight of an adapter, numbered from 1, in a layer: its own times that of the block."""
+    block = wish.blocks[number - 1].of(layer) if wish.blocks else 1.0
+    return wish.weights[number - 1] * block
+
+
+def list_asks(weighed: Sequence[Adapter], prompts: MergePrompts, joint: bool) -> list[Ask]:
+    """List what is asked: each adapter's prompts, and if wanted those for all at once."""
+    asks = [
+        Ask(number, (adapter,), own)
+        for number, (adapter, own) in enumerate(zip(weighed, prompts.each, strict=True), 1)
+        if adapter.layers
+    ]
+    return [*asks, Ask(JOINT, tuple(weighed), prompts.joint)] if joint else asks

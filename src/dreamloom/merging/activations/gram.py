@@ -1,0 +1,246 @@
+"""What a model's layers are given on some prompts, kept as sums of a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from weakref import ReferenceType, ref
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamloom.core.events import silent
+from dreamloom.merging.activations.forward_passes import Ask, Inquiry, Prepared, Told
+from dreamloom.merging.factors import flatten
+from dreamloom.merging.method import Value
+from dreamloom.merging.methods.regmean import InputShares
+from dreamloom.merging.prepared import JOINT, name_down, name_gram
+from dreamloom.models.activation_hooks import go_down, gram_of, list_inputs, list_places, listen
+from dreamloom.models.base import Model
+
+ROUND_BYTES = 2**31
+"""How much memory the Gram matrices of inputs may take at a time."""
+
+
+class GramSum:
+    """A growing mean of outer products.
+
+    Args:
+        features: How long the rows are.
+    """
+
+    def __init__(self, features: int) -> None:
+        self._features = features
+        self._total: Tensor | None = None
+        self._places = 0
+
+    def add(self, rows: Float[Tensor, "places features"]) -> None:
+        """Take more rows in."""
+        gram = gram_of(rows)
+        self._total = gram if self._total is None else self._total.add_(gram)
+        self._places += len(rows)
+
+    @property
+    def places(self) -> int:
+        """How many rows there were."""
+        return self._places
+
+    def mean(self) -> Float[Tensor, "features features"]:
+        """The mean over all rows; zeros if there was none."""
+        if self._total is None:
+            return torch.zeros(self._features, self._features)
+        return self._total / self._places
+
+
+def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
+    """Measure how strongly each adapter's prompts fill the rows of every adapter's ``down``.
+
+    For each layer that several adapters change: the means of z zᵀ with z = [down₁; down₂; …] · x
+    over every token or pixel x that it is given. A sum of rank × rank numbers a layer is all that
+    is kept, however much is drawn.
+
+    Of a layer that is given too few inputs nothing is kept; see `_is_told_too_little`.
+
+    Source:
+        SSR-Merge (arXiv:2606.10617): its statistics add up over inputs.
+    """
+    where = inquiry.model.runtime.device
+    exact = find_place_for_doubles(inquiry.model)
+    downs = {
+        name: torch.cat([flatten(inquiry.adapters[n - 1].layers[name]).down for n in numbers])
+        for name, numbers in inquiry.shared.items()
+    }
+    downs = {name: down.to(where, torch.float32) for name, down in downs.items()}
+
+    def read_signals(name: str, layer: nn.Module, rows: Tensor) -> Tensor:
+        signals = go_down(layer, rows.float(), downs[name])
+        return list_places(layer, signals).to(exact, torch.float64)
+
+    heard = _hear(inquiry, {name: len(down) for name, down in downs.items()}, read_signals)
+    prepared: Prepared = {}
+    for name, numbers in inquiry.shared.items():
+        sums = heard[name]
+        if _is_told_too_little(sums, numbers, downs[name].shape[1], options):
+            sums = {number: GramSum(len(downs[name])) for number in sums}
+        prepared[name] = {name_gram(number): total.mean().cpu() for number, total in sums.items()}
+    return Told(prepared)
+
+
+def hear_inputs(
+    inquiry: Inquiry, options: Mapping[str, Value], round_bytes: int = ROUND_BYTES
+) -> Told:
+    """Measure the inputs of every layer, and share them out among the adapters.
+
+    The Gram matrix of a layer's inputs has inputs² numbers, so only those of one round's layers are
+    held at a time, and every round draws anew. Layers that are given the same tensor, as queries,
+    keys and values of one attention are, share one matrix.
+
+    A layer that is given too few inputs is left to the plain sum; see `_is_told_too_little`.
+
+    Args:
+        inquiry: The merge.
+        options: Those of RegMean.
+        round_bytes: Memory for the matrices of one round.
+    """
+    sources = find_sources(inquiry)
+    widths = {name: inquiry.adapters[inquiry.shared[name][0] - 1] for name in sources.values()}
+    rounds = plan_rounds(
+        {name: a.layers[name].down[0].numel() for name, a in widths.items()},
+        len(inquiry.asks),
+        round_bytes,
+    )
+
+    def read_inputs(name: str, layer: nn.Module, rows: Tensor) -> Tensor:
+        del name  # all are read alike
+        return list_inputs(layer, rows.float())
+
+    prepared: Prepared = {}
+    exact = find_place_for_doubles(inquiry.model)
+    for heard_now in rounds:
+        sums = _hear(inquiry, heard_now, read_inputs)
+        shares: dict[tuple[str, ...], InputShares] = {}
+        for name in (name for name, source in sources.items() if source in heard_now):
+            numbers, source = inquiry.shared[name], sources[name]
+            downs = [flatten(inquiry.adapters[number - 1].layers[name]).down for number in numbers]
+            key = (source, *map(str, numbers))
+            if _is_told_too_little(sums[source], numbers, heard_now[source], options):
+                shared = downs
+            else:
+                if key not in shares:
+                    shares[key] = _share_inputs(sums[source], numbers, options, exact)
+                shared = [shares[key].share(place, down) for place, down in enumerate(downs)]
+            prepared[name] = dict(zip(map(name_down, numbers), shared, strict=True))
+    return Told(prepared)
+
+
+def _is_told_too_little(
+    heard: Mapping[int, GramSum],
+    numbers: Sequence[int],
+    inputs: int,
+    options: Mapping[str, Value],
+) -> bool:
+    """Say whether some adapter's prompts give a layer fewer inputs than an input has numbers.
+
+    The projections of a timestep are given one input a picture and step. What answers so few
+    inputs exactly may answer all others with many times what it should. Such a layer gets the
+    plain sum, as inputs do that are not seen at all, unless those shall be dropped.
+    """
+    fewest = min(heard[number].places for number in numbers)
+    return options["unseen"] == "sum" and fewest < inputs
+
+
+def _share_inputs(
+    heard: Mapping[int, GramSum],
+    numbers: Sequence[int],
+    options: Mapping[str, Value],
+    exact: torch.device,
+) -> InputShares:
+    joint = float(options["joint"])
+    return InputShares(
+        [heard[number].mean().to(exact) for number in numbers],
+        joint * heard[JOINT].mean().to(exact) if joint > 0 else None,
+        shrink=float(options["shrink"]),
+        ridge=float(options["ridge"]),
+        keeps_unseen=options["unseen"] == "sum",
+    )
+
+
+def _hear(
+    inquiry: Inquiry,
+    features: Mapping[str, int],
+    read: Callable[[str, nn.Module, Tensor], Float[Tensor, "places features"]],
+) -> dict[str, dict[int, GramSum]]:
+    """Draw every ask, and add up what some layers are given, by layer and the ask's number.
+
+    Args:
+        inquiry: The merge.
+        features: The layers, and how long the rows are that are added up of each.
+        read: Makes those rows of a layer's name, the layer, and what it is given.
+    """
+    heard: dict[str, dict[int, GramSum]] = {name: {} for name in features}
+    layers = {name: inquiry.layers[name] for name in features}
+    for ask in inquiry.asks:
+        for name, length in features.items():
+            heard[name][ask.number] = GramSum(length)
+
+        def hear(name: str, layer: nn.Module, rows: Tensor, number: int = ask.number) -> None:
+            heard[name][number].add(read(name, layer, rows))
+
+        with torch.no_grad(), listen(layers, hear):
+            inquiry.draw(ask)
+    return heard
+
+
+def find_sources(inquiry: Inquiry) -> dict[str, str]:
+    """Find which layers are given the very same tensor, by looking once.
+
+    A convolution has its own: what it multiplies depends on its kernel.
+
+    Returns:
+        For each shared layer the first one that was given its inputs.
+    """
+    first: dict[int, tuple[ReferenceType[Tensor], str]] = {}
+    sources = {name: name for name in inquiry.shared}
+
+    def hear(name: str, layer: nn.Module, rows: Tensor) -> None:
+        if not isinstance(layer, nn.Linear):
+            return
+        # An address alone says little: another tensor may have been there before.
+        alive, source = first.get(id(rows), (None, name))
+        if alive is not None and alive() is rows:
+            sources[name] = source
+        else:
+            first[id(rows)] = (ref(rows), name)
+
+    look = replace(inquiry, steps=1, observe=silent)
+    with torch.no_grad(), listen(inquiry.layers, hear):
+        look.draw(Ask(JOINT, (), inquiry.asks[0].prompts[:1]))
+    return sources
+
+
+def plan_rounds(widths: Mapping[str, int], matrices: int, round_bytes: int) -> list[dict[str, int]]:
+    """Divide layers into rounds whose Gram matrices fit into memory together.
+
+    Args:
+        widths: The number of each layer's inputs.
+        matrices: How many Gram matrices each layer needs.
+        round_bytes: For those of one round, in float32; a layer that needs more has a round of its
+            own.
+    """
+    rounds: list[dict[str, int]] = []
+    left = 0
+    for name, width in widths.items():
+        need = 4 * width**2 * matrices
+        if not rounds or need > left:
+            rounds.append({})
+            left = round_bytes
+        rounds[-1][name] = width
+        left -= need
+    return rounds
+
+
+def find_place_for_doubles(model: Model) -> torch.device:
+    """Apple's GPU knows no float64; there the processor adds up."""
+    device = model.runtime.device
+    return torch.device("cpu") if device.type == "mps" else device

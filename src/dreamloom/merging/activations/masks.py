@@ -1,0 +1,258 @@
+"""Learn what of each update shall go into a merge, so that it says what each adapter says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import combinations
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dreamloom.core.device import generator_for
+from dreamloom.core.errors import TrainingError
+from dreamloom.core.events import Progress
+from dreamloom.lora import Adapter
+from dreamloom.merging.activations.forward_passes import Inquiry, Prepared, Told
+from dreamloom.merging.activations.targets import Examples, record_examples
+from dreamloom.merging.factors import Factors, balance, flatten
+from dreamloom.merging.method import Value
+from dreamloom.merging.methods.ziprank import split_directions
+from dreamloom.merging.prepared import JOINT, name_mask
+from dreamloom.models.activation_hooks import add_changes, go_down, go_up
+from dreamloom.models.base import Conditioning, Model
+from dreamloom.models.lora_schedule import acts_on_text
+
+# Examples of each adapter in one update.
+_PER_UPDATE = 2
+
+
+class Masked(Protocol):
+    """The masked updates of one layer."""
+
+    masks: Parameter
+
+    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """The layer's change of its output."""
+        ...
+
+    def overlap(self) -> Tensor:
+        """How much of the same the masks let through, from 0; about 1 at the most at first."""
+        ...
+
+    def read(self) -> list[Tensor]:
+        """The mask of each part."""
+        ...
+
+
+class MaskedColumns:
+    """ZipLoRA: a number for every input of the layer and every part.
+
+    The masked factors are as thin as the factors, so nothing is ever multiplied out.
+
+    Args:
+        parts: The updates.
+        weights: What each is multiplied by.
+        like: Gives device and precision.
+    """
+
+    def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
+        even = [balance(part) for part in parts]
+        ups = [part.up * weight for part, weight in zip(even, weights, strict=True)]
+        self._up = torch.cat(ups, dim=1).to(like)
+        self._down = torch.cat([part.down for part in even]).to(like)
+        self._ranks = torch.tensor([part.rank for part in even], device=like.device)
+        self.masks = Parameter(torch.ones(len(even), self._down.shape[1], device=like.device))
+
+    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """Up · ((down ∘ m) · x)."""
+        masks = self.masks.to(self._down.dtype).repeat_interleave(self._ranks, dim=0)
+        return go_up(layer, go_down(layer, rows, self._down * masks), self._up)
+
+    def overlap(self) -> Tensor:
+        """The mean of |mᵢ · mⱼ| / inputs over pairs of parts.
+
+        Source:
+            ZipLoRA (arXiv:2311.13600), Eq. 4, for a layer; there it is not divided by the inputs.
+        """
+        pairs = [(a @ b).abs() for a, b in combinations(self.masks, 2)]
+        return torch.stack(pairs).mean() / self.masks.shape[1]
+
+    def read(self) -> list[Tensor]:
+        """The mask of each part."""
+        return list(self.masks.detach().float().cpu())
+
+
+class MaskedDirections:
+    """ZipRank: a number for every singular direction of every part.
+
+    Args:
+        parts: The updates.
+        weights: What each is multiplied by.
+        like: Gives device and precision.
+    """
+
+    def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
+        split = [split_directions(part) for part in parts]
+        ups = [part.up * weight for part, weight in zip(split, weights, strict=True)]
+        self._up = torch.cat(ups, dim=1).to(like)
+        self._down = torch.cat([part.down for part in split]).to(like)
+        self._ranks = [part.rank for part in split]
+        self.masks = Parameter(torch.ones(sum(self._ranks), device=like.device))
+        self._pairs = [
+            (i, j, _compare_directions(split[i], split[j]).to(like.device))
+            for i, j in combinations(range(len(split)), 2)
+        ]
+
+    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """Up · (m ∘ (down · x))."""
+        narrow = go_down(layer, rows, self._down)
+        masks = self.masks.to(narrow.dtype)
+        masked = narrow * (masks[:, None, None] if isinstance(layer, nn.Conv2d) else masks)
+        return go_up(layer, masked, self._up)
+
+    def overlap(self) -> Tensor:
+        """The mean of |⟨ΔWᵢ(mᵢ), ΔWⱼ(mⱼ)⟩| / (‖ΔWᵢ‖ ‖ΔWⱼ‖) over pairs of parts.
+
+        Masks of different length have no product of their own; the updates that they leave have.
+        """
+        masks = self.masks.split(self._ranks)
+        return torch.stack([(masks[i] @ c @ masks[j]).abs() for i, j, c in self._pairs]).mean()
+
+    def read(self) -> list[Tensor]:
+        """The mask of each part."""
+        return [mask.cpu() for mask in self.masks.detach().float().split(self._ranks)]
+
+
+def _compare_directions(one: Factors, other: Factors) -> Tensor:
+    """Inner products of two updates' directions, as shares of the product of their norms."""
+    ups = one.up.double().T @ other.up.double()
+    products = ups * (one.down.double() @ other.down.double().T)
+    # Directions stand at right angles to each other, so their squares add up.
+    lengths = [
+        (f.up.double().norm(dim=0) * f.down.double().norm(dim=1)).norm() for f in (one, other)
+    ]
+    both = float(lengths[0] * lengths[1])
+    return (products / (both if both > 0 else 1.0)).float()
+
+
+Make = Callable[[Sequence[Factors], Sequence[float], Tensor], Masked]
+"""Makes the masks of a layer from its parts and their weights, where the last tensor lies."""
+
+
+def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> Told:
+    """Change masks until the merge says on each adapter's prompts what that adapter says alone.
+
+        L = Σₖ ‖ε_merged(xₖ) − εₖ(xₖ)‖² / d + η ‖ε_merged(x) − ε_sum(x)‖² / d + λ overlap
+
+    The first term asks for each adapter's own answers to its prompts, the second, which is ours,
+    for the plain sum's to prompts that ask for all of them. d is the mean square distance between
+    what the adapters and the base model say, so that λ means the same for weak and strong adapters.
+    What adapters say is recorded once, for fixed noise and timesteps, so an update costs one pass
+    forward and back for each. Masks begin at 1, which is the plain sum; if they end no better than
+    that, they stay 1. Updates of text encoders are added up, unmasked.
+
+    Args:
+        inquiry: The merge.
+        options: Those of ZipLoRA and ZipRank.
+        make: Makes the masks of a layer.
+
+    Source:
+        ZipLoRA (arXiv:2311.13600), Eq. 4 and section 4: up to 100 updates. Adam at 0.01 is what
+        LoRA.rar (arXiv:2412.05148) trains it with.
+
+    Raises:
+        TrainingError: If the loss is not finite.
+    """
+    model = inquiry.model
+    recorded = record_examples(inquiry)
+    masked = {n: _mask_layer(inquiry, n, make) for n in inquiry.shared if not acts_on_text(n)}
+    others = [(adapter, 1.0) for adapter in _leave_out(inquiry.weighed, masked)]
+    with ExitStack() as stack:
+        stack.enter_context(model.wear(others))
+        stack.enter_context(add_changes(inquiry.layers, masked))
+        prompts = [model.encode_prompts(examples.ask.prompts) for examples in recorded]
+        model.release_encoders()
+        shares = _share_loss(recorded, float(options["joint"]))
+        missed_by_sum = _measure(model, recorded, prompts)
+        if model.runtime.device.type == "cuda":
+            stack.enter_context(model.saving_memory())
+        taught = list(zip(recorded, prompts, shares, strict=True))
+        _descend(inquiry, options, taught, list(masked.values()))
+        missed = _measure(model, recorded, prompts)
+    at_first, at_last = (
+        sum(share * part for share, part in zip(shares, parts, strict=True))
+        for parts in (missed_by_sum, missed)
+    )
+    if at_last >= at_first:
+        masked, missed = {}, missed_by_sum
+    prepared: Prepared = {}
+    for name, numbers in inquiry.shared.items():
+        masks = (masked.get(name) or _mask_layer(inquiry, name, make)).read()
+        prepared[name] = {name_mask(n): mask for n, mask in zip(numbers, masks, strict=True)}
+    adapters = len([ask for ask in inquiry.asks if ask.number != JOINT])
+    return Told(prepared, missed_by_sum[:adapters], missed[:adapters])
+
+
+def _mask_layer(inquiry: Inquiry, name: str, make: Make) -> Masked:
+    numbers = inquiry.shared[name]
+    parts = [flatten(inquiry.adapters[number - 1].layers[name]) for number in numbers]
+    weight: Tensor = inquiry.layers[name].weight  # type: ignore[assignment]
+    return make(parts, [inquiry.weight_of(number, name) for number in numbers], weight)
+
+
+def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
+    return [
+        replace(a, layers={name: layer for name, layer in a.layers.items() if name not in names})
+        for a in weighed
+    ]
+
+
+def _measure(
+    model: Model, recorded: Sequence[Examples], prompts: Sequence[Conditioning]
+) -> list[float]:
+    return [e.miss_of_all(model, said) for e, said in zip(recorded, prompts, strict=True)]
+
+
+def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
+    """What each kind of example adds to the loss, in units of what is missed of it."""
+    gaps = [examples.gap for examples in recorded if examples.ask.number != JOINT]
+    return [
+        examples.gap / (sum(gaps) / len(gaps)) * (joint if examples.ask.number == JOINT else 1.0)
+        for examples in recorded
+    ]
+
+
+def _descend(
+    inquiry: Inquiry,
+    options: Mapping[str, Value],
+    taught: Sequence[tuple[Examples, Conditioning, float]],
+    masked: Sequence[Masked],
+) -> None:
+    if not masked:
+        return
+    optimizer = torch.optim.Adam(
+        [layer.masks for layer in masked], lr=float(options["learning_rate"])
+    )
+    updates = int(options["updates"])
+    for update in range(updates):
+        optimizer.zero_grad(set_to_none=True)
+        dice = generator_for(inquiry.seed, "masks", update)
+        draws = torch.rand(_PER_UPDATE, generator=dice)
+        for examples, said, share in taught:
+            # The same places for each adapter, so that their order does not matter.
+            picked = (draws * len(examples)).long()
+            loss = share * examples.miss(inquiry.model, said, picked).mean()
+            if not bool(torch.isfinite(loss)):
+                raise TrainingError(
+                    f"The loss of the masks is not finite after {update} updates.",
+                    "Lower the option learning_rate.",
+                )
+            loss.backward()
+        overlap = torch.stack([layer.overlap() for layer in masked]).mean()
+        (float(options["overlap"]) * overlap).backward()
+        optimizer.step()
+        inquiry.observe(Progress("merge", "learning masks", update + 1, updates))

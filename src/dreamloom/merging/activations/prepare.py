@@ -1,0 +1,109 @@
+"""Ask the base model what a merge must know before adapters can be combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.core.events import Observer, silent
+from dreamloom.lora import Adapter, refuse_other_kinds
+from dreamloom.merging import Wish, find_method
+from dreamloom.merging.activations.forward_passes import (
+    Inquiry,
+    Prepared,
+    Told,
+    list_asks,
+    weigh_adapters,
+)
+from dreamloom.merging.activations.gram import hear_inputs, hear_signals
+from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
+from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
+from dreamloom.merging.method import Value
+from dreamloom.models.base import Model
+
+Prepare = Callable[[Inquiry, Mapping[str, Value]], Told]
+
+PREPARERS: Mapping[str, Prepare] = MappingProxyType(
+    {
+        "ssr": hear_signals,
+        "regmean": hear_inputs,
+        "ziplora": partial(learn_masks, make=MaskedColumns),
+        "ziprank": partial(learn_masks, make=MaskedDirections),
+    }
+)
+"""How each method that needs the base model is prepared, by its name."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the base model was asked about a merge, and what it told."""
+
+    prompts: MergePrompts
+    told: Told
+
+    @property
+    def layers(self) -> Prepared:
+        """By layer and name, for `combine.combine`."""
+        return self.told.layers
+
+
+def prepare_merge(
+    model: Model,
+    adapters: Sequence[Adapter],
+    wish: Wish,
+    prompts: Sequence[Sequence[str]] = (),
+    joint: Sequence[str] = (),
+    observe: Observer = silent,
+) -> Preparation | None:
+    """Ask the base model what a merge method must know.
+
+    Args:
+        model: The base model of the adapters, with nothing worn.
+        adapters: As many LoRAs as ``wish`` has weights.
+        wish: How they shall be merged; the same is then given to `combine.combine`.
+        prompts: For each adapter the prompts that ask for it; an empty list lets the adapter tell.
+        joint: Prompts that ask for all adapters at once.
+        observe: Told of progress.
+
+    Returns:
+        What `combine.combine` takes as ``prepared``, and its story; None if the method needs no
+        base model.
+
+    Raises:
+        ConfigError: If numbers do not match, an option is not allowed, or an adapter does not say
+            what it was taught with and no prompt is given.
+        AdapterError: If an adapter is no LoRA, or belongs to another base model.
+        TrainingError: If numbers leave their range.
+    """
+    method = find_method(wish.method)
+    if method.needs not in ("activations", "training"):
+        return None
+    options = method.read_options(wish.options)
+    _check_adapters(model, adapters, wish)
+    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
+        model.rescale_to_zero_terminal_snr()
+    asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
+    wants_joint = float(options.get("joint", 0.0)) > 0
+    asks = list_asks(weigh_adapters(adapters, wish), asked, wants_joint)
+    inquiry = Inquiry(model, adapters, wish, asks, int(options["steps"]), wish.seed, observe)
+    return Preparation(asked, PREPARERS[method.name](inquiry, options))
+
+
+def _check_adapters(model: Model, adapters: Sequence[Adapter], wish: Wish) -> None:
+    if len(adapters) != len(wish.weights):
+        raise ConfigError(
+            f"{len(adapters)} adapters need as many weights, got {len(wish.weights)}."
+        )
+    for number, adapter in enumerate(adapters, 1):
+        refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")
+        made_for = adapter.metadata.get("dreamloom.base_fingerprint")
+        if made_for and made_for != model.identity.fingerprint:
+            other = adapter.metadata.get("dreamloom.base", "of another kind")
+            raise AdapterError(
+                f"Adapter {number} was made for the base model {other}, not for "
+                f"{model.identity.name} as it is here.",
+                "Name that base model with --base.",
+            )

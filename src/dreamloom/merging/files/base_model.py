@@ -1,0 +1,99 @@
+"""Merge methods that ask the base model: which it is, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Observer
+from dreamloom.lora import Adapter
+from dreamloom.merging import Wish, find_method
+
+Prepared = Mapping[str, Mapping[str, Tensor]]
+"""What the base model told, by layer and name."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a base model is asked before a merge.
+
+    Args:
+        base: Its name; empty takes the one that the adapters name.
+        device: Where it computes; see `dreamloom.core.device.pick_runtime`.
+        prompts: For each adapter the prompts that ask for it; an empty list lets the adapter tell.
+        joint: Prompts that ask for all adapters at once; none are made from the others.
+    """
+
+    base: str = ""
+    device: str = "auto"
+    prompts: Sequence[Sequence[str]] = ()
+    joint: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a base model told, and all that it takes to ask it again.
+
+    Args:
+        layers: What it told, for `combine`.
+        base: Its name.
+        fingerprint: Of its weights.
+        runtime: Where and how precisely it computed.
+        prompts: What each adapter was asked for.
+        joint: What all were asked for.
+    """
+
+    layers: Prepared = field(default_factory=dict)
+    base: str = ""
+    fingerprint: str = ""
+    runtime: str = ""
+    prompts: Sequence[Sequence[str]] = ()
+    joint: Sequence[str] = ()
+
+
+def asks_base(method: str) -> bool:
+    """Say whether a method needs the base model."""
+    return find_method(method).needs in {"activations", "training"}
+
+
+def ask_base(
+    question: Question, adapters: Sequence[Adapter], wish: Wish, observe: Observer
+) -> Answer:
+    """Load the base model and ask it what the method must know.
+
+    Other methods ask nothing, and a single adapter has nobody to be reconciled with.
+
+    Raises:
+        ConfigError: If no base model is named, or the adapters do not say what to ask for.
+        BaseModelError: If it cannot be loaded.
+        AdapterError: If an adapter was made for another base model.
+    """
+    if not asks_base(wish.method) or sum(weight != 0 for weight in wish.weights) < 2:
+        return Answer()
+    base = question.base or next(
+        (a.metadata["dreamloom.base"] for a in adapters if "dreamloom.base" in a.metadata), ""
+    )
+    if not base:
+        raise ConfigError(
+            f"The method {wish.method} asks the base model, and no adapter says which it is.",
+            "Name it with --base.",
+        )
+    # The libraries of models take seconds to load, and most methods need none of them.
+    from dreamloom.core.device import pick_runtime
+    from dreamloom.merging.activations import prepare_merge
+    from dreamloom.models import load_model
+
+    model = load_model(base, pick_runtime(question.device))
+    preparation = prepare_merge(model, adapters, wish, question.prompts, question.joint, observe)
+    assert preparation is not None
+    return Answer(
+        preparation.layers,
+        model.identity.name,
+        model.identity.fingerprint,
+        model.runtime.name,
+        preparation.prompts.each,
+        preparation.prompts.joint,
+    )

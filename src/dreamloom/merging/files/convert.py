@@ -1,0 +1,199 @@
+"""One adapter file into another: thinner, or in another format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from dreamloom.core.device import measure_effort
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.lora import (
+    Adapter,
+    FileFormat,
+    approximate_dora,
+    as_lora,
+    read_adapter_file,
+    write_adapter,
+)
+from dreamloom.lora.folders import WEIGHTS
+from dreamloom.merging import Combined, RankWish, Wish, combine
+from dreamloom.merging.extract import Extracted, extract_adapter
+from dreamloom.merging.files.certificate import DTYPES, forget_certificate
+from dreamloom.merging.files.inputs import hash_input
+from dreamloom.merging.files.merge import check_out
+from dreamloom.merging.files.recipe import BYTES, Precision
+from dreamloom.models.weight_files import TensorFile, open_weights
+
+_PRECISIONS: dict[str, Precision] = {"F16": "fp16", "BF16": "bf16"}
+
+
+def resize_adapter(
+    source: Path,
+    out: Path,
+    rank: RankWish,
+    format: FileFormat | None = None,
+    precision: Precision | None = None,
+    overwrite: bool = False,
+    observe: Observer = silent,
+) -> Combined:
+    """Cut an adapter to a rank: the nearest one there is.
+
+    Args:
+        source: A LoRA, or a LoHa or LoKr, which are LoRAs of high rank.
+        out: The file to write.
+        rank: How thin it may be.
+        format: Of the new file; None keeps the names that the source uses.
+        precision: Of its numbers; None keeps the source's.
+        overwrite: Whether an existing ``out`` may be replaced.
+        observe: Told of progress.
+
+    Returns:
+        The adapter as written, and what became of each layer.
+
+    Raises:
+        AdapterError: If the source cannot be read, or is of another kind.
+        ConfigError: If the rank is above what exists.
+        RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
+    """
+    check_out(out, [source], overwrite)
+    observe(StageStarted("resize", str(source)))
+    with measure_effort() as effort:
+        found = read_adapter_file(source)
+        adapter = as_lora(found.adapter)
+        precision = precision or find_precision(source)
+        combined = combine(
+            [adapter],
+            Wish([1.0], rank=rank, bytes_per_number=BYTES[precision]),
+            on_layer=lambda done, total: observe(Progress("resize", "layers", done, total)),
+        )
+        told = {
+            "file": source.name,
+            "sha256": hash_input(source),
+            "rank": str(rank),
+            "error": float(f"{combined.error:.6g}"),
+        }
+        story = {**forget_certificate(adapter.metadata), "dreamloom.resized": json.dumps(told)}
+        resized = replace(combined.adapter, metadata=story)
+        write_adapter(out, resized, DTYPES[precision], format or keep_format(found.naming))
+    observe(StageDone("resize", effort.seconds, str(out)))
+    return Combined(resized, combined.reports)
+
+
+def convert_file(
+    source: Path,
+    out: Path,
+    format: FileFormat = "peft",
+    precision: Precision | None = None,
+    base: str = "",
+    rank: RankWish | None = None,
+    overwrite: bool = False,
+    observe: Observer = silent,
+) -> Adapter:
+    """Write an adapter in another format, with the same change.
+
+    A LoHa or LoKr becomes a LoRA, exactly, where the format holds LoRAs only. A DoRA stays one,
+    unless a rank is asked for: then the nearest LoRA of that rank is written, with its error.
+
+    Args:
+        source: A file or a folder, see `dreamloom.lora.read_adapter`.
+        out: The file to write.
+        format: See `dreamloom.lora.write_adapter`.
+        precision: Of its numbers; None keeps the source's.
+        base: The base model, for a DoRA that shall become a LoRA, and for files of other bases
+            than SDXL whose names alone do not tell the layers.
+        rank: A rank or a share of energy, for a DoRA.
+        overwrite: Whether an existing ``out`` may be replaced.
+        observe: Told of what happens.
+
+    Raises:
+        AdapterError: If the source cannot be read, or the format cannot hold it.
+        BaseModelError: If the base cannot be read.
+        ConfigError: If a rank is asked for and the source is no DoRA, or no base is named.
+        RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
+    """
+    check_out(out, [source], overwrite)
+    observe(StageStarted("convert", str(source)))
+    with measure_effort() as effort:
+        weights = open_weights(base) if base else None
+        adapter = read_adapter_file(source, weights.places if weights else ()).adapter
+        if rank is not None:
+            if adapter.kind != "dora":
+                raise ConfigError(
+                    f"{source} is no DoRA, so converting it needs no rank.",
+                    "Leave out --rank, or cut it with dreamloom resize.",
+                )
+            if weights is None or rank.kind not in {"fixed", "energy"}:
+                raise ConfigError(
+                    "A DoRA is cut to a rank or a share of energy against its base model.",
+                    "Name it with --base, and give --rank 32 or --rank energy:0.99.",
+                )
+            amount = int(rank.amount) if rank.kind == "fixed" else None
+            energy = rank.amount if rank.kind == "energy" else None
+            adapter, _ = approximate_dora(adapter, weights.read, amount, energy)
+        elif adapter.kind == "dora" and format != "peft":
+            raise AdapterError(
+                f"{source} is a DoRA, which the format {format} cannot hold.",
+                "Write the nearest LoRA: add --rank 32 and the base model with --base.",
+            )
+        if format != "peft" and adapter.kind in {"loha", "lokr"}:
+            adapter = as_lora(adapter)
+        write_adapter(out, adapter, DTYPES[precision or find_precision(source)], format)
+    observe(StageDone("convert", effort.seconds, str(out)))
+    return adapter
+
+
+def extract_file(
+    models: tuple[str, str],
+    out: Path,
+    rank: RankWish,
+    format: FileFormat = "peft",
+    precision: Precision = "fp16",
+    overwrite: bool = False,
+    observe: Observer = silent,
+) -> Extracted:
+    """Write what a tuned model has changed of its base as an adapter file.
+
+    Args:
+        models: The tuned model and the one it was made from; see `open_weights`.
+        out: The file to write.
+        rank: How thin the adapter may be.
+        format: See `dreamloom.lora.write_adapter`.
+        precision: Of its numbers.
+        overwrite: Whether an existing ``out`` may be replaced.
+        observe: Told of progress.
+
+    Raises:
+        DreamLoomError: As `extract_adapter` says, and if ``out`` cannot be written.
+    """
+    check_out(out, [Path(model) for model in models], overwrite)
+    observe(StageStarted("extract", f"{models[0]} from {models[1]}"))
+    with measure_effort() as effort:
+        found = extract_adapter(
+            models[0],
+            models[1],
+            rank,
+            BYTES[precision],
+            lambda done, total: observe(Progress("extract", "layers", done, total)),
+        )
+        write_adapter(out, found.adapter, DTYPES[precision], format)
+    observe(StageDone("extract", effort.seconds, str(out)))
+    return found
+
+
+def find_precision(source: Path) -> Precision:
+    """Say in which precision an adapter's numbers are stored: the highest of them."""
+    file = source
+    if source.is_dir():
+        file = next(iter(sorted(source.rglob(WEIGHTS))), source)
+    # Kohya's files keep the scale of each layer as a number of its own, often in float32.
+    kinds = {entry.dtype for entry in TensorFile(file).entries.values() if entry.shape}
+    return _PRECISIONS.get(next(iter(kinds)), "fp32") if len(kinds) == 1 else "fp32"
+
+
+def keep_format(naming: str) -> FileFormat:
+    """The format whose names a file uses, for `write_adapter`."""
+    if naming == "kohya-diffusers":
+        return "kohya-diffusers"
+    return "kohya" if naming.startswith("kohya") else "peft"

@@ -1,0 +1,156 @@
+"""The adapters that go into a merge: read, compared, and found again by their SHA-256."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dreamloom.core.errors import AdapterError
+from dreamloom.core.run_folder import file_sha256, fingerprint
+from dreamloom.lora import Adapter, as_lora, read_adapter, refuse_other_kinds
+from dreamloom.lora.folders import CONFIG, WEIGHTS
+from dreamloom.merging import BlockWeights, read_blocks
+from dreamloom.merging.files.certificate import Told
+from dreamloom.merging.files.recipe import Part, name_parts
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The adapters of a recipe, read and found fit to be merged.
+
+    Args:
+        parts: The recipe's parts, each with a name of its own and its file's SHA-256.
+        adapters: The adapters, in the same order.
+        blocks: Their block weights.
+    """
+
+    parts: tuple[Part, ...]
+    adapters: Sequence[Adapter]
+    blocks: Sequence[BlockWeights]
+
+
+def load_parts(parts: Sequence[Part]) -> Loaded:
+    """Read the adapters of a recipe.
+
+    Raises:
+        AdapterError: If one cannot be read or merged, is another than the recipe means, or they
+            belong to different base models.
+        ConfigError: If two parts bear one name, or block weights cannot be read.
+    """
+    named = name_parts(parts)
+    blocks = [read_blocks(part.blocks) for part in named]
+    adapters = [read_input(part.path) for part in named]
+    refuse_other_bases([part.path for part in named], adapters)
+    complete = []
+    for part in named:
+        found = hash_input(part.path)
+        if part.sha256 and part.sha256 != found:
+            raise AdapterError(
+                f"{part.path} is not the file that the recipe means: its SHA-256 begins with "
+                f"{found[:12]}, and the recipe says {part.sha256[:12]}.",
+                "Get that file, or take sha256 out of the recipe.",
+            )
+        complete.append(replace(part, sha256=found))
+    return Loaded(tuple(complete), adapters, blocks)
+
+
+def read_input(path: Path) -> Adapter:
+    """Read an adapter as a LoRA: a LoHa or a LoKr becomes one, exactly.
+
+    Raises:
+        AdapterError: If it cannot be read, or is of another kind.
+    """
+    adapter = read_adapter(path)
+    if adapter.kind in {"loha", "lokr"}:
+        return as_lora(adapter)
+    refuse_other_kinds(adapter, str(path), "can be merged")
+    return adapter
+
+
+def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters that say they were made for different base models.
+
+    Raises:
+        AdapterError: If so, naming each with its base.
+    """
+    known = {
+        adapter.metadata["dreamloom.base_fingerprint"]: (path, adapter)
+        for path, adapter in zip(paths, adapters, strict=True)
+        if "dreamloom.base_fingerprint" in adapter.metadata
+    }
+    if len(known) > 1:
+        told = ", ".join(
+            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
+            for path, adapter in known.values()
+        )
+        raise AdapterError(
+            f"The adapters were made for different base models: {told}.",
+            "Only adapters of one base model can be merged.",
+        )
+
+
+def hash_input(path: Path) -> str:
+    """Hash what an adapter is read from: one file, or PEFT's folder with its configuration."""
+    folder = path.parent if path.name == WEIGHTS and path.with_name(CONFIG).is_file() else path
+    if not folder.is_dir():
+        return file_sha256(path)
+    files = sorted(file for name in (WEIGHTS, CONFIG) for file in folder.rglob(name))
+    return fingerprint({str(file.relative_to(folder)): file_sha256(file) for file in files})
+
+
+def find_inputs(
+    told: Told, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
+) -> list[Path]:
+    """Find the files that were merged, by their SHA-256.
+
+    Args:
+        told: The recipe.
+        path: The merged file.
+        folder: Where to look, at any depth; by default beside the merged file.
+        files: Where to look first.
+
+    Raises:
+        AdapterError: If one is missing, or only another file of its name is there.
+    """
+    found: dict[str, Path] = {}
+    wanted = {part.sha256 for part in told.parts}
+    seen: dict[Path, str] = {}
+    for file in _list_candidates(told, path, folder, files):
+        if wanted <= found.keys():
+            break
+        if file not in seen:
+            seen[file] = hash_input(file)
+            found.setdefault(seen[file], file)
+    for part in told.parts:
+        if part.sha256 in found:
+            continue
+        namesakes = [file for file in seen if file.name == part.file]
+        if namesakes:
+            raise AdapterError(
+                f"{namesakes[0]} is not the file that was merged: its SHA-256 begins with "
+                f"{seen[namesakes[0]][:12]}, and the recipe says {part.sha256[:12]}.",
+                "It has changed since; find the old one, and name its folder with --inputs.",
+            )
+        where = f"in {folder}" if folder else f"beside {path}"
+        raise AdapterError(
+            f"The input {part.file} (SHA-256 {part.sha256[:12]}…) is not {where}.",
+            "Name the folder where it lies with --inputs.",
+        )
+    return [found[part.sha256] for part in told.parts]
+
+
+def _list_candidates(
+    told: Told, path: Path, folder: Path | None, files: Sequence[Path]
+) -> Iterator[Path]:
+    """List what may be an input: what is named so before what is named otherwise."""
+    yield from (file for file in files if file.exists())
+    place = folder or path.parent
+    if not place.is_dir():
+        raise AdapterError(f"There is no folder {place}.", "Name the folder of the inputs.")
+    listed = sorted(place.rglob("*.safetensors") if folder else place.glob("*.safetensors"))
+    listed = [file for file in listed if file.is_file() and not file.samefile(path)]
+    listed += [config.parent for config in sorted(place.rglob(CONFIG))] if folder else []
+    names = {part.file for part in told.parts}
+    yield from (file for file in listed if file.name in names)
+    yield from (file for file in listed if file.name not in names)

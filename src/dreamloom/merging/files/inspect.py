@@ -1,0 +1,73 @@
+"""What adapter files say of themselves, and what two of them have to do with each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dreamloom.core.device import measure_effort
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.lora import describe_adapter
+from dreamloom.merging.diagnose import Diagnosis, diagnose_adapters
+from dreamloom.merging.files.certificate import (
+    LAYERS_KEY,
+    RECIPE_KEY,
+    SEAL_KEY,
+    SLICES_KEY,
+    has_certificate,
+    seal_holds,
+)
+from dreamloom.merging.files.inputs import read_input, refuse_other_bases
+from dreamloom.merging.files.recipe import Part, name_parts
+
+
+def inspect_file(path: Path) -> dict[str, object]:
+    """Summarise an adapter file in plain values; of a merge, its recipe and whether it is sealed.
+
+    The numbers of every layer that a merge keeps in its header are left out.
+
+    Raises:
+        AdapterError: If it cannot be read.
+    """
+    summary = describe_adapter(path)
+    metadata = summary.pop("metadata")
+    assert isinstance(metadata, dict)
+    story = {key: text for key, text in metadata.items() if key not in (LAYERS_KEY, SLICES_KEY)}
+    if has_certificate(story):
+        try:
+            summary["recipe"] = json.loads(story.pop(RECIPE_KEY))
+        except ValueError:
+            summary["recipe"] = None
+        summary["sealed"] = seal_holds(path, story.pop(SEAL_KEY, ""))
+        summary["can_be_remixed"] = SLICES_KEY in metadata
+    return {**summary, "metadata": story}
+
+
+def diagnose_files(one: Part, other: Part, observe: Observer = silent) -> Diagnosis:
+    """Read two adapters and measure what they have to do with each other.
+
+    Raises:
+        AdapterError: If one cannot be read or diagnosed, or they belong to different base models.
+        ConfigError: If a weight is 0 or no finite number.
+    """
+    first, second = name_parts([one, other])
+    observe(StageStarted("diagnose", f"{first.name} and {second.name}"))
+    with measure_effort() as effort:
+        adapters = [read_input(part.path) for part in (first, second)]
+        refuse_other_bases([first.path, second.path], adapters)
+        try:
+            found = diagnose_adapters(
+                adapters[0],
+                adapters[1],
+                (first.name, second.name),
+                (first.weight, second.weight),
+                lambda done, total: observe(Progress("diagnose", "layers", done, total)),
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"The weights {first.weight:g} and {second.weight:g} compare nothing.",
+                "Give weights other than 0, or none.",
+            ) from error
+    observe(StageDone("diagnose", effort.seconds, f"{first.name} and {second.name}"))
+    return found

@@ -1,0 +1,237 @@
+"""Several adapter files in, one out, with a certificate of how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dreamloom.core.device import measure_effort
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.core.run_folder import library_versions
+from dreamloom.lora import Adapter
+from dreamloom.merging import Combined, Wish, combine, find_method
+from dreamloom.merging.factors import flatten, norm
+from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
+from dreamloom.merging.files.certificate import Certificate, Told, ToldPart, write_sealed
+from dreamloom.merging.files.inputs import Loaded, load_parts
+from dreamloom.merging.files.recipe import BYTES, Part, Recipe
+
+# Float32 factors cancel to about this share of themselves, not to 0.
+_NOTHING = 1e-6
+_VERSIONS = ("dreamloom", "torch")
+
+
+def merge_adapters(
+    parts: Sequence[Part],
+    out: Path,
+    method: str = "sum",
+    overwrite: bool = False,
+    observe: Observer = silent,
+) -> Adapter:
+    """Combine adapter files into one that can be loaded alone; see `carry_out` for more wishes.
+
+    Returns:
+        The merged adapter, as written to ``out``.
+
+    Raises:
+        DreamLoomError: As `carry_out`.
+    """
+    return carry_out(Recipe(tuple(parts), method), out, overwrite, observe).adapter
+
+
+def carry_out(
+    recipe: Recipe, out: Path, overwrite: bool = False, observe: Observer = silent
+) -> Combined:
+    """Merge as a recipe says, and write the file with its certificate.
+
+    Returns:
+        The merged adapter as written to ``out``, and what became of each layer.
+
+    Raises:
+        AdapterError: If a file cannot be read, is not finite, is another than the recipe names, or
+            the adapters belong to different base models.
+        ConfigError: If the method, an option, the weights or the rank are not possible, or the
+            weights cancel each other out.
+        BaseModelError: If the method asks the base model and it cannot be loaded.
+        RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
+    """
+    check_out(out, [part.path for part in recipe.parts], overwrite)
+    find_method(recipe.method).read_options(recipe.options)
+    _refuse_prompts(recipe)
+    observe(StageStarted("merge", count_adapters(recipe.parts)))
+    with measure_effort() as effort:
+        loaded = load_parts(recipe.parts)
+        wish = make_wish(recipe, loaded)
+        answer = ask_base(_make_question(recipe), loaded.adapters, wish, observe)
+        combined = combine(
+            loaded.adapters,
+            wish,
+            answer.layers,
+            on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
+        )
+        refuse_cancelled(loaded, combined)
+        told = _tell(recipe, loaded, answer)
+        certificate = Certificate(told, combined.reports, cut_slices(wish, loaded.adapters))
+        story = {
+            **_tell_base(loaded.adapters),
+            "dreamloom.kind": "merge",
+            "dreamloom.method": recipe.method,
+            **certificate.as_metadata([*combined.adapter.layers]),
+        }
+        merged = combined.adapter.with_metadata(**story)
+        write_sealed(out, merged, recipe.precision, recipe.format)
+    observe(StageDone("merge", effort.seconds, str(out)))
+    return Combined(merged, combined.reports)
+
+
+def _refuse_prompts(recipe: Recipe) -> None:
+    """Refuse prompts that nobody would be asked."""
+    if not asks_base(recipe.method) and (
+        recipe.joint or any(part.prompts for part in recipe.parts)
+    ):
+        raise ConfigError(
+            f"The method {recipe.method} asks no base model, so prompts change nothing.",
+            "Leave them out, or choose a method that asks, such as ssr.",
+        )
+
+
+def count_adapters(parts: Sequence[Part]) -> str:
+    """Say how many there are."""
+    return "1 adapter" if len(parts) == 1 else f"{len(parts)} adapters"
+
+
+def check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a place where nothing can or may be written.
+
+    Args:
+        out: The file to write.
+        inputs: The files it is made from; none of them may be lost.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        RunFolderError: If it is a folder, lies in no folder, is an input, or exists and may not be
+            replaced.
+        AdapterError: If it does not end in .safetensors.
+    """
+    if out.is_dir():
+        raise RunFolderError(f"{out} is a folder.", "Name a .safetensors file.")
+    if not out.parent.is_dir():
+        raise RunFolderError(f"There is no folder {out.parent}.", "Make it, or name another.")
+    if out.suffix != ".safetensors":
+        raise AdapterError(f"{out} does not end in .safetensors.", "Name it so.")
+    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+        raise RunFolderError(
+            f"{out} is one of the inputs, which would be lost.", "Name another file to write."
+        )
+    if out.exists() and not overwrite:
+        raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
+
+
+def _make_question(recipe: Recipe) -> Question:
+    prompts = [part.prompts for part in recipe.parts]
+    return Question(recipe.base, recipe.device, prompts if any(prompts) else (), recipe.joint)
+
+
+def make_wish(recipe: Recipe, loaded: Loaded) -> Wish:
+    """Say how the adapters shall be merged, as `combine` takes it; options are complete."""
+    return Wish(
+        weights=[part.weight for part in loaded.parts],
+        method=recipe.method,
+        options=find_method(recipe.method).read_options(recipe.options),
+        rank=recipe.rank,
+        blocks=loaded.blocks,
+        seed=recipe.seed,
+        bytes_per_number=BYTES[recipe.precision],
+    )
+
+
+def refuse_cancelled(loaded: Loaded, combined: Combined) -> None:
+    """Refuse a merge of which nothing but rounding is left.
+
+    Raises:
+        ConfigError: If ‖ΔW‖ is below a millionth of Σ |wᵢ| ‖ΔWᵢ‖.
+    """
+    together = 0.0
+    for part, adapter, blocks in zip(loaded.parts, loaded.adapters, loaded.blocks, strict=True):
+        squares = [
+            (blocks.of(name) * norm(flatten(layer))) ** 2 for name, layer in adapter.layers.items()
+        ]
+        together += abs(part.weight) * math.sqrt(sum(squares))
+    left = math.sqrt(sum(report.norm**2 for report in combined.reports.values()))
+    if left <= _NOTHING * together:
+        raise ConfigError(
+            "The weights cancel each other out, so nothing is left of the adapters.",
+            "Change a weight.",
+        )
+
+
+def cut_slices(wish: Wish, adapters: Sequence[Adapter]) -> list[Mapping[str, int]]:
+    """Tell each part's share of each layer's rank in a plain sum at full rank.
+
+    There the parts' factors stand side by side, in their order. Anything else cannot be taken
+    apart again, and gives an empty list.
+    """
+    if wish.method != "sum" or wish.rank.kind != "full":
+        return []
+    return [
+        {
+            name: rank
+            for name, rank in adapter.ranks.items()
+            if wish.weights[number] * (wish.blocks[number].of(name) if wish.blocks else 1.0) != 0
+        }
+        for number, adapter in enumerate(adapters)
+    ]
+
+
+def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> Told:
+    """Say how the file was made, so that it can tell when it is found alone in a folder."""
+    versions = library_versions()
+    return Told(
+        parts=tuple(
+            ToldPart(
+                name=part.name,
+                file=part.path.name,
+                sha256=part.sha256,
+                weight=part.weight,
+                blocks=tuple(blocks.rules),
+                subject=adapter.metadata.get("dreamloom.subject", ""),
+                words=tuple(adapter.tokens),
+                prompts=tuple(answer.prompts[number]) if answer.prompts else (),
+            )
+            for number, (part, adapter, blocks) in enumerate(
+                zip(loaded.parts, loaded.adapters, loaded.blocks, strict=True)
+            )
+        ),
+        method=recipe.method,
+        options=find_method(recipe.method).read_options(recipe.options),
+        rank=str(recipe.rank),
+        seed=recipe.seed,
+        format=recipe.format,
+        precision=recipe.precision,
+        base=answer.base,
+        base_fingerprint=answer.fingerprint,
+        runtime=answer.runtime,
+        joint=tuple(answer.joint),
+        versions={name: versions[name] for name in _VERSIONS if name in versions},
+    )
+
+
+def _tell_base(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """What the merged file says as its parts do: whose adapter it is, and what it draws."""
+    # The first part is the subject, by custom; its words still name it in the merge.
+    story = {}
+    for key in (
+        "dreamloom.base",
+        "dreamloom.base_fingerprint",
+        "dreamloom.subject",
+        "dreamloom.class_noun",
+        "dreamloom.layout",
+        "dreamloom.prediction",
+        "dreamloom.zero_terminal_snr",
+    ):
+        found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
+        if found:
+            story[key] = found[0]
+    return story

@@ -1,0 +1,347 @@
+"""What a merge is made of and how: typed as words, written as a file, or found in a header."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import FileFormat
+from dreamloom.merging import FULL, RankWish, find_method, parse_rank, read_blocks
+
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Of the numbers in the file; what is computed is computed in float32 and float64."""
+
+Value = float | int | bool | str
+
+Blocks = str | Sequence[float] | Mapping[str, Any]
+
+BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+# What DreamLoom, PEFT and diffusers call every adapter.
+_GENERIC = {"adapter", "adapter-kohya", "adapter_model", "pytorch_lora_weights"}
+_NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter of a merge, and how strongly it goes in.
+
+    Args:
+        path: Its file.
+        weight: Any finite number; negative ones subtract, 0 leaves out.
+        name: What the merged file calls it; empty takes the file's name.
+        blocks: Weights of single blocks, as the user types or writes them; see
+            `dreamloom.merging.read_blocks`. Empty is 1 everywhere.
+        sha256: What the file's SHA-256 must be; empty takes any.
+        prompts: What a base model is asked for this adapter, by methods that ask one; without any
+            the adapter tells.
+    """
+
+    path: Path
+    weight: float = 1.0
+    name: str = ""
+    blocks: Blocks = ""
+    sha256: str = ""
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which adapters are merged, and how.
+
+    Args:
+        parts: The adapters, in an order that matters to some methods.
+        method: The name of a method; see `dreamloom.merging.METHODS`.
+        options: The method's own settings; what is absent is its default.
+        rank: How thin the result may be.
+        seed: Of methods that throw dice.
+        format: Of the merged file.
+        precision: Of the numbers in it.
+        base: The base model that some methods ask; empty takes the one that the adapters name.
+        joint: What it is asked for all adapters at once; without any, made from the adapters'.
+        device: Where it computes.
+    """
+
+    parts: tuple[Part, ...]
+    method: str = "sum"
+    options: Mapping[str, Value] = field(default_factory=dict)
+    rank: RankWish = FULL
+    seed: int = 0
+    format: FileFormat = "peft"
+    precision: Precision = "fp32"
+    base: str = ""
+    joint: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+def parse_part(text: str) -> Part:
+    """Read ``FILE``, ``FILE:WEIGHT`` or ``NAME=FILE:WEIGHT`` as typed on the command line.
+
+    Raises:
+        ConfigError: If what follows the colon is not a number.
+    """
+    named = _NAMED.fullmatch(text)
+    if named and not Path(text).is_file() and not Path(text.rpartition(":")[0]).is_file():
+        return replace(_parse_unnamed(named[2]), name=named[1])
+    return _parse_unnamed(text)
+
+
+def _parse_unnamed(text: str) -> Part:
+    path, colon, weight = text.rpartition(":")
+    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
+        return Part(Path(text))
+    try:
+        return Part(Path(path), float(weight))
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} ends in {weight!r}, which is not a weight.", "Write FILE:0.8, or just FILE."
+        ) from None
+
+
+def name_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Give every part a name of its own: the user's, or the file's, numbered where it is shared.
+
+    Files that training wrote are all called alike; they are named by the subject that they tell.
+
+    Raises:
+        ConfigError: If the user gave one name twice.
+    """
+    given = [part.name for part in parts if part.name]
+    twice = [name for name in given if given.count(name) > 1]
+    if twice:
+        raise ConfigError(f"Two parts are called {twice[0]!r}.", "Give each a name of its own.")
+    taken = set(given)
+    named = []
+    for part in parts:
+        name = part.name
+        if not name:
+            own, number = _name_file(part.path), 1
+            name = own
+            while name in taken:
+                number += 1
+                name = f"{own}-{number}"
+            taken.add(name)
+        named.append(replace(part, name=name))
+    return tuple(named)
+
+
+def _name_file(path: Path) -> str:
+    if path.stem not in _GENERIC:
+        return path.stem
+    try:
+        with safe_open(path, framework="pt") as file:
+            subject = (file.metadata() or {}).get("dreamloom.subject", "")
+    except (SafetensorError, OSError):
+        # What is wrong with the file is told when it is read.
+        subject = ""
+    return re.sub(r"[^\w.+]+", "-", subject).strip("-") or path.stem
+
+
+def parse_options(method: str, texts: Iterable[str]) -> dict[str, Value]:
+    """Read ``NAME=VALUE`` words as the options of a method; its own defaults are left out.
+
+    Raises:
+        ConfigError: If one has no equals sign, is unknown to the method or not allowed there.
+    """
+    given: dict[str, Value] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} sets nothing.", "Write NAME=VALUE, such as mu=0.5.")
+        given[name.strip()] = value.strip()
+    complete = find_method(method).read_options(given)
+    return {name: complete[name] for name in given}
+
+
+def share_prompts(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
+    """Give parts their prompts, each typed as ``NAME: PROMPT``.
+
+    Args:
+        parts: Named parts; see `name_parts`.
+        texts: As typed.
+
+    Raises:
+        ConfigError: If one names no part.
+    """
+    prompts: dict[str, list[str]] = {part.name: list(part.prompts) for part in parts}
+    for text in texts:
+        name, colon, prompt = (piece.strip() for piece in text.partition(":"))
+        if not colon or name not in prompts:
+            raise ConfigError(
+                f"The prompt {text!r} names no part.",
+                f"Write NAME: PROMPT; the parts are {', '.join(prompts)}.",
+            )
+        prompts[name].append(prompt)
+    return tuple(replace(part, prompts=tuple(prompts[part.name])) for part in parts)
+
+
+def share_blocks(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
+    """Give parts their block weights: ``NAME: WEIGHTS`` to one of them, ``WEIGHTS`` to all.
+
+    Args:
+        parts: Named parts; see `name_parts`.
+        texts: As typed.
+    """
+    blocks = {part.name: part.blocks for part in parts}
+    for text in texts:
+        name, colon, weights = (piece.strip() for piece in text.partition(":"))
+        if colon and name in blocks:
+            blocks[name] = weights
+        else:
+            blocks = dict.fromkeys(blocks, text)
+    return tuple(replace(part, blocks=blocks[part.name]) for part in parts)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class PartForm(_Closed):
+    """A part as a recipe's file names it, in ``[[parts]]``."""
+
+    file: str = Field(min_length=1)
+    """The adapter's file, from where the recipe lies."""
+    weight: float = 1.0
+    """How strongly it goes in; negative subtracts."""
+    name: str = ""
+    """What the merged file calls it; without one, the file's name."""
+    blocks: Any = ""
+    """Weights of single blocks: as --blocks takes them, a list of numbers, or a table."""
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    """The file's SHA-256, 64 hex digits: another file is refused."""
+    prompts: tuple[str, ...] = ()
+    """What the base model is asked for it, by methods that ask; without any the adapter tells."""
+
+
+class RecipeForm(_Closed):
+    """A recipe as a file: the words at its top."""
+
+    parts: tuple[PartForm, ...] = Field(min_length=1)
+    """The adapters, each in a [[parts]] of its own."""
+    method: str = "sum"
+    """How they are merged; dreamloom merge --methods lists the ways."""
+    options: dict[str, Value] = Field(default_factory=dict)
+    """The method's own settings."""
+    rank: str | int = "full"
+    """full, a number, energy:0.995 or budget:100MB."""
+    seed: int = 0
+    """Of methods that throw dice."""
+    format: FileFormat = "peft"
+    """Of the merged file."""
+    precision: Precision = "fp32"
+    """Of the numbers in it: fp32, fp16 or bf16."""
+    base: str = ""
+    """The base model, for methods that ask it; without one, the adapters' own."""
+    joint: tuple[str, ...] = ()
+    """What it is asked for all adapters at once; without any, made from the adapters' prompts."""
+    device: str = "auto"
+    """Where it computes: auto, cpu, cuda, cuda:1 or mps."""
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe's TOML file; the paths in it start where it lies.
+
+    Raises:
+        ConfigError: If it cannot be read, a name is unknown (with the nearest known one), or a
+            value is not allowed.
+    """
+    given = _read_toml(file)
+    for name in given:
+        if name not in RecipeForm.model_fields:
+            raise _refuse_unknown(name, RecipeForm.model_fields)
+    listed = given.get("parts", [])
+    if not isinstance(listed, list) or not all(isinstance(part, dict) for part in listed):
+        raise ConfigError("parts is not a list of tables.", "Begin each with [[parts]].")
+    for part in listed:
+        for name in part:
+            if name not in PartForm.model_fields:
+                raise _refuse_unknown(name, PartForm.model_fields)
+    try:
+        form = RecipeForm.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error) from None
+    parts = [
+        Part(
+            file.parent / part.file,
+            part.weight,
+            part.name,
+            part.blocks,
+            part.sha256,
+            part.prompts,
+        )
+        for part in form.parts
+    ]
+    find_method(form.method).read_options(form.options)
+    for part in parts:
+        read_blocks(part.blocks)
+    return Recipe(
+        name_parts(parts),
+        form.method,
+        form.options,
+        parse_rank(str(form.rank)),
+        form.seed,
+        form.format,
+        form.precision,
+        form.base,
+        form.joint,
+        form.device,
+    )
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no recipe {file}.", "Check the path.") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
+
+
+def _refuse_unknown(name: str, known: Iterable[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."
+    return ConfigError(f"A recipe knows no {name!r}.", hint)
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    """Turn pydantic's findings into one sentence each."""
+    problems, hints = [], []
+    for finding in error.errors():
+        # Behind the word itself, pydantic names the alternative that it tried.
+        place = [part for part in finding["loc"] if part not in {"str", "int", "float", "bool"}]
+        name = ".".join(str(part + 1 if isinstance(part, int) else part) for part in place)
+        if finding["type"] == "missing":
+            problems.append(f"The recipe says no {name}.")
+        else:
+            reason = finding["msg"].removeprefix("Value error, ")
+            reason = reason[0].lower() + reason[1:]
+            problems.append(f"{name} = {finding['input']!r} is not allowed: {reason}.")
+        form = PartForm if place[0] == "parts" and len(place) > 1 else RecipeForm
+        info = form.model_fields.get(str(place[-1]))
+        if info is not None:
+            hints.append(f"{place[-1]}: {' '.join((info.description or '').split())}")
+    return ConfigError(" ".join(dict.fromkeys(problems)), " ".join(dict.fromkeys(hints)))
+
+
+def check_choice(what: str, given: str, allowed: Any) -> str:
+    """Refuse a word that is none of a literal type's.
+
+    Raises:
+        ConfigError: If so, naming those that are.
+    """
+    known: tuple[str, ...] = get_args(allowed)
+    if given not in known:
+        raise ConfigError(f"There is no {what} {given!r}.", f"Choose: {', '.join(known)}.")
+    return given

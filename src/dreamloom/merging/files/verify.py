@@ -1,0 +1,278 @@
+"""Is a merged file what its recipe says? Its inputs are found by hash and merged again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dreamloom.core.device import measure_effort
+from dreamloom.core.errors import AdapterError
+from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.core.run_folder import library_versions
+from dreamloom.lora import Adapter, read_adapter
+from dreamloom.merging import Uncut, Wish, merge_uncut
+from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
+from dreamloom.merging.files.base_model import Answer, Question, ask_base
+from dreamloom.merging.files.certificate import Certificate, Told, read_certificate, refuse_unsealed
+from dreamloom.merging.files.inputs import find_inputs, read_input
+from dreamloom.merging.files.recipe import Precision
+from dreamloom.merging.ranks import choose_rank, spend_budget
+
+# Half the distance from 1 to the next number, and half that of the least number from 0.
+_ROUNDING: Mapping[Precision, tuple[float, float]] = {
+    "fp32": (2.0**-24, 2.0**-150),
+    "fp16": (2.0**-11, 2.0**-25),
+    "bf16": (2.0**-8, 2.0**-134),
+}
+# Two machines that compute in float32 agree to this share of what they add up; the sums of a
+# method are up to some thousands of numbers long.
+_ARITHMETIC = 2e-5
+# A certificate's own numbers are written with seven digits, and computed once more here.
+_TOLD = 1e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A merged file that is what its recipe says.
+
+    Args:
+        path: The file.
+        told: Its recipe.
+        layers: How many layers were merged again.
+        error: ‖what is in the file − what the method says‖ / ‖what the method says‖ over all
+            layers together, 0 or above: what the rank cut off, and what the precision rounded.
+        worst: The layer with the highest such error.
+        worst_error: That error.
+        rank_error: What the certificate says of the rank alone, over all layers together.
+    """
+
+    path: Path
+    told: Told
+    layers: int
+    error: float
+    worst: str
+    worst_error: float
+    rank_error: float
+
+    def __str__(self) -> str:
+        told = self.told
+        names = " and ".join(part.name for part in told.parts)
+        begin = f"{self.path} holds: merged again from {names} by {told.method}, its {self.layers} "
+        if self.rank_error <= _ARITHMETIC:
+            rounding = f"{self.error:.1e}, the rounding of {told.precision}" if self.error else "0"
+            return f"{begin}layers differ from what the method says by {rounding}."
+        return (
+            f"{begin}layers are as near to what the method says as --rank {told.rank} allows: "
+            f"{self.error:.2%} off in all, {self.worst_error:.2%} at most, in {self.worst}."
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer merged again.
+
+    Args:
+        values: The singular values of what the method says.
+        whole: Its Frobenius norm.
+        held: The norm of what the file has.
+        difference: The norm of what the file has, less what the method says.
+        rounding: The highest norm that rounding can give the difference.
+        together: The ranks of the parts' updates, added up.
+        sides: Outputs and inputs.
+    """
+
+    values: Tensor
+    whole: float
+    held: float
+    difference: float
+    rounding: float
+    together: int
+    sides: tuple[int, int]
+
+    def lost(self, rank: int) -> float:
+        return float(self.values[rank:].norm())
+
+    def kept(self, rank: int) -> float:
+        return float(self.values[:rank].norm())
+
+
+def verify_merge(
+    path: Path,
+    folder: Path | None = None,
+    files: Sequence[Path] = (),
+    question: Question | None = None,
+    observe: Observer = silent,
+) -> Verified:
+    """Merge a file's inputs again and compare, layer by layer.
+
+    The seal tells whether any byte of the file has changed, the inputs are known by their SHA-256,
+    and each layer must be as near to what the method says as its rank and the file's precision
+    allow.
+
+    Args:
+        path: The merged file.
+        folder: Where the inputs lie, at any depth; by default beside the merged file.
+        files: Files that are looked at first.
+        question: Where the base model lies and is asked, for methods that ask it; by default as
+            the file says. What it is asked, the file says.
+        observe: Told of progress.
+
+    Raises:
+        AdapterError: If the file says nothing of how it was merged, an input is missing or has
+            changed, or the file is not what its recipe says.
+        BaseModelError: If the base model is asked and cannot be loaded.
+    """
+    observe(StageStarted("verify", str(path)))
+    with measure_effort() as effort:
+        merged = read_adapter(path)
+        certificate = read_certificate(path, merged)
+        refuse_unsealed(path, merged)
+        told = certificate.told
+        adapters = [read_input(found) for found in find_inputs(told, path, folder, files)]
+        answer = _ask_again(path, told, adapters, question or Question(), observe)
+        layers: dict[str, _Layer] = {}
+        for uncut in merge_uncut(adapters, told.wish(), answer.layers):
+            layers[uncut.layer] = _compare(uncut, merged, told)
+            observe(Progress("verify", "layers", len(layers), len(certificate.reports)))
+        verified = _judge(path, certificate, layers)
+    observe(StageDone("verify", effort.seconds, str(path)))
+    return verified
+
+
+def _ask_again(
+    path: Path, told: Told, adapters: Sequence[Adapter], question: Question, observe: Observer
+) -> Answer:
+    """Ask the base model what it was asked before, and see that it is the same."""
+    prompts = [part.prompts for part in told.parts]
+    asked = Question(question.base or told.base, question.device, prompts, told.joint)
+    answer = ask_base(asked, adapters, told.wish(), observe)
+    if answer.fingerprint != told.base_fingerprint:
+        raise AdapterError(
+            f"{path} was merged with the help of {told.base}, and {answer.base} has other weights.",
+            "Name that base model with --base.",
+        )
+    return answer
+
+
+def _compare(uncut: Uncut, merged: Adapter, told: Told) -> _Layer:
+    """Compare what the method says of a layer with what stands in the file."""
+    update = uncut.update
+    if uncut.layer in merged.layers:
+        held = flatten(merged.layers[uncut.layer])
+    else:
+        outputs, inputs = update.shape
+        held = Factors(torch.zeros(outputs, 0), torch.zeros(0, inputs))
+    if held.shape != tuple(update.shape):
+        raise AdapterError(
+            f"The layer {uncut.layer} is {held.shape} in the file and {tuple(update.shape)} by "
+            "its recipe.",
+            "Merge the parts again.",
+        )
+    sizes = held.up.double().norm(dim=0), held.down.double().norm(dim=1)
+    added = float((sizes[0] * sizes[1]).sum())
+    if isinstance(update, Factors):
+        values, whole = find_spectrum(update).values, norm(update)
+        # What cancels out leaves the rounding of what it was, not of what it is.
+        added += float((update.up.double().norm(dim=0) * update.down.double().norm(dim=1)).sum())
+        difference = norm(stack([(held, 1.0), (update, -1.0)]))
+    else:
+        # In the precision in which the rank was chosen, so that the choice is the same.
+        values = torch.linalg.svdvals(update.float()).double()
+        whole = float(update.double().norm())
+        difference = float((held.multiply().double() - update.double()).norm())
+    rounding = _bound_rounding(held, sizes, told, max(merged.ranks.values()))
+    rounding += _ARITHMETIC * (whole + added)
+    return _Layer(values, whole, norm(held), difference, rounding, uncut.together, held.shape)
+
+
+def _bound_rounding(held: Factors, sizes: tuple[Tensor, Tensor], told: Told, alpha: int) -> float:
+    """Bound how far an update can be moved by rounding its factors.
+
+    Each number moves by a share of itself, or near 0 by a fixed step, so a column u of up and its
+    row d of down move by at most δu and δd, and u dᵀ by ‖u‖ δd + δu ‖d‖ + δu δd. Files with
+    kohya's names hold ``up`` divided by up to ``alpha``, so that its step counts for more.
+    """
+    share, step = _ROUNDING[told.precision]
+    times = 1 + told.remixed
+    up, down = sizes
+    up_moves = times * (share * up + step * alpha * held.shape[0] ** 0.5)
+    down_moves = times * (share * down + step * held.shape[1] ** 0.5)
+    return float((up * down_moves + up_moves * down + up_moves * down_moves).sum())
+
+
+def _judge(path: Path, certificate: Certificate, layers: Mapping[str, _Layer]) -> Verified:
+    """Say that the file holds, or refuse it for the first thing that does not."""
+    told, reports = certificate.told, certificate.reports
+    if set(layers) != set(reports):
+        example = sorted(set(layers) ^ set(reports))[0]
+        raise _refuse(path, told, f"by its recipe it has other layers, such as {example}")
+    ranks = _choose_ranks(told.wish(), layers)
+    for name, layer in layers.items():
+        why = _find_fault(layer, ranks[name], reports[name].error)
+        if why:
+            raise _refuse(path, told, f"{name} {why}")
+    shares = {name: la.difference / la.whole if la.whole else 0.0 for name, la in layers.items()}
+    worst = max(shares, key=shares.__getitem__)
+    whole = sum(layer.whole**2 for layer in layers.values()) ** 0.5
+    return Verified(
+        path,
+        told,
+        len(layers),
+        sum(layer.difference**2 for layer in layers.values()) ** 0.5 / whole,
+        worst,
+        shares[worst],
+        sum((reports[n].error * la.whole) ** 2 for n, la in layers.items()) ** 0.5 / whole,
+    )
+
+
+def _find_fault(layer: _Layer, rank: int, told_error: float) -> str:
+    """Say what is wrong with a layer; empty if it holds.
+
+    Its distance from what the method says, its size and what the certificate says of it must be
+    those of the nearest update of its rank. All three are the same for every such update, also
+    where equal singular values leave a choice.
+    """
+    lost, kept, whole = layer.lost(rank), layer.kept(rank), layer.whole or 1.0
+    if not layer.difference <= lost + layer.rounding:
+        return (
+            f"differs by {layer.difference / whole:.1e} from what the method says, and rank and "
+            f"rounding explain {(lost + layer.rounding) / whole:.1e}"
+        )
+    if not abs(layer.held - kept) <= layer.rounding:
+        return f"has a norm of {layer.held:.4g}, and it should be {kept:.4g}"
+    if not abs(told_error * layer.whole - lost) <= _TOLD * lost + layer.rounding:
+        return (
+            f"has an error of {lost / whole:.1e} from its rank, and the certificate says "
+            f"{told_error:.1e}"
+        )
+    return ""
+
+
+def _choose_ranks(wish: Wish, layers: Mapping[str, _Layer]) -> dict[str, int]:
+    """Choose the ranks anew, from what the method says and what was wished."""
+    if wish.rank.kind == "budget":
+        values = {name: layer.values for name, layer in layers.items()}
+        costs = {name: sum(layer.sides) for name, layer in layers.items()}
+        return spend_budget(values, costs, wish.rank.amount / wish.bytes_per_number)
+    return {
+        name: choose_rank(layer.values, wish.rank, layer.together) for name, layer in layers.items()
+    }
+
+
+def _refuse(path: Path, told: Told, why: str) -> AdapterError:
+    now = library_versions()
+    other = [
+        f"{name} {version} (here {now.get(name, 'none')})"
+        for name, version in told.versions.items()
+        if now.get(name) != version
+    ]
+    hint = (
+        f"It was merged with {', '.join(other)}; verify it there."
+        if other
+        else "The file or its certificate was changed; merge the parts again."
+    )
+    return AdapterError(f"{path} is not what its recipe says: {why}.", hint)

@@ -1,0 +1,385 @@
+"""Several adapters in, one adapter out: layer by layer, cut to a rank, with the error told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.lora import Adapter, Layer, gather_words, refuse_other_kinds
+from dreamloom.merging.blocks import NO_BLOCKS, BlockWeights
+from dreamloom.merging.factors import (
+    Factors,
+    find_singular,
+    find_spectrum,
+    find_values,
+    flatten,
+    gram,
+    measure,
+    measure_rest,
+    norm,
+    truncate_matrix,
+    unflatten,
+)
+from dreamloom.merging.method import Context, Merged, Method, Part, Value
+from dreamloom.merging.methods import METHODS, find_method
+from dreamloom.merging.ranks import FULL, RankWish, check_rank, choose_rank, spend_budget
+
+OnLayer = Callable[[int, int], None]
+"""Called with (layers done, layers in all)."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How adapters shall be merged.
+
+    Args:
+        weights: One finite weight per adapter; negative ones subtract, 0 leaves out.
+        method: The name of a method in `METHODS`.
+        options: The method's own settings; what is absent is its default.
+        rank: How thin the result may be.
+        blocks: Further weights by layer, one for each adapter; absent means 1 everywhere.
+        seed: Of methods that throw dice.
+        bytes_per_number: Of the file that will be written; a budget counts with it.
+    """
+
+    weights: Sequence[float]
+    method: str = "sum"
+    options: Mapping[str, Value] = field(default_factory=dict)
+    rank: RankWish = FULL
+    blocks: Sequence[BlockWeights] = ()
+    seed: int = 0
+    bytes_per_number: int = 4
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Args:
+        rank: Of the merged update.
+        norm: Its Frobenius norm.
+        error: ‖what is written − what the method says‖ / ‖what the method says‖, 0 or above; the
+            precision of the file is not in it.
+        notes: Further figures by name, if the method tells any.
+    """
+
+    rank: int
+    norm: float
+    error: float
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A merged adapter, and what became of each layer."""
+
+    adapter: Adapter
+    reports: Mapping[str, LayerReport]
+
+    @property
+    def error(self) -> float:
+        """The relative error over all layers together: what was cut off, of what there was."""
+        whole = lost = 0.0
+        for report in self.reports.values():
+            # Whatever is cut off stands at right angles to what is kept.
+            squared = report.norm**2 / (1 - report.error**2) if report.error < 1 else report.norm**2
+            whole += squared
+            lost += squared * report.error**2
+        return (lost / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def combine(
+    adapters: Sequence[Adapter],
+    wish: Wish,
+    prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
+    on_layer: OnLayer = lambda done, total: None,
+) -> Combined:
+    """Merge LoRAs of one base model.
+
+    A layer that only some adapters change is merged from those. New words are taken along as they
+    are, if their adapter's weight is not 0. One layer is worked on at a time, so memory beyond the
+    adapters and the result stays that of the largest layer.
+
+    Args:
+        adapters: One or more LoRAs.
+        wish: How.
+        prepared: What the base model told by layer, for methods that need it.
+        on_layer: Told of progress.
+
+    Raises:
+        ConfigError: If the numbers of adapters and weights differ, a weight is not finite, nothing
+            is left to merge, or the method, an option, the rank or block weights are not possible.
+        AdapterError: If one is no LoRA, two change a layer of different shapes, or teach one word
+            differently, or an update at its weight is too large for float32.
+
+    Example:
+        >>> a = Adapter({"unet.x": Layer(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0]]))})
+        >>> b = Adapter({"unet.x": Layer(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0]]))})
+        >>> combine([a, b], Wish([1.0, 0.5])).adapter.layers["unet.x"].update()
+        tensor([[2.0000, 1.5000]])
+    """
+    method = find_method(wish.method)
+    _check(adapters, wish, method)
+    merger = _Merger(adapters, wish, method, prepared or {})
+    if not merger.names:
+        raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
+    if wish.rank.kind == "fixed":
+        check_rank(wish.rank, [merger.existing_rank(name) for name in merger.names])
+    ranks = merger.spend_budget() if wish.rank.kind == "budget" else {}
+    layers: dict[str, Layer] = {}
+    reports: dict[str, LayerReport] = {}
+    for done, name in enumerate(merger.names):
+        factors, reports[name] = merger.cut(name, ranks.get(name))
+        if factors.rank:
+            layers[name] = unflatten(factors, merger.kernels[name])
+        on_layer(done + 1, len(merger.names))
+    if not layers:
+        raise ConfigError(
+            "The weights cancel each other out, so nothing is left.", "Change a weight."
+        )
+    words = [
+        adapter.tokens
+        for adapter, weight in zip(adapters, wish.weights, strict=True)
+        if weight != 0
+    ]
+    return Combined(Adapter(layers, tokens=gather_words(words)), reports)
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """What a method says of one layer, before anything is cut off.
+
+    Args:
+        layer: Its name.
+        update: The merged update.
+        together: The ranks of the adapters' updates of this layer, added up.
+    """
+
+    layer: str
+    update: Merged
+    together: int
+
+
+def merge_uncut(
+    adapters: Sequence[Adapter],
+    wish: Wish,
+    prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Iterator[Uncut]:
+    """Merge as `combine` does, but cut nothing off: what the error of a merge is measured by.
+
+    One layer is computed at a time, when it is asked for, in the order of their names.
+
+    Raises:
+        ConfigError, AdapterError: As `combine`.
+    """
+    method = find_method(wish.method)
+    _check(adapters, wish, method)
+    merger = _Merger(adapters, wish, method, prepared or {})
+    for name in merger.names:
+        yield Uncut(name, merger.merge(name), merger.add_ranks(name))
+
+
+def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
+    count = len(adapters)
+    if not adapters or count != len(wish.weights):
+        raise ConfigError(f"{count} adapters need as many weights, got {len(wish.weights)}.")
+    if wish.blocks and len(wish.blocks) != count:
+        raise ConfigError(f"{count} adapters need as many block weights, got {len(wish.blocks)}.")
+    if not all(torch.isfinite(torch.tensor(weight)) for weight in wish.weights):
+        raise ConfigError(
+            f"Weights must be finite numbers, got {list(wish.weights)}.",
+            "Give numbers below 1e38.",
+        )
+    if count < method.least or (method.most is not None and count > method.most):
+        allowed = f"{method.least} to {method.most}" if method.most else f"{method.least} or more"
+        allowed = str(method.least) if method.least == method.most else allowed
+        raise ConfigError(
+            f"The method {method.name} takes {allowed} adapters, got {count}.",
+            f"Other methods take more: {', '.join(METHODS)}."
+            if method.most is not None and count > method.most
+            else "Name another adapter.",
+        )
+    for number, adapter in enumerate(adapters, 1):
+        refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")
+    layers = {name for adapter in adapters for name in adapter.layers}
+    for blocks in wish.blocks:
+        blocks.check(layers)
+
+
+class _Merger:
+    """The layers of some adapters, each merged when it is asked for."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        wish: Wish,
+        method: Method,
+        prepared: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        self._adapters = adapters
+        self._wish = wish
+        self._method = method
+        self._prepared = prepared
+        self._options = method.read_options(wish.options)
+        self._blocks = wish.blocks or [NO_BLOCKS] * len(adapters)
+        self.names = sorted(
+            {
+                name
+                for number, adapter in enumerate(adapters)
+                for name in adapter.layers
+                if self._weight(number, name) != 0
+            }
+        )
+        self.kernels = {name: self._check_shapes(name) for name in self.names}
+        for name in self.names:
+            self._check_sizes(name)
+        # A method that has a scope needs the whole model's inner products only where it is that.
+        wanted = method.whole and self._options.get("scope", "model") == "model"
+        self._whole = self._sum_grams() if wanted else None
+
+    def _weight(self, number: int, layer: str) -> float:
+        return self._wish.weights[number] * self._blocks[number].of(layer)
+
+    def _check_shapes(self, name: str) -> tuple[int, ...]:
+        shapes = {
+            (adapter.layers[name].up.shape[0], *adapter.layers[name].down.shape[1:])
+            for number, adapter in enumerate(self._adapters)
+            if name in adapter.layers and self._weight(number, name) != 0
+        }
+        if len(shapes) > 1:
+            raise AdapterError(
+                f"The updates of {name} differ in shape: {sorted(shapes)}.",
+                "Only adapters of one base model can be merged.",
+            )
+        return tuple(next(iter(shapes))[1:])
+
+    def _check_sizes(self, name: str) -> None:
+        """Refuse updates whose entries, or factors, times their weight may be infinite."""
+        for part in self.parts(name):
+            up, down = (_find_largest(side) for side in (part.factors.up, part.factors.down))
+            largest = abs(part.weight) * up * max(1.0, down * part.factors.rank)
+            # Not a number is not below it either.
+            if not largest < torch.finfo(torch.float32).max:
+                raise AdapterError(
+                    f"The update of {name} is not finite: in adapter {part.number} it is about "
+                    f"{largest:.1e} at weight {part.weight:g}.",
+                    "Lower the weight; if it is near 1, the adapter is damaged.",
+                )
+
+    def parts(self, name: str) -> list[Part]:
+        """What goes into a layer; adapters without it, or with weight 0, are left out."""
+        return [
+            Part(
+                flatten(adapter.layers[name]),
+                self._weight(number, name),
+                number + 1,
+            )
+            for number, adapter in enumerate(self._adapters)
+            if name in adapter.layers and self._weight(number, name) != 0
+        ]
+
+    def existing_rank(self, name: str) -> int:
+        """The rank that the layer's merged update can have at most."""
+        parts = self.parts(name)
+        sides = min(parts[0].factors.shape)
+        if self._method.needs == "entries":
+            return sides
+        return min(sides, sum(part.factors.rank for part in parts))
+
+    def _sum_grams(self) -> Float[Tensor, "adapters adapters"]:
+        total = torch.zeros(len(self._adapters), len(self._adapters), dtype=torch.float64)
+        for name in self.names:
+            parts = self.parts(name)
+            rows = torch.tensor([part.number - 1 for part in parts])
+            weights = torch.tensor([part.weight for part in parts], dtype=torch.float64)
+            products = gram([part.factors for part in parts]) * torch.outer(weights, weights)
+            total[rows[:, None], rows] += products
+        return total
+
+    def add_ranks(self, name: str) -> int:
+        """The ranks of what goes into a layer, added up; an update of zeros has none."""
+        return sum(
+            part.factors.rank
+            for part in self.parts(name)
+            if _find_largest(part.factors.up) and _find_largest(part.factors.down)
+        )
+
+    def merge(self, name: str, notes: dict[str, float] | None = None) -> Merged:
+        """What the method makes of a layer, uncut; what it tells goes into ``notes``."""
+        context = Context(
+            layer=name,
+            options=self._options,
+            seed=self._wish.seed,
+            adapters=len(self._adapters),
+            whole=self._whole,
+            prepared=self._prepared.get(name, {}),
+            weights=tuple(self._wish.weights),
+            notes={} if notes is None else notes,
+        )
+        return self._method.merge(self.parts(name), context)
+
+    def spend_budget(self) -> dict[str, int]:
+        """Choose the ranks of all layers together; what is merged is not kept meanwhile."""
+        values = {name: _find_values(self.merge(name)) for name in self.names}
+        costs = {name: sum(self.parts(name)[0].factors.shape) for name in self.names}
+        return spend_budget(values, costs, self._wish.rank.amount / self._wish.bytes_per_number)
+
+    def cut(self, name: str, rank: int | None) -> tuple[Factors, LayerReport]:
+        """Merge a layer and cut it to the rank that was asked for."""
+        notes: dict[str, float] = {}
+        merged = self.merge(name, notes)
+        if isinstance(merged, Factors):
+            factors, report = _cut_factors(merged, self._wish.rank, rank, self._method.ordered)
+        else:
+            factors, report = _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
+        return factors, replace(report, notes=notes)
+
+
+def _find_largest(factor: Tensor) -> float:
+    if factor.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(factor)
+    return max(-float(low), float(high))
+
+
+def _find_values(merged: Merged) -> Tensor:
+    if isinstance(merged, Factors):
+        return find_spectrum(merged).values
+    return find_values(merged.float())
+
+
+def _cut_factors(
+    factors: Factors, wish: RankWish, rank: int | None, ordered: bool
+) -> tuple[Factors, LayerReport]:
+    if wish.kind == "full" or (wish.kind == "fixed" and wish.amount >= factors.rank):
+        return factors, LayerReport(factors.rank, norm(factors), 0.0)
+    spectrum = find_spectrum(factors)
+    rank = choose_rank(spectrum.values, wish) if rank is None else rank
+    whole = float(spectrum.values.norm())
+    kept = float(spectrum.values[:rank].norm())
+    error = spectrum.lost(rank) / whole if whole > 0 else 0.0
+    # Among equally strong directions rounding would choose, and with it the split into factors.
+    first = Factors(factors.up[:, :rank], factors.down[:rank])
+    cut = first if ordered else spectrum.truncate(rank)
+    return cut, LayerReport(cut.rank, kept, error)
+
+
+def _cut_matrix(
+    matrix: Tensor, wish: RankWish, rank: int | None, together: int
+) -> tuple[Factors, LayerReport]:
+    """Cut what a method of entries made; its ``full`` is the rank of its parts together."""
+    matrix = matrix.float()
+    if rank is None and wish.kind == "energy":
+        singular = find_singular(matrix)
+        cut = singular.truncate(choose_rank(singular.values, wish))
+    else:
+        most = int(wish.amount) if wish.kind == "fixed" else together
+        cut = truncate_matrix(matrix, most if rank is None else rank)
+    # Of the very factors that will be written, whichever way they were found.
+    whole, lost = measure(matrix), measure_rest(matrix, cut)
+    return cut, LayerReport(cut.rank, norm(cut), lost / whole if whole > 0 else 0.0)

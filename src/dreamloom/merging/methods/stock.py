@@ -1,0 +1,64 @@
+"""An average that trusts the updates as far as they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dreamloom.merging.factors import Factors
+from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.mixing import SCOPE, STRENGTH, cosines, mix_updates
+
+
+def choose_by_agreement(
+    products: Float[Tensor, "k k"], sizes: Float[Tensor, " k"]
+) -> Float[Tensor, " k"]:
+    """The numbers of model stock: t · average, t = K cos θ / (1 + (K-1) cos θ), from 0 to 1.
+
+    cos θ is the mean cosine over all pairs; where updates point apart, it counts as 0. One update
+    alone agrees with itself.
+
+    Args:
+        products: Inner products of the updates.
+        sizes: How much each counts in the average.
+
+    Source:
+        Jang et al., Model Stock (arXiv:2403.19522), the ratio for N models, between any two of
+        which the angle is the same; the mean over pairs stands for it, as in mergekit.
+    """
+    count = len(sizes)
+    shares = sizes / sizes.sum()
+    if count == 1:
+        return shares
+    pairs = torch.triu_indices(count, count, offset=1)
+    agreement = cosines(products)[pairs[0], pairs[1]].mean().clamp(min=0)
+    return shares * count * agreement / (1 + (count - 1) * agreement)
+
+
+def average_stock(parts: Sequence[Part], context: Context) -> Factors:
+    """Average updates, and shorten the average towards the base model where they disagree.
+
+    It is meant for trainings of the same thing, such as three seeds of one subject: what they
+    share stays, what each made up by itself fades. Of unrelated adapters, which stand at right
+    angles, almost nothing is left. The weights say how much each counts in the average.
+
+    Source:
+        Jang et al., Model Stock (arXiv:2403.19522); their base model is the zero of updates.
+    """
+    return mix_updates(parts, context, choose_by_agreement)
+
+
+METHODS = (
+    Method(
+        name="stock",
+        summary="The average of trainings of one thing, shortened where they disagree.",
+        formula="ΔW = t Σ aᵢ ΔWᵢ, t = K cos θ/(1 + (K-1) cos θ), aᵢ = wᵢ/Σ|wⱼ|",
+        source="Jang et al., Model Stock (arXiv:2403.19522)",
+        merge=average_stock,
+        options=(SCOPE, STRENGTH),
+        whole=True,
+    ),
+)

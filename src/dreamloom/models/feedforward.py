@@ -1,0 +1,92 @@
+"""A denoiser's feed-forward layers that never learn, as single nodes of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from dreamloom.models.packed_linear import FrozenMap, Order
+
+
+class FrozenFeedForward:
+    """The forward pass of one gated feed-forward layer with packed weights.
+
+    Args:
+        layer: The layer; its own weights stay as they are.
+        order: How they lie beside themselves.
+    """
+
+    def __init__(self, layer: FeedForward, order: Order) -> None:
+        self._layer = layer
+        self._dtype = layer.net[2].weight.dtype
+        self._maps = tuple(
+            FrozenMap(one.weight, one.bias, order) for one in (layer.net[0].proj, layer.net[2])
+        )
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **others: Any) -> Tensor:
+        """Compute the layer's output."""
+        if torch.compiler.is_compiling() or hidden_states.dtype != self._dtype:
+            theirs: Tensor = FeedForward.forward(self._layer, hidden_states, *args, **others)
+            return theirs
+        ours: Tensor = _Gated.apply(hidden_states, *self._maps)  # type: ignore[no-untyped-call]
+        return ours
+
+
+class _Gated(torch.autograd.Function):
+    """y = W₂ (h ⊙ gelu(g)), where h and g are the halves of W₁ x.
+
+    Source:
+        Shazeer, GLU Variants Improve Transformer (arXiv:2002.05202), GEGLU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, widen: FrozenMap, narrow: FrozenMap) -> Tensor:
+        both: Float[Tensor, "rows twice"] = widen.apply(x.reshape(-1, x.shape[-1]))
+        hidden, gate = both.chunk(2, dim=-1)
+        bent = gelu(gate)
+        ctx.save_for_backward(both, bent)
+        ctx.widen, ctx.narrow = widen, narrow
+        return narrow.apply(bent * hidden).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        both, bent = ctx.saved_tensors
+        hidden, gate = both.chunk(2, dim=-1)
+        inner = ctx.narrow.pull_back(gradient.reshape(-1, gradient.shape[-1]))
+        into = torch.empty_like(both)
+        of_hidden, of_gate = into.chunk(2, dim=-1)
+        torch.mul(inner, bent, out=of_hidden)
+        torch.ops.aten.gelu_backward.grad_input(inner.mul_(hidden), gate, grad_input=of_gate)
+        return ctx.widen.pull_back(into).view(*gradient.shape[:-1], -1), None, None
+
+
+def list_feed_forwards(owner: nn.Module, frozen: Iterable[nn.Linear]) -> list[FeedForward]:
+    """List the layers of a component that `FrozenFeedForward` can stand in for."""
+    never_learn = set(frozen)
+    layers = (one for one in owner.modules() if type(one) is FeedForward)
+    return [one for one in layers if _can_be_one_node(one, never_learn)]
+
+
+def _can_be_one_node(layer: Any, never_learn: set[nn.Linear]) -> bool:
+    first, *rest = layer.net
+    return (
+        type(first) is GEGLU
+        and len(rest) == 2
+        and rest[0].p == 0
+        and {first.proj, rest[1]} <= never_learn
+    )
+
+
+def hold_together(layers: Iterable[FeedForward], order: Order) -> list[FeedForward]:
+    """Let layers compute as single nodes, until `free_layers`; return them."""
+    held = list(layers)
+    for layer in held:
+        vars(layer)["forward"] = FrozenFeedForward(layer, order)
+    return held

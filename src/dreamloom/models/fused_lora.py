@@ -1,0 +1,269 @@
+"""A LoRA's forward and backward passes in few operations, for layers that PEFT has put on a model.
+
+PEFT computes x Wᵀ, then x Aᵀ, then (x Aᵀ) Bᵀ, then the sum, each a node of autograd with casts and
+looks into dictionaries between them. Here a layer is one node, and the layers of an attention that
+read the same input, such as its query, key and value, are one matrix product. The weights are
+PEFT's own parameters, so names, order, initialisation and reading are as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention
+
+from dreamloom.models.attention import AttentionMaps, LeanAttention, LeanTextAttention
+from dreamloom.models.attention import can_be_lean as attention_can_be_lean
+from dreamloom.models.compiled import CompiledBlocks
+from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
+from dreamloom.models.feedforward import hold_together, list_feed_forwards
+from dreamloom.models.lowrank import (
+    Alone,
+    Factors,
+    LowRankConvolution,
+    LowRankMap,
+    Memory,
+    SharedInput,
+    Sharing,
+)
+from dreamloom.models.native import (
+    NativeBlock,
+    NativeConvolution,
+    NativeTextLayer,
+    list_native_blocks,
+    list_native_layers,
+)
+from dreamloom.models.packed_linear import free_layers, order_layers, pick_order
+
+_SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
+
+
+class LeanForm:
+    """The layers of one component in their lean form, until `remove`.
+
+    The factors of all layers come to lie in one piece of memory. On a half-precision base their
+    working copies do, too, and one operation a pass brings them up to date.
+
+    Args:
+        owner: The component: a denoiser or a text encoder.
+        factors: Its layers with their names.
+        compiled: Whether its repeated blocks are compiled when they are first called.
+    """
+
+    def __init__(
+        self, owner: nn.Module, factors: Mapping[str, Factors], compiled: bool = False
+    ) -> None:
+        self._is_compiled = compiled
+        self._blocks: CompiledBlocks | None = None
+        self._groups = list(_group(owner, factors))
+        self._dtype = next(iter(owner.parameters())).dtype
+        self._maps: list[LowRankMap] = []
+        self._by_layer: dict[Any, LowRankMap] = {}
+        self._attentions: dict[Any, AttentionMaps] = {}
+        self._owner = owner
+        self._native: list[nn.Module] = []
+        self._ordered: list[nn.Module] = []
+        self._held: list[FeedForward] = []
+        self._settle()
+        self._hook = owner.register_forward_pre_hook(self._renew)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Move the factors to their place in memory and give all layers their new form."""
+        # All down factors, then all up factors: an optimizer tells the two apart, and changes
+        # what lies side by side as one.
+        downs = [one.down for group in self._groups for one in group]
+        ups = [one.up for group in self._groups for one in group]
+        weights = [*downs, *ups]
+        self._weights = weights
+        self._masters = torch.cat([weight.data.flatten() for weight in weights])
+        # The same tensor where the types agree.
+        self._working = self._masters.to(self._dtype)
+        self._order = pick_order(self._owner)
+        sizes = [weight.numel() for weight in weights]
+        for weight, place in zip(weights, self._masters.split(sizes), strict=True):
+            weight.data = place.view_as(weight)
+        self._places = [weight.data_ptr() for weight in weights]
+        pieces = self._working.split(sizes)
+        working = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+        of_downs, of_ups = iter(working[: len(downs)]), iter(working[len(downs) :])
+        for group in self._groups:
+            self._transform(group, [*islice(of_downs, len(group))], [*islice(of_ups, len(group))])
+        self._shorten()
+        if self._order != "plain":
+            adapted = {one.base for group in self._groups for one in group}
+            others = (one for one in self._owner.modules() if type(one) is nn.Linear)
+            frozen = [one for one in others if one not in adapted and not _is_trained(one)]
+            if not self._is_compiled:
+                self._held = hold_together(list_feed_forwards(self._owner, frozen), self._order)
+            held = {layer for one in self._held for layer in (one.net[0].proj, one.net[2])}
+            self._ordered = [
+                *order_layers((one for one in frozen if one not in held), self._order),
+                *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
+            ]
+        self._compile()
+
+    def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
+        if isinstance(group[0].base, nn.Conv2d):
+            group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
+            return
+        alone = [
+            LowRankMap([one], down, [up], self._order if len(group) == 1 else "plain")
+            for one, down, up in zip(group, downs, ups, strict=True)
+        ]
+        if len(group) == 1:
+            self._by_layer[group[0].layer] = alone[0]
+            group[0].layer.forward = Alone(alone[0])
+            return
+        # They lie one after the other, so all of them are one matrix already.
+        rows = sum(down.shape[0] for down in downs)
+        whole = downs[0].as_strided((rows, downs[0].shape[1]), downs[0].stride())
+        joint = LowRankMap(group, whole, ups, self._order)
+        self._maps.append(joint)
+        self._by_layer[group[0].layer] = joint
+        shared = SharedInput(joint)
+        for number, one in enumerate(alone):
+            group[number].layer.forward = Sharing(one, shared, number)
+
+    def _shorten(self) -> None:
+        """Let attentions do without what SDXL's do not need."""
+        for module in self._owner.modules():
+            if isinstance(module, CLIPAttention):
+                self._shorten_text(module)
+            elif attention_can_be_lean(module):
+                self._shorten_attention(module)
+
+    def _shorten_attention(self, attention: Any) -> None:
+        is_cross = attention.is_cross_attention
+        query, joint, out = (
+            self._by_layer.get(layer)
+            for layer in (attention.to_q, attention.to_k, attention.to_out[0])
+        )
+        joint = joint if is_cross else query
+        if query is None or joint is None or joint.group[-1].layer is not attention.to_v:
+            return
+        if is_cross:
+            # Prompts whose encoders are frozen come again with each update.
+            joint.remember = Memory()
+        maps = AttentionMaps(joint, query if is_cross else None, out)
+        attention.forward = LeanAttention(attention, maps)
+        self._attentions[attention] = maps
+
+    def _shorten_text(self, attention: Any) -> None:
+        joint, out = (self._by_layer.get(one) for one in (attention.q_proj, attention.out_proj))
+        if joint is None or out is None or joint.group[-1].layer is not attention.v_proj:
+            return
+        maps = AttentionMaps(joint, None, out)
+        attention.forward = LeanTextAttention(attention, maps)
+        self._attentions[attention] = maps
+
+    def _compile(self) -> None:
+        if not self._is_compiled:
+            return
+        if self._is_for_native():
+            self._go_native()
+            return
+        whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
+        if hasattr(self._owner, "_repeated_blocks"):
+            self._blocks = CompiledBlocks(self._owner, whole)
+
+    def _is_for_native(self) -> bool:
+        first = next(self._owner.parameters())
+        return first.device.type == "cpu" and self._dtype == torch.float32
+
+    def _go_native(self) -> None:
+        def find(layer: nn.Module) -> LowRankMap | None:
+            return self._by_layer.get(layer)
+
+        for block in list_native_blocks(self._owner, self._attentions):
+            maps = self._attentions[block.attn1], self._attentions[block.attn2]
+            vars(block)["forward"] = NativeBlock(block, maps, find, self._order)
+            self._native.append(block)
+        for layer in list_native_layers(self._owner, self._attentions):
+            own = self._attentions[layer.self_attn]
+            vars(layer)["forward"] = NativeTextLayer(layer, own, find, self._order)
+            self._native.append(layer)
+        for convolution in self._ordered:
+            packed = vars(convolution)["forward"]
+            if isinstance(packed, PackedConvolution):
+                vars(convolution)["forward"] = NativeConvolution(packed)
+
+    @torch.no_grad()
+    def _renew(self, module: nn.Module, inputs: Any) -> None:
+        del module, inputs
+        if [weight.data_ptr() for weight in self._weights] != self._places:
+            # Somebody moved the component, or changed its layout: each weight on its own.
+            self._part()
+            self._settle()
+        elif self._working is not self._masters:
+            self._working.copy_(self._masters)
+
+    def _part(self) -> None:
+        if self._blocks is not None:
+            self._blocks.remove()
+            self._blocks = None
+        for one in self._maps:
+            one.part()
+        self._maps.clear()
+        self._by_layer.clear()
+        free_layers([*self._native, *self._attentions])
+        self._native.clear()
+        self._attentions.clear()
+        free_layers([*self._ordered, *self._held])
+        self._ordered, self._held = [], []
+
+    def remove(self) -> None:
+        """Give the layers PEFT's own form back, and the base's weights memory of their own."""
+        self._hook.remove()
+        for group in self._groups:
+            for one in group:
+                vars(one.layer).pop("forward", None)
+        self._part()
+
+
+def can_be_lean(base: nn.Module) -> bool:
+    """Say whether a layer's update can take the lean form."""
+    if isinstance(base, nn.Conv2d):
+        plain = base.groups == 1 and base.padding_mode == "zeros"
+        return plain and not isinstance(base.padding, str)
+    return True
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in layer.parameters())
+
+
+def _group(owner: nn.Module, factors: Mapping[str, Factors]) -> Iterator[list[Factors]]:
+    """Put layers that read the same input together; the others stay alone."""
+    done: set[str] = set()
+    for name, one in factors.items():
+        if name in done:
+            continue
+        parent, _, child = name.rpartition(".")
+        together: tuple[str, ...] = next((names for names in _SHARING if child in names), ())
+        if getattr(owner.get_submodule(parent), "is_cross_attention", False):
+            # The query reads the picture, key and value the prompt.
+            together = tuple(part for part in together if part != "to_q")
+        names = [f"{parent}.{part}" for part in together]
+        group = [factors[part] for part in names if part in factors]
+        if child in together and len(group) == len(names) and _can_share(group):
+            done.update(names)
+            yield group
+        else:
+            yield [one]
+
+
+def _can_share(group: Sequence[Factors]) -> bool:
+    first: Any = group[0].base
+    return all(
+        type(one.base) is nn.Linear
+        and one.down.shape[1] == group[0].down.shape[1]
+        and one.base.weight.dtype == first.weight.dtype
+        and (one.base.bias is None) == (first.bias is None)
+        for one in group
+    )

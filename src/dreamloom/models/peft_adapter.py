@@ -1,0 +1,331 @@
+"""Teach an adapter: put it on a model through PEFT, read it, take it off."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import Adapter, Layer, PeftState, make_dora
+from dreamloom.models.base import AdapterSpec, Role, Weights
+from dreamloom.models.fused_lora import LeanForm, can_be_lean
+from dreamloom.models.lowrank import Factors
+from dreamloom.models.peftstate import describe_config
+from dreamloom.models.target_modules import assign_by_pattern, choose_layers
+
+TAUGHT = "taught"
+_INITS = re.compile("default|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]*)?")
+# These take a part of the base's weight into the adapter.
+_SPLITS_BASE = re.compile("olora|pissa")
+
+
+class AttachedAdapter:
+    """An adapter that is being taught; the model is as it was after `detach`.
+
+    Args:
+        components: The denoiser under ``unet`` and the text encoders under their names.
+        spec: The adapter's shape. New words are not attached here.
+        compiled: Whether the denoiser's repeated blocks are compiled; for LoRAs only.
+
+    Raises:
+        ConfigError: If a pattern matches no layer, or settings contradict each other.
+    """
+
+    def __init__(
+        self, components: Mapping[str, nn.Module], spec: AdapterSpec, compiled: bool = False
+    ) -> None:
+        refuse_contradictions(spec)
+        chosen = choose_layers(components, spec)
+        self.spec = spec
+        self._chosen = chosen
+        self._configs = _configure(chosen, spec)
+        self._components = {name: components[name] for name in chosen}
+        # Weights that an initialisation took a part of, by layer, and what it took.
+        self._originals: dict[nn.Module, Tensor] = {}
+        self._taken: dict[str, Layer] = {}
+        self._forms: list[LeanForm] = []
+        try:
+            self._attach()
+            self._slim(compiled)
+        except Exception:
+            self.detach()
+            raise
+        self.weights = self._group_weights()
+
+    def _attach(self) -> None:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # OFT tells of every layer whose inputs its blocks do not divide, and mends it.
+            warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
+            torch.manual_seed(self.spec.seed)
+            for name, module in self._components.items():
+                inject_adapter_in_model(self._configs[name], module, TAUGHT)
+            for name, layer in self._adapted():
+                self._begin(name, layer)
+
+    def _slim(self, compiled: bool = False) -> None:
+        """Let LoRAs be computed in few operations; the other kinds keep PEFT's."""
+        if self.spec.kind != "lora":
+            return
+        for component, owner in self._components.items():
+            factors = {
+                name.removeprefix(f"{component}."): _find_factors(layer)
+                for name, layer in self._adapted()
+                if name.startswith(f"{component}.") and can_be_lean(layer.get_base_layer())
+            }
+            if factors:
+                self._forms.append(LeanForm(owner, factors, compiled))
+
+    def _adapted(self) -> Iterator[tuple[str, Any]]:
+        for component, owner in self._components.items():
+            for name, module in owner.named_modules():
+                if isinstance(module, BaseTunerLayer):
+                    yield f"{component}.{name}", module
+
+    @torch.no_grad()
+    def _begin(self, name: str, layer: Any) -> None:
+        """Bring the first weights to float32; initialise what must see the base's weight so."""
+        for weight in layer.parameters():
+            if weight.requires_grad:
+                # AdamW steps of 1e-4 vanish in bfloat16: adapters are taught in float32.
+                weight.data = weight.data.float()
+        special = self.spec.init not in ("default", "gaussian")
+        if self.spec.kind not in ("lora", "dora") or (special, self.spec.kind) == (False, "lora"):
+            return
+        base = layer.get_base_layer()
+        original = base.weight.data
+        # A copy: some of PEFT's initialisations write into the weight itself.
+        base.weight.data = original.float().clone()
+        if special and isinstance(base, nn.Linear):
+            self._initialise(layer)
+        if _SPLITS_BASE.match(self.spec.init) and isinstance(base, nn.Linear):
+            self._originals[base] = original
+            self._taken[name] = _read_factors(layer, sign=-1.0)
+            base.weight.data = residual = base.weight.data.to(original.dtype)
+            original = residual
+        if self.spec.kind == "dora":
+            # Magnitudes that PEFT took from a half-precision weight are off by its rounding.
+            layer.lora_magnitude_vector[TAUGHT].update_layer(
+                base_layer=base,
+                lora_A=layer.lora_A[TAUGHT].weight,
+                lora_B=layer.lora_B[TAUGHT].weight,
+                scaling=layer.scaling[TAUGHT],
+            )
+        base.weight.data = original
+
+    def _initialise(self, layer: Any) -> None:
+        if self.spec.init == "orthogonal":
+            layer.orthogonal_init(TAUGHT)
+        elif self.spec.init == "olora":
+            layer.olora_init(TAUGHT)
+        else:
+            layer.pissa_init(TAUGHT, self.spec.init)
+        for factors in (layer.lora_A, layer.lora_B):
+            factors[TAUGHT].weight.requires_grad_(True)
+
+    def _group_weights(self) -> list[Weights]:
+        roles: dict[Role, list[nn.Parameter]] = {
+            role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
+        }
+        for component, owner in self._components.items():
+            for name, weight in owner.named_parameters():
+                if weight.requires_grad:
+                    roles[_role(component, name)].append(weight)
+        return [Weights(role, tuple(weights)) for role, weights in roles.items() if weights]
+
+    def read(self) -> Adapter:
+        """Copy the adapter to the CPU, as a change of the original base, scales folded in."""
+        if self.spec.kind == "lora":
+            layers = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
+            return Adapter(layers)
+        if self.spec.kind == "dora":
+            folded = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
+            magnitudes = {
+                name: _copy(layer.lora_magnitude_vector[TAUGHT].weight)
+                for name, layer in self._adapted()
+            }
+            return Adapter({}, peft=make_dora(folded, magnitudes))
+        tensors: dict[str, Tensor] = {}
+        configs = {}
+        for component, owner in self._components.items():
+            state = get_peft_model_state_dict(
+                owner, adapter_name=TAUGHT, save_embedding_layers=False
+            )
+            tensors |= {f"{component}.{key}": _copy(value) for key, value in state.items()}
+            # PEFT shortens the list of names to their ends, which mean something in this model.
+            names = sorted(self._chosen[component])
+            configs[component] = describe_config(self._configs[component]) | {
+                "target_modules": names
+            }
+        return Adapter({}, peft=PeftState(self.spec.kind, tensors, configs))
+
+    def _read_layer(self, name: str, layer: Any) -> Layer:
+        now = _read_factors(layer)
+        if name not in self._taken:
+            return now
+        # What the base lost at the start is taken off again: ΔW = up · down - up₀ · down₀.
+        taken = self._taken[name]
+        return Layer(torch.cat([now.down, taken.down]), torch.cat([now.up, taken.up], dim=1))
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Compute as the base model does, for the time of a block."""
+        parts = {base: base.weight.data for base in self._originals}
+        try:
+            for _, layer in self._adapted():
+                layer.enable_adapters(False)
+            for base, original in self._originals.items():
+                base.weight.data = original
+            yield
+        finally:
+            for base, part in parts.items():
+                base.weight.data = part
+            for _, layer in self._adapted():
+                layer.enable_adapters(True)
+
+    def detach(self) -> None:
+        """Take the adapter off; the base is as it was, bit for bit."""
+        for form in self._forms:
+            form.remove()
+        for base, original in self._originals.items():
+            base.weight.data = original
+        for full_name, layer in list(self._adapted()):
+            component, _, name = full_name.partition(".")
+            parent, _, child = name.rpartition(".")
+            holder = self._components[component].get_submodule(parent)
+            setattr(holder, child, layer.get_base_layer())
+        for owner in self._components.values():
+            if hasattr(owner, "peft_config"):
+                del owner.peft_config
+
+
+def refuse_contradictions(spec: AdapterSpec) -> None:
+    """Refuse settings that no layer can meet, in the user's words.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    if spec.rank < 1 or any(rank < 1 for rank in spec.ranks.values()):
+        raise ConfigError("A rank must be 1 or more.", "Choose a larger adapter rank.")
+    if _INITS.fullmatch(spec.init) is None:
+        raise ConfigError(
+            f"There is no initialisation {spec.init!r}.",
+            "Choose default, gaussian, orthogonal, olora, pissa or pissa_niter_4.",
+        )
+    if spec.kind not in ("lora", "dora"):
+        if spec.init != "default":
+            raise ConfigError(
+                f"A {spec.kind} begins by its own rule, not with {spec.init}.",
+                "Leave init at default, or choose kind lora or dora.",
+            )
+        if spec.rank_stabilised:
+            raise ConfigError(
+                f"Only lora and dora can be rank stabilised, not {spec.kind}.",
+                "Leave rank_stabilised out, or choose another kind.",
+            )
+    if spec.init == "orthogonal" and any(r % 2 for r in (spec.rank, *spec.ranks.values())):
+        raise ConfigError("The initialisation orthogonal needs even ranks.", "Add 1 to the rank.")
+    if spec.kind == "oft":
+        if spec.rank < 2:
+            raise ConfigError(
+                "For oft the rank is the side of the blocks that turn; one of 1 cannot.",
+                "Choose a rank of 2 or more.",
+            )
+        if spec.ranks or spec.alphas:
+            raise ConfigError(
+                "oft has one block size for all layers, and no alpha.",
+                "Leave ranks and alphas out, or choose another kind.",
+            )
+
+
+def _configure(chosen: Mapping[str, list[str]], spec: AdapterSpec) -> dict[str, PeftConfig]:
+    """Make PEFT's configuration of each component, with every layer named exactly."""
+    full = [f"{component}.{name}" for component, names in chosen.items() for name in names]
+    ranks = assign_by_pattern(spec.ranks, full, "ranks")
+    alphas = assign_by_pattern(spec.alphas, full, "alphas")
+    return {
+        component: _make_config(
+            spec, names, _exactly(ranks, component), _exactly(alphas, component)
+        )
+        for component, names in chosen.items()
+    }
+
+
+def _exactly(values: Mapping[str, float], component: str) -> dict[str, Any]:
+    # PEFT reads names as patterns of names' ends; "^" ties each to its own layer.
+    return {
+        f"^{re.escape(name.removeprefix(f'{component}.'))}": value
+        for name, value in values.items()
+        if name.startswith(f"{component}.")
+    }
+
+
+def _make_config(
+    spec: AdapterSpec, names: list[str], ranks: dict[str, Any], alphas: dict[str, Any]
+) -> PeftConfig:
+    if spec.kind == "oft":
+        return OFTConfig(r=0, oft_block_size=spec.rank, target_modules=names)
+    shared: dict[str, Any] = {
+        "r": spec.rank,
+        "target_modules": names,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+    }
+    if spec.kind == "loha":
+        return LoHaConfig(alpha=spec.alpha, **shared)
+    if spec.kind == "lokr":
+        return LoKrConfig(alpha=spec.alpha, **shared)
+    return LoraConfig(
+        lora_alpha=spec.alpha,
+        use_dora=spec.kind == "dora",
+        use_rslora=spec.rank_stabilised,
+        init_lora_weights="gaussian" if spec.init == "gaussian" else True,
+        **shared,
+    )
+
+
+def _role(component: str, name: str) -> Role:
+    part: Role = "other"
+    if ".lora_A." in name:
+        part = "down"
+    elif ".lora_B." in name:
+        part = "up"
+    if component == "unet":
+        return part
+    text: dict[Role, Role] = {"down": "text down", "up": "text up", "other": "text other"}
+    return text[part]
+
+
+def _find_factors(layer: Any) -> Factors:
+    return Factors(
+        layer,
+        layer.get_base_layer(),
+        layer.lora_A[TAUGHT].weight,
+        layer.lora_B[TAUGHT].weight,
+        float(layer.scaling[TAUGHT]),
+    )
+
+
+def _read_factors(layer: Any, sign: float = 1.0) -> Layer:
+    scale = sign * layer.scaling[TAUGHT]
+    down, up = layer.lora_A[TAUGHT].weight, layer.lora_B[TAUGHT].weight
+    return Layer(_copy(down), _copy(up.detach().float() * scale))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().clone().contiguous()

@@ -1,0 +1,125 @@
+"""Keep a frozen model's linear layers in 8 or 4 bits, and compute with them as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dreamloom.models.quantization import Quantised, Storage, dequantise, quantise
+
+# They are few, small, and every picture depends on them at each step.
+_LEFT_WHOLE = ("time_embedding", "add_embedding", "text_projection")
+
+
+class StoredLinear(nn.Linear):
+    """A frozen linear layer whose weight is stored in fewer bits and turned back for each use.
+
+    The backward pass turns the weight back once more, so nothing of it is kept in between.
+
+    Args:
+        layer: The layer as it is; its bias stays whole.
+        kind: fp8, int8 or nf4.
+        device: Where to turn it, and where it then lies; None leaves it where it is.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    superscales: Tensor
+    levels: Tensor
+
+    def __init__(self, layer: nn.Linear, kind: Storage, device: torch.device | None = None) -> None:
+        # nn.Linear's own initialisation would make a whole weight.
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.kind, self.dtype = kind, layer.weight.dtype
+        stored = quantise(layer.weight.detach().to(device), kind)
+        self.register_buffer("codes", stored.codes)
+        self.register_buffer("scales", stored.scales)
+        self.register_buffer("superscales", stored.superscales)
+        self.register_buffer("levels", stored.levels)
+        self.bias = (
+            None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), False)
+        )
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs inputs"]:  # type: ignore[override]
+        """The weight turned back, made anew each time: writing into it changes nothing."""
+        return dequantise(self.stored, self.dtype)
+
+    @property
+    def stored(self) -> Quantised:
+        """The weight as it is stored."""
+        shape = (self.out_features, self.in_features)
+        return Quantised(self.kind, shape, self.codes, self.scales, self.superscales, self.levels)
+
+    def forward(self, inputs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+        """Multiply by the stored weight and add the bias."""
+        output: Tensor = _Multiply.apply(inputs, self)  # type: ignore[no-untyped-call]
+        return output
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StoredLinear:
+        # Codes are no numbers to be cast: only where they lie may change.
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device))
+        self.dtype = probe.dtype
+        for name, part in self._buffers.items():
+            self._buffers[name] = None if part is None else part.to(probe.device)
+        if self.bias is not None:
+            self.bias.data = fn(self.bias.data)
+        return self
+
+    def extra_repr(self) -> str:
+        """Say what is stored."""
+        return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+
+class _Multiply(torch.autograd.Function):
+    """y = x Wᵀ + b, with W turned back in both passes; W and b are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: StoredLinear) -> Tensor:
+        ctx.layer = layer
+        weight = layer.weight.to(inputs.dtype)
+        bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
+        return nn.functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.weight.to(gradient.dtype), None
+
+
+def store(module: nn.Module, kind: Storage, device: torch.device | None = None) -> int:
+    """Store every linear layer of a frozen module in fewer bits, one after the other.
+
+    Layers that are few and small and that everything depends on stay whole.
+
+    Args:
+        module: The denoiser or a text encoder.
+        kind: How; ``whole`` leaves it as it is.
+        device: Where to turn each layer, which is quicker on a GPU; they stay there.
+
+    Returns:
+        How many layers were stored.
+    """
+    if kind == "whole":
+        return 0
+    found = list(_list_linears(module))
+    for parent, name, layer in found:
+        setattr(parent, name, StoredLinear(layer, kind, device))
+    return len(found)
+
+
+def is_stored(module: nn.Module) -> bool:
+    """Say whether any layer of a module is stored in fewer bits."""
+    return any(isinstance(inner, StoredLinear) for inner in module.modules())
+
+
+def _list_linears(module: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Linear]]:
+    for full_name, parent in list(module.named_modules()):
+        for name, layer in list(parent.named_children()):
+            whole = f"{full_name}.{name}".lstrip(".").split(".")
+            if type(layer) is nn.Linear and not any(part in _LEFT_WHOLE for part in whole):
+                yield parent, name, layer

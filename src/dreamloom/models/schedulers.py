@@ -1,0 +1,79 @@
+"""Schedulers by the names that users know, built from a base model's own configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+
+from dreamloom.core.errors import ConfigError
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+
+_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+# SDXL's pipeline asks a scheduler for things that diffusers' own flow schedulers lack. On the
+# straight paths of a flow the solver of first order is Euler's method.
+FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("DPMSolverMultistepScheduler", {**_FLOW, "solver_order": 1}),
+    "dpm++": ("DPMSolverMultistepScheduler", _FLOW),
+    "unipc": ("UniPCMultistepScheduler", _FLOW),
+}
+
+# SDXL's published scheduler file says so; a base whose file lacks a key would otherwise get the
+# class's own default, and DDIM's clips latents to [-1, 1]: pale green noise.
+LATENT_DEFAULTS = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
+
+
+def list_schedulers(config: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """List the schedulers that can draw with a base model, by name.
+
+    Flows need their own; a schedule that ends in pure noise needs those that know of it.
+    """
+    if "FlowMatch" in str(config.get("_class_name", "")) or (
+        config.get("prediction_type") == "flow_prediction"
+    ):
+        return FLOW_SCHEDULERS
+    if config.get("rescale_betas_zero_snr"):
+        return {name: made for name, made in SCHEDULERS.items() if _ends_in_noise(made[0])}
+    return SCHEDULERS
+
+
+def _ends_in_noise(class_name: str) -> bool:
+    made = inspect.signature(getattr(diffusers, class_name).__init__)
+    return "rescale_betas_zero_snr" in made.parameters
+
+
+def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """Build a scheduler for sampling from the base model's scheduler configuration.
+
+    Raises:
+        ConfigError: If there is no scheduler of that name for this base model.
+    """
+    known = list_schedulers(config)
+    if name not in known:
+        where = " for this base model" if name in SCHEDULERS else ""
+        raise ConfigError(
+            f"There is no scheduler {name!r}{where}.", f"Choose from: {', '.join(known)}."
+        )
+    class_name, extra = known[name]
+    if known is FLOW_SCHEDULERS:
+        kept = {k: config[k] for k in ("num_train_timesteps",) if k in config}
+        shift = config.get("flow_shift", config.get("shift", 1.0))
+        return getattr(diffusers, class_name).from_config(kept, flow_shift=shift, **extra)
+    # Keys that a base's file merely inherited as class defaults are listed by diffusers under
+    # _use_default_values; only what the file itself says may override SDXL's own choices.
+    inherited = set(config.get("_use_default_values", ()))
+    missing = {k: v for k, v in LATENT_DEFAULTS.items() if k not in config or k in inherited}
+    return getattr(diffusers, class_name).from_config(dict(config), **{**missing, **extra})

@@ -1,0 +1,496 @@
+"""Stable Diffusion XL, at any size: the published model, its fine-tunes, and picturebook."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from dreamloom.core.device import Runtime, send
+from dreamloom.lora import Adapter, gather_words
+from dreamloom.models.base import (
+    ROOMY,
+    AdapterSpec,
+    Advice,
+    BaseIdentity,
+    Checkpointing,
+    Conditioning,
+    Framing,
+    Latents,
+    OnPicture,
+    Prediction,
+    Sampler,
+    Shot,
+    Thrift,
+    Weights,
+    nothing,
+)
+from dreamloom.models.channels_last import laid_out_for_drawing
+from dreamloom.models.checkpointing import set_checkpointing
+from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
+from dreamloom.models.lora_branches import Branch, beside, find_moment
+from dreamloom.models.lora_fold import as_state_dict, folded, locate
+from dreamloom.models.lora_schedule import START, Curve, Moment, Pace, Strength
+from dreamloom.models.offload import Residence
+from dreamloom.models.peft_adapter import AttachedAdapter
+from dreamloom.models.quantized_layers import store
+from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
+from dreamloom.models.schedule import NoiseSchedule, end_in_noise
+from dreamloom.models.schedulers import list_schedulers, make_scheduler
+from dreamloom.models.text_encoder_training import TextTeaching
+from dreamloom.models.token_embeddings import AttachedWords, start_words
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
+_FULL_SIZE_CHANNELS = 320
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class SDXLConditioning:
+    """Token embeddings of both text encoders, and the second one's pooled embedding."""
+
+    tokens: Float[Tensor, "prompts tokens features"]
+    pooled: Float[Tensor, "prompts pooled"]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def take(self, rows: Int[Tensor, " n"]) -> SDXLConditioning:
+        """Select prompts by index."""
+        rows = send(rows, self.tokens.device)
+        return SDXLConditioning(self.tokens[rows], self.pooled[rows])
+
+
+class SDXLFamily:
+    """Loads anything that is an SDXL: by name, hub id, folder or checkpoint."""
+
+    name = "sdxl"
+
+    def recognises(self, base: str) -> bool:
+        """Say whether ``base`` can name an SDXL."""
+        return (
+            base in {"picturebook", "sdxl"}
+            or base.lower().endswith(CHECKPOINT_SUFFIXES)
+            or Path(base).is_dir()
+            or _HUB_ID.fullmatch(base) is not None
+        )
+
+    def load(self, base: str, runtime: Runtime, thrift: Thrift = ROOMY) -> SDXLModel:
+        """Load a base model; raises BaseModelError if it cannot be found or read."""
+        source = load_source(base, runtime)
+        identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
+        return SDXLModel(source.pipeline, identity, runtime, source.notes, thrift)
+
+
+class SDXLModel:
+    """A loaded SDXL behind the family contract; see `families.base.Model`."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionXLPipeline,
+        identity: BaseIdentity,
+        runtime: Runtime,
+        notes: tuple[str, ...] = (),
+        thrift: Thrift = ROOMY,
+        residence: type[Residence] = Residence,
+    ) -> None:
+        self.identity = identity
+        self.runtime = runtime
+        self.notes = notes
+        self.thrift = thrift
+        self._pipeline: Any = pipeline
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._components: dict[str, nn.Module] = {
+            "unet": pipeline.unet,
+            "text_encoder": pipeline.text_encoder,
+            "text_encoder_2": pipeline.text_encoder_2,
+        }
+        for module in (*self._components.values(), pipeline.vae):
+            module.requires_grad_(False).eval()
+        self._store_weights()
+        self._residence = residence(
+            {**self._components, "vae": pipeline.vae}, runtime.device, thrift.one_at_a_time
+        )
+        self._plan_noise(
+            dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
+        )
+        self.pixels_per_latent = int(pipeline.vae_scale_factor)
+        self.latent_channels = int(pipeline.vae.config.latent_channels)
+        self.advice = self._advise()
+        self._attached: AttachedAdapter | None = None
+        self._words: AttachedWords | None = None
+        self._branches: list[Branch] = []
+        self._teaching: TextTeaching | None = None
+
+    def _store_weights(self) -> None:
+        kind, device = self.thrift.storage, self.runtime.device
+        if kind == "whole":
+            return
+        store(self._pipeline.unet, kind, device)
+        for name in _TEXT_ENCODERS:
+            store(self._components[name], "int8", device)
+
+    def _plan_noise(self, config: dict[str, Any]) -> None:
+        self._scheduler_config = config
+        self._noise = NoiseSchedule(config)
+        self.train_timesteps = self._noise.timesteps
+        self.schedulers = tuple(list_schedulers(config))
+
+    @property
+    def prediction(self) -> Prediction:
+        """What `target` is, as the base model's scheduler file says."""
+        return self._noise.prediction
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether an attached adapter changes how prompts are encoded."""
+        in_encoders = self._attached is not None and self._attached.spec.text_encoders
+        return in_encoders or self._words is not None
+
+    def rescale_to_zero_terminal_snr(self) -> None:
+        """Train and sample with a schedule that ends in pure noise; see `end_in_noise`."""
+        self._plan_noise(end_in_noise(self._scheduler_config))
+
+    def _advise(self) -> Advice:
+        unet_config = self._pipeline.unet.config
+        resolution_px = int(unet_config.sample_size) * self.pixels_per_latent
+        if unet_config.block_out_channels[0] < _FULL_SIZE_CHANNELS:
+            # The noisiest steps choose who is drawn. Without more weight on them, few updates leave
+            # that choice to the base model, and only some pictures show the subject.
+            return Advice(
+                resolution_px, guidance=4.0, learning_rate=2e-3, reach="all", weighting="debiased"
+            )
+        return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, reach="attention")
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
+        """Encode pictures in [-1, 1]."""
+        self._residence.need("vae", alone=True)
+        vae = self._pipeline.vae
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        return Latents(posterior.mean.float() * scale, posterior.std.float() * scale)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
+        """Encode prompts with both text encoders; with gradients only while text is trained."""
+        with_gradients = self.trains_text and torch.is_grad_enabled()
+        self._residence.need(*_TEXT_ENCODERS, alone=not with_gradients)
+        if with_gradients and self._teaching is not None:
+            tokens, pooled = self._teaching.encode(prompts, self.runtime.device)
+            return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
+        with nullcontext() if self.trains_text else torch.no_grad():
+            tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
+            )
+        return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
+
+    def release_encoders(self) -> None:
+        """Move autoencoder and text encoders off the GPU; those that are trained stay."""
+        self._residence.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Mix latents and noise; see `NoiseSchedule`."""
+        return self._noise.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise, velocity, flow or picture, as the base model's scheduler file says."""
+        return self._noise.target(latents, noise, timesteps)
+
+    def snr(self, timesteps: Int[Tensor, " images"]) -> Float[Tensor, " images"]:
+        """Signal-to-noise ratio; see `NoiseSchedule`."""
+        return self._noise.snr(timesteps)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "images channels height width"],
+        timesteps: Int[Tensor, " images"],
+        conditioning: Conditioning,
+        framings: Sequence[Framing],
+    ) -> Float[Tensor, "images channels height width"]:
+        """Predict the target for each image, each with its own size and crop."""
+        if not isinstance(conditioning, SDXLConditioning):
+            raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
+        taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
+        self._residence.need("unet", *taught, alone=True)
+        height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
+        time_ids = send(
+            torch.tensor(
+                [[*f.original_px, *f.crop_top_left_px, height, width] for f in framings],
+                dtype=conditioning.pooled.dtype,
+            ),
+            noisy.device,
+        )
+        predicted: Tensor = self._pipeline.unet(
+            noisy.to(self.runtime.dtype),
+            self._noise.model_timesteps(timesteps),
+            encoder_hidden_states=conditioning.tokens,
+            added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return predicted
+
+    def attach_adapter(
+        self, spec: AdapterSpec, checkpointing: Checkpointing = "none", compiled: bool = False
+    ) -> list[Weights]:
+        """Add a new adapter; ``checkpointing`` says what the backward pass recomputes."""
+        # Adapters are made where the layers lie.
+        taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
+        self._residence.need("unet", *taught, alone=True)
+        words = start_words(self._pipeline, spec.tokens)
+        self._attached = AttachedAdapter(self._components, spec, compiled)
+        weights = list(self._attached.weights)
+        try:
+            if words:
+                self._words = AttachedWords(self._pipeline, words)
+                weights.append(Weights("tokens", self._words.parameters()))
+        except Exception:
+            self.detach_adapter()
+            raise
+        self._teaching = TextTeaching(self._pipeline)
+        set_checkpointing(self._pipeline.unet, checkpointing)
+        return weights
+
+    def read_adapter(self) -> Adapter:
+        """Copy the attached adapter, scales folded in, and what kohya's format must know."""
+        attached = self._require_attached()
+        words = self._words.read() if self._words is not None else {}
+        layout = "sdxl" if self._has_published_blocks() else "other"
+        return replace(attached.read(), tokens=words).with_metadata(
+            **{"dreamloom.layout": layout, "dreamloom.prediction": self.prediction}
+        )
+
+    def _require_attached(self) -> AttachedAdapter:
+        if self._attached is None:
+            raise RuntimeError("no adapter is attached; call attach_adapter first")
+        return self._attached
+
+    def _has_published_blocks(self) -> bool:
+        config = self._pipeline.unet.config
+        attention = ["CrossAttn" in kind for kind in config.down_block_types]
+        return attention == [False, True, True] and config.layers_per_block == 2
+
+    def detach_adapter(self) -> None:
+        """Remove the attached adapter."""
+        if self._words is not None:
+            self._words.detach()
+            self._words = None
+        if self._attached is not None:
+            self._attached.detach()
+            self._attached = None
+        self._teaching = None
+        set_checkpointing(self._pipeline.unet, "none")
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Encode and predict without the attached adapter for a block."""
+        with ExitStack() as stack:
+            stack.enter_context(self._require_attached().off())
+            if self._words is not None:
+                stack.enter_context(self._words.off())
+            yield
+
+    @contextmanager
+    def wear(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
+        """Wear adapters at weights for a block.
+
+        A float32 model takes plain weights' changes into its own. A half-precision one would
+        round small changes away, and one stored in fewer bits has no weights to write into, so
+        there they stay beside the weights, as everywhere do those that follow the steps of a
+        drawing.
+        """
+        words = gather_words([adapter.tokens for adapter, strength in parts if _is_worn(strength)])
+        paced = [(adapter, pace) for adapter, pace in parts if isinstance(pace, Pace)]
+        plain = [(adapter, weight) for adapter, weight in parts if not isinstance(weight, Pace)]
+        name = self.identity.name
+        with ExitStack() as stack:
+            stack.enter_context(self._follow(paced))
+            if self.runtime.dtype == torch.float32 and self.thrift.storage == "whole":
+                stack.enter_context(folded(self._components, plain, name))
+            else:
+                others = [(a, Pace(Curve.constant(w))) for a, w in plain if a.peft is not None]
+                stack.enter_context(beside(self._components, others, name))
+                # Of an adapter that only teaches words there is nothing to load.
+                loras = [part for part in plain if part[0].layers]
+                stack.enter_context(self._load_beside(loras))
+            if words:
+                stack.callback(AttachedWords(self._pipeline, words).detach)
+            yield
+
+    def layers_of(self, adapter: Adapter) -> dict[str, nn.Module]:
+        """Find the layers that an adapter changes."""
+        return locate(self._components, adapter, self.identity.name)
+
+    @contextmanager
+    def saving_memory(self) -> Iterator[None]:
+        """Recompute activations in the backward passes of a block."""
+        set_checkpointing(self._pipeline.unet, "full")
+        try:
+            yield
+        finally:
+            set_checkpointing(self._pipeline.unet, "none")
+
+    @contextmanager
+    def _follow(self, parts: Sequence[tuple[Adapter, Pace]]) -> Iterator[None]:
+        """Let `sample` turn the weights of adapters for a block."""
+        with beside(self._components, parts, self.identity.name) as branches:
+            earlier = self._branches
+            self._branches = [*earlier, *branches]
+            try:
+                yield
+            finally:
+                self._branches = earlier
+
+    @contextmanager
+    def _load_beside(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
+        """Load LoRAs beside the weights, as diffusers does."""
+        for adapter, _ in parts:
+            locate(self._components, adapter, self.identity.name)
+        names = [f"part{i}" for i in range(len(parts))]
+        try:
+            with warnings.catch_warnings():
+                # PEFT warns whenever a second adapter joins the first, which is meant here.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                for name, (adapter, _) in zip(names, parts, strict=True):
+                    self._pipeline.load_lora_weights(as_state_dict(adapter), adapter_name=name)
+            if names:
+                self._pipeline.set_adapters(names, [weight for _, weight in parts])
+            yield
+        finally:
+            if names:
+                self._pipeline.unload_lora_weights()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shots: Sequence[Shot],
+        sampler: Sampler,
+        resolution_px: int | None = None,
+        batch: int = 8,
+        on_picture: OnPicture = nothing,
+    ) -> list[Image.Image]:
+        """Draw one picture per shot; each starts from its own seed's noise on the CPU."""
+        side = resolution_px or self.advice.resolution_px
+        self._pipeline.scheduler = make_scheduler(sampler.scheduler, self._scheduler_config)
+        prompts = sorted({shot.prompt for shot in shots})
+        encoded = self.encode_prompts(prompts)
+        batch = min(batch, self.thrift.drawn_at_once or batch)
+        at_once = len(shots) if self.thrift.one_at_a_time else batch
+        pictures: list[Image.Image] = []
+        with laid_out_for_drawing(self._pipeline.unet):
+            for start in range(0, len(shots), at_once):
+                drawn = []
+                for first in range(start, min(start + at_once, len(shots)), batch):
+                    some = shots[first : min(first + batch, len(shots))]
+                    rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
+                    drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
+                pictures += self._decode(torch.cat(drawn))
+                on_picture(len(pictures), len(shots))
+        return pictures
+
+    def _denoise(
+        self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
+    ) -> Float[Tensor, "images channels height width"]:
+        guidance = self._guide(chosen, sampler)
+        self._residence.need("unet", alone=True)
+        with self._turning(), reusing_deep_levels(self._pipeline, sampler.cache_interval):
+            latents: Tensor = self._pipeline(
+                prompt_embeds=chosen.tokens,
+                pooled_prompt_embeds=chosen.pooled,
+                num_inference_steps=sampler.steps,
+                height=side_px,
+                width=side_px,
+                generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+                output_type="latent",
+                **guidance,
+            ).images
+        return latents
+
+    def _decode(self, latents: Float[Tensor, "images channels height width"]) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        for one in latents.split(1):
+            pictures += self._pipeline.image_processor.postprocess(self.decode(one))
+        return pictures
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "1 channels height width"]
+    ) -> Float[Tensor, "1 3 height_px width_px"]:
+        """Decode one picture to about [-1, 1]: several would need several times the memory."""
+        self._residence.need("vae", alone=True)
+        vae = self._pipeline.vae
+        pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return pixels
+
+    @contextmanager
+    def _turning(self) -> Iterator[None]:
+        """Turn what is worn at a pace to each step's moment, while the pipeline draws."""
+
+        def turn(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del unet
+            moment = find_moment(inputs[1], self._pipeline.scheduler.timesteps)
+            # The pipeline puts the unconditional half before the other.
+            is_guided = self._pipeline.do_classifier_free_guidance
+            self._turn_to(moment, len(inputs[0]) // 2 if is_guided else 0)
+
+        if not self._branches:
+            yield
+            return
+        hook = self._pipeline.unet.register_forward_pre_hook(turn)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._turn_to(START)
+
+    def _turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
+        for branch in self._branches:
+            branch.turn_to(moment, unconditional_rows)
+
+    def _guide(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
+        """Say how the pipeline must be called for a sampler's guidance."""
+        if sampler.guidance <= 1:
+            return {"guidance_scale": sampler.guidance}
+        nothing = self._encode_nothing(chosen)
+        negative = {
+            "negative_prompt_embeds": nothing.tokens,
+            "negative_pooled_prompt_embeds": nothing.pooled,
+        }
+        if sampler.guidance_interval == (0.0, 1.0):
+            return {"guidance_scale": sampler.guidance, **negative}
+        part = IntervalGuidance(
+            sampler.guidance, sampler.guidance_interval, nothing.tokens, nothing.pooled
+        )
+        return {**part.options(), **negative}
+
+    def _encode_nothing(self, chosen: SDXLConditioning) -> SDXLConditioning:
+        """Encode the unconditional half's empty prompt, for as many pictures.
+
+        Most bases take zeros for it. The others encode it, without what belongs to the conditional
+        half only.
+        """
+        if self._pipeline.config.force_zeros_for_empty_prompt:
+            return SDXLConditioning(
+                torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
+            )
+        worn = [b for b in self._branches if b.pace.conditional_only and b.acts_on_text]
+        for branch in worn:
+            branch.weight = 0.0
+        encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
+        if worn:
+            self._turn_to(START)
+        return encoded
+
+
+def _is_worn(strength: Strength) -> bool:
+    return (strength.curve.strongest if isinstance(strength, Pace) else strength) != 0

@@ -1,0 +1,132 @@
+"""Which layers of a model an adapter changes, and how strongly each: chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from dreamloom.core.errors import ConfigError
+from dreamloom.lora import AdapterKind
+from dreamloom.lora.patterns import B_LORA_BLOCKS, matches
+from dreamloom.models.base import AdapterSpec, Reach
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# Few tools read adapters on these, and they shape every picture rather than one subject.
+_LEFT_ALONE = ("conv_in", "conv_out", "time_embedding", "add_embedding")
+# The text encoders' layers under other names; not the projection of the pooled text.
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_TEXT_LAYERS = (*_TEXT_ATTENTION, "fc1", "fc2")
+
+
+def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dict[str, list[str]]:
+    """List the layers that an adapter changes, by component, from the model itself.
+
+    Args:
+        components: The denoiser under ``unet`` and the text encoders under their names.
+        spec: Reach, kind, blocks and whether the text encoders change.
+
+    Raises:
+        ConfigError: If a pattern of blocks matches no layer.
+    """
+    unet = list_layers(components["unet"], spec.reach, spec.kind)
+    if spec.blocks != "all":
+        unet = _choose_blocks(unet, spec)
+    chosen = {"unet": unet}
+    if spec.text_encoders:
+        chosen |= {
+            component: _list_text_layers(component, module, spec.reach)
+            for component, module in components.items()
+            if component.startswith("text_encoder")
+        }
+    return chosen
+
+
+def list_layers(unet: nn.Module, reach: Reach, kind: AdapterKind = "lora") -> list[str]:
+    """List the names of the denoiser's layers within reach of an adapter of this kind."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+    if reach == "all":
+        kinds = (nn.Linear, nn.Conv2d)
+    names = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, kinds)
+        and name.split(".")[0] not in _LEFT_ALONE
+        and not (kind == "oft" and _is_wide_convolution(module))
+    ]
+    if reach == "attention":
+        names = [name for name in names if name.endswith(_ATTENTION)]
+    return names
+
+
+def _is_wide_convolution(module: nn.Module) -> bool:
+    # PEFT's OFT rotates the patches of a wide convolution and adds them up where they overlap:
+    # untaught, it would change the picture.
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+
+
+def _list_text_layers(component: str, encoder: nn.Module, reach: Reach) -> list[str]:
+    within = _TEXT_ATTENTION if reach == "attention" else _TEXT_LAYERS
+    names = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in within
+    ]
+    if component == "text_encoder":
+        # SDXL reads this encoder before its last layer, which so would learn nothing.
+        numbers = {name: int(name.partition("layers.")[2].partition(".")[0]) for name in names}
+        last = max(numbers.values())
+        names = [name for name in names if numbers[name] < last]
+    return names
+
+
+def _choose_blocks(names: list[str], spec: AdapterSpec) -> list[str]:
+    wanted = [part.strip() for part in spec.blocks.split(",") if part.strip()]
+    chosen: set[str] = set()
+    for block in wanted:
+        found = [name for name in names if matches(B_LORA_BLOCKS.get(block, block), f"unet.{name}")]
+        if not found:
+            _explain_missing(block, names, spec.reach)
+        chosen.update(found)
+    if not chosen:
+        raise ConfigError(
+            f"The blocks {spec.blocks!r} name nothing.", "Write all, content, style or patterns."
+        )
+    return [name for name in names if name in chosen]
+
+
+def _explain_missing(block: str, names: Iterable[str], reach: Reach) -> None:
+    blocks = sorted({".".join(name.split(".")[:4]) for name in names if ".attentions." in name})
+    has = f"Within reach {reach} there are, among others: {', '.join(blocks)}."
+    if block in B_LORA_BLOCKS:
+        raise ConfigError(
+            f"The block {block!r} is {B_LORA_BLOCKS[block]} in SDXL, which this base model lacks.",
+            has,
+        )
+    raise ConfigError(f"The block {block!r} matches no layer that may change.", has)
+
+
+def assign_by_pattern(
+    by_pattern: Mapping[str, float], names: Iterable[str], setting: str
+) -> dict[str, float]:
+    """Give each layer whose name matches a pattern that pattern's value; the last match counts.
+
+    Args:
+        by_pattern: Values by pattern.
+        names: Full names of all layers that change.
+        setting: What the user calls the values, for the message.
+
+    Raises:
+        ConfigError: If a pattern matches no layer.
+    """
+    known = list(names)
+    assigned: dict[str, float] = {}
+    for pattern, value in by_pattern.items():
+        found = [name for name in known if matches(pattern, name)]
+        if not found:
+            raise ConfigError(
+                f"The pattern {pattern!r} of {setting} matches no layer that changes.",
+                f"Layers have names such as {known[0]}; write whole parts of them.",
+            )
+        assigned |= dict.fromkeys(found, value)
+    return assigned

@@ -1,0 +1,1 @@
+"""The stages in order: train, draw, score, and score a merge."""

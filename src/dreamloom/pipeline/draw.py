@@ -1,0 +1,159 @@
+"""Draw what the user asks for: prompts and packs, with adapters and the base they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.device import Runtime
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Observer, silent, tee
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.prompts import PACK_NAMES, Pack, read_pack
+from dreamloom.inference.generate import (
+    Prompt,
+    check_wish,
+    generate_images,
+    parse_compose,
+    parse_worn,
+)
+from dreamloom.lora import read_adapter
+from dreamloom.memory.fit import fit_drawing
+from dreamloom.models import load_model
+from dreamloom.pipeline.train import settle
+
+
+def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
+    """Fill a prompt pack with the subject's phrase and class noun.
+
+    Prompts that make no sense for that class are left out; see `prompts.PackPrompt.suits`.
+
+    Args:
+        pack: The pack's name.
+        subject: The phrase that names the subject.
+        class_noun: What the subject is one of; None takes the phrase's last word.
+
+    Raises:
+        ConfigError: If there is no pack of that name.
+    """
+    noun = class_noun or subject.split()[-1]
+    filled = [
+        Prompt(p.fill(subject, noun), p.category, p.style, p.face, p.may_change, p.check)
+        for p in find_pack(pack).select(noun)
+    ]
+    return _drop_repeats(filled)
+
+
+def find_pack(name: str) -> Pack:
+    """Read a prompt pack.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in PACK_NAMES:
+        raise ConfigError(
+            f"There is no prompt pack {name!r}.", f"Choose from: {', '.join(PACK_NAMES)}."
+        )
+    return read_pack(name)
+
+
+def _drop_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Keep one of the prompts with the same words: they would give the same pictures.
+
+    It is the last of them, for packs come last and know more of their prompts.
+    """
+    return list({prompt.text: prompt for prompt in prompts}.values())
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user wants drawn.
+
+    Args:
+        adapters: ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…``.
+        prompts: Texts; {subject} stands for the subject's phrase.
+        packs: The names of prompt packs.
+        subject: The phrase; None takes what the first adapter says of itself.
+        floor: Whether the base model draws the same, too.
+        name: The set's name.
+        out: A run's folder, or a new one.
+        class_noun: What the subject is one of; None takes what that adapter says, or else the
+            phrase's last word.
+        compose: How the adapters are worn together; see `pace.MANNERS`.
+        conditional_only: Whether the unconditional half of guidance sees the base model.
+    """
+
+    adapters: tuple[str, ...]
+    prompts: tuple[str, ...]
+    packs: tuple[str, ...]
+    subject: str | None
+    floor: bool
+    name: str
+    out: Path
+    class_noun: str | None = None
+    compose: str = "sum"
+    conditional_only: bool = False
+
+
+def draw(
+    wish: Wish, config: LoomConfig, runtime: Runtime, observe: Observer = silent
+) -> list[Path]:
+    """Draw what is wished into ``out/images``; return the folders of the sets.
+
+    The base model is the one that the adapters were made for, unless the settings name another.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or was made for another base.
+        ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
+        RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
+    """
+    worn = [parse_worn(text) for text in wish.adapters]
+    manner = parse_compose(wish.compose, wish.conditional_only)
+    stories = [read_adapter(part.path).metadata for part in worn]
+    prompts = _ask(wish, config, stories)
+    run = RunDir(wish.out)
+    run.refuse_strangers()
+    base = _choose_base(config, stories)
+    model = load_model(base, runtime, fit_drawing(config, base, runtime))
+    config = settle(config, model)
+    settings, name = config.generate, wish.name
+    check_wish(model, prompts, settings, worn, name, manner)
+    run.claim()
+    observe = tee(observe, run.observer())
+    sets = [generate_images(run, model, prompts, settings, worn, name, observe, manner)]
+    if wish.floor and worn:
+        sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
+    return [images.folder for images in sets]
+
+
+def _ask(wish: Wish, config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> list[Prompt]:
+    """Put the subject's words into the wished prompts and packs."""
+    told = next((story for story in stories if "dreamloom.subject" in story), {})
+    subject = wish.subject or told.get("dreamloom.subject")
+    noun = wish.class_noun
+    if not subject:
+        noun = noun or config.subject.class_noun
+    elif subject == told.get("dreamloom.subject"):
+        noun = noun or told.get("dreamloom.class_noun")
+    prompts = _fill(wish.prompts, subject)
+    for pack in wish.packs:
+        prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
+    if not prompts:
+        raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")
+    return _drop_repeats(prompts)
+
+
+def _fill(texts: Sequence[str], subject: str | None) -> list[Prompt]:
+    if subject is None and any("{subject}" in text for text in texts):
+        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
+    return [Prompt(text.replace("{subject}", subject or "")) for text in texts]
+
+
+def _choose_base(config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> str:
+    """The base that was asked for, or else the one that the adapters name."""
+    told = [story["dreamloom.base"] for story in stories if "dreamloom.base" in story]
+    if "base" in config.model_fields_set or not told:
+        return config.base
+    return told[0]

@@ -1,0 +1,94 @@
+"""Score a folder of pictures against a folder of photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dreamloom.core.config import LoomConfig, SubjectConfig
+from dreamloom.core.events import Observer, silent, tee
+from dreamloom.core.manifests import MANIFEST, ImageSet, read_prior_set
+from dreamloom.core.run_folder import RunDir
+from dreamloom.data.photos import load_photos
+from dreamloom.evaluation import (
+    Floor,
+    evaluate_images,
+    evaluate_run,
+    list_pictures,
+    pick_encoders,
+    read_pictures,
+    refuse_drawn_photos,
+)
+from dreamloom.evaluation.metrics import Scorecard
+
+# Pictures of unknown size are compared with photos of this size.
+PHOTO_SIDE_PX = 512
+
+
+def score(
+    images: Path,
+    photos_folder: Path,
+    config: LoomConfig,
+    floor: Path | None = None,
+    strangers: Path | None = None,
+    observe: Observer = silent,
+) -> Scorecard:
+    """Score a folder of pictures against a folder of photos.
+
+    Strangers are others of the class; a run's own class images if no folder is named. The scores of
+    a set that lies in a run are kept there, for its report. Where the settings do not name the
+    subject, the pictures' own manifest does.
+
+    Raises:
+        EvaluationError: If a folder holds no picture.
+        PhotoError: If a photo cannot be read or there is none.
+    """
+    refuse_drawn_photos(photos_folder)
+    pictures = read_pictures(images)
+    subject = find_subject(config, pictures)
+    settings = config.evaluate
+    encoders = pick_encoders(settings, pictures, config.device)
+    run = RunDir(images.parent.parent)
+    in_run = images.parent == run.images and run.is_run()
+    if strangers:
+        others = list_pictures(strangers).paths()
+    else:
+        others = _list_class_images(run) if in_run else []
+    beneath = Floor(read_pictures(floor), others) if floor else None
+    with TemporaryDirectory() as scratch:
+        side = pictures.resolution_px or PHOTO_SIDE_PX
+        photos = load_photos(photos_folder, RunDir(scratch), side, observe)
+        if in_run:
+            return evaluate_run(
+                run,
+                pictures,
+                photos,
+                floor=beneath,
+                config=settings,
+                subject=subject,
+                encoders=encoders,
+                observe=tee(observe, run.observer()),
+            )
+        return evaluate_images(
+            pictures,
+            photos,
+            floor=beneath,
+            config=settings,
+            subject=subject,
+            encoders=encoders,
+            observe=observe,
+        )
+
+
+def _list_class_images(run: RunDir) -> list[Path]:
+    """List a run's class images: they show as many strangers; none where it has none."""
+    if not (run.priors / MANIFEST).is_file():
+        return []
+    return read_prior_set(run.priors).paths()
+
+
+def find_subject(config: LoomConfig, pictures: ImageSet) -> SubjectConfig:
+    """Name the subject: as the settings do, or else as the pictures' manifest does."""
+    if "subject" not in config.model_fields_set and pictures.subject:
+        return SubjectConfig(phrase=pictures.subject, class_noun=pictures.class_noun)
+    return config.subject

@@ -1,0 +1,281 @@
+"""The stages in order: start reading here.
+
+photos → priors → train → generate → evaluate → report
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from dreamloom.core.config import (
+    NOT_TAUGHT,
+    LoomConfig,
+    PriorsConfig,
+    load_config,
+    to_toml,
+)
+from dreamloom.core.device import Runtime
+from dreamloom.core.distributed import join_processes
+from dreamloom.core.errors import ConfigError, RunFolderError
+from dreamloom.core.events import Note, Observer, silent, tee
+from dreamloom.core.manifests import (
+    MANIFEST,
+    ImageSet,
+    PhotoSet,
+    PriorSet,
+    Shape,
+    read_photo_set,
+)
+from dreamloom.core.run_folder import Record, RunDir, write_text
+from dreamloom.data.buckets import suggest_step
+from dreamloom.data.class_images import draw_priors, make_priors
+from dreamloom.data.photos import fingerprint_photos, load_class_images, load_photos
+from dreamloom.evaluation import (
+    Floor,
+    evaluate_images,
+    pick_encoders,
+)
+from dreamloom.evaluation.encoders import Encoders
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.memory.fit import fit_run
+from dreamloom.models import load_model
+from dreamloom.models.base import Model
+from dreamloom.pipeline.score import _list_class_images
+from dreamloom.training import Judge, check_training, train_adapter
+from dreamloom.training.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
+from dreamloom.training.trackers import NONE, choose_tracker, track
+
+_GLANCE_PX = 32
+
+
+def settle(config: LoomConfig, model: Model) -> LoomConfig:
+    """Replace every ``auto`` by what suits the base model, and check names that it must know.
+
+    Raises:
+        ConfigError: If a scheduler, optimizer or tracker is unknown or not installed.
+    """
+    choose_tracker(config.watch.tracker)
+    for name in (config.priors.scheduler, *config.generate.schedulers):
+        if name not in model.schedulers:
+            raise ConfigError(
+                f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
+            )
+    advice = vars(model.advice)
+    rate = usual_rate(config.train.optimizer, advice["learning_rate"])
+    if config.train.optimizer in ONE_RATE_OPTIMIZERS:
+        advice = {**advice, "text_rate_share": 1.0, "token_rate_share": 1.0}
+    return config.resolve({**advice, "learning_rate": rate})
+
+
+def name_folder(config: LoomConfig) -> Path:
+    """Name the folder of a run that was given none: ``runs/sks-dog``."""
+    return Path("runs") / (re.sub(r"\W+", "-", config.subject.phrase.lower()).strip("-") or "run")
+
+
+def open_run(out: Path, config: LoomConfig) -> RunDir:
+    """Claim a run's folder and write its settings, or go on with a run of the same settings.
+
+    Raises:
+        RunFolderError: If the folder holds other files, or a run whose settings differ.
+    """
+    run = RunDir(out)
+    run.claim()
+    if run.settings_file.is_file():
+        differing = name_differences(load_config(file=run.settings_file), config)
+        if differing:
+            raise RunFolderError(
+                f"{out} already holds another run: {'; '.join(differing[:4])}.",
+                "Name another --out, or give the same settings to go on with that run.",
+            )
+        return run
+    write_text(run.settings_file, to_toml(config))
+    return run
+
+
+def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
+    """Name the settings that make two runs different, with both values."""
+    before, after = old.flat(), new.flat()
+    return [
+        f"{name} is {before[name]!r} there and {after[name]!r} here"
+        for name in after
+        if before.get(name) != after[name] and not name.startswith(NOT_TAUGHT)
+    ]
+
+
+def prepare_run(
+    out: Path,
+    config: LoomConfig,
+    runtime: Runtime,
+    photos_folder: Path,
+    resume: bool = False,
+    observe: Observer = silent,
+) -> tuple[RunDir, Model, LoomConfig]:
+    """Check everything that can be checked, load the base model, and only then make the folder.
+
+    Args:
+        out: The run's folder: new, empty, or a run with the same photos and settings.
+        config: Settings as given.
+        runtime: Where to compute.
+        photos_folder: The photos; all of them are read once here.
+        resume: Whether ``out`` must be a run already; its own settings are then taken.
+        observe: Told what was planned.
+
+    Returns:
+        The claimed run, the model, and the settings without any ``auto``.
+
+    Raises:
+        PhotoError: If a photo cannot be read or there is none.
+        ConfigError: If these settings cannot train this base model.
+        RunFolderError: If ``out`` holds something else, or is no run although ``resume`` is asked.
+        BaseModelError: If the base model cannot be found or read.
+    """
+    run = RunDir(out)
+    if resume:
+        if not run.settings_file.is_file():
+            raise RunFolderError(
+                f"There is no run in {out} to go on with.", "Leave out --resume to start one."
+            )
+        config = load_config(file=run.settings_file)
+    run.refuse_strangers()
+    captions = _read_captions(run, photos_folder)
+    _try_class_images(config)
+    fitted = fit_run(run, config, runtime, len(captions))
+    for line in fitted.lines:
+        observe(Note("train", line))
+    model = load_model(config.base, runtime, fitted.thrift)
+    config = settle(fitted.config, model)
+    _refuse_other_photos(run, photos_folder, config, model)
+    if not run.adapter.is_file():
+        if config.train.compile == "blocks":
+            observe(Note("train", "blocks are compiled, which takes a while for the first time"))
+        check_training(model, captions, config)
+    with join_processes().main_first():
+        return open_run(out, settle(fitted.lasting, model)), model, config
+
+
+def _read_captions(run: RunDir, folder: Path) -> list[str]:
+    """Read every photo of a new run through to its end, before anything is made of it."""
+    if (run.photos / MANIFEST).is_file():
+        return [photo.caption for photo in read_photo_set(run.photos).photos]
+    with TemporaryDirectory() as scratch:
+        return [photo.caption for photo in load_photos(folder, RunDir(scratch), _GLANCE_PX).photos]
+
+
+def _try_class_images(config: LoomConfig) -> None:
+    """Read the user's class images through, before anything is made of them."""
+    if config.priors.kind != "folder":
+        return
+    if not config.priors.folder:
+        raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
+    with TemporaryDirectory() as scratch:
+        load_class_images(Path(config.priors.folder), RunDir(scratch), _GLANCE_PX, "")
+
+
+def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: Model) -> None:
+    if not (run.photos / MANIFEST).is_file():
+        return
+    shape, step_px = _shape(config), _step(config, model)
+    new = fingerprint_photos(folder, _resolution(config), shape, step_px)
+    if read_photo_set(run.photos).fingerprint != new:
+        raise RunFolderError(
+            f"{run.path} already holds another run: its photos are not those in {folder}.",
+            "Name another --out; the finished run stays as it is.",
+        )
+
+
+def teach(
+    run: RunDir, model: Model, photos_folder: Path, config: LoomConfig, observe: Observer = silent
+) -> Record:
+    """Go from a folder of photos to an adapter: photos, class images, training."""
+    processes = join_processes()
+    tracker = choose_tracker(config.watch.tracker) if processes.is_main else NONE
+    observe = tee(observe, run.observer()) if processes.is_main else silent
+    for text in getattr(model, "notes", ()):
+        observe(Note("train", text))
+    if config.precision == "fp16" and model.runtime.dtype == torch.float32:
+        note = f"computes in fp32: {model.runtime.device.type} has no use for fp16"
+        observe(Note("train", note, warning=True))
+    with track(tracker, "training", run.path / "logs", config.flat()) as told:
+        # The first process prepares; the others then find everything done.
+        with processes.main_first():
+            photos = load_photos(
+                photos_folder,
+                run,
+                _resolution(config),
+                observe,
+                shape=_shape(config),
+                step_px=_step(config, model),
+            )
+        drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
+        if drawn and processes.count > 1:
+            share = (processes.index, processes.count)
+            draw_priors(*_ask_priors(run, model, config), observe, share=share)
+            processes.wait()
+        with processes.main_first():
+            priors = find_priors(run, model, config, observe)
+        judge = (
+            make_judge(photos, config, run) if config.watch.every and config.watch.scores else None
+        )
+        return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
+
+
+def make_judge(photos: PhotoSet, config: LoomConfig, run: RunDir) -> Judge:
+    """Make what scores the pictures that are drawn while a training of the run goes on."""
+    encoders: Encoders | None = None
+
+    def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
+        nonlocal encoders
+        # Encoders are loaded when they are first needed, and then stay.
+        if encoders is None:
+            encoders = pick_encoders(config.evaluate, images, config.device)
+        return evaluate_images(
+            images,
+            photos,
+            floor=Floor(floor, _list_class_images(run)) if floor else None,
+            config=config.evaluate,
+            subject=config.subject,
+            encoders=encoders,
+        )
+
+    return judge
+
+
+def find_priors(
+    run: RunDir, model: Model, config: LoomConfig, observe: Observer = silent
+) -> PriorSet | None:
+    """Draw, read or do without class images, as ``priors.kind`` says."""
+    if config.train.prior_weight == 0:
+        return None
+    if config.priors.kind == "generated":
+        return make_priors(*_ask_priors(run, model, config), observe)
+    if config.priors.kind == "folder":
+        return load_class_images(
+            Path(config.priors.folder), run, _resolution(config), config.class_prompt(), observe
+        )
+    return None
+
+
+def _ask_priors(
+    run: RunDir, model: Model, config: LoomConfig
+) -> tuple[RunDir, Model, str, PriorsConfig, int, int]:
+    return run, model, config.class_prompt(), config.priors, config.seed, _resolution(config)
+
+
+def _resolution(config: LoomConfig) -> int:
+    if config.photos.resolution_px == "auto":
+        raise ValueError("settings must be resolved first")
+    return config.photos.resolution_px
+
+
+def _shape(config: LoomConfig) -> Shape:
+    if config.photos.shape == "auto":
+        raise ValueError("settings must be resolved first")
+    return config.photos.shape
+
+
+def _step(config: LoomConfig, model: Model) -> int:
+    return suggest_step(_resolution(config), model.pixels_per_latent)

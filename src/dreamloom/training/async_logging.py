@@ -1,0 +1,134 @@
+"""What updates came to, read once the device has it: whoever asks at once makes it wait."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dreamloom.training.batches import Card
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one update came to.
+
+    Args:
+        update: Which update, from 0.
+        rate: Its learning rate.
+        broken: Cards of this process whose error is not finite.
+        cards: How many cards this process had.
+        total: The loss over all batches and processes.
+        subject: Its part from the photos.
+        prior: Its part from class images; None without.
+        norm: The gradient's norm before it was cut.
+    """
+
+    update: int
+    rate: float
+    broken: tuple[Card, ...]
+    cards: int
+    total: float
+    subject: float
+    prior: float | None
+    norm: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the weights could be changed."""
+        return not self.broken and math.isfinite(self.norm)
+
+
+@dataclass
+class _Line:
+    """An update that may not be finished yet; ``numbers`` are on the CPU when ``ready`` says so."""
+
+    update: int
+    rate: float
+    cards: Sequence[Card]
+    numbers: Tensor
+    ready: torch.cuda.Event | None
+
+
+class Ledger:
+    """Hands on what updates came to, in their order, a little later where that saves waiting.
+
+    On a CUDA GPU the numbers of an update travel while the next ones are computed, and are read
+    when they are there, at the latest ``behind`` updates later. Elsewhere they are read at once.
+
+    Args:
+        device: Where training runs.
+        hand_on: Called with each update's outcome; may raise.
+        behind: Most updates that may be unread, 0 or more.
+    """
+
+    def __init__(
+        self, device: torch.device, hand_on: Callable[[Outcome], None], behind: int = 4
+    ) -> None:
+        self._travels = device.type == "cuda"
+        self._behind = behind if self._travels else 0
+        self._hand_on = hand_on
+        self._lines: deque[_Line] = deque()
+
+    def write(
+        self,
+        update: int,
+        rate: float,
+        cards: Sequence[Card],
+        are_finite: Bool[Tensor, " cards"],
+        terms: Float[Tensor, " terms"],
+        norm: Float[Tensor, ""],
+    ) -> None:
+        """Write an update down, and hand on what has arrived.
+
+        Args:
+            update: Which update, from 0.
+            rate: Its learning rate.
+            cards: The cards of this process.
+            are_finite: Whether each card's error is.
+            terms: Total loss, subject's and, where there is one, prior's.
+            norm: The gradient's norm.
+        """
+        numbers = torch.cat([norm.reshape(1).float(), terms.float(), are_finite.float()])
+        ready = None
+        if self._travels:
+            arriving = torch.empty(numbers.shape, pin_memory=True)
+            numbers = arriving.copy_(numbers, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._lines.append(_Line(update, rate, cards, numbers, ready))
+        while self._lines and (len(self._lines) > self._behind or _has_arrived(self._lines[0])):
+            self._read()
+
+    def settle(self) -> None:
+        """Hand on everything that was written down: before weights are looked at or saved."""
+        while self._lines:
+            self._read()
+
+    def _read(self) -> None:
+        line = self._lines.popleft()
+        if line.ready is not None:
+            line.ready.synchronize()
+        norm, *rest = line.numbers.tolist()
+        terms, finite = rest[: -len(line.cards)], rest[-len(line.cards) :]
+        self._hand_on(
+            Outcome(
+                update=line.update,
+                rate=line.rate,
+                broken=tuple(c for c, one in zip(line.cards, finite, strict=True) if not one),
+                cards=len(line.cards),
+                total=terms[0],
+                subject=terms[1],
+                prior=terms[2] if len(terms) > 2 else None,
+                norm=norm,
+            )
+        )
+
+
+def _has_arrived(line: _Line) -> bool:
+    return line.ready is not None and line.ready.query()

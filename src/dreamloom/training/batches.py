@@ -1,0 +1,402 @@
+"""What training learns from: pictures with their framings and prompts, dealt in order.
+
+Photos are dealt like cards, each time with a fresh crop. A crop is a function of the photo, the
+round and the seed, so neither a resumed run nor another number of processes changes it; its
+latents are kept, so encoding soon ends.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from dreamloom.core.device import seed_for, send
+from dreamloom.core.manifests import Photo, PhotoSet, PriorSet
+from dreamloom.data.buckets import list_places, mirror_left, place_crop
+from dreamloom.data.image_io import open_upright, to_tensor
+from dreamloom.models.base import Conditioning, Framing, Latents, Model, OnPicture, nothing
+from dreamloom.training.latent_cache import LatentStore
+
+# Batches whose prompts are remembered beside each other; without captions there is one.
+_MOST_TAKEN = 4
+
+Kind: TypeAlias = Literal["photo", "class image"]
+Place: TypeAlias = tuple[int, int, bool]
+"""Top and left of a crop in pixels of the scaled picture, and whether it is mirrored."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture of one update, as it was dealt.
+
+    Args:
+        kind: Whether it is a photo of the subject or a class image.
+        picture: Which one, from 0.
+        place: How it is cut.
+        number: Its number among all pictures of its kind in this update, over all processes and
+            accumulated batches: noise and timestep depend on it, not on its place in a batch.
+    """
+
+    kind: Kind
+    picture: int
+    place: Place
+    number: int
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether it is a class image."""
+        return self.kind == "class image"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one shape that go through the model together; row i of each belongs together.
+
+    Args:
+        cards: What was dealt.
+        latents: Encoded crops.
+        framings: How each was cut from its original.
+        prompts: The prompt that each is trained with.
+        masks: Where the subject is, from 0 to 1 in latents; None where no picture has a mask.
+    """
+
+    cards: tuple[Card, ...]
+    latents: Latents
+    framings: tuple[Framing, ...]
+    prompts: tuple[str, ...]
+    masks: Float[Tensor, "images height width"] | None
+
+    @property
+    def is_prior(self) -> Bool[Tensor, " images"]:
+        """True for class images."""
+        return torch.tensor([card.is_prior for card in self.cards])
+
+
+@dataclass(frozen=True)
+class LessonPlan:
+    """How pictures are dealt and cut.
+
+    Args:
+        seed: The run's seed.
+        flip: Whether photos are mirrored at random.
+        held_out: How many photos, from the end of the list, are not trained on.
+    """
+
+    seed: int
+    flip: bool = False
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an update a batch is: one of several processes and accumulated batches.
+
+    Args:
+        photos: Photos in one batch.
+        priors: Class images in one batch, where there are any.
+        batches: How many batches the update has in all, over all processes.
+        index: Which of them this is, from 0.
+    """
+
+    photos: int
+    priors: int
+    batches: int = 1
+    index: int = 0
+
+
+@dataclass
+class Lesson:
+    """All pictures, and what is known of them.
+
+    Args:
+        model: The base model that encodes them.
+        photos: The photos that are trained on.
+        held_out: The photos that are not.
+        priors: Files of the class images; none without.
+        prompts: The prompts of photos and of class images; a photo with a caption has its own.
+        plan: How they are dealt and cut.
+        store: Keeps encoded crops on disk; None keeps them in memory alone.
+    """
+
+    model: Model
+    photos: tuple[Photo, ...]
+    held_out: tuple[Photo, ...]
+    folder: Path
+    priors: tuple[Path, ...]
+    resolution_px: int
+    prompts: tuple[str, str]
+    plan: LessonPlan
+    store: LatentStore | None = None
+    _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
+    _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
+    _conditioning: Conditioning | None = None
+    _taken: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt that is trained with, once."""
+        told = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
+        return tuple(dict.fromkeys([*self.prompts, *told]))
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts: anew while they are being taught, else once for the whole run."""
+        if self.model.trains_text:
+            unique = list(dict.fromkeys(prompts))
+            rows = torch.tensor([unique.index(prompt) for prompt in prompts])
+            return self.model.encode_prompts(unique).take(rows)
+        if self._conditioning is None:
+            self._conditioning = self.model.encode_prompts(self.texts)
+        wanted = tuple(prompts)
+        if wanted not in self._taken:
+            # The same tensors again, so that a model can know them again.
+            while len(self._taken) >= _MOST_TAKEN:
+                del self._taken[next(iter(self._taken))]
+            rows = torch.tensor([self.texts.index(prompt) for prompt in wanted])
+            self._taken[wanted] = self._conditioning.take(rows)
+        return self._taken[wanted]
+
+    def deal(self, update: int, share: Share) -> list[Batch]:
+        """Deal one batch of an update, in parts of one shape each.
+
+        Photos and class images are each dealt like cards: every one is seen once before any is
+        seen again, in an order that the seed and the round decide.
+        """
+        return self.encode(self.deal_cards(update, share))
+
+    def deal_cards(self, update: int, share: Share) -> list[Card]:
+        """Deal one batch of an update, without looking at the pictures."""
+        return [*self._deal_photos(update, share), *self._deal_priors(update, share)]
+
+    def _deal_photos(self, update: int, share: Share) -> list[Card]:
+        cards = []
+        for number, photo, round_ in deal(
+            len(self.photos), update, share.photos, share, self.plan.seed, "photos"
+        ):
+            place = choose_place(
+                self.photos[photo], self.model.pixels_per_latent, self.plan, photo, round_
+            )
+            cards.append(Card("photo", photo, place, number))
+        return cards
+
+    def _deal_priors(self, update: int, share: Share) -> list[Card]:
+        if not self.priors or not share.priors:
+            return []
+        return [
+            Card("class image", image, (0, 0, False), number)
+            for number, image, _ in deal(
+                len(self.priors), update, share.priors, share, self.plan.seed, "class images"
+            )
+        ]
+
+    def encode(self, cards: Sequence[Card], on_picture: OnPicture = nothing) -> list[Batch]:
+        """Encode what was dealt and is not known yet; group it by shape."""
+        unknown = {self._key(card): card for card in cards if self._key(card) not in self._encoded}
+        if unknown:
+            self._encode_missing(list(unknown.values()), on_picture)
+            # The autoencoder came back to the device for this; training needs the room.
+            self.model.release_encoders()
+        shaped = sorted(cards, key=lambda card: (self._size(card), card.is_prior, card.number))
+        return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
+
+    def encode_all(self, on_picture: OnPicture = nothing) -> None:
+        """Encode every class image and the first round of photos, before training begins."""
+        self.encode(
+            [
+                Card("photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n)
+                for n, p in enumerate(self.photos)
+            ]
+            + [Card("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
+            on_picture,
+        )
+
+    def validation(self) -> list[Batch]:
+        """The photos to validate with, cut in the middle: held-out ones, or else all."""
+        kept = self.held_out or self.photos
+        first = len(self.photos) if self.held_out else 0
+        step = self.model.pixels_per_latent
+        cards = []
+        for number, photo in enumerate(kept):
+            tops, lefts = list_places(photo.scaled_px, photo.bucket_px, step, photo.box_px)
+            middle = (tops[len(tops) // 2], lefts[len(lefts) // 2], False)
+            cards.append(Card("photo", first + number, middle, number))
+        return self.encode(cards)
+
+    def name(self, card: Card) -> str:
+        """Name a picture for a message."""
+        if card.kind == "photo":
+            return self._photo(card).source
+        return f"class image {self.priors[card.picture].name}"
+
+    def _photo(self, card: Card) -> Photo:
+        return (*self.photos, *self.held_out)[card.picture]
+
+    def _key(self, card: Card) -> tuple[str, Place]:
+        return (str(self._file(card)), card.place)
+
+    def _file(self, card: Card) -> Path:
+        if card.kind == "photo":
+            return self.folder / self._photo(card).file
+        return self.priors[card.picture]
+
+    def _size(self, card: Card) -> tuple[int, int]:
+        if card.kind == "photo":
+            return self._photo(card).bucket_px
+        return (self.resolution_px, self.resolution_px)
+
+    def _cut(self, card: Card, picture: Tensor) -> Tensor:
+        (top, left, mirrored), (height, width) = card.place, self._size(card)
+        crop = picture[:, top : top + height, left : left + width]
+        return crop.flip(-1) if mirrored else crop
+
+    def _encode_missing(self, cards: Sequence[Card], on_picture: OnPicture) -> None:
+        # One at a time: how a batch is put together changes the last bits of what comes out, and
+        # a resumed run meets its crops in another company.
+        for done, card in enumerate(cards, start=1):
+            file = self._file(card)
+            # Photos are few and cut again and again; a class image is needed only once.
+            picture = _bytes(file) if card.is_prior else self._read(file)
+            pixels = self._cut(card, picture)
+            latents = self.store.find(pixels) if self.store else None
+            if latents is None:
+                latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
+                if self.store:
+                    self.store.keep(pixels, latents)
+            # Where parts take turns there is no room on the device for what is not at work.
+            in_turn = self.model.thrift.one_at_a_time
+            place = torch.device("cpu") if in_turn else self.model.runtime.device
+            self._encoded[self._key(card)] = Latents(
+                latents.mean.to(place), latents.deviation.to(place)
+            )
+            on_picture(done, len(cards))
+
+    def _read(self, path: Path) -> UInt8[Tensor, "channels height width"]:
+        """Read a photo or its mask once."""
+        if path.name not in self._pixels:
+            self._pixels[path.name] = _bytes(path)
+        return self._pixels[path.name]
+
+    def _gather(self, cards: list[Card]) -> Batch:
+        found = [self._encoded[self._key(card)] for card in cards]
+        device = self.model.runtime.device
+        latents = Latents(
+            torch.cat([one.mean for one in found]).to(device),
+            torch.cat([one.deviation for one in found]).to(device),
+        )
+        return Batch(
+            cards=tuple(cards),
+            latents=latents,
+            framings=tuple(self._frame(card) for card in cards),
+            prompts=tuple(self._prompt(card) for card in cards),
+            masks=self._masks(cards, latents.mean),
+        )
+
+    def _frame(self, card: Card) -> Framing:
+        if card.kind == "class image":
+            return Framing((self.resolution_px, self.resolution_px))
+        photo, (top, left, mirrored) = self._photo(card), card.place
+        if mirrored:
+            left = mirror_left(left, photo.bucket_px[1], photo.scaled_px[1])
+        return Framing(photo.original_px, (top, left))
+
+    def _prompt(self, card: Card) -> str:
+        if card.kind == "class image":
+            return self.prompts[1]
+        return self._photo(card).caption or self.prompts[0]
+
+    def _masks(
+        self, cards: Sequence[Card], like: Tensor
+    ) -> Float[Tensor, "images height width"] | None:
+        """Cut the masks like their pictures and shrink them to latents; all ones without a mask."""
+        named = [c.kind == "photo" and bool(self._photo(c).mask) for c in cards]
+        if not any(named):
+            return None
+        masks = torch.ones(len(cards), *like.shape[-2:])
+        for row, card in enumerate(cards):
+            if named[row]:
+                whole = self._read(self.folder / self._photo(card).mask)[:1]
+                cut = self._cut(card, whole).float()[None] / 255
+                masks[row] = nn.functional.adaptive_avg_pool2d(
+                    cut, (like.shape[-2], like.shape[-1])
+                )[0, 0]
+        return send(masks, like.device)
+
+
+def prepare_lesson(
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    prompts: tuple[str, str],
+    plan: LessonPlan,
+    on_picture: OnPicture = nothing,
+    store: LatentStore | None = None,
+) -> Lesson:
+    """Encode what can be encoded before training begins; see `Lesson`.
+
+    Args:
+        model: The base model.
+        photos: The prepared photos; one with a caption is trained with that.
+        priors: Class images, or None.
+        prompts: The prompts of photos and of class images.
+        plan: How pictures are dealt and cut.
+        on_picture: Called with (pictures encoded, pictures in all).
+        store: Keeps encoded crops on disk; None keeps them in memory alone.
+
+    Raises:
+        ValueError: If no photo would be left to train on.
+    """
+    if plan.held_out >= len(photos.photos):
+        raise ValueError(
+            f"{plan.held_out} of {len(photos.photos)} photos are held out: none is left to learn"
+        )
+    trained = len(photos.photos) - plan.held_out
+    lesson = Lesson(
+        model=model,
+        photos=photos.photos[:trained],
+        held_out=photos.photos[trained:],
+        folder=photos.folder,
+        priors=tuple(priors.paths()) if priors else (),
+        resolution_px=photos.resolution_px,
+        prompts=prompts,
+        plan=plan,
+        store=store,
+    )
+    lesson.encode_all(on_picture)
+    return lesson
+
+
+def choose_place(photo: Photo, grid_px: int, plan: LessonPlan, number: int, round_: int) -> Place:
+    """Choose how a photo is cut in one round: a fresh crop that keeps the subject, and a flip."""
+    dice = random.Random(seed_for(plan.seed, "crop", number, round_))
+    top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, dice, photo.box_px)
+    return top, left, plan.flip and dice.random() < 0.5
+
+
+def deal(
+    cards: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
+) -> list[tuple[int, int, int]]:
+    """Deal one batch's cards of one update from freshly shuffled packs, one after the other.
+
+    Returns:
+        For each card its number within the update, which card it is, and its round.
+    """
+    per_update = per_batch * share.batches
+    dealt = []
+    for number in range(share.index * per_batch, (share.index + 1) * per_batch):
+        round_, position = divmod(update * per_update + number, cards)
+        order = list(range(cards))
+        random.Random(seed_for(seed, purpose, round_)).shuffle(order)
+        dealt.append((number, order[position], round_))
+    return dealt
+
+
+def _bytes(path: Path) -> UInt8[Tensor, "channels height width"]:
+    return (to_tensor([open_upright(path)])[0] * 255).round().to(torch.uint8)

@@ -1,0 +1,264 @@
+"""The training loop, and what must hold around it."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.distributed import Processes
+from dreamloom.core.errors import TrainingError
+from dreamloom.core.events import LossLogged, Observer, Progress, Validated
+from dreamloom.models.base import Model
+from dreamloom.training.async_logging import Ledger, Outcome
+from dreamloom.training.batches import Card, Lesson, Share
+from dreamloom.training.optimization import Student
+from dreamloom.training.step import (
+    Errors,
+    add_up_errors,
+    measure_batch,
+    measure_passes,
+    share_update,
+)
+
+# After so many updates everything is compiled and remembered that will be.
+_WARM_UPDATES = 3
+# Dice of validation: no update has a negative number.
+_VALIDATION_DRAWS = (-1, -2, -3, -4)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Everything that stays the same from update to update."""
+
+    model: Model
+    lesson: Lesson
+    config: LoomConfig
+    processes: Processes
+    observe: Observer
+
+
+@dataclass(frozen=True)
+class Interrupts:
+    """What happens between updates.
+
+    Args:
+        save: Keeps the state after a number of updates.
+        look: Looks at the adapter after a number of updates.
+        is_look_due: Whether to look after a number of updates.
+    """
+
+    save: Callable[[int], None]
+    look: Callable[[int], None]
+    is_look_due: Callable[[int], bool]
+
+
+def teach(course: Course, student: Student, updates: range, interrupts: Interrupts) -> list[float]:
+    """Do the updates of a range; return their losses.
+
+    Raises:
+        TrainingError: If a loss or gradient is not finite, or somebody asked to stop.
+    """
+    losses: list[float] = []
+    began = time.perf_counter()
+
+    def hand_on(outcome: Outcome) -> None:
+        _refuse_broken(outcome, course.lesson)
+        student.refuse_broken(
+            outcome.update, outcome.norm, partial(_name_photos, course, outcome.update)
+        )
+        losses.append(outcome.total)
+        _tell(course, outcome, (time.perf_counter() - began) / len(losses))
+
+    ledger = Ledger(course.model.runtime.device, hand_on)
+    with _watch_for_stop() as stop_asked, _settled_memory():
+        for update in updates:
+            if update - updates.start == _WARM_UPDATES:
+                gc.freeze()
+            if interrupts.is_look_due(update):
+                ledger.settle()
+                interrupts.look(update)
+            student.set_rates(update)
+            gathered = _gather_gradients(course, student, update)
+            norm = student.step(gathered.are_finite)
+            ledger.write(
+                update, student.rate, gathered.cards, gathered.are_finite, gathered.terms, norm
+            )
+            done = update + 1
+            stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
+            # The last one too: what comes after it can fail for want of room on the disk.
+            if stop or done % course.config.train.checkpoint_every == 0 or done == updates.stop:
+                ledger.settle()
+                interrupts.save(done)
+            if stop:
+                raise TrainingError(
+                    f"Stopped after update {done} of {updates.stop}; nothing is lost.",
+                    "Run the same command again to go on from there.",
+                )
+    return losses
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What is known of an update before the weights change; the tensors lie on the device.
+
+    Args:
+        cards: The pictures of this process.
+        are_finite: Whether each one's error is.
+        terms: The loss over all batches and processes: total, subject and, if there is one, prior.
+    """
+
+    cards: tuple[Card, ...]
+    are_finite: Bool[Tensor, " cards"]
+    terms: Float[Tensor, " terms"]
+
+
+def _gather_gradients(course: Course, student: Student, update: int) -> _Gathered:
+    """Add up the gradients of all batches of an update, over all processes."""
+    config, lesson = course.config, course.lesson
+    sums: list[Tensor] = []
+    parts: list[Errors] = []
+    student.forget_gradients()
+    for share in _own_shares(course):
+        for errors in measure_passes(course.model, lesson, update, config, share):
+            loss = add_up_errors(errors, config, lesson, share)
+            student.add_gradient(loss.total)
+            terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
+            sums.append(torch.stack(terms).detach())
+            parts += errors
+    added = torch.stack(sums).sum(dim=0)
+    if course.processes.count > 1:
+        course.processes.add_up([*student.gradients(), added])
+    return _Gathered(
+        cards=tuple(card for part in parts for card in part.cards),
+        are_finite=torch.isfinite(torch.cat([part.values.detach() for part in parts])),
+        terms=added,
+    )
+
+
+def _shares(course: Course) -> list[Share]:
+    """List the batches of an update, over all processes."""
+    batches = course.config.train.accumulate * course.processes.count
+    return [share_update(course.config, course.lesson, batches, index) for index in range(batches)]
+
+
+def _own_shares(course: Course) -> list[Share]:
+    """List those batches of an update that this process works on."""
+    return _shares(course)[course.processes.index :: course.processes.count]
+
+
+def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
+    if not outcome.broken:
+        return
+    names = ", ".join(dict.fromkeys(lesson.name(card) for card in outcome.broken))
+    every_one = len(outcome.broken) == outcome.cards
+    advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
+    raise TrainingError(
+        f"The loss is not finite at update {outcome.update + 1}, for {names}; the last "
+        "checkpoint and everything before it are unharmed.",
+        advice if every_one else f"Look at that picture. If it is as it should be: {advice}",
+    )
+
+
+def list_cards(course: Course) -> list[Card]:
+    """List every picture that this process will deal, each with its cut."""
+    mine = _own_shares(course)
+    return [
+        card
+        for update in range(course.config.train.updates)
+        for share in mine
+        for card in course.lesson.deal_cards(update, share)
+    ]
+
+
+def _name_photos(course: Course, update: int) -> str:
+    """Name the photos of an update, for a message."""
+    dealt = (card for share in _shares(course) for card in course.lesson.deal_cards(update, share))
+    return ", ".join(dict.fromkeys(course.lesson.name(c) for c in dealt if not c.is_prior))
+
+
+@torch.no_grad()
+def validate(course: Course, updates_done: int) -> float:
+    """Measure the error on the photos' centres, with noise that no update throws.
+
+    The same dice are thrown at each call, so that the values of one run may be compared. The
+    photos are the held-out ones, where there are any.
+    """
+    plain = _plain(course.config)
+    values = [
+        measure_batch(course.model, course.lesson, batch, draw, plain).values
+        for draw in _VALIDATION_DRAWS
+        for batch in course.lesson.validation()
+    ]
+    loss = float(torch.cat(values).mean())
+    course.observe(Validated(updates_done, loss, held_out=bool(course.lesson.held_out)))
+    return loss
+
+
+def _plain(config: LoomConfig) -> LoomConfig:
+    """The same settings without what only makes training robust."""
+    objective = config.objective.model_copy(
+        update={"noise_offset": 0.0, "input_perturbation": 0.0, "weighting": "none", "loss": "l2"}
+    )
+    priors = config.priors.model_copy(update={"kind": "none"})
+    return config.model_copy(update={"objective": objective, "priors": priors})
+
+
+def _tell(course: Course, outcome: Outcome, pace_seconds: float) -> None:
+    device, updates = course.model.runtime.device, course.config.train.updates
+    done = outcome.update + 1
+    course.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
+    values = {"loss": outcome.total, "s/update": pace_seconds}
+    if device.type == "cuda":
+        values["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
+    course.observe(Progress("train", "teaching", done, updates, values))
+
+
+@contextmanager
+def _watch_for_stop() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a wish that the loop can grant between two updates."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    earlier = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _settled_memory() -> Iterator[None]:
+    """Keep Python from searching models and libraries for garbage again and again.
+
+    They stay until the end anyway, and walking through them took a twentieth of a small model's
+    training. What updates leave behind is still collected.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def tail_mean(losses: Sequence[float]) -> float | None:
+    """The mean of the last tenth."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail) if tail and all(map(math.isfinite, tail)) else None

@@ -1,0 +1,185 @@
+"""The adapter's weights while they are taught: optimizer, learning rates, average, fp16 scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import Parameter
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.device import Runtime
+from dreamloom.core.errors import ConfigError, TrainingError
+from dreamloom.core.events import Note, Observer
+from dreamloom.models.base import Weights
+from dreamloom.training.checkpoints import Stateful
+from dreamloom.training.flat_adamw import JoinedAdamW
+from dreamloom.training.optimizers import (
+    AVERAGING_OPTIMIZERS,
+    AverageOf,
+    group_weights,
+    make_optimizer,
+    rate_factor,
+    set_rates,
+    usable_optimizer,
+    weights_to_use,
+)
+
+# The scale begins at 2^16 and halves with each update that overflows; at 1 there is no help left.
+_MOST_SKIPPED = 16
+
+
+class Student:
+    """What is taught.
+
+    Args:
+        weights: From `Model.attach_adapter`.
+        config: Resolved settings.
+        runtime: Where the weights lie; on a GPU in fp16 the loss is scaled.
+        observe: Told what was replaced and what was skipped.
+
+    Raises:
+        ConfigError: If the optimizer is unknown, its library missing, or it contradicts another
+            setting.
+    """
+
+    def __init__(
+        self, weights: Sequence[Weights], config: LoomConfig, runtime: Runtime, observe: Observer
+    ) -> None:
+        settings = config.train
+        self._settings = settings
+        self._observe = observe
+        self.parameters: list[Parameter] = [p for one in weights for p in one.parameters]
+        name, note = usable_optimizer(settings.optimizer, runtime.device)
+        if note:
+            observe(Note("train", note, warning=True))
+        groups = group_weights(
+            [(one.role, one.parameters) for one in weights],
+            float(settings.learning_rate),
+            text_rate=float(settings.text_learning_rate),
+            token_rate=float(settings.token_learning_rate),
+            up_rate_ratio=config.adapter.up_rate_ratio,
+        )
+        self.optimizer = make_optimizer(name, groups, settings.weight_decay)
+        decay = settings.average_decay
+        if decay is not None and name in AVERAGING_OPTIMIZERS:
+            raise ConfigError(
+                f"{name} averages the adapter itself, so train.average_decay has no place.",
+                "Set train.average_decay to none, or choose another optimizer.",
+            )
+        self.average = AverageOf(self.parameters, decay) if decay is not None else None
+        half = runtime.device.type == "cuda" and runtime.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=half)
+        self._skipped = 0
+        self._is_fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+        # It averages over the whole training, which a falling rate would undo.
+        self._schedule = "constant" if name in AVERAGING_OPTIMIZERS else settings.schedule
+        self.rate = 0.0
+
+    @property
+    def others(self) -> dict[str, Stateful]:
+        """What has a state beside weights and optimizer, for checkpoints."""
+        found: dict[str, Stateful] = {"average": self.average} if self.average else {}
+        if self._scaler.is_enabled():
+            found["scaler"] = self._scaler
+        return found
+
+    def set_rates(self, update: int) -> None:
+        """Set the learning rates of one update."""
+        settings = self._settings
+        factor = rate_factor(update, self._schedule, settings.warmup_updates, settings.updates)
+        set_rates(self.optimizer, factor)
+        self.rate = float(settings.learning_rate) * factor
+
+    def forget_gradients(self) -> None:
+        """Begin an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def add_gradient(self, loss: Tensor) -> None:
+        """Add one batch's gradient."""
+        self._scaler.scale(loss).backward()
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients gathered so far, in an order that is the same in every process."""
+        if isinstance(self.optimizer, JoinedAdamW):
+            return self.optimizer.gather_gradients()
+        for parameter in self.parameters:
+            # Every process must send the same tensors, also where a weight was not used.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def step(self, are_finite: Bool[Tensor, " cards"]) -> Float[Tensor, ""]:
+        """Change the weights once, unless an error or the gradient is not finite.
+
+        Args:
+            are_finite: Whether each picture's error is.
+
+        Returns:
+            The gradient's norm before it was cut, on the device: reading it would wait for it.
+        """
+        self._scaler.unscale_(self.optimizer)
+        gradients = self.gradients()
+        # A thousand small tensors: asked for all at once, their norms cost half.
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self._scaler.is_enabled():
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif self._is_fused:
+            self._step_fused(norm, torch.isfinite(norm) & are_finite.all())
+        # Other optimizers cannot leave an update out by themselves, so here somebody must ask.
+        elif bool(torch.isfinite(norm) & are_finite.all()):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            self.optimizer.step()
+        if self.average:
+            self.average.update()
+        return norm
+
+    def _step_fused(self, norm: Tensor, is_sound: Tensor) -> None:
+        """Let one kernel cut the gradient, change the weights and leave out what is not sound."""
+        # These two are how torch's gradient scaler speaks to fused optimizers.
+        fused: Any = self.optimizer
+        fused.grad_scale = (norm / self._settings.clip_norm).clamp(min=1)
+        fused.found_inf = (~is_sound).float()
+        try:
+            fused.step()
+        finally:
+            del fused.grad_scale, fused.found_inf
+
+    def refuse_broken(self, update: int, norm: float, name_photos: Callable[[], str]) -> None:
+        """Say that a gradient was not finite; in fp16 that may be mended by itself.
+
+        Args:
+            update: Which update, from 0.
+            norm: What `step` gave.
+            name_photos: Names the photos of the update, for a message.
+
+        Raises:
+            TrainingError: If it is not finite, or overflowed in fp16 again and again.
+        """
+        if math.isfinite(norm):
+            self._skipped = 0
+            return
+        # In fp16 an overflow only says that the scale is too large yet: the scaler leaves the
+        # update out and halves it.
+        self._skipped += 1
+        if self._scaler.is_enabled() and self._skipped <= _MOST_SKIPPED:
+            self._observe(Note("train", f"update {update + 1} overflowed in fp16 and is left out"))
+            return
+        raise TrainingError(
+            f"The gradient is not finite at update {update + 1}, with {name_photos()}; the last "
+            "checkpoint and everything before it are unharmed.",
+            "Lower train.learning_rate, or use --set precision=bf16 or fp32.",
+        )
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Wear the weights as they would be saved now: the average, where there is one."""
+        with weights_to_use(self.optimizer, self.average):
+            yield

@@ -1,0 +1,438 @@
+"""How weights are changed: optimizers by name, groups of weights, schedules, averages."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from dreamloom.core.errors import ConfigError
+from dreamloom.training.flat_adamw import JoinedAdamW
+
+Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
+"""How the learning rate goes after the warm-up; see `rate_factor`."""
+
+_EXTRA = 'pip install "dreamloom[optimizers]"'
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Where an optimizer comes from, and the settings that it has here unless told otherwise."""
+
+    library: str
+    attribute: str
+    options: Mapping[str, Any]
+
+
+# Settings that differ from the library's own, and why:
+_MAKERS = {
+    "adamw": _Maker("torch.optim", "AdamW", {}),
+    "adamw8bit": _Maker("bitsandbytes.optim", "AdamW8bit", {}),
+    # The rate is set from outside, and memory is saved by keeping no momentum, as its users expect.
+    "adafactor": _Maker(
+        "pytorch_optimizer",
+        "AdaFactor",
+        {"scale_parameter": False, "relative_step": False, "betas": (None, 0.999)},
+    ),
+    # Its authors' advice for diffusion models; without the safeguard a warm-up of the rate makes
+    # the estimated distance grow without end.
+    "prodigy": _Maker(
+        "pytorch_optimizer", "Prodigy", {"bias_correction": True, "safeguard_warmup": True}
+    ),
+    "schedule_free": _Maker("pytorch_optimizer", "ScheduleFreeAdamW", {}),
+    "lion": _Maker("pytorch_optimizer", "Lion", {}),
+    "came": _Maker("pytorch_optimizer", "CAME", {}),
+    # With this scale an update is as large as AdamW's, so AdamW's rates fit:
+    # Liu et al. (arXiv:2502.16982), section 2.2.
+    "muon": _Maker("pytorch_optimizer", "Muon", {"use_adjusted_lr": True}),
+    "adan": _Maker("pytorch_optimizer", "Adan", {}),
+    # The weight decay of AdamW, as in the paper, instead of an addition to the gradient.
+    "ademamix": _Maker("pytorch_optimizer", "AdEMAMix", {"weight_decouple": True}),
+}
+
+OPTIMIZERS = tuple(_MAKERS)
+"""The names that `make_optimizer` knows."""
+
+ONE_RATE_OPTIMIZERS = frozenset({"prodigy"})
+"""Optimizers that find the learning rate themselves and take one factor for all weights."""
+
+_RATE_SHARES = {"lion": 1 / 5, "came": 1 / 4}
+
+AVERAGING_OPTIMIZERS = frozenset({"schedule_free"})
+"""Optimizers that average the weights themselves: no falling schedule and no other average."""
+
+# Where torch's AdamW has one kernel for all weights; the loop over them costs more than the update.
+_FUSED_DEVICES = frozenset({"cuda", "mps", "xpu"})
+
+# Muon makes matrices orthogonal; of what adapters are made of, only these are surely matrices.
+_MATRIX_ROLES = frozenset({"down", "up", "text down", "text up"})
+
+
+def make_optimizer(
+    name: str,
+    groups: Sequence[Mapping[str, Any]],
+    weight_decay: float,
+    options: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """Make an optimizer by name.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        groups: ``params``, ``lr`` and ``role`` of each group; see `group_weights`. Each comes back
+            in ``param_groups`` with ``full_rate`` beside it, which `set_rates` starts from. Muon
+            splits a group into matrices and the rest, which AdamW changes.
+        weight_decay: 0 or more.
+        options: Further settings of that optimizer, such as ``{"betas": [0.9, 0.99]}``.
+
+    Raises:
+        ConfigError: If the name or an option is unknown, a library is missing, 8-bit states do
+            not work here, or `ONE_RATE_OPTIMIZERS` are given several learning rates.
+    """
+    maker = _find_maker(name)
+    ready = [
+        {"params": list(group["params"]), "lr": group["lr"], "role": group["role"]}
+        for group in groups
+        if group["params"]
+    ]
+    if name in ONE_RATE_OPTIMIZERS and len({group["lr"] for group in ready}) > 1:
+        rates = ", ".join(f"{group['role']} {group['lr']:g}" for group in ready)
+        raise ConfigError(
+            f"{name} finds one learning rate for all weights, but was given several: {rates}.",
+            "Use the same rate everywhere (1 is usual) and an up_rate_ratio of 1.",
+        )
+    if name == "muon":
+        ready = _split_for_muon(ready)
+    for group in ready:
+        group["full_rate"] = group["lr"]
+    device = ready[0]["params"][0].device if ready else torch.device("cpu")
+    if name == "adamw8bit" and (reason := _why_no_8bit(device)):
+        raise ConfigError(
+            f"adamw8bit does not work here: {reason}.", f"Use adamw, or install it: {_EXTRA}."
+        )
+    make = _load_class(name)
+    _refuse_unknown_options(name, make, options or {})
+    settings = {**maker.options, **(options or {})}
+    # A settings file has lists where these classes want tuples.
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    if name == "adamw" and device.type == "cpu" and settings.get("fused", True):
+        settings.pop("fused", None)
+        return JoinedAdamW(ready, weight_decay=weight_decay, **settings)
+    if name == "adamw" and device.type in _FUSED_DEVICES:
+        settings.setdefault("fused", True)
+    if name == "muon":
+        # Muon reads the two kinds' weight decay from different places.
+        settings["adamw_wd"] = weight_decay
+    optimizer: Optimizer = make(ready, weight_decay=weight_decay, **settings)
+    return optimizer
+
+
+def usable_optimizer(name: str, device: torch.device) -> tuple[str, str]:
+    """Replace an optimizer that this machine lacks, if another one does the same.
+
+    Returns:
+        The name to use and, if it is another, a sentence that says why; else an empty text. Only
+        ``adamw8bit`` is ever replaced, by ``adamw``: its states are 8-bit copies of AdamW's.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    _find_maker(name)
+    if name == "adamw8bit" and (reason := _why_no_8bit(device)):
+        return "adamw", f"trains with adamw instead of adamw8bit: {reason}"
+    return name, ""
+
+
+def usual_rate(name: str, base_rate: float) -> float:
+    """Turn a learning rate that suits AdamW into one that suits another optimizer.
+
+    Prodigy takes 1, whatever the base rate, because it finds the rate itself (arXiv:2306.06101).
+    Lion takes a fifth: its steps have full length in every number, and its authors take a third
+    to a tenth (arXiv:2302.06675, section 5). CAME takes a quarter: with all of it the embedded
+    model's loss rose in its first updates. The others take the same.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    _find_maker(name)
+    if name in ONE_RATE_OPTIMIZERS:
+        return 1.0
+    return base_rate * _RATE_SHARES.get(name, 1.0)
+
+
+def _find_maker(name: str) -> _Maker:
+    if name not in _MAKERS:
+        close = difflib.get_close_matches(name.lower(), _MAKERS, n=1, cutoff=0.5)
+        meant = f"Did you mean {close[0]}? " if close else ""
+        raise ConfigError(
+            f"There is no optimizer {name!r}.", f"{meant}Choose one of: {', '.join(_MAKERS)}."
+        )
+    return _MAKERS[name]
+
+
+def _load_class(name: str) -> Callable[..., Any]:
+    maker = _MAKERS[name]
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(maker.library), maker.attribute)
+    except ImportError as error:
+        library = maker.library.partition(".")[0].replace("_", "-")
+        raise ConfigError(
+            f"The optimizer {name} needs the library {library}, which cannot be imported: {error}.",
+            f"Install it with {_EXTRA}, or use adamw.",
+        ) from error
+    return found
+
+
+def _refuse_unknown_options(
+    name: str, make: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
+    # Most of these classes swallow any keyword, so a slip of the pen would change nothing.
+    own = {"self", "params", "lr", "weight_decay", "kwargs"}
+    known = [option for option in inspect.signature(make).parameters if option not in own]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"The optimizer {name} has no option {option!r}.",
+                f"Choose among: {', '.join(known)}.",
+            )
+
+
+def _why_no_8bit(device: torch.device) -> str:
+    """Say why 8-bit states do not work on a device; an empty text if they do."""
+    try:
+        make = _load_class("adamw8bit")
+        # Smaller tensors keep 32-bit states, so this is the least that proves anything.
+        weight = Parameter(torch.zeros(64, 64, device=device))
+        weight.grad = torch.ones_like(weight)
+        make([weight], lr=1e-3).step()
+    except ConfigError:
+        return "the library bitsandbytes cannot be imported"
+    except Exception as error:  # A native library that fails can raise anything.
+        return f"bitsandbytes fails on {device.type} ({type(error).__name__}: {error})"
+    return "" if bool(weight.detach().any()) else f"bitsandbytes does nothing on {device.type}"
+
+
+def _split_for_muon(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    split = []
+    for group in groups:
+        kinds: dict[bool, list[Parameter]] = {True: [], False: []}
+        for weight in group["params"]:
+            kinds[group["role"] in _MATRIX_ROLES and weight.ndim >= 2].append(weight)
+        split += [
+            {**group, "params": weights, "use_muon": matrices}
+            for matrices, weights in kinds.items()
+            if weights
+        ]
+    return split
+
+
+# ------------------------------------------------------------------ groups and rates
+
+
+def group_weights(
+    weights_by_role: Iterable[tuple[str, Sequence[Parameter]]],
+    rate: float,
+    *,
+    text_rate: float | None = None,
+    token_rate: float | None = None,
+    up_rate_ratio: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Give each kind of weights its learning rate.
+
+    Args:
+        weights_by_role: Roles (``down``, ``up``, ``other``, the same after ``text ``, ``tokens``)
+            with their weights. A role may come more than once.
+        rate: Learning rate of the denoiser's weights.
+        text_rate: That of the text encoders' weights; None takes ``rate``.
+        token_rate: That of new words' embeddings; None takes ``rate``.
+        up_rate_ratio: How many times faster the up factors learn than the others (LoRA+); 1 for
+            the same, 16 in the paper for language models.
+
+    Returns:
+        For each role that has weights ``params``, ``lr`` and ``role``, in the order given.
+
+    Raises:
+        ValueError: If a rate is negative or the ratio not above 0.
+
+    Source:
+        LoRA+, Hayou et al. (arXiv:2402.12354), section 4.
+    """
+    if up_rate_ratio <= 0:
+        raise ValueError(f"up_rate_ratio must be above 0, got {up_rate_ratio}")
+    text_rate = rate if text_rate is None else text_rate
+    token_rate = rate if token_rate is None else token_rate
+    if min(rate, text_rate, token_rate) < 0:
+        raise ValueError(f"rates must be 0 or more, got {rate}, {text_rate} and {token_rate}")
+    groups: dict[str, dict[str, Any]] = {}
+    for role, weights in weights_by_role:
+        own = token_rate if role == "tokens" else text_rate if role.startswith("text ") else rate
+        own *= up_rate_ratio if role.endswith("up") else 1.0
+        group = groups.setdefault(role, {"params": [], "lr": own, "role": role})
+        group["params"] += weights
+    return [group for group in groups.values() if group["params"]]
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to a share of its full one; see `rate_factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_rate"] * factor
+
+
+def rate_factor(
+    update: int,
+    schedule: Schedule,
+    warmup: int,
+    updates: int,
+    *,
+    cycles: int = 3,
+    power: float = 2.0,
+) -> float:
+    """The learning rate of an update as a share of the full one.
+
+    In the warm-up it rises evenly and reaches 1 with the last update of it. Afterwards, with x the
+    part of the rest that is done, it is 1 (``constant``), 1 − x (``linear``), (1 + cos π x) / 2
+    (``cosine``), the same ``cycles`` times over (``cosine_restarts``), or (1 − x)^power
+    (``polynomial``).
+
+    Args:
+        update: Which update, from 0 and below ``updates``.
+        schedule: How the rate goes after the warm-up.
+        warmup: Updates of the warm-up, 0 or more.
+        updates: All updates.
+        cycles: Falls of ``cosine_restarts``, 1 or more.
+        power: Exponent of ``polynomial``, above 0.
+
+    Returns:
+        A share above 0 and up to 1.
+    """
+    if update < warmup:
+        return (update + 1) / warmup
+    done = (update - warmup) / max(1, updates - warmup)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1 - done
+    if schedule == "polynomial":
+        return float((1 - done) ** power)
+    if schedule == "cosine_restarts":
+        done = done * cycles % 1
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+# ------------------------------------------------------------------ averages
+
+
+class AverageOf:
+    """A running average of weights: steadier than the weights themselves.
+
+    After each update the average moves to the weights by 1 − d, where d rises from 0.18 with the
+    n-th update as (1 + n) / (10 + n), until it is ``decay``: else the first weights, which know
+    nothing, would stay in the average for long.
+
+    Args:
+        weights: What is averaged, in a fixed order.
+        decay: The final d, 0 to below 1; 0.999 averages over about the last 1000 updates.
+
+    Raises:
+        ValueError: If ``decay`` is out of range.
+
+    Source:
+        Polyak and Juditsky (1992); the rise as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, weights: Sequence[Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be from 0 to below 1, got {decay}")
+        self._weights = tuple(weights)
+        self._decay = decay
+        self._updates = 0
+        self._averages = [weight.detach().clone() for weight in self._weights]
+        self._is_worn = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights after one more update into the average."""
+        self._refuse_when_worn()
+        self._updates += 1
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.lerp_(weight, 1 - decay)
+
+    @contextmanager
+    def worn(self) -> Iterator[None]:
+        """Put the average in the weights' place for the time of a block; after it all is back."""
+        self._refuse_when_worn()
+        before = [weight.detach().clone() for weight in self._weights]
+        try:
+            self._is_worn = True
+            _copy(self._averages, self._weights)
+            yield
+        finally:
+            _copy(before, self._weights)
+            self._is_worn = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and the number of updates, for a checkpoint."""
+        self._refuse_when_worn()
+        return {"updates": self._updates, "averages": list(self._averages)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._refuse_when_worn()
+        self._updates = int(state["updates"])
+        _copy(state["averages"], self._averages)
+
+    def _refuse_when_worn(self) -> None:
+        if self._is_worn:
+            raise ValueError("the weights are the average now: leave the block `worn` first")
+
+
+@contextmanager
+def weights_to_use(optimizer: Optimizer, average: AverageOf | None = None) -> Iterator[None]:
+    """Let the weights be those meant to be used, for drawing and for the adapter file.
+
+    For the time of a block they are the average, where there is one; those of an optimizer that
+    averages by itself, where it does; and else what they are. Afterwards they are what they were,
+    bit for bit, so that a training which stops to draw goes on like one which does not.
+
+    Raises:
+        ValueError: If the optimizer averages by itself and there is another average.
+    """
+    switches = _averages_itself(optimizer)
+    if average is not None:
+        if switches:
+            raise ValueError(f"{type(optimizer).__name__} averages the weights itself")
+        with average.worn():
+            yield
+        return
+    if not switches:
+        yield
+        return
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        optimizer.eval()  # type: ignore[attr-defined]
+        yield
+    finally:
+        # Its own way back rounds; the copies do not.
+        optimizer.train()  # type: ignore[attr-defined]
+        _copy(before, weights)
+
+
+def _averages_itself(optimizer: Optimizer) -> bool:
+    return any("train_mode" in group for group in optimizer.param_groups)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -1,0 +1,97 @@
+"""What a training depends on, and what its file says of itself."""
+
+from __future__ import annotations
+
+import json
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.distributed import Processes
+from dreamloom.core.errors import RunFolderError
+from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.run_folder import RunDir, fingerprint
+from dreamloom.lora import Adapter, make_modelspec
+from dreamloom.models.base import Model
+
+# What changes how long a run takes, or what is told of it, but not what comes out.
+_FREE = {"checkpoint_every", "compile"}
+
+
+def name_inputs(
+    model: Model,
+    photos: PhotoSet,
+    priors: PriorSet | None,
+    config: LoomConfig,
+    processes: Processes,
+) -> dict[str, str]:
+    """Fingerprint everything that the adapter depends on, by name."""
+    return {
+        "base": model.identity.fingerprint,
+        "photos": photos.fingerprint,
+        "class images": priors.made_from + f":{len(priors.files)}"
+        if priors
+        else config.priors.kind,
+        "prompts": fingerprint(config.photo_prompt(), config.class_prompt()),
+        "settings": fingerprint(
+            config.train.model_dump(exclude=_FREE),
+            config.adapter.model_dump(),
+            config.objective.model_dump(),
+            config.photos.flip,
+            config.watch.held_out_photos,
+            *_name_storage(config),
+        ),
+        "seed": str(config.seed),
+        "processes": str(processes.count),
+    }
+
+
+def _name_storage(config: LoomConfig) -> tuple[str, ...]:
+    """Name how the base is kept, where that changes what is taught."""
+    return () if config.memory.base in ("auto", "whole") else (config.memory.base,)
+
+
+def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
+    """Keep a finished adapter from being overwritten by another one.
+
+    Raises:
+        RunFolderError: If the run holds an adapter made from other inputs.
+    """
+    earlier = run.read_record("train")
+    if earlier is None or not run.adapter.exists():
+        return
+    differing = sorted(
+        k for k in {*earlier.inputs, *inputs} if earlier.inputs.get(k) != inputs.get(k)
+    )
+    if differing:
+        raise RunFolderError(
+            f"{run.path} already holds an adapter made with other {', '.join(differing)}.",
+            "Name another --out; the finished run stays as it is.",
+        )
+
+
+def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -> Adapter:
+    """Write into the file how it was made: found alone in a folder, it can still tell."""
+    signed = adapter.with_metadata(
+        **{
+            "dreamloom.kind": "subject",
+            "dreamloom.subject": config.subject.phrase,
+            "dreamloom.class_noun": config.subject.class_noun,
+            "dreamloom.photo_prompt": config.photo_prompt(),
+            "dreamloom.photos": photos.fingerprint,
+            "dreamloom.prior": config.priors.kind,
+            "dreamloom.base": model.identity.name,
+            "dreamloom.base_fingerprint": model.identity.fingerprint,
+            "dreamloom.base_revision": model.identity.revision,
+            "dreamloom.base_storage": model.thrift.storage,
+            "dreamloom.resolution_px": str(photos.resolution_px),
+            "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
+            "dreamloom.seed": str(config.seed),
+            "dreamloom.settings": json.dumps(config.train.model_dump(mode="json")),
+            # Without paths: they say nothing elsewhere, and much about whose machine it was.
+            "dreamloom.config": config.model_dump_json(
+                exclude={"base": True, "priors": {"folder"}}
+            ),
+        }
+    )
+    words = json.dumps({word: {} for word in adapter.tokens})
+    told = make_modelspec({**signed.metadata, "dreamloom.words": words})
+    return signed.with_metadata(**told)

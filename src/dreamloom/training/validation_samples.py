@@ -1,0 +1,146 @@
+"""Looks at a training that runs: pictures from fixed seeds, their scores, the adapter as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from dreamloom.core.config import LoomConfig
+from dreamloom.core.events import Looked, Observer, Progress
+from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
+from dreamloom.core.run_folder import RunDir, atomic_folder, write_json
+from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.verdicts import Candidate, Recommendation, recommend_checkpoint
+from dreamloom.lora import Adapter, write_adapter
+from dreamloom.models.base import Model, Sampler, Shot
+
+Judge: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]
+"""Scores pictures of the subject, beside the untaught model's pictures of the same seeds."""
+
+_SCORES = "scores.json"
+_ADAPTER = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Looker:
+    """Draws, keeps and scores at each look.
+
+    Args:
+        run: Whose looks they are.
+        model: The model with the adapter attached.
+        config: Resolved settings.
+        sign: Writes into an adapter how it was made.
+        judge: Scores pictures; None only draws.
+        observe: Told of progress and of each look.
+    """
+
+    run: RunDir
+    model: Model
+    config: LoomConfig
+    sign: Callable[[Adapter], Adapter]
+    judge: Judge | None
+    observe: Observer
+
+    def is_due(self, updates_done: int) -> bool:
+        """Say whether to look after so many updates: now and then, before the first, at the end."""
+        every = self.config.watch.every
+        return every is not None and (
+            updates_done % every == 0 or updates_done == self.config.train.updates
+        )
+
+    def look(self, updates_done: int) -> None:
+        """Draw the watched prompts as the model is now; a look that was finished is kept."""
+        folder = self._folder(updates_done)
+        if (folder / _SCORES).is_file():
+            return
+        with atomic_folder(folder) as fresh:
+            images = self._draw(fresh, updates_done)
+            if updates_done:
+                write_adapter(fresh / _ADAPTER, self.sign(self.model.read_adapter()))
+            card = self._score(images, updates_done)
+            write_json(fresh / _SCORES, card)
+        self.observe(Looked(updates_done, str(folder), _values(card)))
+
+    def recommend(self) -> Recommendation | None:
+        """Say which of the adapters that were kept is best; None where nothing was scored."""
+        candidates = []
+        for folder in sorted(self.run.looks.glob("[0-9]*")):
+            if not (folder / _ADAPTER).is_file():
+                continue
+            known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
+            if known is None:
+                continue  # nobody judged it
+            card = Scorecard.model_validate(known)
+            identity, clip_t = (card.scores.get(name) for name in ("identity", "clip_t"))
+            candidates.append(
+                Candidate(
+                    update=int(folder.name),
+                    identity_lift=identity.lift if identity else None,
+                    clip_t=clip_t.value if clip_t else None,
+                    clip_t_floor=clip_t.floor if clip_t else None,
+                    alarms=card.alarms,
+                )
+            )
+        return recommend_checkpoint(candidates)
+
+    def adapter_of(self, update: int) -> Path:
+        """Where the adapter of a look lies."""
+        return self._folder(update) / _ADAPTER
+
+    def _folder(self, updates_done: int) -> Path:
+        return self.run.looks / f"{updates_done:06d}"
+
+    def _draw(self, folder: Path, updates_done: int) -> ImageSet:
+        settings, subject = self.config.watch, self.config.subject
+        sampler = Sampler("ddim", settings.steps, float(self.config.generate.guidance))
+        prompts = [text.replace("{subject}", subject.phrase) for text in settings.prompts]
+        pictures = [
+            Picture(
+                file=f"{number:04d}.png",
+                prompt=prompt,
+                category="",
+                seed=number % settings.images,
+                scheduler=sampler.scheduler,
+                steps=sampler.steps,
+                guidance=sampler.guidance,
+            )
+            for number, prompt in enumerate(
+                prompt for prompt in prompts for _ in range(settings.images)
+            )
+        ]
+        drawn = self.model.sample(
+            [Shot(picture.prompt, picture.seed) for picture in pictures],
+            sampler,
+            on_picture=lambda done, total: self.observe(
+                Progress("train", f"looking after update {updates_done}", done, total)
+            ),
+        )
+        for picture, image in zip(pictures, drawn, strict=True):
+            image.save(folder / picture.file)
+        images = ImageSet(
+            folder=folder,
+            base=self.model.identity.as_dict(),
+            adapters=(),
+            subject=subject.phrase,
+            class_noun=subject.class_noun,
+            resolution_px=self.model.advice.resolution_px,
+            pictures=tuple(pictures),
+        )
+        write_manifest(images)
+        return images
+
+    def _score(self, images: ImageSet, updates_done: int) -> Scorecard | None:
+        if self.judge is None:
+            return None
+        untaught = self._folder(0)
+        floor = read_image_set(untaught) if updates_done and untaught.is_dir() else None
+        return self.judge(images, floor)
+
+
+def _values(card: Scorecard | None) -> dict[str, float]:
+    if card is None:
+        return {}
+    return {name: score.value for name, score in card.scores.items() if score.value is not None}
