@@ -17,12 +17,12 @@ from dreamloom.models.lora_branches import Dense, LowRank, find_moment
 from dreamloom.models.lora_schedule import (
     START,
     Curve,
+    LoraSchedule,
     Manner,
     Moment,
-    Pace,
     Strength,
     parse_curve,
-    set_paces,
+    set_lora_schedules,
     share_layers,
 )
 from dreamloom.models.schedulers import SCHEDULERS, make_scheduler
@@ -117,7 +117,8 @@ def test_a_constant_schedule_draws_what_a_plain_weight_draws(
     sampler = Sampler(scheduler, 4, 4.0)
     plain = draw(tiny, [(pair[0], 0.8)], sampler)
     assert (
-        psnr_db(draw(tiny, [(pair[0], Pace(parse_curve("0.8@0,0.8@1")))], sampler), plain) > SAME_DB
+        psnr_db(draw(tiny, [(pair[0], LoraSchedule(parse_curve("0.8@0,0.8@1")))], sampler), plain)
+        > SAME_DB
     )
     assert psnr_db(draw(tiny, [], sampler), plain) < 40
 
@@ -134,14 +135,19 @@ def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: Adap
     short = Sampler("ddim", 2, 4.0)
     plain, base = draw(tiny, [(adapter, 0.8)], short), draw(tiny, [], short)
     assert psnr_db(base, plain) < 40
-    with tiny.wear([(adapter, Pace(parse_curve("0.8@0,0.8@0.9,0@0.9")))]):
+    with tiny.wear([(adapter, LoraSchedule(parse_curve("0.8@0,0.8@0.9,0@0.9")))]):
         noisy = torch.ones(1, 4, 8, 8)
         asked = noisy, torch.tensor([500]), tiny.encode_prompts(["a dog"]), [Framing((64, 64))]
         at_first = tiny.predict(*asked)
     with tiny.wear([(adapter, 0.8)]):
         torch.testing.assert_close(at_first, tiny.predict(*asked), rtol=1e-3, atol=1e-4)
-    assert psnr_db(draw(tiny, [(adapter, Pace(Curve.constant(0.8)))], short), plain) > SAME_DB
-    assert draw(tiny, [(adapter, Pace(Curve.constant(0.0)))], short).tobytes() == base.tobytes()
+    assert (
+        psnr_db(draw(tiny, [(adapter, LoraSchedule(Curve.constant(0.8)))], short), plain) > SAME_DB
+    )
+    assert (
+        draw(tiny, [(adapter, LoraSchedule(Curve.constant(0.0)))], short).tobytes()
+        == base.tobytes()
+    )
 
 
 def test_a_weight_of_0_throughout_draws_the_bases_picture_bit_for_bit(
@@ -149,8 +155,8 @@ def test_a_weight_of_0_throughout_draws_the_bases_picture_bit_for_bit(
 ) -> None:
     base = draw(tiny, [])
     for conditional_only in (False, True):
-        pace = Pace(Curve.constant(0.0), conditional_only=conditional_only)
-        assert draw(tiny, [(pair[0], pace)]).tobytes() == base.tobytes()
+        lora_schedule = LoraSchedule(Curve.constant(0.0), conditional_only=conditional_only)
+        assert draw(tiny, [(pair[0], lora_schedule)]).tobytes() == base.tobytes()
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "euler_a"])
@@ -168,7 +174,7 @@ def test_a_schedule_draws_what_is_drawn_by_hand(
             (pair[1], [0, 0, 1, 1][moment.step]),
         ]
 
-    ours = draw(tiny, [(pair[0], Pace(falling)), (pair[1], Pace(late))], sampler)
+    ours = draw(tiny, [(pair[0], LoraSchedule(falling)), (pair[1], LoraSchedule(late))], sampler)
     assert psnr_db(ours, draw_by_hand(tiny, worn_at, sampler)) > SAME_DB
     assert psnr_db(ours, draw(tiny, [(pair[0], 1.2), (pair[1], 0.0)], sampler)) < 40
 
@@ -192,7 +198,7 @@ def test_the_step_is_read_from_the_timestep_not_counted(
 ) -> None:
     seen: list[Moment] = []
 
-    class Spy(Pace):
+    class Spy(LoraSchedule):
         def weight(self, layer: str, moment: Moment) -> float:
             if not seen or layer == next(iter(pair[0].layers)):
                 seen.append(moment)
@@ -229,8 +235,8 @@ def test_switch_draws_what_alternating_by_hand_draws(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
     sampler = Sampler("euler", 5, 4.0)
-    paces = set_paces(pair, [1.0, 0.7], Manner("switch", every=2))
-    ours = draw(tiny, list(zip(pair, paces, strict=True)), sampler)
+    lora_schedules = set_lora_schedules(pair, [1.0, 0.7], Manner("switch", every=2))
+    ours = draw(tiny, list(zip(pair, lora_schedules, strict=True)), sampler)
 
     def worn_at(moment: Moment) -> Parts:
         turns = [(pair[0], 1.0), (pair[0], 1.0), (pair[1], 0.7), (pair[1], 0.7), (pair[0], 1.0)]
@@ -243,8 +249,8 @@ def test_switch_draws_what_alternating_by_hand_draws(
 def test_k_lora_draws_what_each_layers_winner_draws_by_hand(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
-    paces = set_paces(pair, [1.0, 1.0], Manner("k-lora"))
-    ours = draw(tiny, list(zip(pair, paces, strict=True)))
+    lora_schedules = set_lora_schedules(pair, [1.0, 1.0], Manner("k-lora"))
+    ours = draw(tiny, list(zip(pair, lora_schedules, strict=True)))
     table = share_layers(*pair)
     kept: list[int] = []
 
@@ -263,8 +269,8 @@ def test_the_unconditional_half_sees_the_base_model(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter], scheduler: str
 ) -> None:
     sampler = Sampler(scheduler, 4, 4.0)
-    pace = Pace(Curve.constant(0.8), conditional_only=True)
-    ours = draw(tiny, [(pair[0], pace)], sampler)
+    lora_schedule = LoraSchedule(Curve.constant(0.8), conditional_only=True)
+    ours = draw(tiny, [(pair[0], lora_schedule)], sampler)
     by_hand = draw_by_hand(tiny, lambda _: [(pair[0], 0.8)], sampler, conditional_only=True)
     assert psnr_db(ours, by_hand) > SAME_DB
     assert psnr_db(ours, draw(tiny, [(pair[0], 0.8)], sampler)) < 40
@@ -274,16 +280,16 @@ def test_without_guidance_there_is_no_half_to_leave_out(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
     sampler = Sampler("ddim", 3, 1.0)
-    pace = Pace(Curve.constant(0.8), conditional_only=True)
+    lora_schedule = LoraSchedule(Curve.constant(0.8), conditional_only=True)
     plain = draw(tiny, [(pair[0], 0.8)], sampler)
-    assert psnr_db(draw(tiny, [(pair[0], pace)], sampler), plain) > SAME_DB
+    assert psnr_db(draw(tiny, [(pair[0], lora_schedule)], sampler), plain) > SAME_DB
 
 
 def test_a_scheduled_picture_does_not_depend_on_its_batch(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
     shots = [Shot("a photo of a dog", 0), Shot("a person", 1), SHOT]
-    with tiny.wear([(pair[0], Pace(HALVES, conditional_only=True)), (pair[1], 0.5)]):
+    with tiny.wear([(pair[0], LoraSchedule(HALVES, conditional_only=True)), (pair[1], 0.5)]):
         together = tiny.sample(shots, FAST, batch=3)
         one_by_one = tiny.sample(shots, FAST, batch=1)
     for first, second in zip(together, one_by_one, strict=True):
@@ -305,15 +311,15 @@ def test_the_base_is_as_it_was_even_if_drawing_fails(
 ) -> None:
     before, picture = dict(list_state(tiny)), draw(tiny, [])
     foreign = Adapter({"unet.mid_block.nowhere": Layer(torch.ones(1, 4), torch.ones(4, 1))})
-    pace = Pace(HALVES)
+    lora_schedule = LoraSchedule(HALVES)
     with (
         pytest.raises(AdapterError, match="does not fit"),
-        tiny.wear([(pair[0], pace), (foreign, pace)]),
+        tiny.wear([(pair[0], lora_schedule), (foreign, lora_schedule)]),
     ):
         pass
-    with pytest.raises(ZeroDivisionError), tiny.wear([(pair[0], pace), (pair[1], 0.3)]):
+    with pytest.raises(ZeroDivisionError), tiny.wear([(pair[0], lora_schedule), (pair[1], 0.3)]):
         tiny.sample([SHOT], FAST, on_picture=lambda done, total: done // 0)
-    draw(tiny, [(pair[0], pace), (pair[1], 0.3)])
+    draw(tiny, [(pair[0], lora_schedule), (pair[1], 0.3)])
     assert dict(list_state(tiny)) == before
     assert draw(tiny, []).tobytes() == picture.tobytes()
 
@@ -330,7 +336,7 @@ def test_outside_a_drawing_a_schedule_stands_at_its_beginning(
     )
     with tiny.wear([(pair[0], 1.0)]), torch.no_grad():
         expected = tiny.predict(*asked)
-    with tiny.wear([(pair[0], Pace(HALVES, conditional_only=True))]), torch.no_grad():
+    with tiny.wear([(pair[0], LoraSchedule(HALVES, conditional_only=True))]), torch.no_grad():
         torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
         tiny.sample([SHOT], FAST)
         torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
@@ -342,11 +348,11 @@ def test_text_encoders_are_worn_at_the_strongest_weight(tiny: SDXLModel) -> None
     base = tiny.encode_prompts([SHOT.prompt])
     with tiny.wear([(adapter, 0.7)]):
         plain = tiny.encode_prompts([SHOT.prompt])
-    with tiny.wear([(adapter, Pace(parse_curve("0@0,0.7@1")))]):
-        paced = tiny.encode_prompts([SHOT.prompt])
+    with tiny.wear([(adapter, LoraSchedule(parse_curve("0@0,0.7@1")))]):
+        scheduled = tiny.encode_prompts([SHOT.prompt])
     assert (plain.tokens - base.tokens).abs().max() > 0.01
-    torch.testing.assert_close(paced.tokens, plain.tokens, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(paced.pooled, plain.pooled, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scheduled.tokens, plain.tokens, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scheduled.pooled, plain.pooled, rtol=1e-3, atol=1e-4)
 
 
 def test_an_empty_prompt_that_is_encoded_sees_the_base_model(tiny_sdxl: Path) -> None:
@@ -361,9 +367,9 @@ def test_an_empty_prompt_that_is_encoded_sees_the_base_model(tiny_sdxl: Path) ->
     hook = model._pipeline.unet.register_forward_pre_hook(
         lambda _, inputs, named: told.append(named["encoder_hidden_states"]), with_kwargs=True
     )
-    draw(model, [(adapter, Pace(Curve.constant(1.0), conditional_only=True))])
+    draw(model, [(adapter, LoraSchedule(Curve.constant(1.0), conditional_only=True))])
     assert torch.equal(told[-1][:1], nothing.tokens)
-    draw(model, [(adapter, Pace(Curve.constant(1.0)))])
+    draw(model, [(adapter, LoraSchedule(Curve.constant(1.0)))])
     assert not torch.allclose(told[-1][:1], nothing.tokens, atol=1e-3)
     hook.remove()
 
@@ -379,11 +385,11 @@ def test_a_half_precision_base_follows_schedules_beside_plain_adapters(tiny_sdxl
         with half.wear([(pair[0], first), (pair[1], 0.6)]), torch.no_grad():
             return half.predict(*asked).float()
 
-    plain, paced = predict(0.8), predict(Pace(HALVES_OF_08))
-    nothing, alone = predict(Pace(Curve.constant(0.0))), predict(0.0)
+    plain, scheduled = predict(0.8), predict(LoraSchedule(HALVES_OF_08))
+    nothing, alone = predict(LoraSchedule(Curve.constant(0.0))), predict(0.0)
     # Eight bits of precision: the two ways of adding up differ by roundings.
     apart = (alone - plain).norm()
-    assert (paced - plain).norm() < 0.1 * apart
+    assert (scheduled - plain).norm() < 0.1 * apart
     assert (nothing - alone).norm() < 0.1 * apart
     assert dict(list_state(half)) == before
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
-from dreamloom.cli.console import watch
 from dreamloom.cli import console
+from dreamloom.cli.console import watch
 from dreamloom.core.events import (
     Looked,
     LossLogged,

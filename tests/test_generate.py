@@ -145,7 +145,7 @@ def test_a_schedule_is_kept_in_the_manifest_and_draws_another_set(
     run, falling = claimed(tmp_path / "run"), parse_curve("-1@0,0.5@1")
     images = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, falling)])
     assert images.adapters[0].weight == -1
-    assert images.adapters[0].pace == "-1@0,0.5@1"
+    assert images.adapters[0].lora_schedule == "-1@0,0.5@1"
     assert read_image_set(images.folder) == images
     told: list[Event] = []
     again = generate_images(
@@ -172,13 +172,13 @@ def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
         "conditional": Manner(conditional_only=True),
     }.items():
         images = generate_images(run, model, PROMPTS[:1], settings, worn, name, manner=manner)
-        drawn[name] = read_pixels(images)[0], [worn.pace for worn in images.adapters]
+        drawn[name] = read_pixels(images)[0], [worn.lora_schedule for worn in images.adapters]
         record = run.read_record(f"generate-{name}")
         assert record is not None
         assert Manner(**record.settings["manner"]) == manner
         assert [entry.weight for entry in images.adapters] == [1.0, 0.5]
     assert len({pixels for pixels, _ in drawn.values()}) == 4
-    assert {name: paces for name, (_, paces) in drawn.items()} == {
+    assert {name: lora_schedules for name, (_, lora_schedules) in drawn.items()} == {
         "sum": ["", ""],
         "switch": ["1@0; turn 1 of 2, 1 steps each", "0.5@0; turn 2 of 2, 1 steps each"],
         "k-lora": [

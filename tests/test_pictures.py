@@ -44,8 +44,8 @@ def images(tmp_path):
 def test_a_plainly_worn_adapter_is_written_without_a_pace(tmp_path, images):
     written = json.loads(write_manifest(images).read_text())
     assert written["adapters"] == [{"file": "a.safetensors", "sha256": "00", "weight": -0.5}]
-    paced = WornAdapter(file="b.safetensors", sha256="00", weight=1, pace="1@0,0@1")
-    scheduled = images.model_copy(update={"adapters": (*images.adapters, paced)})
+    scheduled = WornAdapter(file="b.safetensors", sha256="00", weight=1, lora_schedule="1@0,0@1")
+    scheduled = images.model_copy(update={"adapters": (*images.adapters, scheduled)})
     write_manifest(scheduled)
     assert read_image_set(tmp_path) == scheduled
     assert scheduled.fingerprint != images.fingerprint

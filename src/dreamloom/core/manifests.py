@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
+    Field,
     model_serializer,
     model_validator,
 )
@@ -220,17 +222,19 @@ class WornAdapter(_Listed):
     sha256: str
     weight: float
     """Its weight; where that follows the drawing, the strongest that it reaches."""
-    pace: str = ""
-    """How it follows the drawing, as `lora_schedule.Pace` tells it; empty for a plain weight."""
+    lora_schedule: str = Field("", validation_alias=AliasChoices("lora_schedule", "pace"))
+    """How it follows the drawing, as `LoraSchedule` tells it; empty for a plain weight."""
 
     def __str__(self) -> str:
         """The file, its weight and its pace, for readers."""
-        return f"{self.file} × {self.weight:g}" + (f" ({self.pace})" if self.pace else "")
+        return f"{self.file} × {self.weight:g}" + (
+            f" ({self.lora_schedule})" if self.lora_schedule else ""
+        )
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # A plainly worn adapter is written, and so fingerprinted, as before there were paces.
-        return _leave_out_defaults(self, write(self), "pace")
+        return _leave_out_defaults(self, write(self), "lora_schedule")
 
 
 class ImageSet(_Listed):

@@ -32,12 +32,12 @@ from dreamloom.models.lora_schedule import (
     MANNERS,
     TOGETHER,
     Curve,
+    LoraSchedule,
     Manner,
-    Pace,
+    describe_lora_schedules,
     parse_curve,
     parse_manner,
-    set_paces,
-    tell_paces,
+    set_lora_schedules,
 )
 
 
@@ -165,7 +165,7 @@ def generate_images(
         # What lies there is the beginning of a set that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        strengths = set_paces(adapters, [part.weight for part in worn], manner)
+        strengths = set_lora_schedules(adapters, [part.weight for part in worn], manner)
         with model.wear(list(zip(adapters, strengths, strict=True))):
             _draw(model, plan, folder, config.batch, stage, observe)
         images = ImageSet(
@@ -232,7 +232,7 @@ def check_wish(
         _check_base(part.path, dict(adapter.metadata), model)
         if manner.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
-        strength = Pace(part.weight) if isinstance(part.weight, Curve) else part.weight
+        strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
         with model.wear([(adapter, strength)]):
             pass  # it fits
     return adapters
@@ -264,12 +264,15 @@ def _check_manner(manner: Manner, worn: Sequence[Worn], config: GenerateConfig) 
 
 def _list_worn(worn: Sequence[Worn], manner: Manner) -> tuple[WornAdapter, ...]:
     """List the adapters with how each is worn, for the manifest."""
-    paces = tell_paces([part.weight for part in worn], manner)
+    lora_schedules = describe_lora_schedules([part.weight for part in worn], manner)
     return tuple(
         WornAdapter(
-            file=part.path.name, sha256=file_sha256(part.path), weight=part.strongest, pace=pace
+            file=part.path.name,
+            sha256=file_sha256(part.path),
+            weight=part.strongest,
+            lora_schedule=lora_schedule,
         )
-        for part, pace in zip(worn, paces, strict=True)
+        for part, lora_schedule in zip(worn, lora_schedules, strict=True)
     )
 
 

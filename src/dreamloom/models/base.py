@@ -338,7 +338,7 @@ class Model(Protocol):
         An adapter of any kind adds its weight times its change of the base's weights. New words
         are known whatever the weight, except at 0.
 
-        A `Pace` instead of a weight is followed by `sample`, step by step, whatever the scheduler;
+        A `LoraSchedule` instead of a weight is followed by `sample`, step by step;
         everywhere else it stands as at a drawing's first step, on all rows. Prompts are encoded
         once, so in text encoders it is the strongest weight that its curve reaches.
 

@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, linear
 
 from dreamloom.lora import Adapter, Layer
 from dreamloom.models.lora_fold import locate
-from dreamloom.models.lora_schedule import START, Moment, Pace, acts_on_text
+from dreamloom.models.lora_schedule import START, LoraSchedule, Moment, acts_on_text
 from dreamloom.models.peftstate import change_of
 
 Compute: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
@@ -30,12 +30,14 @@ class Branch:
         name: The layer's name in the adapter.
         module: The layer.
         compute: Its change.
-        pace: How strongly the change is worn.
+        lora_schedule: How strongly the change is worn.
     """
 
-    def __init__(self, name: str, module: nn.Module, compute: Compute, pace: Pace) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, compute: Compute, lora_schedule: LoraSchedule
+    ) -> None:
         self.name = name
-        self.pace = pace
+        self.lora_schedule = lora_schedule
         self._compute = compute
         self._first_row = 0
         self.turn_to(START)
@@ -43,8 +45,8 @@ class Branch:
 
     def turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
         """Take the weight of a moment, and leave the first rows out if the pace says so."""
-        self.weight = self.pace.weight(self.name, moment)
-        self._first_row = unconditional_rows if self.pace.conditional_only else 0
+        self.weight = self.lora_schedule.weight(self.name, moment)
+        self._first_row = unconditional_rows if self.lora_schedule.conditional_only else 0
 
     @property
     def acts_on_text(self) -> bool:
@@ -120,7 +122,9 @@ def _apply(module: nn.Module, rows: Tensor, weight: Tensor) -> Tensor:
 
 @contextmanager
 def beside(
-    components: Mapping[str, nn.Module], parts: Sequence[tuple[Adapter, Pace]], base_name: str
+    components: Mapping[str, nn.Module],
+    parts: Sequence[tuple[Adapter, LoraSchedule]],
+    base_name: str,
 ) -> Iterator[list[Branch]]:
     """Compute adapters' changes beside the layers for a block, each at its pace.
 
@@ -131,12 +135,15 @@ def beside(
     Yields:
         The branches, to turn to a moment.
     """
-    placed = [(locate(components, adapter, base_name), adapter, pace) for adapter, pace in parts]
+    placed = [
+        (locate(components, adapter, base_name), adapter, lora_schedule)
+        for adapter, lora_schedule in parts
+    ]
     branches: list[Branch] = []
     try:
-        for modules, adapter, pace in placed:
+        for modules, adapter, lora_schedule in placed:
             for name, module in modules.items():
-                branches.append(Branch(name, module, _change(adapter, name, module), pace))
+                branches.append(Branch(name, module, _change(adapter, name, module), lora_schedule))
         yield branches
     finally:
         for branch in branches:

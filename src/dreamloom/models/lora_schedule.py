@@ -1,4 +1,4 @@
-"""Pace: how strongly each adapter is worn at each step of a drawing, and in which layers.
+"""LoRA schedules: how strongly each adapter is applied at each step, and in which layers.
 
 A weight that follows the steps is a `Curve`. Adapters worn together can take turns (LoRA Switch)
 or share the layers out (K-LoRA); both only open and close what the curves weigh. Everything here
@@ -196,7 +196,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Pace:
+class LoraSchedule:
     """How strongly one adapter is worn, at each step and in each layer.
 
     Args:
@@ -232,7 +232,7 @@ class Pace:
         return "; ".join(told)
 
 
-Strength: TypeAlias = float | Pace
+Strength: TypeAlias = float | LoraSchedule
 """A weight for the whole drawing, or one that follows its steps."""
 
 
@@ -308,7 +308,7 @@ def parse_manner(text: str, conditional_only: bool = False) -> Manner:
     raise unclear
 
 
-def set_paces(
+def set_lora_schedules(
     adapters: Sequence[Adapter], weights: Sequence[float | Curve], manner: Manner = TOGETHER
 ) -> list[Strength]:
     """Settle for each adapter how it is worn; a plain weight stays one where nothing moves it.
@@ -330,13 +330,15 @@ def set_paces(
     return _assign(weights, manner, table)
 
 
-def tell_paces(weights: Sequence[float | Curve], manner: Manner = TOGETHER) -> list[str]:
-    """Tell the pace of each adapter as `Pace` does, empty for a plain weight.
+def describe_lora_schedules(
+    weights: Sequence[float | Curve], manner: Manner = TOGETHER
+) -> list[str]:
+    """Tell the pace of each adapter as `LoraSchedule` does, empty for a plain weight.
 
     Nothing is computed: what k-lora makes of two adapters is determined by them and by this.
     """
     strengths = _assign(weights, manner, {})
-    return [str(strength) if isinstance(strength, Pace) else "" for strength in strengths]
+    return [str(strength) if isinstance(strength, LoraSchedule) else "" for strength in strengths]
 
 
 def _assign(
@@ -356,7 +358,7 @@ def _assign(
             strengths.append(weight)
         else:
             curve = weight if isinstance(weight, Curve) else Curve.constant(weight)
-            strengths.append(Pace(curve, gate, manner.conditional_only))
+            strengths.append(LoraSchedule(curve, gate, manner.conditional_only))
     return strengths
 
 

@@ -40,7 +40,7 @@ from dreamloom.models.checkpointing import set_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import Branch, beside, find_moment
 from dreamloom.models.lora_fold import as_state_dict, folded, locate
-from dreamloom.models.lora_schedule import START, Curve, Moment, Pace, Strength
+from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
 from dreamloom.models.offload import Residence
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.quantized_layers import store
@@ -310,15 +310,23 @@ class SDXLModel:
         drawing.
         """
         words = gather_words([adapter.tokens for adapter, strength in parts if _is_worn(strength)])
-        paced = [(adapter, pace) for adapter, pace in parts if isinstance(pace, Pace)]
-        plain = [(adapter, weight) for adapter, weight in parts if not isinstance(weight, Pace)]
+        scheduled = [
+            (adapter, lora_schedule)
+            for adapter, lora_schedule in parts
+            if isinstance(lora_schedule, LoraSchedule)
+        ]
+        plain = [
+            (adapter, weight) for adapter, weight in parts if not isinstance(weight, LoraSchedule)
+        ]
         name = self.identity.name
         with ExitStack() as stack:
-            stack.enter_context(self._follow(paced))
+            stack.enter_context(self._follow(scheduled))
             if self.runtime.dtype == torch.float32 and self.thrift.storage == "whole":
                 stack.enter_context(folded(self._components, plain, name))
             else:
-                others = [(a, Pace(Curve.constant(w))) for a, w in plain if a.peft is not None]
+                others = [
+                    (a, LoraSchedule(Curve.constant(w))) for a, w in plain if a.peft is not None
+                ]
                 stack.enter_context(beside(self._components, others, name))
                 # Of an adapter that only teaches words there is nothing to load.
                 loras = [part for part in plain if part[0].layers]
@@ -341,7 +349,7 @@ class SDXLModel:
             set_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
-    def _follow(self, parts: Sequence[tuple[Adapter, Pace]]) -> Iterator[None]:
+    def _follow(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:
         """Let `sample` turn the weights of adapters for a block."""
         with beside(self._components, parts, self.identity.name) as branches:
             earlier = self._branches
@@ -483,7 +491,7 @@ class SDXLModel:
             return SDXLConditioning(
                 torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
             )
-        worn = [b for b in self._branches if b.pace.conditional_only and b.acts_on_text]
+        worn = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
         for branch in worn:
             branch.weight = 0.0
         encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
@@ -493,4 +501,4 @@ class SDXLModel:
 
 
 def _is_worn(strength: Strength) -> bool:
-    return (strength.curve.strongest if isinstance(strength, Pace) else strength) != 0
+    return (strength.curve.strongest if isinstance(strength, LoraSchedule) else strength) != 0

@@ -81,7 +81,7 @@ class Wish:
         out: A run's folder, or a new one.
         class_noun: What the subject is one of; None takes what that adapter says, or else the
             phrase's last word.
-        compose: How the adapters are worn together; see `pace.MANNERS`.
+        compose: How the adapters are worn together; see `lora_schedule.MANNERS`.
         conditional_only: Whether the unconditional half of guidance sees the base model.
     """
 

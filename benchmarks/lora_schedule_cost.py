@@ -5,7 +5,7 @@ K-LoRA and in one half of guidance; then K-LoRA's table is made for two of rank 
 linear layers of SDXL's transformers. Random weights: the time does not depend on them. Seconds
 are the processor's, the least of the rounds.
 
-    python benchmarks/pace_cost.py [--rounds 3] [--steps 8] [--threads 1]
+    python benchmarks/lora_schedule_cost.py [--rounds 3] [--steps 8] [--threads 1]
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.lora import Adapter, Layer
 from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec, Model, Sampler, Shot
-from dreamloom.models.lora_schedule import Curve, Manner, Strength, set_paces, share_layers
+from dreamloom.models.lora_schedule import Curve, Manner, Strength, set_lora_schedules, share_layers
 
 SHOTS = [Shot("a photo of a person", seed) for seed in range(2)]
 
@@ -64,11 +64,11 @@ def measure_drawing(rounds: int, steps: int) -> None:
     pair = [make_adapter(model, 1), make_adapter(model, 2)]
     weights, curves = [1.0, 1.0], [Curve.constant(1.0)] * 2
     ways: dict[str, list[Strength]] = {
-        "plain weights": set_paces(pair, weights),
-        "curves": set_paces(pair, curves),
-        "switch": set_paces(pair, weights, Manner("switch")),
-        "k-lora": set_paces(pair, weights, Manner("k-lora")),
-        "conditional only": set_paces(pair, weights, Manner(conditional_only=True)),
+        "plain weights": set_lora_schedules(pair, weights),
+        "curves": set_lora_schedules(pair, curves),
+        "switch": set_lora_schedules(pair, weights, Manner("switch")),
+        "k-lora": set_lora_schedules(pair, weights, Manner("k-lora")),
+        "conditional only": set_lora_schedules(pair, weights, Manner(conditional_only=True)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

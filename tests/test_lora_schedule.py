@@ -15,16 +15,16 @@ from dreamloom.models.lora_schedule import (
     START,
     TOGETHER,
     Curve,
+    LoraSchedule,
     Manner,
     Moment,
-    Pace,
     Share,
     Turn,
+    describe_lora_schedules,
     parse_curve,
     parse_manner,
-    set_paces,
+    set_lora_schedules,
     share_layers,
-    tell_paces,
 )
 
 PROGRESS = st.floats(0, 1)
@@ -191,9 +191,9 @@ def test_the_largest_entries_of_a_large_layer_are_found_wherever_they_are() -> N
 
 def test_layers_of_one_adapter_and_of_text_encoders_are_not_shared_out() -> None:
     subject, style = make_pair()
-    ours, theirs = set_paces([subject, style], [1.0, 0.5], Manner("k-lora"))
-    assert isinstance(ours, Pace)
-    assert isinstance(theirs, Pace)
+    ours, theirs = set_lora_schedules([subject, style], [1.0, 0.5], Manner("k-lora"))
+    assert isinstance(ours, LoraSchedule)
+    assert isinstance(theirs, LoraSchedule)
     for moment in (START, Moment(4, 5)):
         assert ours.weight("unet.mine", moment) == ours.weight("text_encoder.x", moment) == 1
         assert (
@@ -235,51 +235,56 @@ def test_k_lora_takes_loras_only() -> None:
     with pytest.raises(
         AdapterError, match=r"The second adapter is a LoHa; only a LoRA can be worn"
     ):
-        set_paces([subject, other], [1.0, 1.0], Manner("k-lora"))
+        set_lora_schedules([subject, other], [1.0, 1.0], Manner("k-lora"))
 
 
 def test_a_plain_weight_stays_one_where_nothing_moves_it() -> None:
     subject, style = make_pair()
     curve = parse_curve("1@0,0@1")
-    assert set_paces([subject, style], [0.8, 1.0]) == [0.8, 1.0]
-    assert set_paces([subject, style], [curve, 1.0]) == [Pace(curve), 1.0]
+    assert set_lora_schedules([subject, style], [0.8, 1.0]) == [0.8, 1.0]
+    assert set_lora_schedules([subject, style], [curve, 1.0]) == [LoraSchedule(curve), 1.0]
     only = Manner(conditional_only=True)
-    assert set_paces([subject], [0.8], only) == [Pace(Curve.constant(0.8), conditional_only=True)]
+    assert set_lora_schedules([subject], [0.8], only) == [
+        LoraSchedule(Curve.constant(0.8), conditional_only=True)
+    ]
 
 
 def test_paces_are_told_without_being_computed() -> None:
     curve = parse_curve("1@0,0@1")
-    assert tell_paces([curve, 1.0]) == ["1@0,0@1", ""]
-    assert tell_paces([]) == []
+    assert describe_lora_schedules([curve, 1.0]) == ["1@0,0@1", ""]
+    assert describe_lora_schedules([]) == []
     adapters = make_pair()
     for manner in (TOGETHER, Manner("switch", 3), Manner("k-lora"), Manner(conditional_only=True)):
-        settled = set_paces(adapters, [curve, 0.5], manner)
-        told = [str(pace) if isinstance(pace, Pace) else "" for pace in settled]
-        assert tell_paces([curve, 0.5], manner) == told
+        settled = set_lora_schedules(adapters, [curve, 0.5], manner)
+        told = [
+            str(lora_schedule) if isinstance(lora_schedule, LoraSchedule) else ""
+            for lora_schedule in settled
+        ]
+        assert describe_lora_schedules([curve, 0.5], manner) == told
 
 
 def test_turns_and_curves_multiply() -> None:
     subject, style = make_pair()
     curve = parse_curve("1@0,0@1")
-    ours, theirs = set_paces([subject, style], [curve, 0.5], Manner("switch"))
+    ours, theirs = set_lora_schedules([subject, style], [curve, 0.5], Manner("switch"))
     moments = [Moment(step, 5) for step in range(5)]
-    assert isinstance(ours, Pace)
-    assert isinstance(theirs, Pace)
+    assert isinstance(ours, LoraSchedule)
+    assert isinstance(theirs, LoraSchedule)
     assert [ours.weight("unet.x", moment) for moment in moments] == [1, 0, 0.5, 0, 0]
     assert [theirs.weight("unet.x", moment) for moment in moments] == [0, 0.5, 0, 0.5, 0]
 
 
 def test_text_encoders_take_the_strongest_weight_whatever_the_moment() -> None:
-    pace = Pace(parse_curve("0@0,-0.8@0.5,0.3@1"), Turn(1, 2, 1))
+    lora_schedule = LoraSchedule(parse_curve("0@0,-0.8@0.5,0.3@1"), Turn(1, 2, 1))
     for moment in (START, Moment(2, 5), Moment(4, 5)):
-        assert pace.weight("text_encoder_2.layers.0.q_proj", moment) == -0.8
+        assert lora_schedule.weight("text_encoder_2.layers.0.q_proj", moment) == -0.8
 
 
 def test_a_pace_is_told_completely() -> None:
-    pace = Pace(parse_curve("1@0,0@1"), Turn(0, 2, 3), conditional_only=True)
-    assert str(pace) == "1@0,0@1; turn 1 of 2, 3 steps each; conditional only"
+    lora_schedule = LoraSchedule(parse_curve("1@0,0@1"), Turn(0, 2, 3), conditional_only=True)
+    assert str(lora_schedule) == "1@0,0@1; turn 1 of 2, 3 steps each; conditional only"
     share = Share("style", {}, 1.5, 0.5)
-    assert str(Pace(Curve.constant(1.0), share)) == "1@0; k-lora style, alpha 1.5, beta 0.5"
+    assert str(LoraSchedule(Curve.constant(1.0), share)) == "1@0; k-lora style, alpha 1.5, beta 0.5"
 
 
 @pytest.mark.parametrize(
@@ -328,4 +333,4 @@ def test_too_few_or_too_many_adapters_are_refused(
     manner: Manner, count: int, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        set_paces([Adapter({})] * count, [1.0] * count, manner)
+        set_lora_schedules([Adapter({})] * count, [1.0] * count, manner)
