@@ -20,7 +20,13 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.lora import Adapter, Layer
 from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec, Model, Sampler, Shot
-from dreamloom.models.lora_schedule import Curve, Manner, Strength, set_lora_schedules, share_layers
+from dreamloom.models.lora_schedule import (
+    Composition,
+    Curve,
+    Strength,
+    set_lora_schedules,
+    share_layers,
+)
 
 SHOTS = [Shot("a photo of a person", seed) for seed in range(2)]
 
@@ -66,9 +72,9 @@ def measure_drawing(rounds: int, steps: int) -> None:
     ways: dict[str, list[Strength]] = {
         "plain weights": set_lora_schedules(pair, weights),
         "curves": set_lora_schedules(pair, curves),
-        "switch": set_lora_schedules(pair, weights, Manner("switch")),
-        "k-lora": set_lora_schedules(pair, weights, Manner("k-lora")),
-        "conditional only": set_lora_schedules(pair, weights, Manner(conditional_only=True)),
+        "switch": set_lora_schedules(pair, weights, Composition("switch")),
+        "k-lora": set_lora_schedules(pair, weights, Composition("k-lora")),
+        "conditional only": set_lora_schedules(pair, weights, Composition(conditional_only=True)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

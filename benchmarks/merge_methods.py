@@ -40,12 +40,12 @@ from dreamloom.lora import read_adapter, write_adapter
 from dreamloom.merging import METHODS, Wish, combine
 from dreamloom.models import load_model
 from dreamloom.models.base import Model
-from dreamloom.models.lora_schedule import Manner
+from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.train import prepare_run, settle, teach
 
 SUBJECT, TRIGGER = "rraj person", "pixel"
-WHILE_DRAWING = {"switch": Manner("switch"), "k-lora": Manner("k-lora")}
+WHILE_DRAWING = {"switch": Composition("switch"), "k-lora": Composition("k-lora")}
 """Ways to wear both that make no file."""
 
 ENDS = {"base": "base model", "subject": "subject alone", "style": "style alone"}
@@ -132,10 +132,10 @@ def do_task(task: Task, observe: object = None) -> Done:
 def draw(task: Task) -> Done:
     """Merge, unless it was done, and draw what is missing."""
     run, config = RunDir(task.out), settings(task)
-    worn, done, manner = list_worn(task)
+    worn, done, composition = list_worn(task)
     if done.skipped:
         return done
-    key = "" if manner else "-" + file_sha256(worn[0].path)[:8] if worn else ""
+    key = "" if composition else "-" + file_sha256(worn[0].path)[:8] if worn else ""
     images = generate_images(
         run,
         load(),
@@ -143,12 +143,12 @@ def draw(task: Task) -> Done:
         config.generate,
         worn,
         f"{task.name}{key}",
-        manner=manner or Manner(),
+        composition=composition or Composition(),
     )
     return replace(done, images=images)
 
 
-def list_worn(task: Task) -> tuple[list[Worn], Done, Manner | None]:
+def list_worn(task: Task) -> tuple[list[Worn], Done, Composition | None]:
     """Say what is worn for one way to merge, or for an end."""
     if task.name == "base":
         return [], Done(), None

@@ -16,9 +16,9 @@ from dreamloom.models.base import AdapterSpec, Framing, Model, Reach, Sampler, S
 from dreamloom.models.lora_branches import Dense, LowRank, find_moment
 from dreamloom.models.lora_schedule import (
     START,
+    Composition,
     Curve,
     LoraSchedule,
-    Manner,
     Moment,
     Strength,
     parse_curve,
@@ -235,7 +235,7 @@ def test_switch_draws_what_alternating_by_hand_draws(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
     sampler = Sampler("euler", 5, 4.0)
-    lora_schedules = set_lora_schedules(pair, [1.0, 0.7], Manner("switch", every=2))
+    lora_schedules = set_lora_schedules(pair, [1.0, 0.7], Composition("switch", every=2))
     ours = draw(tiny, list(zip(pair, lora_schedules, strict=True)), sampler)
 
     def worn_at(moment: Moment) -> Parts:
@@ -249,7 +249,7 @@ def test_switch_draws_what_alternating_by_hand_draws(
 def test_k_lora_draws_what_each_layers_winner_draws_by_hand(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
-    lora_schedules = set_lora_schedules(pair, [1.0, 1.0], Manner("k-lora"))
+    lora_schedules = set_lora_schedules(pair, [1.0, 1.0], Composition("k-lora"))
     ours = draw(tiny, list(zip(pair, lora_schedules, strict=True)))
     table = share_layers(*pair)
     kept: list[int] = []

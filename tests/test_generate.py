@@ -12,11 +12,11 @@ from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
 from dreamloom.data.class_images import make_priors
-from dreamloom.inference.generate import Prompt, Worn, generate_images, parse_compose, parse_worn
+from dreamloom.inference.generate import Prompt, Worn, generate_images, parse_worn, read_composition
 from dreamloom.lora import Adapter, Layer, write_adapter
 from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec, Model
-from dreamloom.models.lora_schedule import Curve, Manner, parse_curve
+from dreamloom.models.lora_schedule import Composition, Curve, parse_curve
 from looks import psnr_db
 from studio_set import claimed, small_config
 
@@ -165,17 +165,19 @@ def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
 ) -> None:
     run, worn = claimed(tmp_path / "run"), [Worn(adapter), Worn(other, 0.5)]
     drawn = {}
-    for name, manner in {
-        "sum": Manner(),
-        "switch": Manner("switch"),
-        "k-lora": Manner("k-lora", alpha=1.0, beta=0.75),
-        "conditional": Manner(conditional_only=True),
+    for name, composition in {
+        "sum": Composition(),
+        "switch": Composition("switch"),
+        "k-lora": Composition("k-lora", alpha=1.0, beta=0.75),
+        "conditional": Composition(conditional_only=True),
     }.items():
-        images = generate_images(run, model, PROMPTS[:1], settings, worn, name, manner=manner)
+        images = generate_images(
+            run, model, PROMPTS[:1], settings, worn, name, composition=composition
+        )
         drawn[name] = read_pixels(images)[0], [worn.lora_schedule for worn in images.adapters]
         record = run.read_record(f"generate-{name}")
         assert record is not None
-        assert Manner(**record.settings["manner"]) == manner
+        assert Composition(**record.settings["manner"]) == composition
         assert [entry.weight for entry in images.adapters] == [1.0, 0.5]
     assert len({pixels for pixels, _ in drawn.values()}) == 4
     assert {name: lora_schedules for name, (_, lora_schedules) in drawn.items()} == {
@@ -187,9 +189,9 @@ def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
         ],
         "conditional": ["1@0; conditional only", "0.5@0; conditional only"],
     }
-    manner = Manner("switch", conditional_only=True)
+    composition = Composition("switch", conditional_only=True)
     with pytest.raises(RunFolderError, match="already holds pictures"):
-        generate_images(run, model, PROMPTS[:1], settings, worn, "switch", manner=manner)
+        generate_images(run, model, PROMPTS[:1], settings, worn, "switch", composition=composition)
 
 
 def test_manners_that_change_nothing_are_refused(
@@ -197,21 +199,21 @@ def test_manners_that_change_nothing_are_refused(
 ) -> None:
     run, both = claimed(tmp_path / "run"), [Worn(adapter), Worn(other)]
 
-    def draw(worn: list[Worn], manner: Manner, config: GenerateConfig = settings) -> None:
-        generate_images(run, model, PROMPTS, config, worn, manner=manner)
+    def draw(worn: list[Worn], composition: Composition, config: GenerateConfig = settings) -> None:
+        generate_images(run, model, PROMPTS, config, worn, composition=composition)
 
     with pytest.raises(ConfigError, match="switch takes turns between two adapters or more, not 1"):
-        draw(both[:1], Manner("switch"))
+        draw(both[:1], Composition("switch"))
     with pytest.raises(ConfigError, match="k-lora takes two adapters, subject and style, not 3"):
-        draw([*both, both[0]], Manner("k-lora"))
+        draw([*both, both[0]], Composition("k-lora"))
     with pytest.raises(ConfigError, match="without an adapter"):
-        draw([], Manner(conditional_only=True))
+        draw([], Composition(conditional_only=True))
     unguided = settings.model_copy(update={"guidance": 1.0})
     with pytest.raises(ConfigError, match="At a guidance of 1 there is no unconditional half"):
-        draw(both, Manner(conditional_only=True), unguided)
+        draw(both, Composition(conditional_only=True), unguided)
     steps = settings.model_copy(update={"steps": (9, 3)})
     with pytest.raises(ConfigError, match=r"In 3 steps .* two\.safetensors would never have its"):
-        draw(both, Manner("switch", every=3), steps)
+        draw(both, Composition("switch", every=3), steps)
     assert not run.images.exists()
 
 
@@ -253,12 +255,12 @@ def test_a_weight_that_is_none_is_explained(text: str, complaint: str) -> None:
 
 
 def test_an_unknown_way_to_compose_is_explained() -> None:
-    assert parse_compose("switch:2", True) == Manner("switch", 2, conditional_only=True)
+    assert read_composition("switch:2", True) == Composition("switch", 2, conditional_only=True)
     complaint = r"--compose swich is not possible: 'swich' is none of .*\. Write sum, switch"
     with pytest.raises(ConfigError, match=complaint):
-        parse_compose("swich")
+        read_composition("swich")
     with pytest.raises(ConfigError, match="a turn of 0 steps is none; take 1 or more"):
-        parse_compose("switch:0")
+        read_composition("switch:0")
 
 
 def test_bad_wishes_are_explained_and_leave_nothing(

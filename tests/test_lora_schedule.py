@@ -14,15 +14,15 @@ from dreamloom.lora import Adapter, Layer, PeftState
 from dreamloom.models.lora_schedule import (
     START,
     TOGETHER,
+    Composition,
     Curve,
     LoraSchedule,
-    Manner,
     Moment,
     Share,
     Turn,
     describe_lora_schedules,
+    parse_composition,
     parse_curve,
-    parse_manner,
     set_lora_schedules,
     share_layers,
 )
@@ -191,7 +191,7 @@ def test_the_largest_entries_of_a_large_layer_are_found_wherever_they_are() -> N
 
 def test_layers_of_one_adapter_and_of_text_encoders_are_not_shared_out() -> None:
     subject, style = make_pair()
-    ours, theirs = set_lora_schedules([subject, style], [1.0, 0.5], Manner("k-lora"))
+    ours, theirs = set_lora_schedules([subject, style], [1.0, 0.5], Composition("k-lora"))
     assert isinstance(ours, LoraSchedule)
     assert isinstance(theirs, LoraSchedule)
     for moment in (START, Moment(4, 5)):
@@ -235,7 +235,7 @@ def test_k_lora_takes_loras_only() -> None:
     with pytest.raises(
         AdapterError, match=r"The second adapter is a LoHa; only a LoRA can be worn"
     ):
-        set_lora_schedules([subject, other], [1.0, 1.0], Manner("k-lora"))
+        set_lora_schedules([subject, other], [1.0, 1.0], Composition("k-lora"))
 
 
 def test_a_plain_weight_stays_one_where_nothing_moves_it() -> None:
@@ -243,7 +243,7 @@ def test_a_plain_weight_stays_one_where_nothing_moves_it() -> None:
     curve = parse_curve("1@0,0@1")
     assert set_lora_schedules([subject, style], [0.8, 1.0]) == [0.8, 1.0]
     assert set_lora_schedules([subject, style], [curve, 1.0]) == [LoraSchedule(curve), 1.0]
-    only = Manner(conditional_only=True)
+    only = Composition(conditional_only=True)
     assert set_lora_schedules([subject], [0.8], only) == [
         LoraSchedule(Curve.constant(0.8), conditional_only=True)
     ]
@@ -254,19 +254,24 @@ def test_paces_are_told_without_being_computed() -> None:
     assert describe_lora_schedules([curve, 1.0]) == ["1@0,0@1", ""]
     assert describe_lora_schedules([]) == []
     adapters = make_pair()
-    for manner in (TOGETHER, Manner("switch", 3), Manner("k-lora"), Manner(conditional_only=True)):
-        settled = set_lora_schedules(adapters, [curve, 0.5], manner)
+    for composition in (
+        TOGETHER,
+        Composition("switch", 3),
+        Composition("k-lora"),
+        Composition(conditional_only=True),
+    ):
+        settled = set_lora_schedules(adapters, [curve, 0.5], composition)
         told = [
             str(lora_schedule) if isinstance(lora_schedule, LoraSchedule) else ""
             for lora_schedule in settled
         ]
-        assert describe_lora_schedules([curve, 0.5], manner) == told
+        assert describe_lora_schedules([curve, 0.5], composition) == told
 
 
 def test_turns_and_curves_multiply() -> None:
     subject, style = make_pair()
     curve = parse_curve("1@0,0@1")
-    ours, theirs = set_lora_schedules([subject, style], [curve, 0.5], Manner("switch"))
+    ours, theirs = set_lora_schedules([subject, style], [curve, 0.5], Composition("switch"))
     moments = [Moment(step, 5) for step in range(5)]
     assert isinstance(ours, LoraSchedule)
     assert isinstance(theirs, LoraSchedule)
@@ -291,15 +296,15 @@ def test_a_pace_is_told_completely() -> None:
     ("text", "manner"),
     [
         ("sum", TOGETHER),
-        ("switch", Manner("switch")),
-        ("switch:3", Manner("switch", every=3)),
-        ("k-lora", Manner("k-lora")),
-        ("k-lora:2,0.25", Manner("k-lora", alpha=2.0, beta=0.25)),
+        ("switch", Composition("switch")),
+        ("switch:3", Composition("switch", every=3)),
+        ("k-lora", Composition("k-lora")),
+        ("k-lora:2,0.25", Composition("k-lora", alpha=2.0, beta=0.25)),
     ],
 )
-def test_a_manner_is_read_as_typed(text: str, manner: Manner) -> None:
-    assert parse_manner(text) == manner
-    assert parse_manner(text, conditional_only=True).conditional_only
+def test_a_manner_is_read_as_typed(text: str, composition: Composition) -> None:
+    assert parse_composition(text) == composition
+    assert parse_composition(text, conditional_only=True).conditional_only
 
 
 @pytest.mark.parametrize(
@@ -318,19 +323,19 @@ def test_a_manner_is_read_as_typed(text: str, manner: Manner) -> None:
 )
 def test_a_manner_that_is_none_is_explained(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
-        parse_manner(text)
+        parse_composition(text)
 
 
 @pytest.mark.parametrize(
     ("manner", "count", "complaint"),
     [
-        (Manner("switch"), 1, "two adapters or more, not 1"),
-        (Manner("k-lora"), 3, "two adapters, subject and style, not 3"),
-        (Manner(conditional_only=True), 0, "without an adapter"),
+        (Composition("switch"), 1, "two adapters or more, not 1"),
+        (Composition("k-lora"), 3, "two adapters, subject and style, not 3"),
+        (Composition(conditional_only=True), 0, "without an adapter"),
     ],
 )
 def test_too_few_or_too_many_adapters_are_refused(
-    manner: Manner, count: int, complaint: str
+    composition: Composition, count: int, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        set_lora_schedules([Adapter({})] * count, [1.0] * count, manner)
+        set_lora_schedules([Adapter({})] * count, [1.0] * count, composition)

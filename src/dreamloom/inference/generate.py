@@ -29,14 +29,14 @@ from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, 
 from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.lora_schedule import (
-    MANNERS,
+    COMPOSITIONS,
     TOGETHER,
+    Composition,
     Curve,
     LoraSchedule,
-    Manner,
     describe_lora_schedules,
+    parse_composition,
     parse_curve,
-    parse_manner,
     set_lora_schedules,
 )
 
@@ -95,17 +95,17 @@ def parse_worn(text: str) -> Worn:
         ) from None
 
 
-def parse_compose(text: str, conditional_only: bool = False) -> Manner:
+def read_composition(text: str, conditional_only: bool = False) -> Composition:
     """Read how adapters are worn together, as typed on the command line.
 
     Raises:
         ConfigError: If there is no such way, or a number is out of range.
     """
     try:
-        return parse_manner(text, conditional_only)
+        return parse_composition(text, conditional_only)
     except ValueError as error:
         raise ConfigError(
-            f"--compose {text} is not possible: {error}.", f"Write {MANNERS}."
+            f"--compose {text} is not possible: {error}.", f"Write {COMPOSITIONS}."
         ) from None
 
 
@@ -117,7 +117,7 @@ def generate_images(
     worn: Sequence[Worn] = (),
     name: str = "pictures",
     observe: Observer = silent,
-    manner: Manner = TOGETHER,
+    composition: Composition = TOGETHER,
 ) -> ImageSet:
     """Draw every prompt with every seed, scheduler and number of steps into ``images/<name>``.
 
@@ -132,7 +132,7 @@ def generate_images(
         worn: Adapters to wear; none draws the base model.
         name: The set's name: letters, digits, dash and underscore.
         observe: Told of progress.
-        manner: How several adapters are worn together.
+        composition: How several adapters are worn together.
 
     Raises:
         AdapterError: If an adapter cannot be read or belongs to another base model.
@@ -140,9 +140,9 @@ def generate_images(
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
     """
-    adapters = check_wish(model, prompts, config, worn, name, manner)
+    adapters = check_wish(model, prompts, config, worn, name, composition)
     stage = f"generate-{name}"
-    listed = _list_worn(worn, manner)
+    listed = _list_worn(worn, composition)
     inputs = {
         "base": model.identity.fingerprint,
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
@@ -165,7 +165,7 @@ def generate_images(
         # What lies there is the beginning of a set that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        strengths = set_lora_schedules(adapters, [part.weight for part in worn], manner)
+        strengths = set_lora_schedules(adapters, [part.weight for part in worn], composition)
         with model.wear(list(zip(adapters, strengths, strict=True))):
             _draw(model, plan, folder, config.batch, stage, observe)
         images = ImageSet(
@@ -182,7 +182,7 @@ def generate_images(
         Record(
             stage=stage,
             inputs=inputs,
-            settings=config.model_dump(mode="json") | {"manner": asdict(manner)},
+            settings=config.model_dump(mode="json") | {"manner": asdict(composition)},
             outputs=run.hash_outputs(manifest, *images.paths()),
             results={"pictures": len(plan), "seconds_per_picture": effort.seconds / len(plan)},
             base=model.identity.as_dict(),
@@ -202,7 +202,7 @@ def check_wish(
     config: GenerateConfig,
     worn: Sequence[Worn],
     name: str,
-    manner: Manner = TOGETHER,
+    composition: Composition = TOGETHER,
 ) -> list[Adapter]:
     """Check everything about a set before anything is written; return the adapters, read.
 
@@ -227,10 +227,10 @@ def check_wish(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
-    _check_manner(manner, worn, config)
+    _check_composition(composition, worn, config)
     for part, adapter in zip(worn, adapters, strict=True):
         _check_base(part.path, dict(adapter.metadata), model)
-        if manner.method == "k-lora":
+        if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
         with model.wear([(adapter, strength)]):
@@ -238,33 +238,35 @@ def check_wish(
     return adapters
 
 
-def _check_manner(manner: Manner, worn: Sequence[Worn], config: GenerateConfig) -> None:
+def _check_composition(
+    composition: Composition, worn: Sequence[Worn], config: GenerateConfig
+) -> None:
     """Refuse what could not be seen in the pictures: a manner that changes nothing there."""
     try:
-        manner.check(len(worn))
+        composition.check(len(worn))
     except ValueError as error:
         raise ConfigError(
             f"This cannot be drawn: {error}.",
             "Give --adapter as often, or leave --compose and --conditional-only out.",
         ) from None
-    if manner.conditional_only and float(config.guidance) <= 1:
+    if composition.conditional_only and float(config.guidance) <= 1:
         raise ConfigError(
             f"At a guidance of {float(config.guidance):g} there is no unconditional half that "
             "adapters could be kept from.",
             "Raise --guidance above 1, or leave --conditional-only out.",
         )
     steps = min(config.steps)
-    if manner.method == "switch" and steps <= manner.every * (len(worn) - 1):
+    if composition.method == "switch" and steps <= composition.every * (len(worn) - 1):
         raise ConfigError(
-            f"In {steps} steps with turns of {manner.every}, {worn[-1].path.name} would never have "
-            "its turn.",
+            f"In {steps} steps with turns of {composition.every}, {worn[-1].path.name} would "
+            "never have its turn.",
             "Take shorter turns, as in --compose switch:1, or more --steps.",
         )
 
 
-def _list_worn(worn: Sequence[Worn], manner: Manner) -> tuple[WornAdapter, ...]:
+def _list_worn(worn: Sequence[Worn], composition: Composition) -> tuple[WornAdapter, ...]:
     """List the adapters with how each is worn, for the manifest."""
-    lora_schedules = describe_lora_schedules([part.weight for part in worn], manner)
+    lora_schedules = describe_lora_schedules([part.weight for part in worn], composition)
     return tuple(
         WornAdapter(
             file=part.path.name,

@@ -84,7 +84,7 @@ class LeanAttention:
         out: Tensor
         if maps.is_one_node and _is_on_processor(hidden_states):
             known = maps.joint.find_known(told)
-            how = _Manner(attention.heads, is_causal=False)
+            how = _AttentionOptions(attention.heads, is_causal=False)
             out = _attend(hidden_states, told, maps, how, known)
         else:
             first = () if query is None else query(hidden_states)
@@ -133,7 +133,7 @@ class LeanTextAttention:
                 **others,
             )
             return theirs
-        how = _Manner(attention.num_heads, is_causal)
+        how = _AttentionOptions(attention.num_heads, is_causal)
         return _attend(hidden_states, hidden_states, self._maps, how), None
 
 
@@ -143,7 +143,7 @@ def _is_on_processor(x: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Manner:
+class _AttentionOptions:
     """How an attention attends: with how many heads, and whether to what comes later, too."""
 
     heads: int
@@ -151,7 +151,11 @@ class _Manner:
 
 
 def _attend(
-    x: Tensor, told: Tensor, maps: AttentionMaps, how: _Manner, known: Tensor | None = None
+    x: Tensor,
+    told: Tensor,
+    maps: AttentionMaps,
+    how: _AttentionOptions,
+    known: Tensor | None = None,
 ) -> Tensor:
     out: Tensor = _Attend.apply(x, told, maps, how, known, *maps.masters)  # type: ignore[no-untyped-call]
     return out
@@ -170,7 +174,7 @@ class _Attend(torch.autograd.Function):
         x: Tensor,
         told: Tensor,
         maps: AttentionMaps,
-        how: _Manner,
+        how: _AttentionOptions,
         known: Tensor | None,
         *masters: Tensor,
     ) -> Tensor:

@@ -24,8 +24,8 @@ Method: TypeAlias = Literal["sum", "switch", "k-lora"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
-MANNERS = "sum, switch, switch:STEPS, k-lora and k-lora:ALPHA,BETA"
-"""How a `Manner` is typed."""
+COMPOSITIONS = "sum, switch, switch:STEPS, k-lora and k-lora:ALPHA,BETA"
+"""How a `Composition` is typed."""
 
 # So many entries of a layer tell which ones are large, at little cost.
 _SAMPLE = 65_536
@@ -237,7 +237,7 @@ Strength: TypeAlias = float | LoraSchedule
 
 
 @dataclass(frozen=True)
-class Manner:
+class Composition:
     """How several adapters are worn in one drawing.
 
     Args:
@@ -279,86 +279,88 @@ class Manner:
             raise ValueError("without an adapter nothing can be on the conditional half only")
 
 
-TOGETHER = Manner()
+TOGETHER = Composition()
 """All adapters at once, in both halves of guidance: the sum of their changes."""
 
 
-def parse_manner(text: str, conditional_only: bool = False) -> Manner:
-    """Read what `MANNERS` lists, such as ``switch:2``.
+def parse_composition(text: str, conditional_only: bool = False) -> Composition:
+    """Read what `COMPOSITIONS` lists, such as ``switch:2``.
 
     Raises:
         ValueError: If it is none of them, or a number is out of range.
     """
     word, colon, rest = text.partition(":")
-    unclear = ValueError(f"{text!r} is none of {MANNERS}")
+    unclear = ValueError(f"{text!r} is none of {COMPOSITIONS}")
     method = next((method for method in METHODS if method == word), None)
     if method is None:
         raise unclear
-    manner = Manner(method, conditional_only=conditional_only)
+    composition = Composition(method, conditional_only=conditional_only)
     if not colon:
-        return manner
+        return composition
     try:
         numbers = [float(number) for number in rest.split(",")]
     except ValueError:
         raise unclear from None
     if method == "switch" and len(numbers) == 1 and numbers[0].is_integer():
-        return replace(manner, every=int(numbers[0]))
+        return replace(composition, every=int(numbers[0]))
     if method == "k-lora" and len(numbers) == 2:
-        return replace(manner, alpha=numbers[0], beta=numbers[1])
+        return replace(composition, alpha=numbers[0], beta=numbers[1])
     raise unclear
 
 
 def set_lora_schedules(
-    adapters: Sequence[Adapter], weights: Sequence[float | Curve], manner: Manner = TOGETHER
+    adapters: Sequence[Adapter],
+    weights: Sequence[float | Curve],
+    composition: Composition = TOGETHER,
 ) -> list[Strength]:
     """Settle for each adapter how it is worn; a plain weight stays one where nothing moves it.
 
     Args:
         adapters: The adapters; for k-lora the subject, then the style.
         weights: The weight of each, or its curve.
-        manner: How they are worn together.
+        composition: How they are worn together.
 
     Raises:
         AdapterError: If k-lora is asked of another kind than LoRA.
         ValueError: If their number does not suit the manner.
     """
-    manner.check(len(adapters))
+    composition.check(len(adapters))
     table: Mapping[str, float] = {}
-    if manner.method == "k-lora":
+    if composition.method == "k-lora":
         subject, style = adapters
-        table = share_layers(subject, style, manner.alpha, manner.beta)
-    return _assign(weights, manner, table)
+        table = share_layers(subject, style, composition.alpha, composition.beta)
+    return _assign(weights, composition, table)
 
 
 def describe_lora_schedules(
-    weights: Sequence[float | Curve], manner: Manner = TOGETHER
+    weights: Sequence[float | Curve], composition: Composition = TOGETHER
 ) -> list[str]:
     """Tell the pace of each adapter as `LoraSchedule` does, empty for a plain weight.
 
     Nothing is computed: what k-lora makes of two adapters is determined by them and by this.
     """
-    strengths = _assign(weights, manner, {})
+    strengths = _assign(weights, composition, {})
     return [str(strength) if isinstance(strength, LoraSchedule) else "" for strength in strengths]
 
 
 def _assign(
-    weights: Sequence[float | Curve], manner: Manner, table: Mapping[str, float]
+    weights: Sequence[float | Curve], composition: Composition, table: Mapping[str, float]
 ) -> list[Strength]:
     gates: list[Turn | Share | None] = [None] * len(weights)
-    if manner.method == "switch":
-        gates = [Turn(place, len(weights), manner.every) for place in range(len(weights))]
-    elif manner.method == "k-lora":
+    if composition.method == "switch":
+        gates = [Turn(place, len(weights), composition.every) for place in range(len(weights))]
+    elif composition.method == "k-lora":
         gates = [
-            Share("subject", table, manner.alpha, manner.beta),
-            Share("style", table, manner.alpha, manner.beta),
+            Share("subject", table, composition.alpha, composition.beta),
+            Share("style", table, composition.alpha, composition.beta),
         ]
     strengths: list[Strength] = []
     for weight, gate in zip(weights, gates, strict=True):
-        if gate is None and not manner.conditional_only and not isinstance(weight, Curve):
+        if gate is None and not composition.conditional_only and not isinstance(weight, Curve):
             strengths.append(weight)
         else:
             curve = weight if isinstance(weight, Curve) else Curve.constant(weight)
-            strengths.append(LoraSchedule(curve, gate, manner.conditional_only))
+            strengths.append(LoraSchedule(curve, gate, composition.conditional_only))
     return strengths
 
 

@@ -16,8 +16,8 @@ from dreamloom.inference.generate import (
     Prompt,
     check_wish,
     generate_images,
-    parse_compose,
     parse_worn,
+    read_composition,
 )
 from dreamloom.lora import read_adapter
 from dreamloom.memory.fit import fit_drawing
@@ -81,7 +81,7 @@ class Wish:
         out: A run's folder, or a new one.
         class_noun: What the subject is one of; None takes what that adapter says, or else the
             phrase's last word.
-        compose: How the adapters are worn together; see `lora_schedule.MANNERS`.
+        compose: How the adapters are worn together; see `lora_schedule.COMPOSITIONS`.
         conditional_only: Whether the unconditional half of guidance sees the base model.
     """
 
@@ -110,7 +110,7 @@ def draw(
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
     worn = [parse_worn(text) for text in wish.adapters]
-    manner = parse_compose(wish.compose, wish.conditional_only)
+    composition = read_composition(wish.compose, wish.conditional_only)
     stories = [read_adapter(part.path).metadata for part in worn]
     prompts = _ask(wish, config, stories)
     run = RunDir(wish.out)
@@ -119,10 +119,10 @@ def draw(
     model = load_model(base, runtime, fit_drawing(config, base, runtime))
     config = settle(config, model)
     settings, name = config.generate, wish.name
-    check_wish(model, prompts, settings, worn, name, manner)
+    check_wish(model, prompts, settings, worn, name, composition)
     run.claim()
     observe = tee(observe, run.observer())
-    sets = [generate_images(run, model, prompts, settings, worn, name, observe, manner)]
+    sets = [generate_images(run, model, prompts, settings, worn, name, observe, composition)]
     if wish.floor and worn:
         sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
     return [images.folder for images in sets]
