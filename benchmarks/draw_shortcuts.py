@@ -57,8 +57,12 @@ def main() -> None:
     shots = [Shot(given.prompt, seed) for seed in range(given.seeds)]
     taken: dict[str, list[float]] = {name: [] for name in ways}
     drawn: dict[str, list[Image.Image]] = {}
-    worn = model.wear([(read_adapter(given.adapter), 1.0)]) if given.adapter else nullcontext()
-    with worn:
+    active = (
+        model.apply_adapters([(read_adapter(given.adapter), 1.0)])
+        if given.adapter
+        else nullcontext()
+    )
+    with active:
         model.sample(shots[:2], ways["in full"])
         for _ in range(given.rounds):
             for name, sampler in ways.items():

@@ -79,7 +79,7 @@ def measure_drawing(rounds: int, steps: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, strengths in ways.items():
-            with model.wear(list(zip(pair, strengths, strict=True))):
+            with model.apply_adapters(list(zip(pair, strengths, strict=True))):
                 sampler = Sampler("ddim", steps, 4.0)
                 seconds[name].append(spend(lambda: model.sample(SHOTS, sampler)))  # noqa: B023
     plain = min(seconds["plain weights"])

@@ -35,7 +35,7 @@ from dreamloom.experiments.merge_search.findings import table, tell_score
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
 from dreamloom.experiments.merge_search.retention import Ends
 from dreamloom.experiments.study.pool import open_crew
-from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora import read_adapter, write_adapter
 from dreamloom.merging import METHODS, Wish, combine
 from dreamloom.models import load_model
@@ -132,32 +132,32 @@ def do_task(task: Task, observe: object = None) -> Done:
 def draw(task: Task) -> Done:
     """Merge, unless it was done, and draw what is missing."""
     run, config = RunDir(task.out), settings(task)
-    worn, done, composition = list_worn(task)
+    active, done, composition = list_worn(task)
     if done.skipped:
         return done
-    key = "" if composition else "-" + file_sha256(worn[0].path)[:8] if worn else ""
+    key = "" if composition else "-" + file_sha256(active[0].path)[:8] if active else ""
     images = generate_images(
         run,
         load(),
         list_prompts(task.prompts),
         config.generate,
-        worn,
+        active,
         f"{task.name}{key}",
         composition=composition or Composition(),
     )
     return replace(done, images=images)
 
 
-def list_worn(task: Task) -> tuple[list[Worn], Done, Composition | None]:
+def list_worn(task: Task) -> tuple[list[ActiveAdapter], Done, Composition | None]:
     """Say what is worn for one way to merge, or for an end."""
     if task.name == "base":
         return [], Done(), None
     if task.name in {"subject", "style"}:
-        return [Worn(task.files[task.name == "style"])], Done(), None
+        return [ActiveAdapter(task.files[task.name == "style"])], Done(), None
     if task.name in WHILE_DRAWING:
-        return [Worn(path) for path in task.files], Done(), WHILE_DRAWING[task.name]
+        return [ActiveAdapter(path) for path in task.files], Done(), WHILE_DRAWING[task.name]
     path, done = merge(task)
-    return [Worn(path)], done, None
+    return [ActiveAdapter(path)], done, None
 
 
 def merge(task: Task) -> tuple[Path, Done]:

@@ -128,7 +128,7 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
         taught = predict(tiny)
         assert mse_loss(taught, begun) > 1e-6
         drawn = tiny.sample([Shot(PROMPT, 1)], FASTEST)[0]
-        with tiny.adapter_off():
+        with tiny.disable_adapter():
             # Frozen weights are packed meanwhile: other kernels round otherwise.
             torch.testing.assert_close(predict(tiny, prompt), untaught, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(predict(tiny), taught, rtol=0, atol=0)
@@ -142,7 +142,7 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
     assert again.kind == spec.kind
     assert again.parameters == adapter.parameters
     assert set(again.layer_names) == set(adapter.layer_names)
-    with tiny.wear([(again, 1.0)]), torch.no_grad():
+    with tiny.apply_adapters([(again, 1.0)]), torch.no_grad():
         torch.testing.assert_close(predict(tiny), taught, rtol=1e-3, atol=1e-4)
         assert psnr_db(tiny.sample([Shot(PROMPT, 1)], FASTEST)[0], drawn) > 45
     assert_untouched(tiny, base)
@@ -167,12 +167,12 @@ def test_other_kinds_are_worn_at_weights_like_loras(kind: str, tiny: SDXLModel) 
     original = layer.weight.clone()
     changes = []
     for weight in (1.0, 0.5, -1.0):
-        with tiny.wear([(adapter, weight)]):
+        with tiny.apply_adapters([(adapter, weight)]):
             changes.append((layer.weight - original) / weight)
     assert changes[0].abs().max() > 1e-3
     for change in changes[1:]:
         torch.testing.assert_close(change, changes[0], rtol=1e-3, atol=1e-6)
-    with tiny.wear([(adapter, 0.5), (adapter, 0.5)]):
+    with tiny.apply_adapters([(adapter, 0.5), (adapter, 0.5)]):
         torch.testing.assert_close(layer.weight - original, changes[0], rtol=1e-3, atol=1e-6)
 
 
@@ -204,9 +204,9 @@ def test_a_half_precision_base_teaches_in_float32_and_draws_what_was_taught(
     adapter = half.read_adapter()
     half.detach_adapter()
     assert_untouched(half, base)
-    with half.wear([(adapter, 1.0)]), torch.no_grad():
-        worn = predict(half)
-    assert mse_loss(worn, taught) < 0.05 * mse_loss(taught, untaught)
+    with half.apply_adapters([(adapter, 1.0)]), torch.no_grad():
+        active = predict(half)
+    assert mse_loss(active, taught) < 0.05 * mse_loss(taught, untaught)
     assert_untouched(half, base)
 
 
@@ -262,7 +262,7 @@ def test_predicting_as_the_base_between_encoding_and_learning_keeps_gradients(
         weights = flat(tiny.attach_adapter(replace(PLAIN, text_encoders=True)))
         conditioning = tiny.encode_prompts(["a dog"])
         if interrupted:
-            with torch.no_grad(), tiny.adapter_off():
+            with torch.no_grad(), tiny.disable_adapter():
                 tiny.predict(noisy, at, tiny.encode_prompts(["a dog"]), framing)
         tiny.predict(noisy, at, conditioning, framing).square().mean().backward()
         assert all(weight.grad is not None for weight in weights)
@@ -419,7 +419,7 @@ def test_plain_diffusers_reads_text_and_picture_layers_alike(
     untaught = embed(plain, "a photo of a dog")
     plain.load_lora_weights(tmp_path, weight_name="a.safetensors")
     theirs = embed(plain, "a photo of a dog")
-    with tiny.wear([(adapter, 1.0)]):
+    with tiny.apply_adapters([(adapter, 1.0)]):
         ours = tiny.encode_prompts(["a photo of a dog"])
         drawn = tiny.sample([Shot("a photo of a dog", 3)], FAST)[0]
     assert mse_loss(ours.tokens, untaught.tokens) > 1e-4
@@ -461,7 +461,7 @@ def test_new_words_mean_in_diffusers_what_they_mean_here(
     prompt = "a photo of <me> in the snow, <it>"
     theirs = embed(plain, prompt)
     without = tiny.encode_prompts([prompt])
-    with tiny.wear([(read_adapter(tmp_path / "a.safetensors"), 1.0)]):
+    with tiny.apply_adapters([(read_adapter(tmp_path / "a.safetensors"), 1.0)]):
         ours = tiny.encode_prompts([prompt])
     assert mse_loss(without.tokens, ours.tokens) > 1e-4
     torch.testing.assert_close(theirs.tokens, ours.tokens, rtol=1e-4, atol=1e-5)
@@ -483,11 +483,11 @@ def test_words_are_known_only_while_worn(tiny: SDXLModel) -> None:
     adapter = strengthen(tiny, replace(PLAIN, tokens={"<me>": "person"}))
     tokenizer = tiny._pipeline.tokenizer
     size = len(tokenizer)
-    with tiny.wear([(adapter, 0.5)]):
+    with tiny.apply_adapters([(adapter, 0.5)]):
         assert len(tiny._pipeline.tokenizer) == size + 1
     assert tiny._pipeline.tokenizer is tokenizer
     assert len(tokenizer) == size
-    with tiny.wear([(adapter, 0.0)]):
+    with tiny.apply_adapters([(adapter, 0.0)]):
         assert tiny._pipeline.tokenizer is tokenizer
 
 
@@ -497,16 +497,16 @@ def test_words_that_contradict_each_other_are_refused(tiny: SDXLModel) -> None:
     )
     with (
         pytest.raises(AdapterError, match="teach the word <me>"),
-        tiny.wear([(one, 1.0), (two, 1.0)]),
+        tiny.apply_adapters([(one, 1.0), (two, 1.0)]),
     ):
         pass
-    with tiny.wear([(one, 0.5), (one, 0.5)]):
+    with tiny.apply_adapters([(one, 0.5), (one, 0.5)]):
         pass
     narrow = {"<me>": {name: rows[:, :5] for name, rows in one.tokens["<me>"].items()}}
     base = weights_of(tiny)
     with (
         pytest.raises(AdapterError, match="does not fit the base"),
-        tiny.wear([(replace(one, tokens=narrow), 1.0)]),
+        tiny.apply_adapters([(replace(one, tokens=narrow), 1.0)]),
     ):
         pass
     assert_untouched(tiny, base)
@@ -516,7 +516,7 @@ def test_a_word_of_several_vectors_is_spelled_out_in_prompts(tiny: SDXLModel) ->
     rows = {"text_encoder": torch.randn(3, 32), "text_encoder_2": torch.randn(3, 48)}
     adapter = replace(strengthen(tiny, PLAIN), tokens={"<me>": rows})
     known = len(tiny._pipeline.tokenizer)
-    with tiny.wear([(adapter, 1.0)]):
+    with tiny.apply_adapters([(adapter, 1.0)]):
         tokenizer = tiny._pipeline.tokenizer
         prompt = tiny._pipeline.maybe_convert_prompt("a <me>", tokenizer)
         assert tokenizer(prompt).input_ids[-4:-1] == [known, known + 1, known + 2]
@@ -570,6 +570,9 @@ def test_an_adapter_of_another_base_is_refused_whatever_its_kind(
     cut = {key: tensor[:, :1] for key, tensor in adapter.peft.tensors.items()}
     broken = replace(adapter, peft=replace(adapter.peft, tensors=cut))
     base = weights_of(tiny)
-    with pytest.raises(AdapterError, match="cannot be rebuilt"), tiny.wear([(broken, 1.0)]):
+    with (
+        pytest.raises(AdapterError, match="cannot be rebuilt"),
+        tiny.apply_adapters([(broken, 1.0)]),
+    ):
         pass
     assert_untouched(tiny, base)

@@ -67,7 +67,7 @@ Parts = Sequence[tuple[Adapter, Strength]]
 
 
 def draw(model: Model, parts: Parts, sampler: Sampler = FAST) -> Image.Image:
-    with model.wear(parts):
+    with model.apply_adapters(parts):
         return model.sample([SHOT], sampler)[0]
 
 
@@ -97,7 +97,7 @@ def draw_by_hand(
             [Framing((side, side))],
             worn_at(Moment(places.index(float(t)), len(places))),
         )
-        with model.wear(parts):
+        with model.apply_adapters(parts):
             wished = model.predict(noisy, t, tokens, framing)
             free = model.predict(noisy, t, nothing, framing)
         if conditional_only:
@@ -135,11 +135,11 @@ def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: Adap
     short = Sampler("ddim", 2, 4.0)
     plain, base = draw(tiny, [(adapter, 0.8)], short), draw(tiny, [], short)
     assert psnr_db(base, plain) < 40
-    with tiny.wear([(adapter, LoraSchedule(parse_curve("0.8@0,0.8@0.9,0@0.9")))]):
+    with tiny.apply_adapters([(adapter, LoraSchedule(parse_curve("0.8@0,0.8@0.9,0@0.9")))]):
         noisy = torch.ones(1, 4, 8, 8)
         asked = noisy, torch.tensor([500]), tiny.encode_prompts(["a dog"]), [Framing((64, 64))]
         at_first = tiny.predict(*asked)
-    with tiny.wear([(adapter, 0.8)]):
+    with tiny.apply_adapters([(adapter, 0.8)]):
         torch.testing.assert_close(at_first, tiny.predict(*asked), rtol=1e-3, atol=1e-4)
     assert (
         psnr_db(draw(tiny, [(adapter, LoraSchedule(Curve.constant(0.8)))], short), plain) > SAME_DB
@@ -289,7 +289,9 @@ def test_a_scheduled_picture_does_not_depend_on_its_batch(
     tiny: SDXLModel, pair: tuple[Adapter, Adapter]
 ) -> None:
     shots = [Shot("a photo of a dog", 0), Shot("a person", 1), SHOT]
-    with tiny.wear([(pair[0], LoraSchedule(HALVES, conditional_only=True)), (pair[1], 0.5)]):
+    with tiny.apply_adapters(
+        [(pair[0], LoraSchedule(HALVES, conditional_only=True)), (pair[1], 0.5)]
+    ):
         together = tiny.sample(shots, FAST, batch=3)
         one_by_one = tiny.sample(shots, FAST, batch=1)
     for first, second in zip(together, one_by_one, strict=True):
@@ -314,10 +316,13 @@ def test_the_base_is_as_it_was_even_if_drawing_fails(
     lora_schedule = LoraSchedule(HALVES)
     with (
         pytest.raises(AdapterError, match="does not fit"),
-        tiny.wear([(pair[0], lora_schedule), (foreign, lora_schedule)]),
+        tiny.apply_adapters([(pair[0], lora_schedule), (foreign, lora_schedule)]),
     ):
         pass
-    with pytest.raises(ZeroDivisionError), tiny.wear([(pair[0], lora_schedule), (pair[1], 0.3)]):
+    with (
+        pytest.raises(ZeroDivisionError),
+        tiny.apply_adapters([(pair[0], lora_schedule), (pair[1], 0.3)]),
+    ):
         tiny.sample([SHOT], FAST, on_picture=lambda done, total: done // 0)
     draw(tiny, [(pair[0], lora_schedule), (pair[1], 0.3)])
     assert dict(list_state(tiny)) == before
@@ -334,9 +339,12 @@ def test_outside_a_drawing_a_schedule_stands_at_its_beginning(
         tiny.encode_prompts(["a dog", "a person"]),
         [Framing((side, side))] * 2,
     )
-    with tiny.wear([(pair[0], 1.0)]), torch.no_grad():
+    with tiny.apply_adapters([(pair[0], 1.0)]), torch.no_grad():
         expected = tiny.predict(*asked)
-    with tiny.wear([(pair[0], LoraSchedule(HALVES, conditional_only=True))]), torch.no_grad():
+    with (
+        tiny.apply_adapters([(pair[0], LoraSchedule(HALVES, conditional_only=True))]),
+        torch.no_grad(),
+    ):
         torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
         tiny.sample([SHOT], FAST)
         torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
@@ -346,9 +354,9 @@ def test_text_encoders_are_worn_at_the_strongest_weight(tiny: SDXLModel) -> None
     adapter = make_adapter(tiny, 5, text=True)
     assert any(name.startswith("text_encoder_2.") for name in adapter.layers)
     base = tiny.encode_prompts([SHOT.prompt])
-    with tiny.wear([(adapter, 0.7)]):
+    with tiny.apply_adapters([(adapter, 0.7)]):
         plain = tiny.encode_prompts([SHOT.prompt])
-    with tiny.wear([(adapter, LoraSchedule(parse_curve("0@0,0.7@1")))]):
+    with tiny.apply_adapters([(adapter, LoraSchedule(parse_curve("0@0,0.7@1")))]):
         scheduled = tiny.encode_prompts([SHOT.prompt])
     assert (plain.tokens - base.tokens).abs().max() > 0.01
     torch.testing.assert_close(scheduled.tokens, plain.tokens, rtol=1e-3, atol=1e-4)
@@ -361,7 +369,7 @@ def test_an_empty_prompt_that_is_encoded_sees_the_base_model(tiny_sdxl: Path) ->
     assert isinstance(model, SDXLModel)
     model._pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     adapter = make_adapter(model, 5, text=True)
-    with model.wear([]):
+    with model.apply_adapters([]):
         nothing = model.encode_prompts([""])
     told: list[torch.Tensor] = []
     hook = model._pipeline.unet.register_forward_pre_hook(
@@ -382,7 +390,7 @@ def test_a_half_precision_base_follows_schedules_beside_plain_adapters(tiny_sdxl
     asked = rows, torch.tensor([500]), half.encode_prompts(["a dog"]), [Framing((64, 64))]
 
     def predict(first: Strength) -> torch.Tensor:
-        with half.wear([(pair[0], first), (pair[1], 0.6)]), torch.no_grad():
+        with half.apply_adapters([(pair[0], first), (pair[1], 0.6)]), torch.no_grad():
             return half.predict(*asked).float()
 
     plain, scheduled = predict(0.8), predict(LoraSchedule(HALVES_OF_08))

@@ -99,7 +99,7 @@ def recorded(layers):
 
 def inputs_by_hand(inquiry, ask):
     model = inquiry.model
-    with recorded(inquiry.layers) as kept, model.wear([(a, 1.0) for a in ask.worn]):
+    with recorded(inquiry.layers) as kept, model.apply_adapters([(a, 1.0) for a in ask.active]):
         said = model.encode_prompts(ask.prompts)
         for _ in look_at_drawings(model, said, inquiry.steps, inquiry.seed):
             pass
@@ -250,7 +250,7 @@ def test_text_encoders_are_listened_to(model):
 def test_layers_with_the_same_inputs_are_found(model, pair):
     inquiry = inquire(model, pair)
     sources = find_sources(inquiry)
-    seen = inputs_by_hand(replace(inquiry, steps=1), replace(inquiry.asks[0], worn=()))
+    seen = inputs_by_hand(replace(inquiry, steps=1), replace(inquiry.asks[0], active=()))
     for name, source in sources.items():
         assert torch.equal(seen[name], seen[source])
     attention = "unet.mid_block.attentions.0.transformer_blocks.1.attn"
@@ -316,7 +316,7 @@ def test_a_layer_that_is_never_asked_gets_the_plain_sum(model, small):
         **{n: m for n, m in model.layers_of(small[0]).items() if n in inquiry.shared},
         unheard: nn.Linear(3, 4),
     }
-    asks = [replace(ask, worn=()) for ask in inquiry.asks]
+    asks = [replace(ask, active=()) for ask in inquiry.asks]
     prepared = hear_signals(replace_asks(inquiry, asks), {"unseen": "sum"}).layers
     assert float(prepared[unheard][name_gram(1)].norm()) == 0
     merged = combine(inquiry.adapters, Wish([0.5, 1.0], "ssr"), prepared).adapter

@@ -20,7 +20,7 @@ from dreamloom.data.class_images import make_priors
 from dreamloom.data.photos import load_photos
 from dreamloom.evaluation import Floor, MergeSets, evaluate_images, evaluate_merge, pick_encoders
 from dreamloom.evaluation.metrics import Scorecard
-from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models import load_model
 from dreamloom.models.base import Model
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
@@ -143,10 +143,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
         photos.append(own)
     generate = config.generate.model_copy(update={"images_per_prompt": 3, "steps": (25,)})
     sets = {
-        name: generate_images(root, model, PROMPTS, generate, worn, name)
-        for name, worn in [
+        name: generate_images(root, model, PROMPTS, generate, active, name)
+        for name, active in [
             ("base", []),
-            *((name, [Worn(adapter)]) for name, adapter in adapters.items()),
+            *((name, [ActiveAdapter(adapter)]) for name, adapter in adapters.items()),
         ]
     }
     return Taught(model, config, root, photos, priors, sets)

@@ -204,9 +204,9 @@ def test_a_baked_folder_draws_what_the_worn_adapter_draws(tiny_sdxl, part, tmp_p
         dice = torch.Generator().manual_seed(0)
         return pipeline("a dog", num_inference_steps=2, generator=dice, output_type="pt").images
 
-    worn = draw(tiny_sdxl, 0.5)
-    torch.testing.assert_close(draw(tmp_path / "baked"), worn, rtol=0, atol=1e-3)
-    assert float((draw(tiny_sdxl) - worn).abs().max()) > 0.01
+    active = draw(tiny_sdxl, 0.5)
+    torch.testing.assert_close(draw(tmp_path / "baked"), active, rtol=0, atol=1e-3)
+    assert float((draw(tiny_sdxl) - active).abs().max()) > 0.01
 
 
 def test_weights_of_another_base_are_told_of(single, part, tmp_path):

@@ -161,7 +161,7 @@ def test_the_lora_can_be_switched_off_for_a_block(tiny: SDXLModel) -> None:
     for weight in flat(tiny.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach="all", seed=0))):
         torch.nn.init.normal_(weight.data, std=0.3)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
-    with tiny.adapter_off():
+    with tiny.disable_adapter():
         found = tiny.predict(latents, at, prompts, framing)
         torch.testing.assert_close(found, before, rtol=0, atol=1e-4)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
@@ -189,9 +189,9 @@ def test_worn_adapters_change_pictures_and_leave_the_base_bit_for_bit(tiny: SDXL
     adapter, before = make_adapter(tiny), weights_of(tiny)
     shots = [Shot("a dog", 0)]
     plain = tiny.sample(shots, FAST)[0]
-    with tiny.wear([(adapter, 1.0)]):
-        worn = tiny.sample(shots, FAST)[0]
-    assert psnr_db(plain, worn) < 40
+    with tiny.apply_adapters([(adapter, 1.0)]):
+        active = tiny.sample(shots, FAST)[0]
+    assert psnr_db(plain, active) < 40
     after = weights_of(tiny)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert psnr_db(tiny.sample(shots, FAST)[0], plain) == float("inf")
@@ -199,7 +199,7 @@ def test_worn_adapters_change_pictures_and_leave_the_base_bit_for_bit(tiny: SDXL
 
 def test_the_base_comes_back_even_if_the_block_fails(tiny: SDXLModel) -> None:
     before = weights_of(tiny)
-    with pytest.raises(ZeroDivisionError), tiny.wear([(make_adapter(tiny), 1.0)]):
+    with pytest.raises(ZeroDivisionError), tiny.apply_adapters([(make_adapter(tiny), 1.0)]):
         _ = 1 / 0
     after = weights_of(tiny)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -210,7 +210,7 @@ def test_a_half_precision_base_keeps_adapters_beside_its_weights(tiny_sdxl: Path
     assert isinstance(half, SDXLModel)
     adapter = make_adapter(half, strength=1e-3)
     before = weights_of(half)
-    with half.wear([(adapter, 0.5), (adapter, 0.5)]):
+    with half.apply_adapters([(adapter, 0.5), (adapter, 0.5)]):
         beside = [name for name, _ in half._pipeline.unet.named_parameters() if "lora_A" in name]
         assert len(beside) == 2 * len(adapter.layers)
     after = weights_of(half)
@@ -221,11 +221,14 @@ def test_a_half_precision_base_keeps_adapters_beside_its_weights(tiny_sdxl: Path
 def test_an_adapter_of_another_base_is_refused_with_a_layers_name(tiny: SDXLModel) -> None:
     foreign = Adapter({"unet.mid_block.nowhere": Layer(torch.ones(1, 4), torch.ones(4, 1))})
     complaint = r"does not fit .* unet\.mid_block\.nowhere"
-    with pytest.raises(AdapterError, match=complaint), tiny.wear([(foreign, 1.0)]):
+    with pytest.raises(AdapterError, match=complaint), tiny.apply_adapters([(foreign, 1.0)]):
         pass
     name = next(iter(make_adapter(tiny).layers))
     misshapen = Adapter({name: Layer(torch.ones(1, 3), torch.ones(3, 1))})
-    with pytest.raises(AdapterError, match="another shape"), tiny.wear([(misshapen, 1.0)]):
+    with (
+        pytest.raises(AdapterError, match="another shape"),
+        tiny.apply_adapters([(misshapen, 1.0)]),
+    ):
         pass
 
 
@@ -239,7 +242,7 @@ def test_plain_diffusers_draws_the_same_picture(
     adapter = make_adapter(model, strength=0.05)
     write_adapter(tmp_path / "adapter.safetensors", adapter)
     prompt, seed, steps, guidance = "a photo of rraj person", 7, 6, 4.0
-    with model.wear([(adapter, 1.0)]):
+    with model.apply_adapters([(adapter, 1.0)]):
         ours = model.sample([Shot(prompt, seed)], Sampler(scheduler, steps, guidance))[0]
 
     from dreamloom.picturebook import weights_folder

@@ -37,9 +37,9 @@ class Studio:
     folder: Path
     model: Model
 
-    def draw(self, *worn: tuple[str, float]) -> Image.Image:
-        adapters = [(read_adapter(self.folder / name), weight) for name, weight in worn]
-        with self.model.wear(adapters):
+    def draw(self, *active: tuple[str, float]) -> Image.Image:
+        adapters = [(read_adapter(self.folder / name), weight) for name, weight in active]
+        with self.model.apply_adapters(adapters):
             return self.model.sample([Shot(PROMPT, 3)], SAMPLER)[0]
 
 
@@ -93,8 +93,8 @@ def test_the_adapter_is_seen(studio: Studio, draw_there: Draw) -> None:
     }
     assert {layer.up.ndim for layer in adapter.layers.values()} == {2, 4}
     taught, weaker, other = (
-        studio.draw(worn)
-        for worn in (
+        studio.draw(active)
+        for active in (
             ("mine.safetensors", 1.0),
             ("mine.safetensors", 0.5),
             ("other.safetensors", 1.0),

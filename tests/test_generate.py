@@ -12,7 +12,13 @@ from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
 from dreamloom.data.class_images import make_priors
-from dreamloom.inference.generate import Prompt, Worn, generate_images, parse_worn, read_composition
+from dreamloom.inference.generate import (
+    ActiveAdapter,
+    Prompt,
+    generate_images,
+    parse_active_adapter,
+    read_composition,
+)
 from dreamloom.lora import Adapter, Layer, write_adapter
 from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec, Model
@@ -121,7 +127,9 @@ def test_weights_scale_what_is_worn(
     drawn = {}
     for weight in (0.0, 0.5, 1.0):
         run = claimed(tmp_path / f"run{weight}")
-        images = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, weight)])
+        images = generate_images(
+            run, model, PROMPTS[:1], settings, [ActiveAdapter(adapter, weight)]
+        )
         drawn[weight] = Image.open(images.paths()[0])
         assert images.adapters[0].weight == weight
     base = generate_images(claimed(tmp_path / "base"), model, PROMPTS[:1], settings)
@@ -143,27 +151,29 @@ def test_a_schedule_is_kept_in_the_manifest_and_draws_another_set(
     model: Model, settings: GenerateConfig, adapter: Path, tmp_path: Path
 ) -> None:
     run, falling = claimed(tmp_path / "run"), parse_curve("-1@0,0.5@1")
-    images = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, falling)])
+    images = generate_images(run, model, PROMPTS[:1], settings, [ActiveAdapter(adapter, falling)])
     assert images.adapters[0].weight == -1
     assert images.adapters[0].lora_schedule == "-1@0,0.5@1"
     assert read_image_set(images.folder) == images
     told: list[Event] = []
     again = generate_images(
-        run, model, PROMPTS[:1], settings, [Worn(adapter, falling)], observe=told.append
+        run, model, PROMPTS[:1], settings, [ActiveAdapter(adapter, falling)], observe=told.append
     )
     assert isinstance(told[0], StageSkipped)
     assert again == images
     for weight in (-1.0, parse_curve("-1@0,0.4@1")):
         with pytest.raises(RunFolderError, match="already holds pictures drawn with other"):
-            generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, weight)])
-    plain = generate_images(run, model, PROMPTS[:1], settings, [Worn(adapter, -1.0)], name="plain")
+            generate_images(run, model, PROMPTS[:1], settings, [ActiveAdapter(adapter, weight)])
+    plain = generate_images(
+        run, model, PROMPTS[:1], settings, [ActiveAdapter(adapter, -1.0)], name="plain"
+    )
     assert read_pixels(plain) != read_pixels(images)
 
 
 def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
     model: Model, settings: GenerateConfig, adapter: Path, other: Path, tmp_path: Path
 ) -> None:
-    run, worn = claimed(tmp_path / "run"), [Worn(adapter), Worn(other, 0.5)]
+    run, active = claimed(tmp_path / "run"), [ActiveAdapter(adapter), ActiveAdapter(other, 0.5)]
     drawn = {}
     for name, composition in {
         "sum": Composition(),
@@ -172,9 +182,9 @@ def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
         "conditional": Composition(conditional_only=True),
     }.items():
         images = generate_images(
-            run, model, PROMPTS[:1], settings, worn, name, composition=composition
+            run, model, PROMPTS[:1], settings, active, name, composition=composition
         )
-        drawn[name] = read_pixels(images)[0], [worn.lora_schedule for worn in images.adapters]
+        drawn[name] = read_pixels(images)[0], [active.lora_schedule for active in images.adapters]
         record = run.read_record(f"generate-{name}")
         assert record is not None
         assert Composition(**record.settings["manner"]) == composition
@@ -191,16 +201,20 @@ def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
     }
     composition = Composition("switch", conditional_only=True)
     with pytest.raises(RunFolderError, match="already holds pictures"):
-        generate_images(run, model, PROMPTS[:1], settings, worn, "switch", composition=composition)
+        generate_images(
+            run, model, PROMPTS[:1], settings, active, "switch", composition=composition
+        )
 
 
 def test_manners_that_change_nothing_are_refused(
     model: Model, settings: GenerateConfig, adapter: Path, other: Path, tmp_path: Path
 ) -> None:
-    run, both = claimed(tmp_path / "run"), [Worn(adapter), Worn(other)]
+    run, both = claimed(tmp_path / "run"), [ActiveAdapter(adapter), ActiveAdapter(other)]
 
-    def draw(worn: list[Worn], composition: Composition, config: GenerateConfig = settings) -> None:
-        generate_images(run, model, PROMPTS, config, worn, composition=composition)
+    def draw(
+        active: list[ActiveAdapter], composition: Composition, config: GenerateConfig = settings
+    ) -> None:
+        generate_images(run, model, PROMPTS, config, active, composition=composition)
 
     with pytest.raises(ConfigError, match="switch takes turns between two adapters or more, not 1"):
         draw(both[:1], Composition("switch"))
@@ -220,23 +234,23 @@ def test_manners_that_change_nothing_are_refused(
 @pytest.mark.parametrize(
     ("text", "worn"),
     [
-        ("a.safetensors", Worn(Path("a.safetensors"))),
-        ("a.safetensors:-0.5", Worn(Path("a.safetensors"), -0.5)),
-        ("a:b.safetensors:1", Worn(Path("a:b.safetensors"), 1.0)),
-        ("C:/x/a.safetensors", Worn(Path("C:/x/a.safetensors"))),
+        ("a.safetensors", ActiveAdapter(Path("a.safetensors"))),
+        ("a.safetensors:-0.5", ActiveAdapter(Path("a.safetensors"), -0.5)),
+        ("a:b.safetensors:1", ActiveAdapter(Path("a:b.safetensors"), 1.0)),
+        ("C:/x/a.safetensors", ActiveAdapter(Path("C:/x/a.safetensors"))),
         (
             "a.safetensors:1@0,0.4@0.5,0@1",
-            Worn(Path("a.safetensors"), Curve(((0.0, 1.0), (0.5, 0.4), (1.0, 0.0)))),
+            ActiveAdapter(Path("a.safetensors"), Curve(((0.0, 1.0), (0.5, 0.4), (1.0, 0.0)))),
         ),
     ],
 )
-def test_a_worn_adapter_is_read_as_typed(text: str, worn: Worn) -> None:
-    assert parse_worn(text) == worn
+def test_a_worn_adapter_is_read_as_typed(text: str, active: ActiveAdapter) -> None:
+    assert parse_active_adapter(text) == active
 
 
 def test_a_file_whose_name_looks_like_a_weight_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a:0.5").touch()
-    assert parse_worn(str(tmp_path / "a:0.5")) == Worn(tmp_path / "a:0.5")
+    assert parse_active_adapter(str(tmp_path / "a:0.5")) == ActiveAdapter(tmp_path / "a:0.5")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +265,7 @@ def test_a_file_whose_name_looks_like_a_weight_is_a_file(tmp_path: Path) -> None
 )
 def test_a_weight_that_is_none_is_explained(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        parse_worn(text)
+        parse_active_adapter(text)
 
 
 def test_an_unknown_way_to_compose_is_explained() -> None:
@@ -280,7 +294,7 @@ def test_bad_wishes_are_explained_and_leave_nothing(
     story = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "0" * 64}
     write_adapter(foreign, Adapter(read_adapter(adapter).layers, story))
     with pytest.raises(AdapterError, match="made for the base model sdxl, not for"):
-        generate_images(run, model, PROMPTS, settings, [Worn(foreign)])
+        generate_images(run, model, PROMPTS, settings, [ActiveAdapter(foreign)])
     assert not run.images.exists()
 
 

@@ -81,7 +81,7 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
     assert set(adapter.tokens) == set(settings.get("adapter.new_words", {}))
     shot, sampler = Shot("a photo of rraj person", 0), Sampler("ddim", 4, 4.0)
     plain = np.asarray(model.sample([shot], sampler)[0], dtype=float)
-    with model.wear([(adapter, 1.0)]):
-        worn = np.asarray(model.sample([shot], sampler)[0], dtype=float)
-    assert not np.array_equal(worn, plain)
+    with model.apply_adapters([(adapter, 1.0)]):
+        active = np.asarray(model.sample([shot], sampler)[0], dtype=float)
+    assert not np.array_equal(active, plain)
     assert np.array_equal(np.asarray(model.sample([shot], sampler)[0], dtype=float), plain)

@@ -434,7 +434,7 @@ def run_compiled(
         if not spec.text_encoders:
             patch.setattr(tiny, "encode_prompts", lambda _, known=known: known)
         results = [joined(run(tiny, tiny._attached)) for _ in range(3)]
-        with tiny.adapter_off(), torch.no_grad():
+        with tiny.disable_adapter(), torch.no_grad():
             known = tiny.encode_prompts(PROMPTS)
             out = tiny.predict(
                 torch.ones(2, 4, 8, 8), torch.tensor([1, 2]), known, [Framing((64, 64))] * 2

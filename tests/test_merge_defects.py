@@ -217,7 +217,7 @@ def test_d10_nothing_is_clamped():
     assert far(clamped, exact) > 0.1
 
 
-# Worn and taken off: D12, D13.
+# ActiveAdapter and taken off: D12, D13.
 
 
 def look(model):
@@ -236,7 +236,7 @@ def list_weights(model, *names):
 
 
 @pytest.fixture
-def worn(model):
+def active(model):
     """An adapter of attention and of convolutions in blocks with and without attention."""
     layers = {}
     for number, (name, shape) in enumerate(list_weights(model, TO_Q, RESNET, PLAIN).items()):
@@ -246,37 +246,37 @@ def worn(model):
     return Adapter(layers)
 
 
-def test_d12_a_strength_does_not_outlive_the_drawing(model, worn):
+def test_d12_a_strength_does_not_outlive_the_drawing(model, active):
     bare = look(model)
-    with model.wear([(worn, 0.5)]):
+    with model.apply_adapters([(active, 0.5)]):
         first = look(model)
     torch.testing.assert_close(look(model), bare, rtol=0, atol=0)
-    with model.wear([(worn, 0.5)]):
+    with model.apply_adapters([(active, 0.5)]):
         torch.testing.assert_close(look(model), first, rtol=0, atol=0)
-    with model.wear([(scaled(worn, 0.25), 1.0)]):
+    with model.apply_adapters([(scaled(active, 0.25), 1.0)]):
         assert (look(model) - first).abs().max() > 1e-3
 
 
-def test_d13_block_weights_reach_convolutions_and_blocks_without_attention(model, worn):
+def test_d13_block_weights_reach_convolutions_and_blocks_without_attention(model, active):
     bare = look(model)
     none = read_blocks({"down": 0.0, "mid": 0.0, "up": 0.0})
-    assert [none.of(name) for name in worn.layers] == [0.0] * 3
+    assert [none.of(name) for name in active.layers] == [0.0] * 3
     half = read_blocks({"down": 0.5, "mid": 0.5, "up": 0.5})
-    merged = merged_by("sum", [worn], [1.0], blocks=[half])
-    with model.wear([(merged, 1.0)]):
+    merged = merged_by("sum", [active], [1.0], blocks=[half])
+    with model.apply_adapters([(merged, 1.0)]):
         by_blocks = look(model)
-    with model.wear([(worn, 0.5)]):
+    with model.apply_adapters([(active, 0.5)]):
         torch.testing.assert_close(look(model), by_blocks, rtol=0, atol=1e-5)
     assert (by_blocks - bare).abs().max() > 1e-3
 
 
-def test_a_merged_file_draws_what_its_parts_draw_worn_together(model, worn):
+def test_a_merged_file_draws_what_its_parts_draw_worn_together(model, active):
     """Most of these defects would show here."""
-    other = Adapter({TO_Q: Layer(worn.layers[TO_Q].down.flip(0), -2 * worn.layers[TO_Q].up)})
-    with model.wear([(worn, 0.8), (other, -0.6)]):
+    other = Adapter({TO_Q: Layer(active.layers[TO_Q].down.flip(0), -2 * active.layers[TO_Q].up)})
+    with model.apply_adapters([(active, 0.8), (other, -0.6)]):
         together = look(model)
     for rank in ("full", "4"):
-        with model.wear([(merged_by("sum", [worn, other], [0.8, -0.6], rank), 1.0)]):
+        with model.apply_adapters([(merged_by("sum", [active, other], [0.8, -0.6], rank), 1.0)]):
             torch.testing.assert_close(look(model), together, rtol=0, atol=2e-5)
 
 
@@ -450,10 +450,10 @@ def pipeline(tiny_sdxl):
 
 
 @pytest.fixture
-def loaded(pipeline, worn, tmp_path):
+def loaded(pipeline, active, tmp_path):
     """The adapter in diffusers, twice, under two names."""
-    write_adapter(tmp_path / "a.safetensors", worn)
-    write_adapter(tmp_path / "b.safetensors", scaled(worn, -2.0))
+    write_adapter(tmp_path / "a.safetensors", active)
+    write_adapter(tmp_path / "b.safetensors", scaled(active, -2.0))
     try:
         for name in "ab":
             file = f"{name}.safetensors"
@@ -471,26 +471,26 @@ def active_update(pipeline, name):
     return sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters).detach()
 
 
-def test_diffusers_wears_two_adapters_as_we_merge_them(loaded, worn):
+def test_diffusers_wears_two_adapters_as_we_merge_them(loaded, active):
     loaded.set_adapters(["a", "b"], [0.8, 0.3])
-    merged = merged_by("sum", [worn, scaled(worn, -2.0)], [0.8, 0.3])
-    for name in worn.layers:
+    merged = merged_by("sum", [active, scaled(active, -2.0)], [0.8, 0.3])
+    for name in active.layers:
         found = active_update(loaded, name).double()
         torch.testing.assert_close(found, dense(merged, name).view_as(found), rtol=0, atol=1e-5)
 
 
-def test_diffusers_block_weights_are_ours_within_attention(loaded, worn):
+def test_diffusers_block_weights_are_ours_within_attention(loaded, active):
     table = {"mid": 0.25, "up": {"block_0": [1.0, 0.5, 2.0]}}
     loaded.set_adapters(["a"], [{"unet": table}])
     blocks = read_blocks({"unet": table})
-    merged = merged_by("sum", [worn], [1.0], blocks=[blocks])
+    merged = merged_by("sum", [active], [1.0], blocks=[blocks])
     found = active_update(loaded, TO_Q).double()
     torch.testing.assert_close(found, dense(merged, TO_Q), rtol=0, atol=1e-6)
 
 
 @pytest.mark.xfail(reason="D13: diffusers leaves all but attention at 1", raises=AssertionError)
 @pytest.mark.parametrize("name", [RESNET, PLAIN])
-def test_diffusers_block_weights_reach_convolutions(loaded, worn, name):
+def test_diffusers_block_weights_reach_convolutions(loaded, active, name):
     loaded.set_adapters(["a"], [{"unet": {"down": 0.0, "mid": 0.0, "up": 0.0}}])
     assert float(active_update(loaded, name).norm()) == 0.0
 
@@ -505,22 +505,22 @@ def fused_strength(pipeline, layer, **how):
     return strength(change.double(), (layer.up @ layer.down).double())
 
 
-def test_diffusers_fuses_once_rightly(loaded, worn):
+def test_diffusers_fuses_once_rightly(loaded, active):
     loaded.set_adapters(["a"])
-    found = fused_strength(loaded, worn.layers[TO_Q], lora_scale=0.5)
+    found = fused_strength(loaded, active.layers[TO_Q], lora_scale=0.5)
     assert found == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.xfail(reason="D12: a second fusion squares the strength", raises=AssertionError)
-def test_diffusers_fuses_twice_alike(loaded, worn):
+def test_diffusers_fuses_twice_alike(loaded, active):
     loaded.set_adapters(["a"])
-    first, second = (fused_strength(loaded, worn.layers[TO_Q], lora_scale=0.5) for _ in range(2))
+    first, second = (fused_strength(loaded, active.layers[TO_Q], lora_scale=0.5) for _ in range(2))
     assert second == pytest.approx(first, abs=1e-4)
 
 
 @pytest.mark.xfail(reason="D12: an adapter that is not active ignores it", raises=AssertionError)
-def test_diffusers_fuses_an_adapter_that_is_not_active_at_its_strength(loaded, worn):
+def test_diffusers_fuses_an_adapter_that_is_not_active_at_its_strength(loaded, active):
     loaded.set_adapters(["a"])
-    layer = scaled(worn, -2.0).layers[TO_Q]
+    layer = scaled(active, -2.0).layers[TO_Q]
     found = fused_strength(loaded, layer, lora_scale=0.5, adapter_names=["b"])
     assert found == pytest.approx(0.5, abs=1e-4)

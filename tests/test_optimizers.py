@@ -369,7 +369,7 @@ def test_an_average_is_that_of_the_formula():
         average.update()
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * weight.detach()
-    with average.worn():
+    with average.applied():
         torch.testing.assert_close(weight.detach(), expected)
 
 
@@ -382,7 +382,7 @@ def test_an_average_comes_off_again_bit_for_bit_even_after_an_error():
     seen = []
 
     def draw():
-        with average.worn():
+        with average.applied():
             seen.append(weight.detach().clone())
             raise RuntimeError("drawing failed")
 
@@ -407,14 +407,14 @@ def test_an_average_goes_on_from_its_state():
     for taught, its in ((weight, average), (other, resumed)):
         step(taught, 2)
         its.update()
-    with average.worn(), resumed.worn():
+    with average.applied(), resumed.applied():
         assert torch.equal(weight, other)
 
 
 def test_a_worn_average_is_not_averaged_again():
     average = AverageOf(weights((2, 2)), decay=0.9)
-    with average.worn():
-        for forbidden in (average.update, average.state_dict, average.worn().__enter__):
+    with average.applied():
+        for forbidden in (average.update, average.state_dict, average.applied().__enter__):
             with pytest.raises(ValueError, match="leave the block"):
                 forbidden()
 

@@ -7,13 +7,13 @@ import pytest
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import (
     MANIFEST,
+    AdapterEntry,
     DrawnPrior,
     ImageSet,
     Photo,
     PhotoSet,
     Picture,
     PriorSet,
-    WornAdapter,
     image_files,
     read_image_set,
     read_photo_set,
@@ -35,7 +35,7 @@ def images(tmp_path):
     return ImageSet(
         folder=tmp_path,
         base={"name": "picturebook"},
-        adapters=(WornAdapter(file="a.safetensors", sha256="00", weight=-0.5),),
+        adapters=(AdapterEntry(file="a.safetensors", sha256="00", weight=-0.5),),
         resolution_px=64,
         pictures=tuple(pictures),
     )
@@ -44,13 +44,13 @@ def images(tmp_path):
 def test_a_plainly_worn_adapter_is_written_without_a_pace(tmp_path, images):
     written = json.loads(write_manifest(images).read_text())
     assert written["adapters"] == [{"file": "a.safetensors", "sha256": "00", "weight": -0.5}]
-    scheduled = WornAdapter(file="b.safetensors", sha256="00", weight=1, lora_schedule="1@0,0@1")
+    scheduled = AdapterEntry(file="b.safetensors", sha256="00", weight=1, lora_schedule="1@0,0@1")
     scheduled = images.model_copy(update={"adapters": (*images.adapters, scheduled)})
     write_manifest(scheduled)
     assert read_image_set(tmp_path) == scheduled
     assert scheduled.fingerprint != images.fingerprint
     told = ["a.safetensors × -0.5", "b.safetensors × 1 (1@0,0@1)"]
-    assert [str(worn) for worn in scheduled.adapters] == told
+    assert [str(active) for active in scheduled.adapters] == told
 
 
 def photo(**changes):

@@ -17,12 +17,12 @@ from dreamloom.core.config import load_config, to_toml
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import LossLogged, Note, StageDone, StageStarted
 from dreamloom.core.manifests import (
+    AdapterEntry,
     ImageSet,
     Photo,
     PhotoSet,
     Picture,
     PriorSet,
-    WornAdapter,
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
@@ -120,7 +120,7 @@ class Folder:
         name: str,
         prompts: list[tuple[str, str]],
         samplers: tuple[tuple[str, int], ...] = (("ddim", 25),),
-        worn: tuple[tuple[str, float], ...] = (),
+        active: tuple[tuple[str, float], ...] = (),
     ) -> ImageSet:
         folder = self.run.images / name
         folder.mkdir(parents=True)
@@ -144,7 +144,7 @@ class Folder:
         images = ImageSet(
             folder=folder,
             base={"name": "picturebook", "fingerprint": "f" * 64},
-            adapters=tuple(WornAdapter(file=f, sha256="e" * 64, weight=w) for f, w in worn),
+            adapters=tuple(AdapterEntry(file=f, sha256="e" * 64, weight=w) for f, w in active),
             resolution_px=32,
             pictures=tuple(pictures),
         )
@@ -269,11 +269,11 @@ def build_demo(path: Path, paint: Painter = plain, seeds: int = len(SEEDS)) -> P
     subject, style = (("adapter.safetensors", 1.0),), (("style.safetensors", 0.8),)
     sets = {
         "base": demo.pictures("base", PROMPTS),
-        "without_prior": demo.pictures("without_prior", PROMPTS, worn=subject),
-        "with_prior": demo.pictures("with_prior", PROMPTS, worn=subject),
+        "without_prior": demo.pictures("without_prior", PROMPTS, active=subject),
+        "with_prior": demo.pictures("with_prior", PROMPTS, active=subject),
         "base_merged": demo.pictures("base_merged", PIXEL),
-        "style": demo.pictures("style", PIXEL, worn=style),
-        "merged": demo.pictures("merged", PIXEL, worn=(("merged.safetensors", 1.0),)),
+        "style": demo.pictures("style", PIXEL, active=style),
+        "merged": demo.pictures("merged", PIXEL, active=(("merged.safetensors", 1.0),)),
         "table_base": demo.pictures("table_base", PROMPTS[:1], table),
         "table_without_prior": demo.pictures("table_without_prior", PROMPTS[:1], table),
         "table_with_prior": demo.pictures("table_with_prior", PROMPTS[:1], table),

@@ -468,7 +468,7 @@ def taught(model, tmp_path_factory):
         adapter = make_adapter(model, seed, name)
         write_adapter(home / f"{name}.safetensors", adapter)
         (home / name).mkdir()
-        with model.wear([(adapter, 1.0)]):
+        with model.apply_adapters([(adapter, 1.0)]):
             shots = [Shot(f"a photo of rraj person {n}", 50 + n) for n in range(4)]
             for number, image in enumerate(model.sample(shots, SAMPLER)):
                 image.save(home / name / f"{number}.png")
@@ -635,15 +635,15 @@ def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_pat
     )
     candidate = draw_design(3, by_block, BETWEEN, 5, [])[2]
     shots = [Shot("snow, a photo of rraj person", seed) for seed in range(2)]
-    with model.wear(candidate.dress(subject, style)):
-        worn = model.sample(shots, SAMPLER)
+    with model.apply_adapters(candidate.dress(subject, style)):
+        active = model.sample(shots, SAMPLER)
     path = tmp_path / "merged.safetensors"
     write_adapter(path, combine([subject, style], candidate.wish()).adapter)
-    with model.wear([(read_adapter(path), 1.0)]):
+    with model.apply_adapters([(read_adapter(path), 1.0)]):
         merged = model.sample(shots, SAMPLER)
-    with model.wear([(subject, 1.0), (style, 1.0)]):
+    with model.apply_adapters([(subject, 1.0), (style, 1.0)]):
         other = model.sample(shots, SAMPLER)
-    for one, two, three in zip(worn, merged, other, strict=True):
+    for one, two, three in zip(active, merged, other, strict=True):
         apart = np.abs(np.asarray(one, int) - np.asarray(two, int))
         assert apart.max() <= 1
         assert np.abs(np.asarray(one, int) - np.asarray(three, int)).max() > 10

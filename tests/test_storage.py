@@ -101,12 +101,12 @@ def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, 
     whole = load(tiny_sdxl, Thrift())
     shots = [Shot("a dog", 0)]
     plain = whole.sample(shots, FAST)[0]
-    with whole.wear([(adapter, 1.0)]):
-        worn = whole.sample(shots, FAST)[0]
-    assert psnr_db(plain, worn) < 60
-    # Worn on the stored base it acts as well, although there is no weight to write into.
+    with whole.apply_adapters([(adapter, 1.0)]):
+        active = whole.sample(shots, FAST)[0]
+    assert psnr_db(plain, active) < 60
+    # ActiveAdapter on the stored base it acts as well, although there is no weight to write into.
     untaught = model.sample(shots, FAST)[0]
-    with model.wear([(adapter, 1.0)]):
+    with model.apply_adapters([(adapter, 1.0)]):
         on_stored = model.sample(shots, FAST)[0]
     assert psnr_db(untaught, on_stored) < 60
     assert psnr_db(untaught, model.sample(shots, FAST)[0]) == float("inf")

@@ -629,9 +629,9 @@ def test_what_arms_share_is_taught_and_drawn_once(home: Path, tiny_sdxl: Path) -
     assert started["evaluate-pictures"] == 2 * 4
     assert len({run for arm in findings.arms for run in arm.runs}) == 1
     assert len({folder for arm in findings.arms for folder in arm.pictures}) == 4
-    worn = [read_image_set(out / arm.pictures[0] / "images/pictures") for arm in findings.arms]
-    assert [images.adapters[0].weight for images in worn] == [0.5, 1.0, 0.5, 1.0]
-    assert len({images.adapters[0].sha256 for images in worn}) == 2
+    active = [read_image_set(out / arm.pictures[0] / "images/pictures") for arm in findings.arms]
+    assert [images.adapters[0].weight for images in active] == [0.5, 1.0, 0.5, 1.0]
+    assert len({images.adapters[0].sha256 for images in active}) == 2
 
 
 def test_seeds_that_choose_are_never_reported_on(home: Path, tiny_sdxl: Path) -> None:

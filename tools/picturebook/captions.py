@@ -187,13 +187,13 @@ def _adjectives(visible: dict[str, str], rng: random.Random) -> list[_Phrase]:
 
 
 def _tails(visible: dict[str, str], rng: random.Random) -> list[_Phrase]:
-    wearing = rng.choice(("with", "wearing"))
+    applying = rng.choice(("with", "wearing"))
     phrases: list[_Phrase] = []
     if visible["glasses"] != "none":
-        phrases.append(_Phrase(f"{wearing} {visible['glasses']}", ("glasses",)))
+        phrases.append(_Phrase(f"{applying} {visible['glasses']}", ("glasses",)))
     if visible["hat"] != "none":
-        wearing = rng.choice(("wearing", "wearing", "with"))
-        phrases.append(_Phrase(f"{wearing} a {visible['hat']}", ("hat",)))
+        applying = rng.choice(("wearing", "wearing", "with"))
+        phrases.append(_Phrase(f"{applying} a {visible['hat']}", ("hat",)))
     if visible["mood"] == "open":
         phrases.append(_Phrase("with an open mouth", ("mood",)))
     if visible["kind"] == "person":

@@ -38,7 +38,7 @@ from dreamloom.data.photos import load_photos
 from dreamloom.evaluation import evaluate_images, pick_encoders
 from dreamloom.evaluation.metrics import Score, Scorecard
 from dreamloom.evaluation.stats import intervals as statistics
-from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models import load_model
 from dreamloom.models.base import Model
 from dreamloom.picturebook.judges import load_attribute_reader
@@ -289,13 +289,13 @@ def _draw_sets(
 
     Portraits, what is asked for, and the class where leakage is compared.
     """
-    worn = [Worn(run.adapter)] if how else []
+    active = [ActiveAdapter(run.adapter)] if how else []
     phrase = config.subject.phrase
 
     def draw_set(name: str, texts: Sequence[str], each: int, steps: tuple[int, ...]) -> None:
         settings = config.generate.model_copy(update={"images_per_prompt": each, "steps": steps})
         prompts = [Prompt(text.format(subject=phrase)) for text in texts]
-        generate_images(run, model, prompts, settings, worn, name)
+        generate_images(run, model, prompts, settings, active, name)
 
     # An adapter that was taught without class images is here for its leakage alone.
     if how != _WITHOUT:

@@ -215,7 +215,7 @@ class Picture(_Listed):
         return ", ".join(words)
 
 
-class WornAdapter(_Listed):
+class AdapterEntry(_Listed):
     """An adapter that was worn while drawing."""
 
     file: str
@@ -243,7 +243,7 @@ class ImageSet(_Listed):
     folder: Path
     base: dict[str, str]
     """The base model, as `families.base.BaseIdentity.as_dict`."""
-    adapters: tuple[WornAdapter, ...] = ()
+    adapters: tuple[AdapterEntry, ...] = ()
     subject: str = ""
     """The phrase that names the subject in prompts, where an adapter told it."""
     class_noun: str = ""

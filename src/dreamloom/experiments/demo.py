@@ -21,7 +21,7 @@ from dreamloom.data.photos import load_photos
 from dreamloom.evaluation import Floor, MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
 from dreamloom.evaluation.metrics import Scorecard
 from dreamloom.evaluation.metrics.retention import Retention
-from dreamloom.inference.generate import Prompt, Worn, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files import Part, merge_adapters, record_merge
 from dreamloom.models import load_model
 from dreamloom.models.base import Model
@@ -138,21 +138,21 @@ def _draw(
     prompts = [*pack_prompts("seed-v1", phrase), Prompt(config.class_prompt(), "class")]
     pixel = pack_prompts("pixel-v1", phrase)
     table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
-    wanted: dict[str, tuple[list[Prompt], Any, list[Worn]]] = {
+    wanted: dict[str, tuple[list[Prompt], Any, list[ActiveAdapter]]] = {
         "base": (prompts, config.generate, []),
-        "without_prior": (prompts, config.generate, [Worn(without.adapter)]),
-        "with_prior": (prompts, config.generate, [Worn(with_prior.adapter)]),
+        "without_prior": (prompts, config.generate, [ActiveAdapter(without.adapter)]),
+        "with_prior": (prompts, config.generate, [ActiveAdapter(with_prior.adapter)]),
         "base_merged": (pixel, config.generate, []),
-        "with_prior_alone": (pixel, config.generate, [Worn(with_prior.adapter)]),
-        "style": (pixel, config.generate, [Worn(style.adapter)]),
-        "merged": (pixel, config.generate, [Worn(merged)]),
+        "with_prior_alone": (pixel, config.generate, [ActiveAdapter(with_prior.adapter)]),
+        "style": (pixel, config.generate, [ActiveAdapter(style.adapter)]),
+        "merged": (pixel, config.generate, [ActiveAdapter(merged)]),
         "table_base": (prompts[:1], table, []),
-        "table_without_prior": (prompts[:1], table, [Worn(without.adapter)]),
-        "table_with_prior": (prompts[:1], table, [Worn(with_prior.adapter)]),
+        "table_without_prior": (prompts[:1], table, [ActiveAdapter(without.adapter)]),
+        "table_with_prior": (prompts[:1], table, [ActiveAdapter(with_prior.adapter)]),
     }
     return {
-        name: generate_images(root, model, texts, settings, worn, name, observe)
-        for name, (texts, settings, worn) in wanted.items()
+        name: generate_images(root, model, texts, settings, active, name, observe)
+        for name, (texts, settings, active) in wanted.items()
     }
 
 

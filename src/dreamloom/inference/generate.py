@@ -16,12 +16,12 @@ from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import (
     MANIFEST,
+    AdapterEntry,
     Change,
     Face,
     ImageSet,
     Picture,
     Style,
-    WornAdapter,
     read_image_set,
     write_manifest,
 )
@@ -58,7 +58,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Worn:
+class ActiveAdapter:
     """An adapter file and the weight at which it is worn, or how that follows the drawing."""
 
     path: Path
@@ -70,7 +70,7 @@ class Worn:
         return self.weight.strongest if isinstance(self.weight, Curve) else self.weight
 
 
-def parse_worn(text: str) -> Worn:
+def parse_active_adapter(text: str) -> ActiveAdapter:
     """Read ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…`` as typed on the command line.
 
     Raises:
@@ -78,14 +78,14 @@ def parse_worn(text: str) -> Worn:
     """
     path, colon, weight = text.rpartition(":")
     if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
-        return Worn(Path(text))
+        return ActiveAdapter(Path(text))
     try:
         if "@" in weight:
-            return Worn(Path(path), parse_curve(weight))
+            return ActiveAdapter(Path(path), parse_curve(weight))
         plain = float(weight)
         if not math.isfinite(plain):
             raise ValueError
-        return Worn(Path(path), plain)
+        return ActiveAdapter(Path(path), plain)
     except ValueError as error:
         reason = f": {error}" if "@" in weight else ""
         raise ConfigError(
@@ -114,7 +114,7 @@ def generate_images(
     model: Model,
     prompts: Sequence[Prompt],
     config: GenerateConfig,
-    worn: Sequence[Worn] = (),
+    active: Sequence[ActiveAdapter] = (),
     name: str = "pictures",
     observe: Observer = silent,
     composition: Composition = TOGETHER,
@@ -129,7 +129,7 @@ def generate_images(
         model: A loaded base model.
         prompts: One or more prompts.
         config: Resolved settings: nothing is ``auto`` any more.
-        worn: Adapters to wear; none draws the base model.
+        active: Adapters to wear; none draws the base model.
         name: The set's name: letters, digits, dash and underscore.
         observe: Told of progress.
         composition: How several adapters are worn together.
@@ -140,9 +140,9 @@ def generate_images(
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
     """
-    adapters = check_wish(model, prompts, config, worn, name, composition)
+    adapters = check_wish(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
-    listed = _list_worn(worn, composition)
+    listed = _list_active_adapters(active, composition)
     inputs = {
         "base": model.identity.fingerprint,
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
@@ -165,8 +165,8 @@ def generate_images(
         # What lies there is the beginning of a set that was never finished.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        strengths = set_lora_schedules(adapters, [part.weight for part in worn], composition)
-        with model.wear(list(zip(adapters, strengths, strict=True))):
+        strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
+        with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
             _draw(model, plan, folder, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
@@ -200,7 +200,7 @@ def check_wish(
     model: Model,
     prompts: Sequence[Prompt],
     config: GenerateConfig,
-    worn: Sequence[Worn],
+    active: Sequence[ActiveAdapter],
     name: str,
     composition: Composition = TOGETHER,
 ) -> list[Adapter]:
@@ -214,7 +214,7 @@ def check_wish(
     """
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
-    adapters = [read_adapter(part.path) for part in worn]
+    adapters = [read_adapter(part.path) for part in active]
     if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
         model.rescale_to_zero_terminal_snr()
     unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
@@ -227,23 +227,23 @@ def check_wish(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
-    _check_composition(composition, worn, config)
-    for part, adapter in zip(worn, adapters, strict=True):
+    _check_composition(composition, active, config)
+    for part, adapter in zip(active, adapters, strict=True):
         _check_base(part.path, dict(adapter.metadata), model)
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
-        with model.wear([(adapter, strength)]):
+        with model.apply_adapters([(adapter, strength)]):
             pass  # it fits
     return adapters
 
 
 def _check_composition(
-    composition: Composition, worn: Sequence[Worn], config: GenerateConfig
+    composition: Composition, active: Sequence[ActiveAdapter], config: GenerateConfig
 ) -> None:
     """Refuse what could not be seen in the pictures: a manner that changes nothing there."""
     try:
-        composition.check(len(worn))
+        composition.check(len(active))
     except ValueError as error:
         raise ConfigError(
             f"This cannot be drawn: {error}.",
@@ -256,25 +256,27 @@ def _check_composition(
             "Raise --guidance above 1, or leave --conditional-only out.",
         )
     steps = min(config.steps)
-    if composition.method == "switch" and steps <= composition.every * (len(worn) - 1):
+    if composition.method == "switch" and steps <= composition.every * (len(active) - 1):
         raise ConfigError(
-            f"In {steps} steps with turns of {composition.every}, {worn[-1].path.name} would "
+            f"In {steps} steps with turns of {composition.every}, {active[-1].path.name} would "
             "never have its turn.",
             "Take shorter turns, as in --compose switch:1, or more --steps.",
         )
 
 
-def _list_worn(worn: Sequence[Worn], composition: Composition) -> tuple[WornAdapter, ...]:
+def _list_active_adapters(
+    active: Sequence[ActiveAdapter], composition: Composition
+) -> tuple[AdapterEntry, ...]:
     """List the adapters with how each is worn, for the manifest."""
-    lora_schedules = describe_lora_schedules([part.weight for part in worn], composition)
+    lora_schedules = describe_lora_schedules([part.weight for part in active], composition)
     return tuple(
-        WornAdapter(
+        AdapterEntry(
             file=part.path.name,
             sha256=file_sha256(part.path),
             weight=part.strongest,
             lora_schedule=lora_schedule,
         )
-        for part, lora_schedule in zip(worn, lora_schedules, strict=True)
+        for part, lora_schedule in zip(active, lora_schedules, strict=True)
     )
 
 

@@ -328,11 +328,13 @@ class Model(Protocol):
         """Remove the attached adapter; the base is as it was, bit for bit."""
         ...
 
-    def adapter_off(self) -> AbstractContextManager[None]:
+    def disable_adapter(self) -> AbstractContextManager[None]:
         """Encode and predict as the base model does, for the time of a block."""
         ...
 
-    def wear(self, parts: Sequence[tuple[Adapter, Strength]]) -> AbstractContextManager[None]:
+    def apply_adapters(
+        self, parts: Sequence[tuple[Adapter, Strength]]
+    ) -> AbstractContextManager[None]:
         """Wear adapters at weights for the time of a block; afterwards the base is as it was.
 
         An adapter of any kind adds its weight times its change of the base's weights. New words

@@ -292,7 +292,7 @@ class SDXLModel:
         set_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
-    def adapter_off(self) -> Iterator[None]:
+    def disable_adapter(self) -> Iterator[None]:
         """Encode and predict without the attached adapter for a block."""
         with ExitStack() as stack:
             stack.enter_context(self._require_attached().off())
@@ -301,7 +301,7 @@ class SDXLModel:
             yield
 
     @contextmanager
-    def wear(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
+    def apply_adapters(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
         """Wear adapters at weights for a block.
 
         A float32 model takes plain weights' changes into its own. A half-precision one would
@@ -309,7 +309,9 @@ class SDXLModel:
         there they stay beside the weights, as everywhere do those that follow the steps of a
         drawing.
         """
-        words = gather_words([adapter.tokens for adapter, strength in parts if _is_worn(strength)])
+        words = gather_words(
+            [adapter.tokens for adapter, strength in parts if _is_active(strength)]
+        )
         scheduled = [
             (adapter, lora_schedule)
             for adapter, lora_schedule in parts
@@ -491,14 +493,14 @@ class SDXLModel:
             return SDXLConditioning(
                 torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
             )
-        worn = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
-        for branch in worn:
+        active = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
+        for branch in active:
             branch.weight = 0.0
         encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
-        if worn:
+        if active:
             self._turn_to(START)
         return encoded
 
 
-def _is_worn(strength: Strength) -> bool:
+def _is_active(strength: Strength) -> bool:
     return (strength.curve.strongest if isinstance(strength, LoraSchedule) else strength) != 0

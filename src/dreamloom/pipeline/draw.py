@@ -16,7 +16,7 @@ from dreamloom.inference.generate import (
     Prompt,
     check_wish,
     generate_images,
-    parse_worn,
+    parse_active_adapter,
     read_composition,
 )
 from dreamloom.lora import read_adapter
@@ -109,9 +109,9 @@ def draw(
         ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
-    worn = [parse_worn(text) for text in wish.adapters]
+    active = [parse_active_adapter(text) for text in wish.adapters]
     composition = read_composition(wish.compose, wish.conditional_only)
-    stories = [read_adapter(part.path).metadata for part in worn]
+    stories = [read_adapter(part.path).metadata for part in active]
     prompts = _ask(wish, config, stories)
     run = RunDir(wish.out)
     run.refuse_strangers()
@@ -119,11 +119,11 @@ def draw(
     model = load_model(base, runtime, fit_drawing(config, base, runtime))
     config = settle(config, model)
     settings, name = config.generate, wish.name
-    check_wish(model, prompts, settings, worn, name, composition)
+    check_wish(model, prompts, settings, active, name, composition)
     run.claim()
     observe = tee(observe, run.observer())
-    sets = [generate_images(run, model, prompts, settings, worn, name, observe, composition)]
-    if wish.floor and worn:
+    sets = [generate_images(run, model, prompts, settings, active, name, observe, composition)]
+    if wish.floor and active:
         sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
     return [images.folder for images in sets]
 

@@ -46,7 +46,7 @@ class Column:
 
     label: str
     kind: str
-    worn: str
+    adapters: str
     """Which adapters it was drawn with, in words."""
 
 
@@ -136,7 +136,11 @@ def build_gallery(
         title=title,
         intro=f"Drawn with {samplers.pop()}." if len(samplers) == 1 else "",
         columns=[
-            Column(label_set(set_name.removeprefix(f"{TABLE}_")), kind_of(set_name), _worn(images))
+            Column(
+                label_set(set_name.removeprefix(f"{TABLE}_")),
+                kind_of(set_name),
+                _name_adapters(images),
+            )
             for set_name, images in sets.items()
         ],
         groups=_by_category(rows),
@@ -189,10 +193,10 @@ def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> Sh
     )
 
 
-def _worn(images: ImageSet) -> str:
+def _name_adapters(images: ImageSet) -> str:
     if not images.adapters:
         return "no adapter"
-    return " + ".join(str(worn) for worn in images.adapters)
+    return " + ".join(str(adapters) for adapters in images.adapters)
 
 
 def _by_category(rows: Mapping[tuple[str, str, str], Row]) -> list[tuple[str, list[Row]]]:

@@ -356,44 +356,44 @@ class AverageOf:
         self._decay = decay
         self._updates = 0
         self._averages = [weight.detach().clone() for weight in self._weights]
-        self._is_worn = False
+        self._is_active = False
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights after one more update into the average."""
-        self._refuse_when_worn()
+        self._refuse_when_applied()
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.lerp_(weight, 1 - decay)
 
     @contextmanager
-    def worn(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Put the average in the weights' place for the time of a block; after it all is back."""
-        self._refuse_when_worn()
+        self._refuse_when_applied()
         before = [weight.detach().clone() for weight in self._weights]
         try:
-            self._is_worn = True
+            self._is_active = True
             _copy(self._averages, self._weights)
             yield
         finally:
             _copy(before, self._weights)
-            self._is_worn = False
+            self._is_active = False
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the number of updates, for a checkpoint."""
-        self._refuse_when_worn()
+        self._refuse_when_applied()
         return {"updates": self._updates, "averages": list(self._averages)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self._refuse_when_worn()
+        self._refuse_when_applied()
         self._updates = int(state["updates"])
         _copy(state["averages"], self._averages)
 
-    def _refuse_when_worn(self) -> None:
-        if self._is_worn:
-            raise ValueError("the weights are the average now: leave the block `worn` first")
+    def _refuse_when_applied(self) -> None:
+        if self._is_active:
+            raise ValueError("the weights are the average now: leave the block `applied` first")
 
 
 @contextmanager
@@ -411,7 +411,7 @@ def weights_to_use(optimizer: Optimizer, average: AverageOf | None = None) -> It
     if average is not None:
         if switches:
             raise ValueError(f"{type(optimizer).__name__} averages the weights itself")
-        with average.worn():
+        with average.applied():
             yield
         return
     if not switches:

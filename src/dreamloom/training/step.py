@@ -197,7 +197,7 @@ def _remember(
 ) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Add the same noisy photos under the class prompt; the base model says what is right there."""
     prompts = (lesson.prompts[1],) * len(batch.cards)
-    with torch.no_grad(), model.adapter_off():
+    with torch.no_grad(), model.disable_adapter():
         remembered = model.predict(
             noisy, timesteps, lesson.conditioning(prompts), batch.framings
         ).to(target.dtype)

@@ -28,7 +28,7 @@ from dreamloom.experiments.merge_search.request import (
     read_parts,
 )
 from dreamloom.experiments.merge_search.work import Table, load_base
-from dreamloom.inference.generate import Prompt, Worn, check_wish
+from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish
 from dreamloom.pipeline.train import settle
 
 SUM, USUAL = "the plain sum", "0.8 and 1.0"
@@ -96,8 +96,8 @@ def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
     model = load_base(config.base, config.device, config.precision)
     subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
     config = settle(config.model_copy(update={"subject": subject}), model)
-    worn = [Worn(path) for path in wish.files]
-    check_wish(model, [Prompt(text) for text in prompts], config.generate, worn, "search")
+    active = [ActiveAdapter(path) for path in wish.files]
+    check_wish(model, [Prompt(text) for text in prompts], config.generate, active, "search")
     kind = _choose_encoders(config, model.identity.name)
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
     require_encoders(encoders)

@@ -17,9 +17,9 @@ from dreamloom.core.device import Precision, pick_runtime
 from dreamloom.core.events import Observer, silent
 from dreamloom.core.manifests import (
     MANIFEST,
+    AdapterEntry,
     ImageSet,
     Picture,
-    WornAdapter,
     read_image_set,
     read_photo_set,
     write_manifest,
@@ -165,7 +165,7 @@ def _draw_missing(piece: Piece) -> ImageSet:
         config.generate.cache_interval,
     )
     batch = config.generate.batch
-    with model.wear(piece.candidate.dress(*adapters)):
+    with model.apply_adapters(piece.candidate.dress(*adapters)):
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]
             drawn = model.sample([shot for _, shot in some], sampler, batch=batch)
@@ -186,7 +186,7 @@ def _read_drawn(piece: Piece) -> ImageSet:
         return images.model_copy(update={"pictures": kept})
     model, _ = _prepare(piece.table)
     subject, style = (
-        WornAdapter(file=path.name, sha256=sha256, weight=sum(side) / len(side))
+        AdapterEntry(file=path.name, sha256=sha256, weight=sum(side) / len(side))
         for path, sha256, side in zip(
             piece.table.files,
             piece.table.hashes,
@@ -197,7 +197,7 @@ def _read_drawn(piece: Piece) -> ImageSet:
     return ImageSet(
         folder=folder,
         base=model.identity.as_dict(),
-        adapters=tuple(worn for worn in (subject, style) if worn.weight != 0),
+        adapters=tuple(active for active in (subject, style) if active.weight != 0),
         subject=piece.table.config.subject.phrase,
         class_noun=piece.table.config.subject.class_noun,
         resolution_px=model.advice.resolution_px,

@@ -25,7 +25,7 @@ from dreamloom.evaluation import evaluate_run
 from dreamloom.evaluation.encoders import Encoders, load_encoders
 from dreamloom.evaluation.metrics import Scorecard
 from dreamloom.experiments.study.question import Arm, Study, count_updates
-from dreamloom.inference.generate import Prompt, Worn, check_wish, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish, generate_images
 from dreamloom.models import load_model
 from dreamloom.models.base import Model
 from dreamloom.pipeline.draw import pack_prompts
@@ -117,8 +117,8 @@ class Drawing:
     def run(self) -> RunDir:
         """Where the pictures and their scores go, named by what they are drawn from."""
         how = self.config.generate.drawn_with
-        worn = [str(self.adapter.relative_to(self.root)), self.weight] if self.adapter else []
-        key = fingerprint(self.base, worn, how, self.prompts)[:_KEY_DIGITS]
+        active = [str(self.adapter.relative_to(self.root)), self.weight] if self.adapter else []
+        key = fingerprint(self.base, active, how, self.prompts)[:_KEY_DIGITS]
         return RunDir(self.root / "pictures" / key)
 
 
@@ -294,9 +294,9 @@ def draw(drawing: Drawing, observe: Observer = silent) -> float:
     """Draw, unless it was done; the adapter must be taught. Give the seconds a picture took."""
     run = drawing.run
     run.claim()
-    worn = [Worn(drawing.adapter, drawing.weight)] if drawing.adapter else []
+    active = [ActiveAdapter(drawing.adapter, drawing.weight)] if drawing.adapter else []
     config = drawing.config
-    generate_images(run, _load(config), drawing.prompts, config.generate, worn, SET, observe)
+    generate_images(run, _load(config), drawing.prompts, config.generate, active, SET, observe)
     record = run.read_record(f"generate-{SET}")
     return float(record.results["seconds_per_picture"]) if record else 0.0
 

@@ -43,12 +43,12 @@ class Ask:
 
     Args:
         number: The adapter's place in the user's list, from 1; JOINT for all of them.
-        worn: What is worn, its weights folded in.
+        active: What is worn, its weights folded in.
         prompts: What is drawn.
     """
 
     number: int
-    worn: tuple[Adapter, ...]
+    active: tuple[Adapter, ...]
     prompts: tuple[str, ...]
 
 
@@ -109,7 +109,7 @@ class Inquiry:
         """
         whose = f"adapter {ask.number}" if ask.number != JOINT else "all adapters"
         looks: list[Look] = []
-        with self.model.wear([(adapter, 1.0) for adapter in ask.worn]):
+        with self.model.apply_adapters([(adapter, 1.0) for adapter in ask.active]):
             conditioning = self.model.encode_prompts(ask.prompts)
             total = count_looks(len(ask.prompts), self.steps)
             for look in look_at_drawings(self.model, conditioning, self.steps, self.seed):

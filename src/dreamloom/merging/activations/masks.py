@@ -172,7 +172,7 @@ def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> T
     masked = {n: _mask_layer(inquiry, n, make) for n in inquiry.shared if not acts_on_text(n)}
     others = [(adapter, 1.0) for adapter in _leave_out(inquiry.weighed, masked)]
     with ExitStack() as stack:
-        stack.enter_context(model.wear(others))
+        stack.enter_context(model.apply_adapters(others))
         stack.enter_context(add_changes(inquiry.layers, masked))
         prompts = [model.encode_prompts(examples.ask.prompts) for examples in recorded]
         model.release_encoders()

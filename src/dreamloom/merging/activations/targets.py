@@ -97,7 +97,7 @@ def measure_missed(model: Model, recorded: Sequence[Examples], merged: Adapter) 
         For each adapter the mean square distance from what it says alone, as a share of the base
         model's: 0 misses nothing, 1 is no better than the base.
     """
-    with model.wear([(merged, 1.0)]):
+    with model.apply_adapters([(merged, 1.0)]):
         return [
             examples.miss_of_all(model, model.encode_prompts(examples.ask.prompts))
             for examples in recorded
