@@ -14,7 +14,7 @@ from dreamloom.core.events import Note
 from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
 from dreamloom.merging import parse_rank
 from dreamloom.merging.extract import extract_adapter, find_nearest
-from dreamloom.merging.files import Part, bake_adapters
+from dreamloom.merging.files import Part, fuse_into_checkpoint
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from test_sources import original_layout
 
@@ -142,8 +142,8 @@ def test_a_baked_model_is_the_base_plus_the_weighted_updates(
 ):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
-    baked = bake_adapters([part, Part(part.path, -0.25, "again")], str(base), out)
-    assert baked.layers == len(LAYERS)
+    fused = fuse_into_checkpoint([part, Part(part.path, -0.25, "again")], str(base), out)
+    assert fused.layers == len(LAYERS)
     old, new = open_weights(str(base)), open_weights(str(out))
     tolerance = 2e-3 if kind == "half" else 1e-6
     for name in old.places:
@@ -154,14 +154,14 @@ def test_a_baked_model_is_the_base_plus_the_weighted_updates(
             assert float(wanted.norm()) > 0.1
         else:
             assert not change.any()
-    assert (0 < baked.rounding < 0.01) if kind == "half" else baked.rounding < 1e-6
+    assert (0 < fused.rounding < 0.01) if kind == "half" else fused.rounding < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])
 def test_a_baked_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
-    bake_adapters([part], str(base), out)
+    fuse_into_checkpoint([part], str(base), out)
     if kind == "single":
         pairs = [(base, out)]
     else:
@@ -184,7 +184,7 @@ def test_a_baked_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
 
 
 def test_a_baked_file_says_what_is_in_it_and_no_longer_the_old_hash(single, part, tmp_path):
-    bake_adapters([part], str(single), tmp_path / "baked.safetensors")
+    fuse_into_checkpoint([part], str(single), tmp_path / "baked.safetensors")
     with safe_open(tmp_path / "baked.safetensors", "pt") as file:
         story = file.metadata()
     assert story.keys() == {"author", "dreamloom.baked"}
@@ -193,7 +193,7 @@ def test_a_baked_file_says_what_is_in_it_and_no_longer_the_old_hash(single, part
 
 
 def test_a_baked_folder_draws_what_the_worn_adapter_draws(tiny_sdxl, part, tmp_path):
-    bake_adapters([part], str(tiny_sdxl), tmp_path / "baked")
+    fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked")
 
     def draw(folder, scale=None):
         pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
@@ -211,7 +211,7 @@ def test_a_baked_folder_draws_what_the_worn_adapter_draws(tiny_sdxl, part, tmp_p
 
 def test_weights_of_another_base_are_told_of(single, part, tmp_path):
     events = []
-    bake_adapters([part], str(single), tmp_path / "baked.safetensors", observe=events.append)
+    fuse_into_checkpoint([part], str(single), tmp_path / "baked.safetensors", observe=events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
     assert notes == [
         f"{part.path} was made for other weights than these: those of another base model."
@@ -225,7 +225,7 @@ def test_new_words_stay_beside(tiny_sdxl, adapter, tmp_path):
     write_adapter(tmp_path / "words.safetensors", taught)
     events = []
     part = Part(tmp_path / "words.safetensors")
-    bake_adapters([part], str(tiny_sdxl), tmp_path / "baked", observe=events.append)
+    fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked", observe=events.append)
     assert [e.text for e in events if isinstance(e, Note)] == [
         f"The new words of {part.path} (rraj) stay in the file beside it: a checkpoint has no "
         "place for them."
@@ -235,7 +235,7 @@ def test_new_words_stay_beside(tiny_sdxl, adapter, tmp_path):
 def refused(error, part, base, out, **options):
     before = sorted(out.parent.glob("**/*")) if out.parent.exists() else None
     with pytest.raises(error) as caught:
-        bake_adapters([part], str(base), out, **options)
+        fuse_into_checkpoint([part], str(base), out, **options)
     assert (sorted(out.parent.glob("**/*")) if out.parent.exists() else None) == before
     return caught.value.problem
 
@@ -257,9 +257,11 @@ def test_places_that_cannot_be_written_are_refused(tiny_sdxl, single, part, tmp_
 
 def test_a_baked_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):
     out = tmp_path / "baked"
-    bake_adapters([part], str(tiny_sdxl), out)
+    fuse_into_checkpoint([part], str(tiny_sdxl), out)
     assert "exists already" in refused(RunFolderError, part, tiny_sdxl, out)
-    bake_adapters([Part(part.path, 0.0), Part(part.path, 1.0, "b")], str(tiny_sdxl), out, True)
+    fuse_into_checkpoint(
+        [Part(part.path, 0.0), Part(part.path, 1.0, "b")], str(tiny_sdxl), out, True
+    )
     name = LAYERS[0]
     change = open_weights(str(out)).read(name) - open_weights(str(tiny_sdxl)).read(name)
     torch.testing.assert_close(change, read_adapter(part.path).layers[name].update())
@@ -294,7 +296,7 @@ def test_what_overflows_in_half_precision_is_not_written(half, part, tmp_path):
 def test_what_was_baked_is_extracted(kind, rank, request, adapter, part, tmp_path):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
-    bake_adapters([part], str(base), out)
+    fuse_into_checkpoint([part], str(base), out)
     found = extract_adapter(str(out), str(base), parse_rank(rank))
     assert set(found.errors) == set(LAYERS)
     assert found.others == ()
@@ -308,14 +310,14 @@ def test_what_was_baked_is_extracted(kind, rank, request, adapter, part, tmp_pat
 
 
 def test_layouts_may_differ(tiny_sdxl, single, part, adapter, tmp_path):
-    bake_adapters([part], str(single), tmp_path / "baked.safetensors")
+    fuse_into_checkpoint([part], str(single), tmp_path / "baked.safetensors")
     found = extract_adapter(str(tmp_path / "baked.safetensors"), str(tiny_sdxl), parse_rank("2"))
     assert set(found.adapter.layers) == set(LAYERS)
     assert found.error < 1e-5
 
 
 def test_the_errors_are_those_of_the_best_cut(tiny_sdxl, part, tmp_path):
-    bake_adapters([part], str(tiny_sdxl), tmp_path / "baked")
+    fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked")
     found = extract_adapter(str(tmp_path / "baked"), str(tiny_sdxl), parse_rank("1"))
     lost = whole = 0.0
     for name, error in found.errors.items():

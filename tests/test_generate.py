@@ -232,7 +232,7 @@ def test_manners_that_change_nothing_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "worn"),
+    ("text", "active"),
     [
         ("a.safetensors", ActiveAdapter(Path("a.safetensors"))),
         ("a.safetensors:-0.5", ActiveAdapter(Path("a.safetensors"), -0.5)),

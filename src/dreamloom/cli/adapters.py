@@ -329,14 +329,14 @@ def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite
     may have a weight W, 1 if not.
     """
     from dreamloom.cli.console import say, watch
-    from dreamloom.merging.files import bake_adapters, parse_part
+    from dreamloom.merging.files import fuse_into_checkpoint, parse_part
 
     parsed = [parse_part(part) for part in parts]
     with watch(quiet) as observe:
-        baked = bake_adapters(parsed, base, out, overwrite, observe)
+        fused = fuse_into_checkpoint(parsed, base, out, overwrite, observe)
     say(
-        f"The model: {out} ({baked.layers} layers changed; rounding to its precision lost "
-        f"{baked.rounding:.2%} of the change)"
+        f"The model: {out} ({fused.layers} layers changed; rounding to its precision lost "
+        f"{fused.rounding:.2%} of the change)"
     )
 
 

@@ -63,7 +63,7 @@ def _fits(module: nn.Module, layer: Layer | None) -> bool:
 
 
 @contextmanager
-def folded(
+def fused_adapters(
     components: Mapping[str, nn.Module], parts: Sequence[tuple[Adapter, float]], base_name: str
 ) -> Iterator[None]:
     """Add the weighted changes to the layers' weights for a block; then put the weights back.

@@ -154,12 +154,14 @@ class AttachedAdapter:
             layers = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
             return Adapter(layers)
         if self.spec.kind == "dora":
-            folded = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
+            fused_adapters = {
+                name: self._read_layer(name, layer) for name, layer in self._adapted()
+            }
             magnitudes = {
                 name: _copy(layer.lora_magnitude_vector[TAUGHT].weight)
                 for name, layer in self._adapted()
             }
-            return Adapter({}, peft=make_dora(folded, magnitudes))
+            return Adapter({}, peft=make_dora(fused_adapters, magnitudes))
         tensors: dict[str, Tensor] = {}
         configs = {}
         for component, owner in self._components.items():

@@ -39,7 +39,7 @@ from dreamloom.models.channels_last import laid_out_for_drawing
 from dreamloom.models.checkpointing import set_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import Branch, beside, find_moment
-from dreamloom.models.lora_fold import as_state_dict, folded, locate
+from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
 from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
 from dreamloom.models.offload import Residence
 from dreamloom.models.peft_adapter import AttachedAdapter
@@ -324,7 +324,7 @@ class SDXLModel:
         with ExitStack() as stack:
             stack.enter_context(self._follow(scheduled))
             if self.runtime.dtype == torch.float32 and self.thrift.storage == "whole":
-                stack.enter_context(folded(self._components, plain, name))
+                stack.enter_context(fused_adapters(self._components, plain, name))
             else:
                 others = [
                     (a, LoraSchedule(Curve.constant(w))) for a, w in plain if a.peft is not None

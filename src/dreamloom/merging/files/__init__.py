@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreamloom.merging.files.base_model import Question
 from dreamloom.merging.files.convert import convert_file, extract_file, resize_adapter
-from dreamloom.merging.files.fuse import Baked, bake_adapters
+from dreamloom.merging.files.fuse import FusedCheckpoint, fuse_into_checkpoint
 from dreamloom.merging.files.inspect import diagnose_files, inspect_file
 from dreamloom.merging.files.merge import carry_out, check_out, merge_adapters
 from dreamloom.merging.files.recipe import (
@@ -23,13 +23,13 @@ from dreamloom.merging.files.reweight import list_parts, parse_changes, remix_me
 from dreamloom.merging.files.verify import Verified, verify_merge
 
 __all__ = [
-    "Baked",
+    "FusedCheckpoint",
     "Part",
     "Precision",
     "Question",
     "Recipe",
     "Verified",
-    "bake_adapters",
+    "fuse_into_checkpoint",
     "carry_out",
     "check_out",
     "convert_file",

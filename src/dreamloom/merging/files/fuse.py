@@ -27,14 +27,14 @@ from dreamloom.models.weight_files import (
     open_weights,
 )
 
-BAKED_KEY = "dreamloom.baked"
+FUSED_KEY = "dreamloom.baked"
 # What files say of their own tensors, which are others now.
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 
 
 @dataclass(frozen=True)
-class Baked:
+class FusedCheckpoint:
     """What became of a baking.
 
     Args:
@@ -49,7 +49,7 @@ class Baked:
     rounding: float
 
 
-class _Baker:
+class _Fuser:
     """Adds the adapters' updates to tensors, and counts what rounding takes from them."""
 
     def __init__(self, loaded: Loaded, places: Mapping[str, Sequence[Place]]) -> None:
@@ -103,13 +103,13 @@ def _measure(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
-def bake_adapters(
+def fuse_into_checkpoint(
     parts: Sequence[Part],
     base: str,
     out: Path,
     overwrite: bool = False,
     observe: Observer = silent,
-) -> Baked:
+) -> FusedCheckpoint:
     """Add adapters to a base model's weights and write the whole as a model of its own.
 
     The files are laid out as the base's: the same names, order, shapes and precision. One tensor
@@ -135,20 +135,20 @@ def bake_adapters(
         _check_place(out, weights.path, overwrite)
         loaded = load_parts(parts)
         _warn(loaded, weights, observe)
-        baker = _Baker(loaded, weights.places)
+        fuser = _Fuser(loaded, weights.places)
         story = _tell(loaded)
         progress = _count(weights, observe)
         if weights.path.is_file():
             with atomic_path(out) as temporary:
-                _write_file(weights.files[0], temporary, baker, story, progress)
+                _write_file(weights.files[0], temporary, fuser, story, progress)
         else:
             with atomic_folder(out) as fresh:
                 _copy_beside(weights.path, fresh)
                 for file in weights.files:
                     place = fresh / file.path.relative_to(weights.path)
-                    _write_file(file, place, baker, story, progress)
+                    _write_file(file, place, fuser, story, progress)
     observe(StageDone("bake", effort.seconds, str(out)))
-    return Baked(out, len(baker.names), baker.rounding)
+    return FusedCheckpoint(out, len(fuser.names), fuser.rounding)
 
 
 def _check_place(out: Path, base: Path, overwrite: bool) -> None:
@@ -225,7 +225,7 @@ def _tell(loaded: Loaded) -> dict[str, str]:
         {"name": part.name, "file": part.path.name, "sha256": part.sha256, "weight": part.weight}
         for part in loaded.parts
     ]
-    return {BAKED_KEY: json.dumps(told)}
+    return {FUSED_KEY: json.dumps(told)}
 
 
 def _count(weights: Weights, observe: Observer) -> Callable[[], None]:
@@ -237,7 +237,7 @@ def _count(weights: Weights, observe: Observer) -> Callable[[], None]:
 def _write_file(
     file: TensorFile,
     out: Path,
-    baker: _Baker,
+    fuser: _Fuser,
     story: Mapping[str, str],
     progress: Callable[[], None],
 ) -> None:
@@ -245,7 +245,7 @@ def _write_file(
     entries = sorted(file.entries.items(), key=lambda item: item[1].start)
     begin = entries[0][1].start if entries else 0
     metadata = {key: text for key, text in file.metadata.items() if key not in _HASHES}
-    if any(baker.changes(file, key) for key in file.entries):
+    if any(fuser.changes(file, key) for key in file.entries):
         metadata |= story
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     for key, entry in entries:
@@ -260,8 +260,8 @@ def _write_file(
     with out.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, _ in entries:
-            if baker.changes(file, key):
-                content = baker.change(file, key).contiguous().view(torch.uint8)
+            if fuser.changes(file, key):
+                content = fuser.change(file, key).contiguous().view(torch.uint8)
                 content.numpy().tofile(stream)
             else:
                 stream.writelines(file.chunks(key))

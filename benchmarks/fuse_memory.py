@@ -1,12 +1,12 @@
-"""What it costs to bake an adapter into a full-size SDXL.
+"""What it costs to fuse an adapter into a full-size SDXL.
 
 The base is a folder in diffusers' layout with every tensor of SDXL's denoiser and text encoders, in
-half precision and all zeros: the file has holes for contents, so that only what is baked takes
+half precision and all zeros: the file has holes for contents, so that only what is fused takes
 room on the disk. The adapter has rank 32 in the 722 linear layers within the transformers; its
-factors are normal. Memory is the peak of the resident set while `bake_adapters` runs, above what
-the process held before, the adapter's factors in float32 included; Linux only.
+factors are normal. Memory is the peak of the resident set while `fuse_into_checkpoint` runs, above
+what the process held before, the adapter's factors in float32 included; Linux only.
 
-    OMP_NUM_THREADS=1 python benchmarks/bake_memory.py [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/fuse_memory.py [--folder DIR]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dreamloom.lora import Adapter, write_adapter
-from dreamloom.merging.files import Part, bake_adapters
+from dreamloom.merging.files import Part, fuse_into_checkpoint
 
 CONFIGS = Path("src/dreamloom/models/sdxl_configs")
 LINEAR = re.compile(r"\.(to_[qkv]|to_out\.0|net\.0\.proj|net\.2|proj_in|proj_out)$")
@@ -71,7 +71,7 @@ def bake(file: Path, base: Path, out: Path) -> tuple[float, float]:
     """Bake, and tell seconds and the peak in MiB above what was held before."""
     forget_peak()
     before, begun = read_memory_mib("VmRSS"), time.perf_counter()
-    bake_adapters([Part(file)], str(base), out)
+    fuse_into_checkpoint([Part(file)], str(base), out)
     return time.perf_counter() - begun, read_memory_mib("VmHWM") - before
 
 
