@@ -723,14 +723,14 @@ def test_words_that_are_not_finite_are_not_written(tmp_path, small):
 def test_words_that_are_not_finite_are_not_read(tmp_path, small):
     path = tmp_path / "a.safetensors"
     write_adapter(path, with_words(small))
-    beside = words_file(path)
-    tensors = load_file(beside)
-    with safe_open(beside, framework="pt") as file:
+    lora_branches = words_file(path)
+    tensors = load_file(lora_branches)
+    with safe_open(lora_branches, framework="pt") as file:
         story = file.metadata()
     tensors["clip_g"][2, 1] = float("inf")
-    save_file(tensors, beside, metadata=story)
-    rewrite_header(path, lambda h: tell_hash(h, file_sha256(beside)))
-    assert "holds NaN or infinity" in refusal(path, beside).problem
+    save_file(tensors, lora_branches, metadata=story)
+    rewrite_header(path, lambda h: tell_hash(h, file_sha256(lora_branches)))
+    assert "holds NaN or infinity" in refusal(path, lora_branches).problem
 
 
 def tell_hash(header, sha256):

@@ -211,8 +211,10 @@ def test_a_half_precision_base_keeps_adapters_beside_its_weights(tiny_sdxl: Path
     adapter = make_adapter(half, strength=1e-3)
     before = weights_of(half)
     with half.apply_adapters([(adapter, 0.5), (adapter, 0.5)]):
-        beside = [name for name, _ in half._pipeline.unet.named_parameters() if "lora_A" in name]
-        assert len(beside) == 2 * len(adapter.layers)
+        lora_branches = [
+            name for name, _ in half._pipeline.unet.named_parameters() if "lora_A" in name
+        ]
+        assert len(lora_branches) == 2 * len(adapter.layers)
     after = weights_of(half)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -43,7 +43,7 @@ class AttentionMaps:
         )
 
 
-class LeanAttention:
+class FusedAttention:
     """The forward pass of one attention.
 
     diffusers reads the signature of its processor at each call, divides by a factor of 1 and asks
@@ -51,7 +51,7 @@ class LeanAttention:
     off are left to diffusers' own forward pass.
 
     Args:
-        attention: The layer; see `can_be_lean`.
+        attention: The layer; see `can_be_fused`.
         maps: Its projections.
     """
 
@@ -92,7 +92,7 @@ class LeanAttention:
         return attention.to_out[1](out) if self._is_dropping else out
 
 
-class LeanTextAttention:
+class FusedTextAttention:
     """The forward pass of one attention of a text encoder that is taught.
 
     Masks, dropout, a compiler or an adapter that is switched off are left to transformers' own
@@ -251,8 +251,8 @@ def mix_heads(
     return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def can_be_lean(attention: nn.Module) -> bool:
-    """Say whether an attention does no more than `LeanAttention` does."""
+def can_be_fused(attention: nn.Module) -> bool:
+    """Say whether an attention does no more than `FusedAttention` does."""
     if not isinstance(attention, Attention) or type(attention.processor) is not AttnProcessor2_0:
         return False
     norms = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k")

@@ -38,11 +38,11 @@ class _AdaptedAttention(AttnProcessor2_0):  # type: ignore[misc]
             )
             return result
         if encoder_hidden_states is None:
-            parts = _map(attn.lean_joint, hidden_states)
+            parts = _map(attn.fused_joint, hidden_states)
         else:
-            query = _map(attn.lean_query, hidden_states)
-            parts = [*query, *_map(attn.lean_joint, encoder_hidden_states)]
-        return _map(attn.lean_out, mix_heads(parts, attn.heads))[0]
+            query = _map(attn.fused_query, hidden_states)
+            parts = [*query, *_map(attn.fused_joint, encoder_hidden_states)]
+        return _map(attn.fused_out, mix_heads(parts, attn.heads))[0]
 
 
 def _map(told: Any, x: Tensor) -> list[Tensor]:

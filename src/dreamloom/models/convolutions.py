@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from dreamloom.models.packed_linear import run_frozen
+from dreamloom.models.packed_linear import run_packed
 
 _PLACES = [[1, 1], [1, 1], [1, 1], 1]
 """Padding, stride, dilation and groups of those that can be packed."""
@@ -40,7 +40,7 @@ class PackedConvolution:
         layer = self.layer
         if not self.suits(x):
             return conv2d(x, layer.weight, layer.bias, 1, 1)
-        return run_frozen(x, self)
+        return run_packed(x, self)
 
     def suits(self, x: Tensor) -> bool:
         """Say whether packed weights can be used for an input."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from dreamloom.models.packed_linear import FrozenMap, Order
+from dreamloom.models.packed_linear import Order, PackedLinear
 
 
 class FrozenFeedForward:
@@ -27,7 +27,7 @@ class FrozenFeedForward:
         self._layer = layer
         self._dtype = layer.net[2].weight.dtype
         self._maps = tuple(
-            FrozenMap(one.weight, one.bias, order) for one in (layer.net[0].proj, layer.net[2])
+            PackedLinear(one.weight, one.bias, order) for one in (layer.net[0].proj, layer.net[2])
         )
 
     def __call__(self, hidden_states: Tensor, *args: Any, **others: Any) -> Tensor:
@@ -47,7 +47,7 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, widen: FrozenMap, narrow: FrozenMap) -> Tensor:
+    def forward(ctx: Any, x: Tensor, widen: PackedLinear, narrow: PackedLinear) -> Tensor:
         both: Float[Tensor, "rows twice"] = widen.apply(x.reshape(-1, x.shape[-1]))
         hidden, gate = both.chunk(2, dim=-1)
         bent = gelu(gate)

@@ -17,8 +17,8 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from dreamloom.models.attention import AttentionMaps, LeanAttention, LeanTextAttention
-from dreamloom.models.attention import can_be_lean as attention_can_be_lean
+from dreamloom.models.attention import AttentionMaps, FusedAttention, FusedTextAttention
+from dreamloom.models.attention import can_be_fused as attention_can_be_fused
 from dreamloom.models.compiled import CompiledBlocks
 from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
 from dreamloom.models.feedforward import hold_together, list_feed_forwards
@@ -43,7 +43,7 @@ from dreamloom.models.packed_linear import free_layers, order_layers, pick_order
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
 
 
-class LeanForm:
+class FusedLora:
     """The layers of one component in their lean form, until `remove`.
 
     The factors of all layers come to lie in one piece of memory. On a half-precision base their
@@ -135,7 +135,7 @@ class LeanForm:
         for module in self._owner.modules():
             if isinstance(module, CLIPAttention):
                 self._shorten_text(module)
-            elif attention_can_be_lean(module):
+            elif attention_can_be_fused(module):
                 self._shorten_attention(module)
 
     def _shorten_attention(self, attention: Any) -> None:
@@ -151,7 +151,7 @@ class LeanForm:
             # Prompts whose encoders are frozen come again with each update.
             joint.remember = Memory()
         maps = AttentionMaps(joint, query if is_cross else None, out)
-        attention.forward = LeanAttention(attention, maps)
+        attention.forward = FusedAttention(attention, maps)
         self._attentions[attention] = maps
 
     def _shorten_text(self, attention: Any) -> None:
@@ -159,7 +159,7 @@ class LeanForm:
         if joint is None or out is None or joint.group[-1].layer is not attention.v_proj:
             return
         maps = AttentionMaps(joint, None, out)
-        attention.forward = LeanTextAttention(attention, maps)
+        attention.forward = FusedTextAttention(attention, maps)
         self._attentions[attention] = maps
 
     def _compile(self) -> None:
@@ -226,7 +226,7 @@ class LeanForm:
         self._part()
 
 
-def can_be_lean(base: nn.Module) -> bool:
+def can_be_fused(base: nn.Module) -> bool:
     """Say whether a layer's update can take the lean form."""
     if isinstance(base, nn.Conv2d):
         plain = base.groups == 1 and base.padding_mode == "zeros"

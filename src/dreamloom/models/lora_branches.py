@@ -121,7 +121,7 @@ def _apply(module: nn.Module, rows: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def beside(
+def lora_branches(
     components: Mapping[str, nn.Module],
     parts: Sequence[tuple[Adapter, LoraSchedule]],
     base_name: str,

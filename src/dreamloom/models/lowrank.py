@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from dreamloom.models.packed_linear import FrozenMap, Order
+from dreamloom.models.packed_linear import Order, PackedLinear
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LowRankMap:
         group: The layers. The weights of several become parts of one matrix.
         down: Working copy of their down factors, below each other.
         ups: Working copies of their up factors.
-        order: How the frozen weights lie beside themselves; see `FrozenMap`.
+        order: How the frozen weights lie beside themselves; see `PackedLinear`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LowRankMap:
         self.is_scaled = any(scale != 1 for scale in self.scales)
         self.remember: Memory | None = None
         self._order = order
-        self._frozen: FrozenMap | None = None
+        self._frozen: PackedLinear | None = None
 
     def __call__(self, x: Float[Tensor, "... inputs"]) -> tuple[Tensor, ...]:
         """Compute each layer's output."""
@@ -153,23 +153,23 @@ class LowRankMap:
         return self.frozen.pull_back(whole).addmm_(inner, self.down), taught
 
     @property
-    def frozen(self) -> FrozenMap:
+    def frozen(self) -> PackedLinear:
         """The frozen weights of all layers below each other."""
         if self._frozen is None:
             self._frozen = self._join()
         return self._frozen
 
     @torch.no_grad()
-    def _join(self) -> FrozenMap:
+    def _join(self) -> PackedLinear:
         """Let the layers' weights be parts of one matrix: no second copy is kept."""
         bases: list[Any] = [one.base for one in self.group]
         if len(bases) == 1:
-            return FrozenMap(bases[0].weight, bases[0].bias, self._order)
+            return PackedLinear(bases[0].weight, bases[0].bias, self._order)
         whole = torch.cat([base.weight for base in bases])
         for base, part in zip(bases, whole.split(self.outputs), strict=True):
             base.weight.data = part
         bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
-        return FrozenMap(whole, bias, self._order)
+        return PackedLinear(whole, bias, self._order)
 
     def part(self) -> None:
         """Give the layers' weights memory of their own again."""

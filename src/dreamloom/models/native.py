@@ -28,7 +28,7 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.convolutions import PackedConvolution
 from dreamloom.models.lowrank import LowRankMap
-from dreamloom.models.packed_linear import FrozenMap, Order
+from dreamloom.models.packed_linear import Order, PackedLinear
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-O2",)
@@ -274,7 +274,7 @@ def _make_map(one: LowRankMap | nn.Linear | None, order: Order) -> Any:
     if isinstance(one, LowRankMap):
         frozen, down, ups, scales = one.frozen, one.down, list(one.ups), list(one.scales)
     else:
-        frozen, down, ups, scales = FrozenMap(one.weight, one.bias, order), None, [], []
+        frozen, down, ups, scales = PackedLinear(one.weight, one.bias, order), None, [], []
     bias = None if frozen.bias is None else frozen.bias.detach()
     return load_native().Map(
         frozen.weight.detach(), bias, *frozen.copies, down, ups, [float(s) for s in scales]

@@ -35,7 +35,7 @@ class Copies(NamedTuple):
     back: Any = None
 
 
-class FrozenMap:
+class PackedLinear:
     """x Wᵀ + b and its way back, for weights that do not change.
 
     Args:
@@ -113,7 +113,7 @@ def is_processor_intels() -> bool:
     return "GenuineIntel" in words
 
 
-class FrozenForward(Protocol):
+class PackedForward(Protocol):
     """The forward pass of a layer that is linear in its input and never learns."""
 
     def apply(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class FrozenForward(Protocol):
         """Compute the input's gradient from that of the outputs."""
 
 
-def run_frozen(x: Tensor, own: FrozenForward) -> Tensor:
+def run_packed(x: Tensor, own: PackedForward) -> Tensor:
     """Compute a frozen layer's output as one node of autograd, which keeps no tensor."""
     result: Tensor = _Frozen.apply(x, own)  # type: ignore[no-untyped-call]
     return result
@@ -131,7 +131,7 @@ def run_frozen(x: Tensor, own: FrozenForward) -> Tensor:
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: FrozenForward) -> Tensor:
+    def forward(ctx: Any, x: Tensor, own: PackedForward) -> Tensor:
         ctx.own = own
         return own.apply(x)
 
@@ -150,13 +150,13 @@ class OrderedForward:
 
     def __init__(self, layer: nn.Linear, order: Order) -> None:
         self._layer = layer
-        self._map = FrozenMap(layer.weight, layer.bias, order)
+        self._map = PackedLinear(layer.weight, layer.bias, order)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer's output."""
         if torch.compiler.is_compiling() or x.dtype != self._layer.weight.dtype:
             return linear(x, self._layer.weight, self._layer.bias)
-        return run_frozen(x, self)
+        return run_packed(x, self)
 
     def apply(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Compute the outputs."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora import Adapter, Layer, PeftState, make_dora
 from dreamloom.models.base import AdapterSpec, Role, Weights
-from dreamloom.models.fused_lora import LeanForm, can_be_lean
+from dreamloom.models.fused_lora import FusedLora, can_be_fused
 from dreamloom.models.lowrank import Factors
 from dreamloom.models.peftstate import describe_config
 from dreamloom.models.target_modules import assign_by_pattern, choose_layers
@@ -59,7 +59,7 @@ class AttachedAdapter:
         # Weights that an initialisation took a part of, by layer, and what it took.
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
-        self._forms: list[LeanForm] = []
+        self._forms: list[FusedLora] = []
         try:
             self._attach()
             self._slim(compiled)
@@ -86,10 +86,10 @@ class AttachedAdapter:
             factors = {
                 name.removeprefix(f"{component}."): _find_factors(layer)
                 for name, layer in self._adapted()
-                if name.startswith(f"{component}.") and can_be_lean(layer.get_base_layer())
+                if name.startswith(f"{component}.") and can_be_fused(layer.get_base_layer())
             }
             if factors:
-                self._forms.append(LeanForm(owner, factors, compiled))
+                self._forms.append(FusedLora(owner, factors, compiled))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():

@@ -38,7 +38,7 @@ from dreamloom.models.base import (
 from dreamloom.models.channels_last import laid_out_for_drawing
 from dreamloom.models.checkpointing import set_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
-from dreamloom.models.lora_branches import Branch, beside, find_moment
+from dreamloom.models.lora_branches import Branch, find_moment, lora_branches
 from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
 from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
 from dreamloom.models.offload import Residence
@@ -329,10 +329,10 @@ class SDXLModel:
                 others = [
                     (a, LoraSchedule(Curve.constant(w))) for a, w in plain if a.peft is not None
                 ]
-                stack.enter_context(beside(self._components, others, name))
+                stack.enter_context(lora_branches(self._components, others, name))
                 # Of an adapter that only teaches words there is nothing to load.
                 loras = [part for part in plain if part[0].layers]
-                stack.enter_context(self._load_beside(loras))
+                stack.enter_context(self._load_branches(loras))
             if words:
                 stack.callback(AttachedWords(self._pipeline, words).detach)
             yield
@@ -353,7 +353,7 @@ class SDXLModel:
     @contextmanager
     def _follow(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:
         """Let `sample` turn the weights of adapters for a block."""
-        with beside(self._components, parts, self.identity.name) as branches:
+        with lora_branches(self._components, parts, self.identity.name) as branches:
             earlier = self._branches
             self._branches = [*earlier, *branches]
             try:
@@ -362,7 +362,7 @@ class SDXLModel:
                 self._branches = earlier
 
     @contextmanager
-    def _load_beside(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
+    def _load_branches(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
         """Load LoRAs beside the weights, as diffusers does."""
         for adapter, _ in parts:
             locate(self._components, adapter, self.identity.name)

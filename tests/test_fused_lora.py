@@ -18,7 +18,13 @@ from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Framing
 from dreamloom.models.lowrank import Memory, SharedInput
 from dreamloom.models.native import load_native
-from dreamloom.models.packed_linear import FrozenMap, Order, free_layers, order_layers, pick_order
+from dreamloom.models.packed_linear import (
+    Order,
+    PackedLinear,
+    free_layers,
+    order_layers,
+    pick_order,
+)
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.sdxl import SDXLModel
 
@@ -319,7 +325,7 @@ def test_a_layer_whose_weights_lie_otherwise_computes_the_same(order: Order, bia
     torch.testing.assert_close(x.grad, gradient)
     free_layers(ordered)
     assert "forward" not in vars(layer)
-    plain = FrozenMap(layer.weight, layer.bias, "plain")
+    plain = PackedLinear(layer.weight, layer.bias, "plain")
     assert torch.equal(plain.apply(x[0]), nn.functional.linear(x[0], layer.weight, layer.bias))
     assert plain.copies == (None, None, None)
 
@@ -406,7 +412,7 @@ def test_compiled_blocks_compute_the_same(
     tiny: SDXLModel, checkpointing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: on a processor nothing is left to torch's compiler."""
-    monkeypatch.setattr("dreamloom.models.fused_lora.LeanForm._is_for_native", lambda self: False)
+    monkeypatch.setattr("dreamloom.models.fused_lora.FusedLora._is_for_native", lambda self: False)
     monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: "plain")
     before = weights_by_name(tiny)
     spec = replace(SPEC, reach="attention", text_encoders=False)
