@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreamloom.evaluation.compare import Comparison, compare_cards, compare_settings
-from dreamloom.evaluation.metrics import PictureScores, Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
 
 Dice = np.random.Generator
 MEASURES = ("identity", "clip_t", "leakage")

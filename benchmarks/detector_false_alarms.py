@@ -19,22 +19,14 @@ import numpy as np
 from PIL import Image
 
 from dreamloom.data.image_io import PICTURE_SUFFIXES, open_upright
-from dreamloom.evaluation.detectors import (
-    PHOTO,
-    DetectorName,
-    DrawnFaces,
-    Eye,
-    FaceSource,
-    Flagging,
-    Shown,
-    Wanted,
-    flag_pictures,
-    load_mediapipe,
-)
 from dreamloom.evaluation.detectors.colour import LUMINANCE, to_lab, to_light
+from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
 from dreamloom.evaluation.detectors.eyes import iris_difference, read_iris
-from dreamloom.evaluation.detectors.judges import Look, usable_eyes
-from dreamloom.evaluation.encoders import Missing
+from dreamloom.evaluation.detectors.flagging import Flagging, Shown, flag_pictures
+from dreamloom.evaluation.detectors.judges import PHOTO, DetectorName, Look, Wanted, usable_eyes
+from dreamloom.evaluation.detectors.landmarks import Eye, FaceSource
+from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
+from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.evaluation.stats.intervals import wilson_interval
 from dreamloom.picturebook.world import (
     EYE_COLOURS,

@@ -21,9 +21,9 @@ from PIL import Image
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.run_folder import library_versions, write_json
-from dreamloom.lora import read_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Sampler, Shot
+from dreamloom.models.families import load_model
 
 
 def list_ways(steps: int, guidance: float) -> dict[str, Sampler]:

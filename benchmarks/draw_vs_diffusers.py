@@ -22,8 +22,8 @@ from PIL import Image
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.run_folder import library_versions, write_json
-from dreamloom.models import load_model
 from dreamloom.models.base import Sampler, Shot
+from dreamloom.models.families import load_model
 from dreamloom.picturebook import weights_folder
 
 PLACES = ("", " in the snow", " in a city", " on a beach", " in a forest", " at night")

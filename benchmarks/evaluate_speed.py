@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.core.config import EvaluateConfig, SubjectConfig
+from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.core.run_folder import RunDir, library_versions
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import evaluate_images, pick_encoders
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing
 from tools.picturebook.drawing import draw
 

@@ -23,8 +23,10 @@ from merge_vs_peft import forget_peak, make_layer, read_memory_mib
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from dreamloom.lora import Adapter, write_adapter
-from dreamloom.merging.files import Part, fuse_into_checkpoint
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.files.fuse import fuse_into_checkpoint
+from dreamloom.merging.files.recipe import Part
 
 CONFIGS = Path("src/dreamloom/models/sdxl_configs")
 LINEAR = re.compile(r"\.(to_[qkv]|to_out\.0|net\.0\.proj|net\.2|proj_in|proj_out)$")

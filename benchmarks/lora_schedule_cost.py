@@ -17,9 +17,9 @@ import torch
 from merge_vs_peft import SHAPES
 
 from dreamloom.core.device import pick_runtime
-from dreamloom.lora import Adapter, Layer
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.models.base import AdapterSpec, Model, Sampler, Shot
+from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import (
     Composition,
     Curve,

@@ -27,9 +27,12 @@ from typing import TypeVar
 import torch
 from merge_vs_peft import RANK, SHAPES, WEIGHTS, make_layer
 
-from dreamloom.lora import Adapter
-from dreamloom.merging import Context, Part, Wish, combine, find_method, merge_uncut, parse_rank
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
+from dreamloom.merging.merging import Wish, combine, merge_uncut
+from dreamloom.merging.method import Context, Part
+from dreamloom.merging.methods import find_method
+from dreamloom.merging.ranks import parse_rank
 
 T = TypeVar("T")
 

@@ -20,15 +20,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import MergeSets, evaluate_images, evaluate_merge, pick_encoders
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
-from dreamloom.evaluation.metrics import Score
+from dreamloom.evaluation.merges import MergeSets, evaluate_merge
+from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
 from dreamloom.experiments.merge_search.findings import table, tell_score
@@ -36,10 +37,12 @@ from dreamloom.experiments.merge_search.heldout import compare_kept, correct_tog
 from dreamloom.experiments.merge_search.retention import Ends
 from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
-from dreamloom.lora import read_adapter, write_adapter
-from dreamloom.merging import METHODS, Wish, combine
-from dreamloom.models import load_model
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.train import prepare_run, settle, teach
@@ -175,7 +178,7 @@ def merge(task: Task) -> tuple[Path, Done]:
     start = time.perf_counter()
     if METHODS[task.name].needs in {"activations", "training"}:
         try:
-            from dreamloom.merging.activations import prepare_merge
+            from dreamloom.merging.activations.prepare import prepare_merge
         except ImportError:
             return path, Done(skipped="it needs the base model, which cannot be asked yet")
         preparation = prepare_merge(load(), adapters, wish)

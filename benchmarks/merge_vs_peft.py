@@ -22,8 +22,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dreamloom.core.run_folder import library_versions
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import Wish, combine, parse_rank
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.ranks import parse_rank
 
 SHAPES = {
     (1280, 1280): 372,

@@ -19,20 +19,16 @@ from pathlib import Path
 import torch
 
 from dreamloom.core.device import measure_effort, pick_runtime
-from dreamloom.lora import Adapter, read_adapter
-from dreamloom.merging import Wish, combine
-from dreamloom.merging.activations import (
-    Inquiry,
-    MergePrompts,
-    list_asks,
-    measure_missed,
-    prepare_merge,
-    record_examples,
-    weigh_adapters,
-)
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
+from dreamloom.merging.activations.forward_passes import Inquiry, list_asks, weigh_adapters
+from dreamloom.merging.activations.prepare import prepare_merge
+from dreamloom.merging.activations.prompts import MergePrompts
+from dreamloom.merging.activations.targets import measure_missed, record_examples
+from dreamloom.merging.merging import Wish, combine
 from dreamloom.merging.method import Value
-from dreamloom.models import load_model
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 
 WAYS: tuple[tuple[str, Mapping[str, Value]], ...] = (
     ("sum", {}),
@@ -73,7 +69,7 @@ STEPS, SEED = 6, 4321
 
 def measure(model: Model, adapters: list[Adapter], out: Path | None) -> None:
     """Merge in each way, print what it costs and misses, and keep the adapters if asked to."""
-    from dreamloom.lora import write_adapter
+    from dreamloom.lora.writing import write_adapter
 
     plain = Wish([1.0, 1.0])
     asks = list_asks(weigh_adapters(adapters, plain), HELD_OUT, joint=True)

@@ -221,7 +221,7 @@ def crop(picture: Image.Image, top: int, left: int, height: int, width: int) -> 
 
 def run_ours(given: argparse.Namespace) -> None:
     """Train through the stage that `dreamloom train` calls."""
-    from dreamloom.training import train_adapter
+    from dreamloom.training.train import train_adapter
 
     train_adapter(*prepare_ours(given), make_config(given))
 
@@ -231,8 +231,8 @@ def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from dreamloom.core.device import pick_runtime
     from dreamloom.core.manifests import PriorSet
     from dreamloom.core.run_folder import RunDir
-    from dreamloom.data.photos import load_photos
-    from dreamloom.models import load_model
+    from dreamloom.data.photos.prepare import load_photos
+    from dreamloom.models.families import load_model
 
     run = RunDir(given.out / "ours")
     run.claim()
@@ -251,7 +251,7 @@ def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 
 def make_config(given: argparse.Namespace) -> Any:
     """The script's settings in our names."""
-    from dreamloom.core.config import load_config
+    from dreamloom.core.config.settings import load_config
 
     settings = {
         "base": str(given.model),

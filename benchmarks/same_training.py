@@ -143,7 +143,7 @@ def follow_told(given: argparse.Namespace, clock: Clock) -> dict[str, float]:
         mock.patch.object(model, "attach_adapter", attach_told),
         dealing(told, given),
     ):
-        from dreamloom.training import train_adapter
+        from dreamloom.training.train import train_adapter
 
         train_adapter(run, model, photos, priors, make_config(given))
     return compare(told, found)

@@ -37,21 +37,21 @@ from typing import Any
 import torch
 from small_sdxl import make_pictures, make_small_sdxl
 
-from dreamloom.core.config import LoomConfig, load_config, setting_names
+from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.events import Event, Looked, LossLogged, Progress
 from dreamloom.core.run_folder import RunDir, library_versions
 from dreamloom.data.class_images import make_priors
-from dreamloom.data.photos import load_photos
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.memory.choose import CONTEXT_BYTES
 from dreamloom.memory.plan import apply_plan, plan_run, read_memory
 from dreamloom.memory.predict import GIB
-from dreamloom.models import load_model
 from dreamloom.models.base import BaseIdentity, Sampler, Shot, Thrift
+from dreamloom.models.families import load_model
 from dreamloom.models.meta_model import make_skeleton
 from dreamloom.models.sdxl import SDXLModel
 from dreamloom.pipeline.train import settle
-from dreamloom.training import train_adapter
+from dreamloom.training.train import train_adapter
 
 HERE = Path(__file__).parent
 TFLOP_PER_IMAGE = 14.19

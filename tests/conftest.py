@@ -28,7 +28,7 @@ import pytest
 _CHECKED = (
     "core",
     *("lora", "models.lora_schedule", "models.quantization"),
-    *("data.buckets", "data.image_io"),
+    "data.image_io",
     *("evaluation.compare", "evaluation.detectors", "evaluation.encoders", "evaluation.metrics"),
     *("evaluation.scorecard_files", "evaluation.stats", "evaluation.verdicts"),
     *("merging.diagnose", "merging.methods", "report.plots"),
@@ -122,7 +122,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tiny_sdxl: Path) -> Any:
     """The tiny SDXL behind the family contract, on the processor; a module's tests share it."""
     from dreamloom.core.device import pick_runtime
-    from dreamloom.models import load_model
+    from dreamloom.models.families import load_model
 
     return load_model(str(tiny_sdxl), pick_runtime("cpu"))
 

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from dreamloom.lora import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer
 
 SHAPES = {"linear": ((), ()), "pointwise": ((1, 1), (1, 1)), "conv": ((3, 3), (1, 1))}
 

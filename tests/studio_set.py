@@ -4,11 +4,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.class_images import make_priors
-from dreamloom.data.photos import load_photos
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
 from dreamloom.training.batches import Lesson, LessonPlan, prepare_lesson
 

@@ -21,16 +21,12 @@ from torch import nn
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import file_sha256
-from dreamloom.lora import (
-    Adapter,
-    Layer,
-    PeftState,
-    describe_adapter,
-    make_dora,
-    read_adapter,
-    words_file,
-    write_adapter,
-)
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
+from dreamloom.lora.dora import make_dora
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.summary import describe_adapter
+from dreamloom.lora.token_embeddings import words_file
+from dreamloom.lora.writing import write_adapter
 
 CONFIG_KEY = "lora_adapter_metadata"
 

@@ -10,7 +10,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -18,82 +18,33 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 
-# From the ground up. A room is a module or a folder directly inside the package; a new one is
-# entered here. "__init__" is the public door: it opens on every library room, not on the faces.
-# A program that `python -m` runs inside a room is a face of its own: it may call what lies above
-# that room, for nothing imports it. It is entered by its dotted name.
-LAYERS = {
-    "ground": ("errors", "config", "events", "rundir", "pictures", "runtime"),
-    "craft": (
-        "audit",
-        "objective",
-        "optimizers",
-        "joined",
-        "noise",
-        "pace",
-        "calibrate",
-        "combine",
-        "copies",
-        "diagnose",
-        "extract",
-        "metrics",
-        "statistics",
-        "significance",
-        "verdicts",
-        "comparisons",
-        "scorecards",
-        "plots",
-        "pixels",
-        "crops",
-        "prompts",
-        "quality",
-        "quantise",
-        "detectors",
-        "latents",
-        "lessons",
-        "processes",
-        "trackers",
-        "features",
-        "adapters",
-        "checkpoints",
-        "families",
-        "footprint",
-        "picturebook",
-    ),
-    "stages": ("photos", "priors", "train", "generate", "evaluate", "merge", "report"),
-    "journey": (
-        "journey",
-        "plan",
-        "fitting",
-        "as_seed",
-        "kept",
-        "study",
-        "search",
-        "demo",
-        "trial",
-    ),
-    "door": ("__init__",),
-    "faces": (
-        "console",
-        "cli",
-        "cli_adapters",
-        "cli_search",
-        "studio",
-        "__main__",
-        "picturebook.score",
-    ),
-}
-LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
-HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}
+# Each package imports only what stands to its left. `tools/` may import all of them; nothing
+# imports `tools/`.
+ORDER = (
+    *("core", "picturebook", "lora", "models", "data", "inference", "evaluation", "training"),
+    *("merging", "memory", "report", "pipeline", "experiments", "cli"),
+)
+OUTSIDE = ("dreamloom.__init__", "dreamloom.__main__")
+HEIGHT = {package: height for height, package in enumerate(ORDER)}
+
+# What these need of the settings reaches them as plain arguments.
+WITHOUT_SETTINGS = (
+    *("picturebook", "lora", "models", "evaluation", "merging"),
+    *("data.buckets", "data.image_io", "data.photos", "data.prompts", "data.quality"),
+    *("training.batches", "training.latent_cache", "training.losses", "training.noise"),
+    *("training.optimizers", "training.flat_adamw", "training.checkpoints"),
+)
 
 MODEL_LIBRARIES = {"diffusers", "peft", "transformers"}
-MODEL_ROOMS = {"families", "features", "picturebook"}
-GROUND_LIBRARIES = {"pydantic", "dreamloom", *sys.stdlib_module_names}
+MODEL_PACKAGES = ("models", "evaluation.encoders", "picturebook")
+CORE_LIBRARIES = {"pydantic", "dreamloom", *sys.stdlib_module_names}
+TORCH_IN_CORE = ("core.device", "core.distributed")
 HEAVY = {"diffusers", "numpy", "peft", "torch", "transformers"}
 
 MODULE_LINES = 500
 FUNCTION_LINES = 100
 BODY_LINES = 80  # without the docstring; 60 is the aim
+LONG_LINES, LONG_SHARE = 60, 0.01  # so few lines may stand in functions of more lines than these
 
 Imports = Mapping[str, set[str]]
 """Absolute dotted names that each module imports, by the module's own dotted name."""
@@ -112,7 +63,7 @@ def read_modules(source: Path = SOURCE) -> dict[str, str]:
 def imports_of(text: str, module: str, *, is_package: bool = False) -> set[str]:
     """List what a module imports anywhere in it, also inside functions and by `import_module`.
 
-    ``from dreamloom import photos`` counts as ``dreamloom.data.photos``.
+    ``from dreamloom import core`` counts as ``dreamloom.core``.
     """
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = set()
@@ -142,64 +93,66 @@ def read_imports(modules: Mapping[str, str]) -> dict[str, set[str]]:
     }
 
 
-def room_of(name: str) -> str:
-    """Name the room of a dotted name; what the door itself offers belongs to the door.
-
-    A program entered in `LAYERS` is a room of its own, not part of the room that it lies in.
-    """
-    parts = name.split(".")[1:]
-    known = (room for room in (".".join(parts[:2]), *parts[:1]) if room in LAYER)
-    return next(known, "__init__")
-
-
 def library_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def inside(imports: Imports) -> Iterator[tuple[str, str, str]]:
-    """Yield (module, its room, room it imports) for every import of another room."""
-    for module, names in imports.items():
-        for name in sorted(names):
-            if library_of(name) == "dreamloom" and room_of(name) != room_of(module):
-                yield module, room_of(module), room_of(name)
+def package_of(name: str) -> str:
+    """Name the package of a dotted name: ``core``; what lies in none is the public door."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in HEIGHT else "__init__"
 
 
-def unknown_rooms(modules: Mapping[str, str]) -> list[str]:
-    return [f"{m} is in no layer" for m in modules if m.split(".")[1] not in LAYER]
+def lies_in(module: str, places: Iterable[str]) -> bool:
+    inner = module.partition(".")[2]
+    return any(inner == place or inner.startswith(f"{place}.") for place in places)
 
 
-def upward_imports(imports: Imports) -> list[str]:
+def unknown_packages(modules: Mapping[str, str]) -> list[str]:
     return [
-        f"{module} ({LAYER[mine]}) imports {other} ({LAYER[other]})"
-        for module, mine, other in inside(imports)
-        if HEIGHT[LAYER[other]] > HEIGHT[LAYER[mine]]
+        f"{module} is in no package of the order"
+        for module in modules
+        if package_of(module) == "__init__" and module not in OUTSIDE
     ]
 
 
-def stages_importing_stages(imports: Imports) -> list[str]:
+def upward_imports(imports: Imports) -> list[str]:
+    """Whatever imports from its right, or from the public door, which looks at all of them."""
     return [
-        f"{module} imports the stage {other}"
-        for module, mine, other in inside(imports)
-        if LAYER[mine] == LAYER[other] == "stages"
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if package_of(module) in HEIGHT and library_of(name) in ("dreamloom", "tools")
+        if HEIGHT.get(package_of(name), len(ORDER)) > HEIGHT[package_of(module)]
     ]
 
 
 def circles(imports: Imports) -> list[str]:
-    graph: dict[str, set[str]] = {}
-    for _, mine, other in inside(imports):
-        graph.setdefault(mine, set()).add(other)
+    """Modules that import each other, over whatever detours, inside packages too."""
+    graph = {
+        module: {_module_of(name, imports) for name in names} - {module, ""}
+        for module, names in imports.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        return ["rooms import each other: " + " -> ".join(error.args[1])]
+        return ["modules import each other: " + " -> ".join(error.args[1])]
     return []
 
 
-def config_in_craft(imports: Imports) -> list[str]:
+def _module_of(name: str, imports: Imports) -> str:
+    """Name the module that an imported name lies in: itself, or what it is taken from."""
+    while name and name not in imports:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def settings_behind_the_door(imports: Imports) -> list[str]:
     return [
-        f"{module} imports config, which stops at the stages' door"
-        for module, mine, other in inside(imports)
-        if LAYER[mine] == "craft" and other == "config"
+        f"{module} imports the settings"
+        for module, names in imports.items()
+        if lies_in(module, WITHOUT_SETTINGS)
+        and any(f"{name}.".startswith("dreamloom.core.config.") for name in names)
     ]
 
 
@@ -208,18 +161,18 @@ def model_libraries_outside(imports: Imports) -> list[str]:
         f"{module} names {library_of(name)}"
         for module, names in imports.items()
         for name in sorted(names)
-        if library_of(name) in MODEL_LIBRARIES and room_of(module) not in MODEL_ROOMS
+        if library_of(name) in MODEL_LIBRARIES and not lies_in(module, MODEL_PACKAGES)
     ]
 
 
-def foreign_libraries_in_ground(imports: Imports) -> list[str]:
+def foreign_libraries_in_core(imports: Imports) -> list[str]:
     return [
         f"{module} imports {library_of(name)}"
         for module, names in imports.items()
         for name in sorted(names)
-        if LAYER[room_of(module)] == "ground"
-        and library_of(name) not in GROUND_LIBRARIES
-        and not (room_of(module) == "runtime" and library_of(name) == "torch")
+        if package_of(module) == "core"
+        and library_of(name) not in CORE_LIBRARIES
+        and not (lies_in(module, TORCH_IN_CORE) and library_of(name) == "torch")
     ]
 
 
@@ -243,13 +196,24 @@ def too_long(modules: Mapping[str, str]) -> list[str]:
     return found
 
 
+def share_in_long_functions(modules: Mapping[str, str]) -> float:
+    """The share of all lines that stand in functions of more than `LONG_LINES` lines."""
+    long_ones = sum(
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for text in modules.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= LONG_LINES
+    )
+    return long_ones / sum(len(text.splitlines()) for text in modules.values())
+
+
 IMPORT_RULES = [
     upward_imports,
-    stages_importing_stages,
     circles,
-    config_in_craft,
+    settings_behind_the_door,
     model_libraries_outside,
-    foreign_libraries_in_ground,
+    foreign_libraries_in_core,
 ]
 
 
@@ -258,9 +222,9 @@ def modules() -> dict[str, str]:
     return read_modules()
 
 
-def test_every_module_lives_in_a_layer(modules):
+def test_every_module_lies_in_a_package_of_the_order(modules):
     assert modules
-    assert unknown_rooms(modules) == []
+    assert unknown_packages(modules) == []
 
 
 @pytest.mark.parametrize("rule", IMPORT_RULES, ids=lambda rule: rule.__name__)
@@ -272,27 +236,45 @@ def test_modules_and_functions_stay_short(modules):
     assert too_long(modules) == []
 
 
+def test_few_lines_stand_in_long_functions(modules):
+    assert share_in_long_functions(modules) <= LONG_SHARE
+
+
+def test_lines_in_long_functions_are_counted():
+    texts = {"a": "def f():\n" + "    x = 1\n" * LONG_LINES, "b": "y = 2\n" * (LONG_LINES + 1)}
+    assert share_in_long_functions(texts) == 0.5
+    assert share_in_long_functions({"a": texts["a"].replace("    x = 1\n", "", 1)}) == 0
+
+
 @pytest.mark.parametrize(
     ("rule", "broken"),
     [
-        (upward_imports, {"objective": "from dreamloom.training import train_adapter"}),
-        (upward_imports, {"errors": "def f():\n    from dreamloom import runtime, cli"}),
-        (upward_imports, {"families.sdxl": "from ..photos import PhotoSet"}),
-        (upward_imports, {"journey": "import importlib\nimportlib.import_module('dreamloom.cli')"}),
-        (upward_imports, {"train": "from dreamloom import load_photos"}),
+        (upward_imports, {"models.base": "from dreamloom.training.losses import huber_deltas"}),
+        (upward_imports, {"core.errors": "def f():\n    from dreamloom.cli import console"}),
+        (upward_imports, {"models.sdxl": "from ..data.photos import check"}),
+        (upward_imports, {"lora.x": "import importlib\nimportlib.import_module('dreamloom.cli')"}),
+        (upward_imports, {"training.train": "from dreamloom import load_photos"}),
+        (upward_imports, {"picturebook.world": "from tools.picturebook.trial import run_trial"}),
+        (upward_imports, {"report.page": "import dreamloom.pipeline.score"}),
+        (circles, {"data.a": "from . import b", "data.b": "from dreamloom.data.a import x"}),
         (
-            upward_imports,
-            {"picturebook.measurements": "from tools.picturebook.trial import run_trial"},
+            circles,
+            {
+                "training.a": "from dreamloom.training.b import x",
+                "training.b": "from dreamloom.training.c import y",
+                "training.c": "def f():\n    from dreamloom.training.a import z",
+            },
         ),
-        (upward_imports, {"picturebook.samples": "from .score import main"}),
-        (stages_importing_stages, {"evaluate": "import dreamloom.inference.generate"}),
-        (circles, {"metrics": "from . import features", "features": "from . import metrics"}),
-        (config_in_craft, {"combine.ties": "from dreamloom.core.config import LoomConfig"}),
-        (model_libraries_outside, {"train": "def f():\n    from diffusers import DDPMScheduler"}),
-        (model_libraries_outside, {"adapters.files": "import peft.utils"}),
-        (model_libraries_outside, {"picturebook.score": "from diffusers import DDIMScheduler"}),
-        (foreign_libraries_in_ground, {"rundir": "import torch"}),
-        (foreign_libraries_in_ground, {"runtime": "import numpy"}),
+        (circles, {"lora": "from dreamloom.lora.a import x", "lora.a": "import dreamloom.lora"}),
+        (
+            settings_behind_the_door,
+            {"merging.ties": "from dreamloom.core.config.settings import LoomConfig"},
+        ),
+        (settings_behind_the_door, {"training.noise": "from dreamloom.core import config"}),
+        (model_libraries_outside, {"training.loop": "def f():\n    from diffusers import DDPM"}),
+        (model_libraries_outside, {"lora.files": "import peft.utils"}),
+        (foreign_libraries_in_core, {"core.run_folder": "import torch"}),
+        (foreign_libraries_in_core, {"core.device": "import numpy"}),
     ],
 )
 def test_a_broken_rule_is_found(rule, broken):
@@ -303,15 +285,13 @@ def test_a_broken_rule_is_found(rule, broken):
 @pytest.mark.parametrize(
     "allowed",
     [
-        {"train": "from dreamloom.models.base import Model\nfrom dreamloom.core.config import X"},
-        {"families.sdxl": "import diffusers\nfrom dreamloom.picturebook import folder"},
-        {"runtime": "import torch\nfrom .errors import ConfigError"},
-        {"cli": "import dreamloom\nfrom dreamloom import load_photos"},
-        {"combine": "from .ties import ties", "combine.ties": "from . import registry"},
         {
-            "picturebook.score": "from tools.picturebook.trial import x",
-            "trial": "from .picturebook import y",
+            "training.train": "from dreamloom.models.base import M\nfrom dreamloom.core.config import X"
         },
+        {"models.sdxl": "import diffusers\nfrom dreamloom.picturebook import folder"},
+        {"evaluation.encoders.clip": "import transformers"},
+        {"core.device": "import torch\nfrom .errors import ConfigError"},
+        {"merging.mix": "from .ties import ties", "merging.ties": "from . import method"},
     ],
 )
 def test_an_allowed_import_is_not_reported(allowed):
@@ -319,9 +299,9 @@ def test_an_allowed_import_is_not_reported(allowed):
     assert [finding for rule in IMPORT_RULES for finding in rule(imports)] == []
 
 
-def test_an_unknown_room_is_found():
-    assert unknown_rooms({"dreamloom.helpers": "", "dreamloom.train": ""}) == [
-        "dreamloom.helpers is in no layer"
+def test_a_package_outside_the_order_is_found():
+    assert unknown_packages({"dreamloom.helpers": "", "dreamloom.core.errors": ""}) == [
+        "dreamloom.helpers is in no package of the order"
     ]
 
 

@@ -11,10 +11,12 @@ from torch.nn.functional import mse_loss
 
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds, write_adapter
-from dreamloom.merging import Wish, combine
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.merging import Wish, combine
 from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
+from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.models.target_modules import choose_layers
 from looks import psnr_db

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 import dreamloom.lora.patterns
 import dreamloom.merging.blocks
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter
+from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
-from dreamloom.merging import BlockWeights, Wish, combine, parse_blocks, read_blocks
-from dreamloom.merging.blocks import LISTS, POSITIONS, WORDS, find_position
+from dreamloom.merging.blocks import (
+    LISTS,
+    POSITIONS,
+    WORDS,
+    BlockWeights,
+    find_position,
+    parse_blocks,
+    read_blocks,
+)
+from dreamloom.merging.merging import Wish, combine
 from merges import assert_same, random_adapter
 
 # How the web interface's extension finds a layer's number: by Stability AI's name of its block.

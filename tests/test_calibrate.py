@@ -14,25 +14,21 @@ import dreamloom.merging.activations.denoising
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
 from dreamloom.core.events import Progress
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import METHODS, BlockWeights, Wish, combine
-from dreamloom.merging.activations import (
-    PREPARERS,
-    Inquiry,
-    find_prompts,
-    list_asks,
-    measure_missed,
-    prepare_merge,
-    record_examples,
-    weigh_adapters,
-)
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.activations.denoising import look_at_drawings, predict, step_down
+from dreamloom.merging.activations.forward_passes import Inquiry, list_asks, weigh_adapters
 from dreamloom.merging.activations.gram import find_sources, hear_inputs, hear_signals, plan_rounds
+from dreamloom.merging.activations.prepare import PREPARERS, prepare_merge
+from dreamloom.merging.activations.prompts import find_prompts
+from dreamloom.merging.activations.targets import measure_missed, record_examples
+from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
 from dreamloom.merging.prepared import JOINT, name_down, name_gram
-from dreamloom.models import load_model
 from dreamloom.models.activation_hooks import add_changes, listen
 from dreamloom.models.base import AdapterSpec
+from dreamloom.models.families import load_model
 from dreamloom.models.schedule import NoiseSchedule
 from dreamloom.models.target_modules import choose_layers
 from merges import assert_same, dense, rewrite
@@ -176,7 +172,7 @@ def test_drawings_begin_with_the_same_noise_and_go_down(model):
 
 
 def test_the_examples_are_true():
-    failures, tried = doctest.testmod(dreamloom.calibrate.looks)
+    failures, tried = doctest.testmod(dreamloom.merging.activations.denoising)
     assert tried
     assert not failures
 

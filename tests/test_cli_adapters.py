@@ -8,9 +8,11 @@ import torch
 from click.testing import CliRunner
 
 from dreamloom.cli.main import main
-from dreamloom.lora import Adapter, read_adapter, write_adapter
+from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.dora import make_dora
-from dreamloom.merging import METHODS
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.methods import METHODS
 from dreamloom.models.weight_files import open_weights
 from merges import random_adapter, random_layer
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 import dreamloom.merging.merging
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import FULL, METHODS, Wish, combine, parse_rank
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
+from dreamloom.merging.ranks import FULL, parse_rank
 from merges import (
     assert_same,
     dense,

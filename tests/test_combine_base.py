@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter
-from dreamloom.merging import METHODS, Wish, combine
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import flatten
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
 from dreamloom.merging.methods.regmean import InputShares
 from dreamloom.merging.methods.ssr import solve_routing
 from dreamloom.merging.methods.ziprank import split_directions

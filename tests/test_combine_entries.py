@@ -9,21 +9,15 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import (
-    Context,
-    Part,
-    Wish,
-    combine,
-    entries,
-    find_method,
-    merge_uncut,
-    parse_rank,
-    spaces,
-)
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging import entries, spaces
 from dreamloom.merging.entries import add_agreeing, elect_signs, find_magnitudes
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
+from dreamloom.merging.merging import Wish, combine, merge_uncut
+from dreamloom.merging.method import Context, Part
+from dreamloom.merging.methods import find_method
 from dreamloom.merging.methods.della import keep_chances
+from dreamloom.merging.ranks import parse_rank
 from merges import random_adapter, rewrite
 
 SPACES = ("dense", "knots", "core")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import METHODS, Wish, combine, parse_blocks, parse_rank
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging import factors as products
+from dreamloom.merging.blocks import parse_blocks
 from dreamloom.merging.factors import (
     Factors,
     _Basis,
@@ -27,6 +27,8 @@ from dreamloom.merging.factors import (
     stack,
     truncate_matrix,
 )
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
 from dreamloom.merging.methods.equal import choose_equal_energy
 from dreamloom.merging.methods.karcher import choose_mean_direction
 from dreamloom.merging.methods.matched import match_norm
@@ -35,7 +37,7 @@ from dreamloom.merging.methods.perpendicular import choose_perpendicular
 from dreamloom.merging.methods.singular_vectors import whiten
 from dreamloom.merging.methods.slerp import choose_on_arc
 from dreamloom.merging.methods.stock import choose_by_agreement
-from dreamloom.merging.ranks import keep_energy, spend_budget
+from dreamloom.merging.ranks import keep_energy, parse_rank, spend_budget
 from merges import assert_same, dense, names_of, random_adapter, random_layer, rewrite
 
 MIXTURES = ("slerp", "karcher", "stock", "matched", "equal", "perpendicular", "median")

@@ -19,7 +19,7 @@ from dreamloom.evaluation.compare import (
     tell_comparison,
 )
 from dreamloom.evaluation.encoders.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
-from dreamloom.evaluation.metrics import Group, PictureScores, Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import Group, PictureScores, Score, Scorecard
 from dreamloom.evaluation.scorecard_files import find_scorecard
 
 KEY = "encoder@1f3a/224"

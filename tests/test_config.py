@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dreamloom.core import config
-from dreamloom.core.config import (
+from dreamloom.core.config import settings as config
+from dreamloom.core.config.settings import (
     PRESETS,
     LoomConfig,
     describe_settings,

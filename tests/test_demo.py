@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_image_set, read_photo_set
 from dreamloom.core.run_folder import RunDir
 from dreamloom.experiments.demo import QUICK_TABLE, examples_folder, run_demo
-from dreamloom.lora import read_adapter
+from dreamloom.lora.reading import read_adapter
 
 SCORE = {"value", "n", "interval", "floor", "ceiling", "lift", "key"}
 

@@ -7,33 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from dreamloom.evaluation.detectors import (
-    DETECTORS,
-    MEASURED,
-    PHOTO,
-    Abstention,
-    DrawnFaces,
-    Eye,
-    Face,
-    FaceLandmarks,
-    Finding,
-    MediaPipeFaces,
-    Shown,
-    Wanted,
-    flag_pictures,
-    load_mediapipe,
-)
 from dreamloom.evaluation.detectors.colour import colour_difference, to_lab, to_light
+from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
 from dreamloom.evaluation.detectors.eyes import (
     AHEAD,
+    Abstention,
     iris_difference,
     leave_one_out,
     measure_shape,
     read_iris,
 )
+from dreamloom.evaluation.detectors.false_alarms import MEASURED
+from dreamloom.evaluation.detectors.flagging import Shown, flag_pictures
 from dreamloom.evaluation.detectors.judges import (
     AT_A_GLANCE,
+    DETECTORS,
+    PHOTO,
+    Finding,
     Look,
+    Wanted,
     judge_extra_faces,
     judge_eye_colour_of_photos,
     judge_eye_colours,
@@ -42,9 +34,10 @@ from dreamloom.evaluation.detectors.judges import (
     judge_teeth,
     learn_reference,
 )
-from dreamloom.evaluation.detectors.landmarks import order_faces
+from dreamloom.evaluation.detectors.landmarks import Eye, Face, FaceLandmarks, order_faces
+from dreamloom.evaluation.detectors.mediapipe_faces import MediaPipeFaces, load_mediapipe
 from dreamloom.evaluation.detectors.teeth import measure_teeth
-from dreamloom.evaluation.encoders import Missing
+from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.picturebook.world import JUDGING_SEED_START, Drawing, sample_drawing
 from tools.picturebook.drawing import draw
 

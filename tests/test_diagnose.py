@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, Layer, PeftState
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.sdxl_layers import sdxl_layers
-from dreamloom.merging import METHODS
-from dreamloom.merging.diagnose import diagnose_adapters, draw_diagnosis, give_advice, group_layers
-from dreamloom.merging.diagnose.groups import KINDS, block_of, kind_of, sort_blocks
-from dreamloom.merging.diagnose.measuring import RANKS, shrink
+from dreamloom.merging.diagnose.advice import give_advice
+from dreamloom.merging.diagnose.groups import KINDS, block_of, group_layers, kind_of, sort_blocks
+from dreamloom.merging.diagnose.measuring import RANKS, diagnose_adapters, shrink
+from dreamloom.merging.diagnose.picture import draw_diagnosis
 from dreamloom.merging.factors import flatten
+from dreamloom.merging.methods import METHODS
 from merges import adapters, dense, names_of, random_adapter, random_layer, rewrite
 
 WEIGHT = st.floats(-2, 2).filter(lambda weight: abs(weight) > 0.05)

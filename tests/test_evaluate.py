@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dreamloom.core.config import EvaluateConfig, SubjectConfig
+from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.errors import DreamLoomError, EvaluationError, PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunDir, file_sha256
-from dreamloom.evaluation import (
+from dreamloom.evaluation import scoring
+from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.metrics.measures import MEASURES
+from dreamloom.evaluation.scoring import (
     Floor,
     evaluate_folder,
     evaluate_images,
@@ -24,10 +27,7 @@ from dreamloom.evaluation import (
     read_scorecards,
     refuse_drawn_photos,
     replace_subject,
-    scoring,
 )
-from dreamloom.evaluation.encoders import Encoders, Missing
-from dreamloom.evaluation.metrics import MEASURES
 
 CONFIG = EvaluateConfig(resamples=100, detectors=False)
 SUBJECT = SubjectConfig()

@@ -12,20 +12,21 @@ from typing import NamedTuple
 
 import pytest
 
-from dreamloom.core.config import EvaluateConfig, LoomConfig, load_config
+from dreamloom.core.config.settings import EvaluateConfig, LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.manifests import ImageSet, PhotoSet, Picture, PriorSet, write_manifest
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.class_images import make_priors
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import Floor, MergeSets, evaluate_images, evaluate_merge, pick_encoders
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.merges import MergeSets, evaluate_merge
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
-from dreamloom.models import load_model
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
 from dreamloom.pipeline.train import open_run, settle
-from dreamloom.training import train_adapter
+from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.trial import choose_people, photo_records
 

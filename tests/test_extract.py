@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
 from dreamloom.core.events import Note
-from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.merging import parse_rank
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.extract import extract_adapter, find_nearest
-from dreamloom.merging.files import Part, fuse_into_checkpoint
+from dreamloom.merging.files.fuse import fuse_into_checkpoint
+from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from test_sources import original_layout
 

@@ -10,9 +10,10 @@ from torch.nn.functional import mse_loss
 
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
-from dreamloom.lora import Adapter, Layer, write_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Framing, Model, Sampler, Shot, Weights
+from dreamloom.models.families import load_model
 from dreamloom.models.loading import fingerprint_weights
 from dreamloom.models.schedulers import SCHEDULERS, make_scheduler
 from dreamloom.models.sdxl import SDXLModel

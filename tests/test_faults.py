@@ -16,18 +16,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, LossLogged
 from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.data.class_images import make_priors
-from dreamloom.data.photos import load_photos
-from dreamloom.models import load_model
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Framing, Model
-from dreamloom.training import train_adapter
+from dreamloom.models.families import load_model
 from dreamloom.training.batches import Share
 from dreamloom.training.losses import timestep_weights
 from dreamloom.training.step import compute_loss, measure_errors
+from dreamloom.training.train import train_adapter
 from studio_set import claimed, make_lesson, make_photos, make_sets, small_config
 
 

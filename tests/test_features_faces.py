@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from dreamloom.core.errors import EvaluationError
-from dreamloom.evaluation.encoders import FaceEncoder
 from dreamloom.evaluation.encoders.base import FaceExtractor
 from dreamloom.evaluation.encoders.catalogue import DLIB
 from dreamloom.evaluation.encoders.faces import (
     DlibFaceEncoder,
+    FaceEncoder,
     Found,
     _halves,
     judge_size,

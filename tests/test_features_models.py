@@ -17,17 +17,19 @@ from safetensors.torch import save_file
 
 from dreamloom.cli.main import main
 from dreamloom.core.errors import EvaluationError
-from dreamloom.evaluation.encoders import Missing, fetch_model, list_models, load_encoders
 from dreamloom.evaluation.encoders import catalogue as the_catalogue
 from dreamloom.evaluation.encoders import loading as the_loading
-from dreamloom.evaluation.encoders.base import FaceExtractor, TextExtractor
+from dreamloom.evaluation.encoders.base import FaceExtractor, Missing, TextExtractor
 from dreamloom.evaluation.encoders.cache import forget_pictures
 from dreamloom.evaluation.encoders.catalogue import MODELS, READABLE, ModelFile, find_model
+from dreamloom.evaluation.encoders.fetching import fetch_model
+from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.encoders.store import (
     LOCK,
     Absent,
     Kept,
     find_kept,
+    list_models,
     model_folder,
     models_folder,
 )
@@ -368,7 +370,8 @@ def test_clip_needs_its_three_files_only(pin, tmp_path):
     fetch_model("clip", folder)
     clip = load_encoders("standard").clip
     assert isinstance(clip, TextExtractor)
-    from dreamloom.evaluation.encoders import CLIP_PREPROCESSING, ClipEncoder
+    from dreamloom.evaluation.encoders.clip import ClipEncoder
+    from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING
 
     whole = ClipEncoder(folder, "whole", CLIP_PREPROCESSING)
     texts = ["a dog in the snow", "a photo of a person"]

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dreamloom.core.errors import EvaluationError
-from dreamloom.evaluation.encoders import CopyEncoder, LpipsDistance, Preprocessing, StyleEncoder
 from dreamloom.evaluation.encoders.base import Extractor, PerceptualDistance
-from dreamloom.evaluation.encoders.copies import CopyNetwork, generalised_mean
-from dreamloom.evaluation.encoders.perceptual import LPIPS_PREPROCESSING
+from dreamloom.evaluation.encoders.copies import CopyEncoder, CopyNetwork, generalised_mean
+from dreamloom.evaluation.encoders.perceptual import LPIPS_PREPROCESSING, LpipsDistance
+from dreamloom.evaluation.encoders.preprocessing import Preprocessing
+from dreamloom.evaluation.encoders.style import StyleEncoder
 
 SMALL = Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dreamloom.evaluation.encoders import (
+from dreamloom.evaluation.encoders.preprocessing import (
     CLIP_PREPROCESSING,
     DINO_PREPROCESSING,
     DINOV2_PREPROCESSING,

@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from dreamloom.core import device as runtime
-from dreamloom.core.config import LoomConfig, load_config, to_toml
+from dreamloom.core.config.settings import LoomConfig, load_config, to_toml
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged
 from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.core.run_folder import RunDir, write_text
-from dreamloom.data.photos import load_photos
-from dreamloom.lora import read_adapter
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.lora.reading import read_adapter
 from dreamloom.memory import fit as fitting
 from dreamloom.memory.fit import fit_drawing, fit_run
-from dreamloom.models import load_model
 from dreamloom.models.base import Model, Thrift
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.train import settle
-from dreamloom.training import check_training, train_adapter
+from dreamloom.training.train import check_training, train_adapter
 from studio_set import claimed, small_config
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

@@ -14,9 +14,10 @@ from dreamloom.memory.phases import Case, Run, count_phases, counted_run
 from dreamloom.memory.predict import GIB, PHASES, Setting, predict_footprint
 from dreamloom.memory.table import read_table
 from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
-from dreamloom.models import load_model, sdxl_configs
+from dreamloom.models import sdxl_configs
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Thrift
+from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLModel
 
 TEXT = AdapterSpec(16, 16.0, "attention", 0, text_encoders=True)

@@ -20,18 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import dreamloom
 from dreamloom.core.errors import AdapterError, RunFolderError
-from dreamloom.lora import (
-    Adapter,
-    Layer,
-    PeftState,
-    approximate_dora,
-    as_lora,
-    convert_adapter,
-    describe_adapter,
-    make_dora,
-    read_adapter,
-    write_adapter,
-)
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
+from dreamloom.lora.conversion import approximate_dora, as_lora, convert_adapter
+from dreamloom.lora.dora import make_dora
 from dreamloom.lora.key_names import LayerNames
 from dreamloom.lora.lycoris import (
     make_layer,
@@ -40,7 +31,10 @@ from dreamloom.lora.lycoris import (
     split_exactly,
     truncate_change,
 )
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
+from dreamloom.lora.summary import describe_adapter
+from dreamloom.lora.writing import write_adapter
 
 PACKAGE = Path(dreamloom.__file__).parent
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -121,7 +115,7 @@ def list_modules(folder):
 
 @pytest.fixture(scope="module")
 def sdxl():
-    return list_modules(PACKAGE / "families" / "sdxl_configs")
+    return list_modules(PACKAGE / "models" / "sdxl_configs")
 
 
 def test_the_list_of_layers_is_that_of_the_real_classes(sdxl):

@@ -10,11 +10,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from dreamloom.lora import read_adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import FileFormat
-from dreamloom.merging.files import Part, convert_file, merge_adapters
+from dreamloom.merging.files.convert import convert_file
+from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.recipe import Part
 from dreamloom.models.base import Model, Sampler, Shot
-from dreamloom.training import train_adapter
+from dreamloom.training.train import train_adapter
 from looks import psnr_db
 from studio_set import claimed, small_config
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compiling import NEEDS_COMPILER
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
-from dreamloom.models import load_model
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Framing
+from dreamloom.models.families import load_model
 from dreamloom.models.lowrank import Memory, SharedInput
 from dreamloom.models.native import load_native
 from dreamloom.models.packed_linear import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.core.config import GenerateConfig
+from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
@@ -19,9 +19,10 @@ from dreamloom.inference.generate import (
     parse_active_adapter,
     read_composition,
 )
-from dreamloom.lora import Adapter, Layer, write_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
+from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition, Curve, parse_curve
 from looks import psnr_db
 from studio_set import claimed, small_config
@@ -289,7 +290,7 @@ def test_bad_wishes_are_explained_and_leave_nothing(
     with pytest.raises(ConfigError, match="cannot name a set"):
         generate_images(run, model, PROMPTS, settings, name="../out")
     foreign = tmp_path / "foreign.safetensors"
-    from dreamloom.lora import read_adapter
+    from dreamloom.lora.reading import read_adapter
 
     story = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "0" * 64}
     write_adapter(foreign, Adapter(read_adapter(adapter).layers, story))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamloom.core.config import load_config
+from dreamloom.core.config.settings import load_config
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import (
     AdapterError,
@@ -15,10 +15,11 @@ from dreamloom.core.errors import (
     RunFolderError,
 )
 from dreamloom.core.manifests import read_image_set, read_prior_set
-from dreamloom.data.prompts import read_pack
-from dreamloom.evaluation import Floor
-from dreamloom.lora import Adapter, Layer, write_adapter
-from dreamloom.models import load_model
+from dreamloom.data.prompts.packs import read_pack
+from dreamloom.evaluation.scoring import Floor
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.writing import write_adapter
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import Wish, draw, pack_prompts
 from dreamloom.pipeline.score import score
 from dreamloom.pipeline.train import (

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamloom.core.config import load_config
+from dreamloom.core.config.settings import load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note, Validated
 from dreamloom.core.manifests import PhotoSet
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.photos import load_photos
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.experiments.demo import examples_folder
-from dreamloom.lora import read_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.train import settle
-from dreamloom.training import train_adapter
 from dreamloom.training.optimizers import OPTIMIZERS
+from dreamloom.training.train import train_adapter
 
 _LIBRARIES = {"adamw": "torch", "adamw8bit": "bitsandbytes"}
 _VARIETIES = {

@@ -10,10 +10,14 @@ from safetensors import safe_open
 from torch import nn
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, Layer, make_dora, make_modelspec, read_adapter, write_adapter
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.dora import make_dora
 from dreamloom.lora.key_names import LayerNames
 from dreamloom.lora.kohya import name_for_kohya
+from dreamloom.lora.modelspec import make_modelspec
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
+from dreamloom.lora.writing import write_adapter
 
 # From files that kohya-ss writes and from its own list of modules.
 KNOWN = {

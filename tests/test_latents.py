@@ -8,8 +8,8 @@ import torch
 from dreamloom.core.events import Event, LossLogged, Note
 from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.models.base import Latents, Model
-from dreamloom.training import train_adapter
 from dreamloom.training.latent_cache import LatentStore
+from dreamloom.training.train import train_adapter
 from studio_set import claimed, small_config
 
 PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dreamloom.core.manifests import PhotoSet, PriorSet
-from dreamloom.data.photos import load_photos
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.training.batches import Lesson, LessonPlan, Share, choose_place, deal
 from studio_set import claimed, make_lesson, make_photos, small_config

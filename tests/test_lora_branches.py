@@ -10,9 +10,9 @@ from torch import nn
 
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, AdapterKind, Layer
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter, AdapterKind, Layer
 from dreamloom.models.base import AdapterSpec, Framing, Model, Reach, Sampler, Shot
+from dreamloom.models.families import load_model
 from dreamloom.models.lora_branches import Dense, LowRank, find_moment
 from dreamloom.models.lora_schedule import (
     START,

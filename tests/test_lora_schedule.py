@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, Layer, PeftState
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.models.lora_schedule import (
     START,
     TOGETHER,

@@ -13,8 +13,12 @@ from torch import nn
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Progress, StageDone, StageStarted
 from dreamloom.core.run_folder import RunDir, file_sha256
-from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.merging.files import Part, merge_adapters, parse_part, record_merge
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.recipe import Part, parse_part
+from dreamloom.merging.files.record import record_merge
 
 # ------------------------------------------------------------------ what is typed
 

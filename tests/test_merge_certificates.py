@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.merging import FULL, METHODS, LayerReport, parse_rank
-from dreamloom.merging.files import Part, Recipe, carry_out, name_parts, remix_merge, verify_merge
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.certificate import (
     LAYERS_KEY,
     RECIPE_KEY,
@@ -25,7 +25,13 @@ from dreamloom.merging.files.certificate import (
     seal_holds,
     write_sealed,
 )
-from dreamloom.merging.files.reweight import parse_changes
+from dreamloom.merging.files.merge import carry_out
+from dreamloom.merging.files.recipe import Part, Recipe, name_parts
+from dreamloom.merging.files.reweight import parse_changes, remix_merge
+from dreamloom.merging.files.verify import verify_merge
+from dreamloom.merging.merging import LayerReport
+from dreamloom.merging.methods import METHODS
+from dreamloom.merging.ranks import FULL, parse_rank
 from merges import assert_same, random_adapter, random_layer
 
 RANKS = ({"linear": 3, "pointwise": 2, "conv": 4}, {"linear": 2, "conv": 3}, {"linear": 4})

@@ -16,10 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, Layer, make_dora, read_adapter, write_adapter
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.dora import make_dora
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
-from dreamloom.merging import METHODS, Wish, combine, parse_blocks, parse_rank, read_blocks
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.blocks import parse_blocks, read_blocks
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
 from dreamloom.merging.prepared import LEARNING_RATE, name_mask
+from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.base import Framing
 from merges import assert_same, dense, random_layer, rewrite
 

@@ -13,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dreamloom.lora import Adapter, Layer, read_adapter
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.peftconfig import CONFIG_KEY
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
-from dreamloom.merging import METHODS, Wish, combine, parse_rank
-from dreamloom.merging.files import Part, merge_adapters, verify_merge
+from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.verify import verify_merge
+from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.methods import METHODS
+from dreamloom.merging.ranks import parse_rank
 from merges import SHAPES, adapters, assert_same, dense, names_of, random_layer, rewrite
 
 SPACES = ("dense", "knots", "core")

@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from dreamloom.cli.main import main
-from dreamloom.lora import Adapter, Layer, write_adapter
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.peftconfig import CONFIG_KEY
-from dreamloom.merging import METHODS
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.methods import METHODS
 
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_K = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from dreamloom.evaluation.metrics import (
-    PictureScores,
-    Score,
-    assign_roles,
+from dreamloom.evaluation.metrics import similarity
+from dreamloom.evaluation.metrics.recognition import (
     calibrate_threshold,
-    cosines,
-    drift,
-    find_alarms,
     is_nearest,
     is_own_prompt_best,
+)
+from dreamloom.evaluation.metrics.roles import assign_roles
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, find_alarms
+from dreamloom.evaluation.metrics.similarity import (
+    cosines,
+    drift,
     photo_ceiling,
     prompt_fidelity,
-    similarity,
     subject_fidelity,
     variety,
 )

@@ -15,7 +15,9 @@ from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, Stage
 from dreamloom.core.manifests import read_photo_set, read_prior_set
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.image_io import open_upright
-from dreamloom.data.photos import check_photos, fingerprint_photos, load_class_images, load_photos
+from dreamloom.data.photos.check import check_photos
+from dreamloom.data.photos.class_images import load_class_images
+from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamloom.core.config import PriorsConfig
+from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import MANIFEST, read_prior_set
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.class_images import BATCH, draw_priors, make_priors
-from dreamloom.data.photos import load_class_images
-from dreamloom.models import load_model
+from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.models.base import Sampler
+from dreamloom.models.families import load_model
 from dreamloom.training.batches import Share, deal
 from looks import psnr_db
 

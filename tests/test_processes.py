@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.distributed import Processes, join_processes
-from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec
+from dreamloom.models.families import load_model
 from dreamloom.training.step import compute_loss, share_update
 from studio_set import make_lesson, make_photos, make_sets, small_config
 

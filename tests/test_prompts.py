@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dreamloom.cli.main import main
 from dreamloom.core.manifests import read_image_set
-from dreamloom.data.prompts import PACK_NAMES, Pack, PackPrompt, read_pack
+from dreamloom.data.prompts.packs import PACK_NAMES, Pack, PackPrompt, read_pack
 from dreamloom.models.sdxl_configs import make_tokenizers
 from dreamloom.picturebook.world import sample_drawing
 from tools.picturebook.captions import caption
@@ -50,7 +50,7 @@ def test_prompts_of_a_pack_differ_and_each_file_has_its_name_in_the_list(pack):
 
 
 def test_every_file_is_listed():
-    from dreamloom.data import prompts
+    from dreamloom.data.prompts import packs as prompts
 
     files = {path.stem for path in prompts._FOLDER.glob("*.toml")}
     assert files == set(PACK_NAMES)

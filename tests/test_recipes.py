@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note
 from dreamloom.pipeline.train import prepare_run, teach

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamloom.core.config import load_config, to_toml
+from dreamloom.core.config.settings import load_config, to_toml
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import LossLogged, Note, StageDone, StageStarted
 from dreamloom.core.manifests import (
@@ -26,7 +26,7 @@ from dreamloom.core.manifests import (
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
-from dreamloom.evaluation.metrics import Flags, Group, PictureScores, Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import Flags, Group, PictureScores, Score, Scorecard
 from dreamloom.evaluation.verdicts import (
     Change,
     Figure,
@@ -39,10 +39,10 @@ from dreamloom.evaluation.verdicts import (
     read_figure,
     tell,
 )
-from dreamloom.report import write_report
 from dreamloom.report.gallery import embed, split_by_prompts
 from dreamloom.report.making import tell_seconds
 from dreamloom.report.plots import Bar, loss_chart, score_bars, smooth, thin, ticks
+from dreamloom.report.render import write_report
 from dreamloom.report.tables import heat_maps
 
 KEY = "picturebook/judges@1f3a; 128 px"

@@ -10,8 +10,8 @@ import torch
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import BaseModelError, ConfigError
-from dreamloom.models import load_model
 from dreamloom.models.base import Framing, Sampler, Shot
+from dreamloom.models.families import load_model
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise, read_prediction
 from dreamloom.models.schedulers import SCHEDULERS, list_schedulers, make_scheduler
 from dreamloom.models.sdxl import SDXLModel

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dreamloom.cli.main import main
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.errors import (
     AdapterError,
     ConfigError,
@@ -27,10 +27,9 @@ from dreamloom.core.errors import (
 )
 from dreamloom.core.events import Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set
-from dreamloom.data.photos import load_photos
+from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
-from dreamloom.evaluation.encoders import load_encoders
-from dreamloom.experiments.merge_search import Wish, run_search
+from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.experiments.merge_search.candidates import (
     GROUPS,
     Candidate,
@@ -49,12 +48,15 @@ from dreamloom.experiments.merge_search.front import (
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
 from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
 from dreamloom.experiments.merge_search.plot import draw_front
-from dreamloom.experiments.merge_search.request import Words, list_prompts, name_class
+from dreamloom.experiments.merge_search.request import Wish, Words, list_prompts, name_class
 from dreamloom.experiments.merge_search.retention import Ends
 from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
+from dreamloom.experiments.merge_search.running import run_search
 from dreamloom.experiments.merge_search.work import read_looks
-from dreamloom.lora import Adapter, Layer, read_adapter, write_adapter
-from dreamloom.merging import combine
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.merging import combine
 from dreamloom.models.base import Sampler, Shot
 from dreamloom.picturebook.world import sample_identity, vary
 from studio_set import claimed

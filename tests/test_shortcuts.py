@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreamloom.core.config import GenerateConfig, load_config
+from dreamloom.core.config.settings import GenerateConfig, load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.manifests import read_image_set
 from dreamloom.core.run_folder import RunDir

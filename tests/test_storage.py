@@ -8,8 +8,8 @@ from torch import nn
 
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.memory.tensor_counter import MemoryCounter
-from dreamloom.models import load_model
 from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, Thrift
+from dreamloom.models.families import load_model
 from dreamloom.models.offload import Residence
 from dreamloom.models.quantization import STORAGES, Storage
 from dreamloom.models.quantized_layers import StoredLinear, store

@@ -21,17 +21,9 @@ from dreamloom.core.errors import ConfigError, PhotoError, RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import Photo, PhotoSet, read_image_set
 from dreamloom.evaluation.compare import Comparison
-from dreamloom.evaluation.metrics import PictureScores, Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
 from dreamloom.evaluation.verdicts import Figure
-from dreamloom.experiments import study as room
-from dreamloom.experiments.study import (
-    Changes,
-    Findings,
-    Study,
-    describe_study,
-    read_study,
-    run_study,
-)
+from dreamloom.experiments.study import run as room
 from dreamloom.experiments.study.answers import (
     BETTER,
     FEW,
@@ -53,6 +45,14 @@ from dreamloom.experiments.study.answers import (
 from dreamloom.experiments.study.findings import join_scores
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.experiments.study.question import count_updates
+from dreamloom.experiments.study.run import (
+    Changes,
+    Findings,
+    Study,
+    describe_study,
+    read_study,
+    run_study,
+)
 from dreamloom.experiments.study.work import choose_photos
 from studio_set import make_photos
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
 from dreamloom.core.events import Event, Looked, LossLogged, StageSkipped, Validated
 from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet
-from dreamloom.evaluation.metrics import Score, Scorecard
-from dreamloom.lora import read_adapter
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
+from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
-from dreamloom.training import compute_loss, train_adapter
+from dreamloom.training.train import compute_loss, train_adapter
 from studio_set import claimed, make_lesson, small_config
 
 
@@ -219,7 +219,7 @@ def test_a_full_disk_at_the_end_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreamloom.training.write_adapter", refuse)
+        patch.setattr("dreamloom.training.train.write_adapter", refuse)
         with pytest.raises(TrainingError, match="holds all of the training"):
             train_adapter(run, model, *sets, small_config(model))
     again, told = train(run.path, model, sets)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreamloom.core.config import load_config
+from dreamloom.core.config.settings import load_config
 from dreamloom.core.events import Event, Progress
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation.metrics import Score
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.picturebook.judges import load_attribute_reader
 from dreamloom.picturebook.world import KNOWN_PERSONS, Drawing, known_person, sample_drawing
 from tools.picturebook import score, trial

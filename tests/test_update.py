@@ -12,12 +12,12 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import generator_for, pick_runtime
 from dreamloom.core.manifests import PhotoSet, PriorSet
-from dreamloom.lora import write_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
+from dreamloom.models.families import load_model
 from dreamloom.training.batches import Card, Lesson
 from dreamloom.training.step import compute_loss, share_update
 from studio_set import make_lesson, make_sets, small_config

@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import Any
 
 _DOORS = {
-    "Adapter": "lora",
+    "Adapter": "lora.adapter",
     "DreamLoomError": "core.errors",
-    "LoomConfig": "core.config",
+    "LoomConfig": "core.config.settings",
     "RunDir": "core.run_folder",
-    "evaluate_images": "evaluation",
+    "evaluate_images": "evaluation.scoring",
     "generate_images": "inference.generate",
-    "load_config": "core.config",
-    "load_model": "models",
-    "load_photos": "data.photos",
+    "load_config": "core.config.settings",
+    "load_model": "models.families",
+    "load_photos": "data.photos.prepare",
     "make_priors": "data.class_images",
-    "merge_adapters": "merging.files",
+    "merge_adapters": "merging.files.merge",
     "pick_runtime": "core.device",
-    "read_adapter": "lora",
-    "train_adapter": "training",
-    "write_adapter": "lora",
-    "write_report": "report",
+    "read_adapter": "lora.reading",
+    "train_adapter": "training.train",
+    "write_adapter": "lora.writing",
+    "write_report": "report.render",
 }
 
 __all__ = sorted(_DOORS)

@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from dreamloom.core.config import LoomConfig, load_config
+from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import (
@@ -34,13 +34,13 @@ from dreamloom.core.manifests import (
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.class_images import make_priors
 from dreamloom.data.image_io import open_upright, to_tensor
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import evaluate_images, pick_encoders
-from dreamloom.evaluation.metrics import Score, Scorecard
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
+from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
-from dreamloom.models import load_model
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.picturebook.judges import load_attribute_reader
 from dreamloom.picturebook.world import (
     JUDGING_SEED_START,
@@ -51,7 +51,7 @@ from dreamloom.picturebook.world import (
     vary,
 )
 from dreamloom.pipeline.train import open_run, settle
-from dreamloom.training import train_adapter
+from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.measurements import Row, at_least, at_most
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from dreamloom.merging import RankWish
-    from dreamloom.merging.files import Recipe
+    from dreamloom.merging.files.recipe import Recipe
+    from dreamloom.merging.ranks import RankWish
 
 PATH = click.Path(path_type=Path)
 RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
@@ -119,7 +119,8 @@ def merge(
         raise click.UsageError("Name adapters or a recipe, and the merged file with -o.")
     if inputs and not verify:
         raise click.UsageError("--inputs belongs to --verify.")
-    from dreamloom.merging.files import carry_out, verify_merge
+    from dreamloom.merging.files.merge import carry_out
+    from dreamloom.merging.files.verify import verify_merge
 
     recipe = _read_recipe(parts, given)
     with watch(quiet) as observe:
@@ -135,8 +136,7 @@ def merge(
 
 def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
     """Make a recipe of what was typed, or read it from its file."""
-    from dreamloom.merging import FULL, parse_rank
-    from dreamloom.merging.files import (
+    from dreamloom.merging.files.recipe import (
         Recipe,
         name_parts,
         parse_options,
@@ -145,6 +145,7 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
         share_blocks,
         share_prompts,
     )
+    from dreamloom.merging.ranks import FULL, parse_rank
 
     if len(parts) == 1 and parts[0].lower().endswith(".toml"):
         typed = [name for name, value in given.items() if value not in (None, ())]
@@ -173,7 +174,8 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
 
 def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any]) -> None:
     from dreamloom.cli.console import say, watch
-    from dreamloom.merging.files import Question, verify_merge
+    from dreamloom.merging.files.base_model import Question
+    from dreamloom.merging.files.verify import verify_merge
 
     question = Question(given.pop("base") or "", given.pop("device") or "auto")
     if any(value not in (None, ()) for value in given.values()):
@@ -198,7 +200,7 @@ def remix(
     A weight of 0 takes a part out for good. Without weights, lists the parts.
     """
     from dreamloom.cli.console import say, watch
-    from dreamloom.merging.files import list_parts, parse_changes, remix_merge
+    from dreamloom.merging.files.reweight import list_parts, parse_changes, remix_merge
 
     if not weights:
         parts, obstacle = list_parts(merged)
@@ -223,8 +225,8 @@ def remix(
 def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> None:
     """Cut an adapter to another rank, as near to FILE as there is."""
     from dreamloom.cli.console import show_cut, watch
-    from dreamloom.merging import parse_rank
-    from dreamloom.merging.files import resize_adapter
+    from dreamloom.merging.files.convert import resize_adapter
+    from dreamloom.merging.ranks import parse_rank
 
     wish = parse_rank(rank)
     with watch(quiet) as observe:
@@ -251,8 +253,8 @@ def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> No
 def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: Any) -> None:
     """Write an adapter in another format, with the same change."""
     from dreamloom.cli.console import watch
-    from dreamloom.merging import parse_rank
-    from dreamloom.merging.files import convert_file
+    from dreamloom.merging.files.convert import convert_file
+    from dreamloom.merging.ranks import parse_rank
 
     wish: RankWish | None = parse_rank(rank) if rank else None
     with watch(quiet) as observe:
@@ -297,8 +299,8 @@ def extract(
     """
     from dreamloom.cli.console import show_extracted, watch
     from dreamloom.core.run_folder import write_json
-    from dreamloom.merging import parse_rank
-    from dreamloom.merging.files import extract_file
+    from dreamloom.merging.files.convert import extract_file
+    from dreamloom.merging.ranks import parse_rank
 
     wish = parse_rank(rank)
     with watch(quiet) as observe:
@@ -329,7 +331,8 @@ def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite
     may have a weight W, 1 if not.
     """
     from dreamloom.cli.console import say, watch
-    from dreamloom.merging.files import fuse_into_checkpoint, parse_part
+    from dreamloom.merging.files.fuse import fuse_into_checkpoint
+    from dreamloom.merging.files.recipe import parse_part
 
     parsed = [parse_part(part) for part in parts]
     with watch(quiet) as observe:
@@ -352,8 +355,9 @@ def diagnose(
     """Say what adapters A and B have in common, and how to merge."""
     from dreamloom.cli.console import show_diagnosis, watch
     from dreamloom.core.run_folder import atomic_path, write_json
-    from dreamloom.merging.diagnose import draw_diagnosis
-    from dreamloom.merging.files import diagnose_files, parse_part
+    from dreamloom.merging.diagnose.picture import draw_diagnosis
+    from dreamloom.merging.files.inspect import diagnose_files
+    from dreamloom.merging.files.recipe import parse_part
 
     if picture and picture.suffix.lower() != ".png":
         raise click.UsageError("--picture writes .png.")
@@ -373,7 +377,7 @@ def diagnose(
 def inspect(file: Path, as_json: bool) -> None:
     """Tell what an adapter file holds and how it was made."""
     from dreamloom.cli.console import show_inspected
-    from dreamloom.merging.files import inspect_file
+    from dreamloom.merging.files.inspect import inspect_file
 
     told = inspect_file(file)
     if as_json:

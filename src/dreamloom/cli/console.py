@@ -25,18 +25,18 @@ from dreamloom.core.events import Event, Observer, silent
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dreamloom.data.photos import PhotoCheck
-    from dreamloom.data.prompts import Pack
+    from dreamloom.data.photos.check import PhotoCheck
+    from dreamloom.data.prompts.packs import Pack
     from dreamloom.evaluation.compare import Comparison
     from dreamloom.evaluation.encoders.store import Listed
-    from dreamloom.evaluation.metrics import Score, Scorecard
     from dreamloom.evaluation.metrics.retention import Retention
+    from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
     from dreamloom.experiments.seed_audit import Audit, AuditScores
-    from dreamloom.experiments.study import Findings
-    from dreamloom.lora import Adapter
-    from dreamloom.merging import Method
-    from dreamloom.merging.diagnose import Diagnosis
+    from dreamloom.experiments.study.run import Findings
+    from dreamloom.lora.adapter import Adapter
+    from dreamloom.merging.diagnose.measuring import Diagnosis
     from dreamloom.merging.extract import Extracted
+    from dreamloom.merging.method import Method
 
 
 @contextmanager
@@ -290,7 +290,7 @@ def say(text: str) -> None:
 
 def show_methods() -> None:
     """Print every merge method with what it does and what it needs."""
-    from dreamloom.merging import METHODS
+    from dreamloom.merging.methods import METHODS
 
     console = Console(highlight=False, emoji=False)
     table = Table("method", "what it does", box=None)
@@ -311,7 +311,7 @@ def show_method(name: str) -> None:
     Raises:
         ConfigError: If there is no such method.
     """
-    from dreamloom.merging import find_method
+    from dreamloom.merging.methods import find_method
 
     console = Console(highlight=False, emoji=False)
     method = find_method(name)
@@ -428,7 +428,8 @@ def _show_recipe(console: Console, told: Mapping[str, Any]) -> None:
 
 def show_diagnosis(found: Diagnosis) -> None:
     """Print what two adapters have to do with each other, block by block, and what to do."""
-    from dreamloom.merging.diagnose import give_advice, group_layers
+    from dreamloom.merging.diagnose.advice import give_advice
+    from dreamloom.merging.diagnose.groups import group_layers
 
     console = Console(highlight=False, emoji=False)
     one, other = (escape(name) for name in found.names)

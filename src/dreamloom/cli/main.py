@@ -16,7 +16,7 @@ from dreamloom.cli.search import SEARCH_COMMANDS
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from dreamloom.core.config import LoomConfig
+    from dreamloom.core.config.settings import LoomConfig
     from dreamloom.core.device import Runtime
     from dreamloom.core.events import Observer
 
@@ -112,7 +112,7 @@ def demo(quiet: bool, /, out: Path, **given: Any) -> None:
 def photos(folder: Path, resolution: int, as_json: bool) -> None:
     """Check photos: what is usable, what is not ideal, what to add."""
     from dreamloom.cli.console import show_photo_check
-    from dreamloom.data.photos import check_photos
+    from dreamloom.data.photos.check import check_photos
 
     check = check_photos(folder, resolution)
     if as_json:
@@ -226,7 +226,7 @@ def packs(name: str | None, as_json: bool) -> None:
     Each prompt stands with what it may change.
     """
     from dreamloom.cli.console import show_pack, show_packs
-    from dreamloom.data.prompts import PACK_NAMES
+    from dreamloom.data.prompts.packs import PACK_NAMES
     from dreamloom.pipeline.draw import find_pack
 
     found = [find_pack(one) for one in ([name] if name else PACK_NAMES)]
@@ -327,7 +327,7 @@ def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any
 @click.pass_obj
 def report(quiet: bool, /, run: Path) -> None:
     """Write RUN/report.html from the run's records."""
-    from dreamloom.report import write_report
+    from dreamloom.report.render import write_report
 
     with _watch(quiet) as observe:
         path = write_report(run, observe)
@@ -348,7 +348,7 @@ def report(quiet: bool, /, run: Path) -> None:
 def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -> None:
     """Answer the question in FILE by doing one thing in several ways."""
     from dreamloom.cli.console import show_findings
-    from dreamloom.experiments.study import Changes, read_study, run_study
+    from dreamloom.experiments.study.run import Changes, read_study, run_study
 
     asked = read_study(file, Changes(**given))
     out = out or Path("runs") / f"study-{file.stem}"
@@ -361,7 +361,7 @@ def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -
 @main.command()
 def settings() -> None:
     """List every setting with its default and its meaning."""
-    from dreamloom.core.config import describe_settings
+    from dreamloom.core.config.settings import describe_settings
 
     for name, default, description in describe_settings():
         click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
@@ -436,7 +436,7 @@ def _audit(
 
 def _settings(given: dict[str, Any]) -> LoomConfig:
     """Put the command's options over the preset and the file."""
-    from dreamloom.core.config import load_config
+    from dreamloom.core.config.settings import load_config
 
     overrides = {
         "preset": given["preset"],

@@ -63,8 +63,9 @@ def search(
     compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
     """
     from dreamloom.cli.console import say, watch
-    from dreamloom.core.config import load_config
-    from dreamloom.experiments.merge_search import Wish, run_search
+    from dreamloom.core.config.settings import load_config
+    from dreamloom.experiments.merge_search.request import Wish
+    from dreamloom.experiments.merge_search.running import run_search
 
     overrides = {
         "base": base,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config import PriorsConfig
+from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import measure_effort, seed_for
 from dreamloom.core.errors import ConfigError, DreamLoomError
 from dreamloom.core.events import (

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamloom.core.config import EvaluateConfig
+from dreamloom.core.config.settings import EvaluateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunDir, fingerprint
-from dreamloom.evaluation.encoders import Encoders, Missing
-from dreamloom.evaluation.metrics import look_at
+from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.metrics.embed import look_at
 from dreamloom.evaluation.metrics.retention import (
     Retention,
     choose_cells,

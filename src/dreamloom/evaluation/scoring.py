@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamloom.core.config import EvaluateConfig, SubjectConfig
+from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.device import measure_effort, pick_runtime
 from dreamloom.core.errors import DreamLoomError, EvaluationError
 from dreamloom.core.events import (
@@ -33,26 +33,20 @@ from dreamloom.core.manifests import (
     read_image_set,
 )
 from dreamloom.core.run_folder import Record, RunDir, file_sha256, fingerprint, write_json
-from dreamloom.data.prompts import is_person
+from dreamloom.data.prompts.packs import is_person
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
-from dreamloom.evaluation.detectors import (
-    DrawnFaces,
-    Flagging,
-    Shown,
-    Wanted,
-    flag_pictures,
-    load_mediapipe,
-)
-from dreamloom.evaluation.encoders import Encoders, load_encoders
-from dreamloom.evaluation.metrics import (
-    Bench,
-    Role,
-    Scorecard,
-    Seen,
-    assign_roles,
-    fill_card,
-    look_at,
-)
+from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
+from dreamloom.evaluation.detectors.flagging import Flagging, Shown, flag_pictures
+from dreamloom.evaluation.detectors.judges import Wanted
+from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.loading import load_encoders
+from dreamloom.evaluation.metrics.build_scorecard import fill_card
+from dreamloom.evaluation.metrics.embed import Seen, look_at
+from dreamloom.evaluation.metrics.evaluator import Bench
+from dreamloom.evaluation.metrics.measures import Role
+from dreamloom.evaluation.metrics.roles import assign_roles
+from dreamloom.evaluation.metrics.scorecard import Scorecard
 
 STAGE = "evaluate"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

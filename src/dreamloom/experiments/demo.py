@@ -10,25 +10,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet, read_photo_set
 from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_priors
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import Floor, MergeSets, evaluate_merge_run, evaluate_run, pick_encoders
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.merges import MergeSets, evaluate_merge_run
 from dreamloom.evaluation.metrics.retention import Retention
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import Floor, evaluate_run, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
-from dreamloom.merging.files import Part, merge_adapters, record_merge
-from dreamloom.models import load_model
+from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.train import open_run, settle
-from dreamloom.report import write_report
-from dreamloom.training import train_adapter
+from dreamloom.report.render import write_report
+from dreamloom.training.train import train_adapter
 
 SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
 TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}

@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.data.image_io import crop_centre, open_upright, read_upright, to_tensor
-from dreamloom.evaluation.encoders import (
-    ClipEncoder,
-    Familiarity,
-    Missing,
-    Preprocessing,
-    TextExtractor,
+from dreamloom.evaluation.encoders.base import Familiarity, Missing, TextExtractor
+from dreamloom.evaluation.encoders.clip import ClipEncoder
+from dreamloom.evaluation.encoders.preprocessing import Preprocessing
+from dreamloom.evaluation.metrics.similarity import (
+    cosines,
+    photo_ceiling,
+    prompt_fidelity,
+    subject_fidelity,
 )
-from dreamloom.evaluation.metrics import cosines, photo_ceiling, prompt_fidelity, subject_fidelity
 
 _SQUASHED_PX = 1024
 _BATCH = 16

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import pick_encoders, read_pictures, replace_subject
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.scoring import pick_encoders, read_pictures, replace_subject
 from dreamloom.experiments.seed_audit import (
     Audit,
     Source,

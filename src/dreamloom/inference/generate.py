@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dreamloom.core.config import GenerateConfig
+from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
@@ -26,7 +26,8 @@ from dreamloom.core.manifests import (
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
-from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.lora_schedule import (
     COMPOSITIONS,

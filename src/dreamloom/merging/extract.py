@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
-from dreamloom.lora import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.factors import Factors, truncate_matrix, unflatten
 from dreamloom.merging.ranks import RankWish, choose_rank, spend_budget
 from dreamloom.models.weight_files import Weights, fingerprint_weights, open_weights

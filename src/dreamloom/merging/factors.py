@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.lora import Layer
+from dreamloom.lora.adapter import Layer
 
 # Directions below this share of what went into them are rounding errors of float64.
 _ROUNDING = 1e-14

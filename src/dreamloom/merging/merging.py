@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.lora import Adapter, Layer, gather_words, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
+from dreamloom.lora.token_embeddings import gather_words
 from dreamloom.merging.blocks import NO_BLOCKS, BlockWeights
 from dreamloom.merging.factors import (
     Factors,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from dreamloom.core.device import Runtime
-from dreamloom.lora import Adapter, AdapterKind
+from dreamloom.lora.adapter import Adapter, AdapterKind
 from dreamloom.models.lora_schedule import Strength
 from dreamloom.models.quantization import Storage
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from dreamloom.lora import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.models.lora_fold import locate
 from dreamloom.models.lora_schedule import START, LoraSchedule, Moment, acts_on_text
 from dreamloom.models.peftstate import change_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.models.peftstate import change_of
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.lora import Adapter, Layer, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
 
 Method: TypeAlias = Literal["sum", "switch", "k-lora"]
 """How adapters share a drawing: all at once, one after the other, or layer by layer."""

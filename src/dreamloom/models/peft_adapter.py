@@ -22,7 +22,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter, Layer, PeftState, make_dora
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
+from dreamloom.lora.dora import make_dora
 from dreamloom.models.base import AdapterSpec, Role, Weights
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
 from dreamloom.models.lowrank import Factors

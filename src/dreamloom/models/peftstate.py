@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import PeftState
+from dreamloom.lora.adapter import PeftState
 
 _ALONE = "alone"
 # Where it was made, not what it is.

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreamloom.core.device import Runtime, send
-from dreamloom.lora import Adapter, gather_words
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.token_embeddings import gather_words
 from dreamloom.models.base import (
     ROOMY,
     AdapterSpec,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import AdapterKind
+from dreamloom.lora.adapter import AdapterKind
 from dreamloom.lora.patterns import B_LORA_BLOCKS, matches
 from dreamloom.models.base import AdapterSpec, Reach
 

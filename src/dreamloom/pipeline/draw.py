@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.prompts import PACK_NAMES, Pack, read_pack
+from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
     check_wish,
@@ -19,9 +19,9 @@ from dreamloom.inference.generate import (
     parse_active_adapter,
     read_composition,
 )
-from dreamloom.lora import read_adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
-from dreamloom.models import load_model
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.train import settle
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dreamloom.core.config import LoomConfig, SubjectConfig
+from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import MANIFEST, ImageSet, read_prior_set
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import (
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import (
     Floor,
     evaluate_images,
     evaluate_run,
@@ -19,7 +20,6 @@ from dreamloom.evaluation import (
     read_pictures,
     refuse_drawn_photos,
 )
-from dreamloom.evaluation.metrics import Scorecard
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512

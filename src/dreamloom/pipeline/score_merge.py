@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.events import Observer, silent
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import MergeSets, evaluate_merge, pick_encoders, read_pictures
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.retention import Retention
+from dreamloom.evaluation.scoring import pick_encoders, read_pictures
 from dreamloom.pipeline.score import PHOTO_SIDE_PX
 
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.core.config import (
+from dreamloom.core.config.settings import (
     NOT_TAUGHT,
     LoomConfig,
     PriorsConfig,
@@ -33,21 +33,18 @@ from dreamloom.core.manifests import (
 from dreamloom.core.run_folder import Record, RunDir, write_text
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.class_images import draw_priors, make_priors
-from dreamloom.data.photos import fingerprint_photos, load_class_images, load_photos
-from dreamloom.evaluation import (
-    Floor,
-    evaluate_images,
-    pick_encoders,
-)
-from dreamloom.evaluation.encoders import Encoders
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.data.photos.class_images import load_class_images
+from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run
-from dreamloom.models import load_model
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.score import _list_class_images
-from dreamloom.training import Judge, check_training, train_adapter
 from dreamloom.training.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
 from dreamloom.training.trackers import NONE, choose_tracker, track
+from dreamloom.training.train import Judge, check_training, train_adapter
 
 _GLANCE_PX = 32
 

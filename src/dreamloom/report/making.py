@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dreamloom.core.config import PRESETS, LoomConfig, load_config
+from dreamloom.core.config.settings import PRESETS, LoomConfig, load_config
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import Record, file_sha256
 from dreamloom.evaluation.verdicts import read_figure, tell

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet
 from dreamloom.evaluation.compare import compare_cards, tell_basis
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.verdicts import (
     FEWEST,
     Change,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import LossLogged, Observer, Progress, Validated

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer

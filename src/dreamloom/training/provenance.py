@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.core.run_folder import RunDir, fingerprint
-from dreamloom.lora import Adapter, make_modelspec
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.modelspec import make_modelspec
 from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.

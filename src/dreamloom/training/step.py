@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import send
 from dreamloom.models.base import Latents, Model
 from dreamloom.training.batches import Batch, Card, Lesson, Share

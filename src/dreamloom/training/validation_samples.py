@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.events import Looked, Observer, Progress
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunDir, atomic_folder, write_json
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.verdicts import Candidate, Recommendation, recommend_checkpoint
-from dreamloom.lora import Adapter, write_adapter
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 
 Judge: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]

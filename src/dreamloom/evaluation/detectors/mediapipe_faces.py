@@ -28,7 +28,7 @@ from dreamloom.evaluation.detectors.landmarks import (
     SourceKind,
     order_faces,
 )
-from dreamloom.evaluation.encoders import Missing
+from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.evaluation.encoders.store import models_folder
 
 MODEL_FILE = "face_landmarker.task"

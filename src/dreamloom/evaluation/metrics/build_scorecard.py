@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dreamloom.core.manifests import PhotoSet
-from dreamloom.evaluation.detectors import Flagging
-from dreamloom.evaluation.encoders import Missing
+from dreamloom.evaluation.detectors.flagging import Flagging
+from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.evaluation.metrics.evaluator import Bench
 from dreamloom.evaluation.metrics.findings import tell_findings
 from dreamloom.evaluation.metrics.scorecard import (

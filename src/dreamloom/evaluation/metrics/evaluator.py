@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamloom.core.manifests import Picture
 from dreamloom.evaluation import copy_detection as copies
-from dreamloom.evaluation.encoders import Encoders, Missing
+from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.embed import Seen
 from dreamloom.evaluation.metrics.measures import PIXELS, Measure, Role, measures_of
 from dreamloom.evaluation.metrics.per_image import (

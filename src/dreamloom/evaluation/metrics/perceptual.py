@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dreamloom.data.image_io import crop_centre, open_upright
-from dreamloom.evaluation.encoders import PerceptualDistance
+from dreamloom.evaluation.encoders.base import PerceptualDistance
 
 
 def measure_distances(

@@ -4,9 +4,3 @@
 and looks, `shares` says what is kept, `rounds` halves the candidates, `heldout` compares the winner
 with what everybody would have taken, and `findings` and `picture` tell it.
 """
-
-from dreamloom.experiments.merge_search.findings import Findings
-from dreamloom.experiments.merge_search.request import Wish
-from dreamloom.experiments.merge_search.running import run_search
-
-__all__ = ["Findings", "Wish", "run_search"]

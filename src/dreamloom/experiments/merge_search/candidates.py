@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import NO_BLOCKS, Wish, parse_blocks
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.blocks import NO_BLOCKS, parse_blocks
+from dreamloom.merging.merging import Wish
 
 GROUPS = ("down", "mid", "up")
 """Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, PhotoSet
-from dreamloom.evaluation import replace_subject
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
-from dreamloom.evaluation.encoders import Encoders, Missing
-from dreamloom.evaluation.metrics import Seen, cosines, look_at
+from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.metrics.embed import Seen, look_at
+from dreamloom.evaluation.metrics.similarity import cosines
+from dreamloom.evaluation.scoring import replace_subject
 
 
 class Look(BaseModel):

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dreamloom.evaluation.compare import Comparison, tell_comparison
-from dreamloom.evaluation.metrics import Score
+from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.verdicts import label_of
 from dreamloom.experiments.merge_search.candidates import Candidate
 

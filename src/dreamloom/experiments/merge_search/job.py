@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamloom.core.config import LoomConfig, SubjectConfig
+from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.run_folder import RunDir, file_sha256, fingerprint
-from dreamloom.data.photos import fingerprint_photos
-from dreamloom.evaluation import refuse_drawn_photos
-from dreamloom.evaluation.encoders import EncoderKind, Encoders, load_encoders
+from dreamloom.data.photos.prepare import fingerprint_photos
+from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
+from dreamloom.evaluation.encoders.loading import load_encoders
+from dreamloom.evaluation.scoring import refuse_drawn_photos
 from dreamloom.experiments.merge_search.candidates import Candidate, spread
 from dreamloom.experiments.merge_search.embeddings import require_encoders
 from dreamloom.experiments.merge_search.plan import Plan, plan_search, split_prompts

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.data.prompts import PackPrompt, is_person
+from dreamloom.data.prompts.packs import PackPrompt, is_person
 from dreamloom.evaluation.metrics.roles import names
 from dreamloom.experiments.merge_search.candidates import BETWEEN, count_candidates, has_blocks
-from dreamloom.lora import Adapter, read_adapter, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.reading import read_adapter
 from dreamloom.pipeline.draw import find_pack, pack_prompts
 
 _CONTRADICTING = ("style", "class", "unrelated")

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dreamloom.evaluation.metrics import Score
+from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.experiments.merge_search.embeddings import Look
 from dreamloom.experiments.merge_search.front import join_shares

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import seed_for
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.events import (
@@ -22,9 +22,9 @@ from dreamloom.core.events import (
 )
 from dreamloom.core.manifests import ImageSet, read_photo_set
 from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
-from dreamloom.data.photos import load_photos
-from dreamloom.evaluation import evaluate_images
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import evaluate_images
 from dreamloom.experiments.merge_search import work
 from dreamloom.experiments.merge_search.candidates import Candidate, draw_design
 from dreamloom.experiments.merge_search.embeddings import Look

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import library_versions
 from dreamloom.evaluation.compare import Comparison, compare_cards
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.experiments.merge_search.candidates import Candidate
 from dreamloom.experiments.merge_search.embeddings import Look
 from dreamloom.experiments.merge_search.findings import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
-from dreamloom.core.config import LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Precision, pick_runtime
 from dreamloom.core.events import Observer, silent
 from dreamloom.core.manifests import (
@@ -25,12 +25,14 @@ from dreamloom.core.manifests import (
     write_manifest,
 )
 from dreamloom.core.run_folder import RunDir, atomic_path, write_json
-from dreamloom.evaluation.encoders import EncoderKind, load_encoders
+from dreamloom.evaluation.encoders.base import EncoderKind
+from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.experiments.merge_search.candidates import Candidate
 from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
-from dreamloom.lora import Adapter, read_adapter
-from dreamloom.models import load_model
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.models.families import load_model
 
 ENDS = {
     "base": Candidate((0.0,), (0.0,)),

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dreamloom.evaluation.compare import LEVEL, Comparison
-from dreamloom.evaluation.metrics import MEASURE, Scorecard
+from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.stats.tests import correct_by_holm, smallest_p
 from dreamloom.evaluation.verdicts import (
     Candidate,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamloom.evaluation.compare import Comparison, compare_settings, tell_comparison
-from dreamloom.evaluation.metrics import MEASURE, Score, Scorecard
+from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.evaluation.stats.intervals import mean_over_runs
 from dreamloom.evaluation.verdicts import Figure, label_of, read_figure
 from dreamloom.experiments.study.answers import (

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dreamloom.core.config import LoomConfig, load_config, setting_names
+from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
 from dreamloom.core.errors import ConfigError
-from dreamloom.evaluation.metrics import MEASURE
+from dreamloom.evaluation.metrics.measures import MEASURE
 
 AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
 _FEWEST_ARMS: dict[AnswerKind, int] = {"compare": 2, "plateau": 3, "choose": 2, "weak_spots": 1}

@@ -13,24 +13,25 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from dreamloom.core.config import NOT_TAUGHT, LoomConfig
+from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig
 from dreamloom.core.device import Precision, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import PhotoSet, PriorSet, read_image_set, read_photo_set
 from dreamloom.core.run_folder import Record, RunDir, fingerprint
 from dreamloom.data.buckets import suggest_step
-from dreamloom.data.photos import fingerprint_photos, load_photos
-from dreamloom.evaluation import evaluate_run
-from dreamloom.evaluation.encoders import Encoders, load_encoders
-from dreamloom.evaluation.metrics import Scorecard
+from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.loading import load_encoders
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import evaluate_run
 from dreamloom.experiments.study.question import Arm, Study, count_updates
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish, generate_images
-from dreamloom.models import load_model
 from dreamloom.models.base import Model
+from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.train import find_priors, open_run, settle
-from dreamloom.training import check_training, train_adapter
+from dreamloom.training.train import check_training, train_adapter
 
 SET = "pictures"
 """The name of the one set of pictures in each folder of drawings."""

@@ -10,10 +10,10 @@ from torch import Tensor, isfinite, nn
 
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Observer, Progress, silent
-from dreamloom.lora import Adapter, Layer
-from dreamloom.merging import Wish
+from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.activations.denoising import Look, count_looks, look_at_drawings
 from dreamloom.merging.activations.prompts import MergePrompts
+from dreamloom.merging.merging import Wish
 from dreamloom.merging.prepared import JOINT
 from dreamloom.models.base import Model
 

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
-from dreamloom.lora import Adapter
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activations.forward_passes import Inquiry, Prepared, Told
 from dreamloom.merging.activations.targets import Examples, record_examples
 from dreamloom.merging.factors import Factors, balance, flatten

@@ -9,8 +9,7 @@ from types import MappingProxyType
 
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import Observer, silent
-from dreamloom.lora import Adapter, refuse_other_kinds
-from dreamloom.merging import Wish, find_method
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.activations.forward_passes import (
     Inquiry,
     Prepared,
@@ -21,7 +20,9 @@ from dreamloom.merging.activations.forward_passes import (
 from dreamloom.merging.activations.gram import hear_inputs, hear_signals
 from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
 from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
+from dreamloom.merging.merging import Wish
 from dreamloom.merging.method import Value
+from dreamloom.merging.methods import find_method
 from dreamloom.models.base import Model
 
 Prepare = Callable[[Inquiry, Mapping[str, Value]], Told]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import Adapter
+from dreamloom.lora.adapter import Adapter
 
 PLACES = (
     "",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dreamloom.lora import Adapter
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activations.denoising import BATCH, predict
 from dreamloom.merging.activations.forward_passes import Ask, Inquiry
 from dreamloom.models.base import Conditioning, Model

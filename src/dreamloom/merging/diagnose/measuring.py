@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora import Adapter, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.factors import Factors, balance, flatten
 
 OnLayer = Callable[[int, int], None]

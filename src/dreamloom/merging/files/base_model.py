@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer
-from dreamloom.lora import Adapter
-from dreamloom.merging import Wish, find_method
+from dreamloom.lora.adapter import Adapter
+from dreamloom.merging.merging import Wish
+from dreamloom.merging.methods import find_method
 
 Prepared = Mapping[str, Mapping[str, Tensor]]
 """What the base model told, by layer and name."""
@@ -83,8 +84,8 @@ def ask_base(
         )
     # The libraries of models take seconds to load, and most methods need none of them.
     from dreamloom.core.device import pick_runtime
-    from dreamloom.merging.activations import prepare_merge
-    from dreamloom.models import load_model
+    from dreamloom.merging.activations.prepare import prepare_merge
+    from dreamloom.models.families import load_model
 
     model = load_model(base, pick_runtime(question.device))
     preparation = prepare_merge(model, adapters, wish, question.prompts, question.joint, observe)

@@ -19,9 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import file_sha256
-from dreamloom.lora import Adapter, FileFormat, words_file, write_adapter
-from dreamloom.merging import BlockWeights, LayerReport, Wish, parse_rank
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.token_embeddings import words_file
+from dreamloom.lora.writing import FileFormat, write_adapter
+from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.files.recipe import BYTES, Precision, Value
+from dreamloom.merging.merging import LayerReport, Wish
+from dreamloom.merging.ranks import parse_rank
 
 RECIPE_KEY = "dreamloom.recipe"
 LAYERS_KEY = "dreamloom.layers"

@@ -9,21 +9,18 @@ from pathlib import Path
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.lora import (
-    Adapter,
-    FileFormat,
-    approximate_dora,
-    as_lora,
-    read_adapter_file,
-    write_adapter,
-)
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.conversion import approximate_dora, as_lora
 from dreamloom.lora.folders import WEIGHTS
-from dreamloom.merging import Combined, RankWish, Wish, combine
+from dreamloom.lora.reading import read_adapter_file
+from dreamloom.lora.writing import FileFormat, write_adapter
 from dreamloom.merging.extract import Extracted, extract_adapter
 from dreamloom.merging.files.certificate import DTYPES, forget_certificate
 from dreamloom.merging.files.inputs import hash_input
 from dreamloom.merging.files.merge import check_out
 from dreamloom.merging.files.recipe import BYTES, Precision
+from dreamloom.merging.merging import Combined, Wish, combine
+from dreamloom.merging.ranks import RankWish
 from dreamloom.models.weight_files import TensorFile, open_weights
 
 _PRECISIONS: dict[str, Precision] = {"F16": "fp16", "BF16": "bf16"}
@@ -97,9 +94,9 @@ def convert_file(
     unless a rank is asked for: then the nearest LoRA of that rank is written, with its error.
 
     Args:
-        source: A file or a folder, see `dreamloom.lora.read_adapter`.
+        source: A file or a folder, see `dreamloom.lora.reading.read_adapter`.
         out: The file to write.
-        format: See `dreamloom.lora.write_adapter`.
+        format: See `dreamloom.lora.writing.write_adapter`.
         precision: Of its numbers; None keeps the source's.
         base: The base model, for a DoRA that shall become a LoRA, and for files of other bases
             than SDXL whose names alone do not tell the layers.
@@ -159,7 +156,7 @@ def extract_file(
         models: The tuned model and the one it was made from; see `open_weights`.
         out: The file to write.
         rank: How thin the adapter may be.
-        format: See `dreamloom.lora.write_adapter`.
+        format: See `dreamloom.lora.writing.write_adapter`.
         precision: Of its numbers.
         overwrite: Whether an existing ``out`` may be replaced.
         observe: Told of progress.

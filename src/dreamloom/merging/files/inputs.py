@@ -8,9 +8,11 @@ from pathlib import Path
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import file_sha256, fingerprint
-from dreamloom.lora import Adapter, as_lora, read_adapter, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.conversion import as_lora
 from dreamloom.lora.folders import CONFIG, WEIGHTS
-from dreamloom.merging import BlockWeights, read_blocks
+from dreamloom.lora.reading import read_adapter
+from dreamloom.merging.blocks import BlockWeights, read_blocks
 from dreamloom.merging.files.certificate import Told
 from dreamloom.merging.files.recipe import Part, name_parts
 

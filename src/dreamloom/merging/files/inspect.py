@@ -8,8 +8,8 @@ from pathlib import Path
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.lora import describe_adapter
-from dreamloom.merging.diagnose import Diagnosis, diagnose_adapters
+from dreamloom.lora.summary import describe_adapter
+from dreamloom.merging.diagnose.measuring import Diagnosis, diagnose_adapters
 from dreamloom.merging.files.certificate import (
     LAYERS_KEY,
     RECIPE_KEY,

@@ -10,13 +10,14 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import library_versions
-from dreamloom.lora import Adapter
-from dreamloom.merging import Combined, Wish, combine, find_method
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
 from dreamloom.merging.files.certificate import Certificate, Told, ToldPart, write_sealed
 from dreamloom.merging.files.inputs import Loaded, load_parts
 from dreamloom.merging.files.recipe import BYTES, Part, Recipe
+from dreamloom.merging.merging import Combined, Wish, combine
+from dreamloom.merging.methods import find_method
 
 # Float32 factors cancel to about this share of themselves, not to 0.
 _NOTHING = 1e-6

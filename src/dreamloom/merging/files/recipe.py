@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.lora import FileFormat
-from dreamloom.merging import FULL, RankWish, find_method, parse_rank, read_blocks
+from dreamloom.lora.writing import FileFormat
+from dreamloom.merging.blocks import read_blocks
+from dreamloom.merging.methods import find_method
+from dreamloom.merging.ranks import FULL, RankWish, parse_rank
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Of the numbers in the file; what is computed is computed in float32 and float64."""
@@ -39,7 +41,7 @@ class Part:
         weight: Any finite number; negative ones subtract, 0 leaves out.
         name: What the merged file calls it; empty takes the file's name.
         blocks: Weights of single blocks, as the user types or writes them; see
-            `dreamloom.merging.read_blocks`. Empty is 1 everywhere.
+            `dreamloom.merging.blocks.read_blocks`. Empty is 1 everywhere.
         sha256: What the file's SHA-256 must be; empty takes any.
         prompts: What a base model is asked for this adapter, by methods that ask one; without any
             the adapter tells.
@@ -59,7 +61,7 @@ class Recipe:
 
     Args:
         parts: The adapters, in an order that matters to some methods.
-        method: The name of a method; see `dreamloom.merging.METHODS`.
+        method: The name of a method; see `dreamloom.merging.methods.METHODS`.
         options: The method's own settings; what is absent is its default.
         rank: How thin the result may be.
         seed: Of methods that throw dice.

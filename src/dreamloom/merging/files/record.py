@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamloom.core.run_folder import Record, RunDir, file_sha256
-from dreamloom.lora import Adapter
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.files.recipe import Part
 
 

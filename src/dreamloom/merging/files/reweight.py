@@ -13,8 +13,8 @@ from torch import Tensor
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import Observer, StageDone, StageStarted, silent
-from dreamloom.lora import Adapter, Layer, read_adapter
-from dreamloom.merging import LayerReport
+from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.certificate import (
     Certificate,
@@ -25,6 +25,7 @@ from dreamloom.merging.files.certificate import (
     write_sealed,
 )
 from dreamloom.merging.files.merge import check_out
+from dreamloom.merging.merging import LayerReport
 
 
 def parse_changes(texts: Iterable[str]) -> dict[str, float]:

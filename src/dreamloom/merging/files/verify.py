@@ -13,13 +13,14 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import library_versions
-from dreamloom.lora import Adapter, read_adapter
-from dreamloom.merging import Uncut, Wish, merge_uncut
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
 from dreamloom.merging.files.base_model import Answer, Question, ask_base
 from dreamloom.merging.files.certificate import Certificate, Told, read_certificate, refuse_unsealed
 from dreamloom.merging.files.inputs import find_inputs, read_input
 from dreamloom.merging.files.recipe import Precision
+from dreamloom.merging.merging import Uncut, Wish, merge_uncut
 from dreamloom.merging.ranks import choose_rank, spend_budget
 
 # Half the distance from 1 to the next number, and half that of the least number from 0.

@@ -1,0 +1,41 @@
+"""The families of base models that DreamLoom can teach, and how one is found by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dreamloom.core.errors import BaseModelError
+
+if TYPE_CHECKING:
+    from dreamloom.core.device import Runtime
+    from dreamloom.models.base import Family, Model, Thrift
+
+
+def families() -> tuple[Family, ...]:
+    """Every family, in the order in which they are asked; a new family is one line here."""
+    from dreamloom.models.sdxl import SDXLFamily
+
+    return (SDXLFamily(),)
+
+
+def load_model(base: str, runtime: Runtime, thrift: Thrift | None = None) -> Model:
+    """Load a base model with the first family that recognises its name.
+
+    Args:
+        base: What ``--base`` names.
+        runtime: Where to compute.
+        thrift: How it spares memory; None keeps everything on the device as it is.
+
+    Raises:
+        BaseModelError: If no family recognises it, or it cannot be found or read.
+    """
+    from dreamloom.models.base import ROOMY
+
+    for family in families():
+        if family.recognises(base):
+            return family.load(base, runtime, thrift or ROOMY)
+    raise BaseModelError(
+        f"--base {base} is no base model that DreamLoom knows how to load.",
+        "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "
+        "or a .safetensors checkpoint.",
+    )
