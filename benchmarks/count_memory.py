@@ -40,7 +40,7 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
             resolution_px,
             text_encoders=True,
             checkpointing=levels,
-            storage=kind,
+            quantization=kind,
             one_at_a_time=in_turn,
         )
         predicted = predict_footprint(read_table(), setting).phases

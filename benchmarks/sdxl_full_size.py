@@ -218,8 +218,8 @@ def _settle_case(
     else:
         drawn = None
     memory_settings = config.memory
-    storage = "whole" if memory_settings.base == "auto" else memory_settings.base
-    return config, Thrift(storage, memory_settings.one_at_a_time is True, drawn), planned
+    quantization = "whole" if memory_settings.base == "auto" else memory_settings.base
+    return config, Thrift(quantization, memory_settings.one_at_a_time is True, drawn), planned
 
 
 def _make_model(

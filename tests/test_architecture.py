@@ -285,9 +285,7 @@ def test_a_broken_rule_is_found(rule, broken):
 @pytest.mark.parametrize(
     "allowed",
     [
-        {
-            "training.train": "from dreamloom.models.base import M\nfrom dreamloom.core.config import X"
-        },
+        {"training.train": "import torch\nfrom dreamloom.core.config.settings import LoomConfig"},
         {"models.sdxl": "import diffusers\nfrom dreamloom.picturebook import folder"},
         {"evaluation.encoders.clip": "import transformers"},
         {"core.device": "import torch\nfrom .errors import ConfigError"},

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
     write_text(run.settings_file, to_toml(remember(config, base="nf4")))
     fitted = fit_run(run, config, CPU, photos=6)
     assert fitted.config.memory.base == fitted.lasting.memory.base == "nf4"
-    assert fitted.thrift.storage == "nf4"
+    assert fitted.thrift.quantization == "nf4"
 
 
 @pytest.mark.usefixtures("twelve_gib")
@@ -158,14 +158,14 @@ def test_the_rate_of_matrix_products_is_measured() -> None:
 @pytest.mark.parametrize(("kind", "near"), [("int8", 0.005), ("nf4", 0.03)])
 def test_picturebook_in_fewer_bits_learns_nearly_as_well(kind: str, near: float, tmp_path: Path):
     last = {}
-    for storage in ("whole", kind):
-        model = load_model("picturebook", pick_runtime("cpu"), Thrift(storage))  # type: ignore[arg-type]
+    for quantization in ("whole", kind):
+        model = load_model("picturebook", pick_runtime("cpu"), Thrift(quantization))  # type: ignore[arg-type]
         asked = ["train.updates=24", "priors.kind=none", "train.schedule=constant"]
-        config = settle(load_config(sets=[*asked, f"memory.base={storage}"]), model)
-        run = claimed(tmp_path / storage)
+        config = settle(load_config(sets=[*asked, f"memory.base={quantization}"]), model)
+        run = claimed(tmp_path / quantization)
         photos = load_photos(EXAMPLES / "rraj", run, int(config.photos.resolution_px))
         told: list[Event] = []
         train_adapter(run, model, photos, None, config, told.append)
         losses = [event.total for event in told if isinstance(event, LossLogged)]
-        last[storage] = statistics.mean(losses[-8:])
+        last[quantization] = statistics.mean(losses[-8:])
     assert last[kind] == pytest.approx(last["whole"], rel=near)

@@ -32,9 +32,9 @@ BARS = (
 TAUGHT = Setting(1024, text_encoders=True, one_at_a_time=True)
 
 
-@pytest.mark.parametrize(("levels", "storage", "at_most"), BARS)
-def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, storage, at_most):
-    setting = replace(TAUGHT, checkpointing=levels, storage=storage)
+@pytest.mark.parametrize(("levels", "quantization", "at_most"), BARS)
+def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
+    setting = replace(TAUGHT, checkpointing=levels, quantization=quantization)
     found = predict_footprint(read_table(), setting)
     assert found.peak_bytes < at_most * GIB
     assert found.peak_phase == "training"
@@ -55,11 +55,11 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, storage, at_most):
         ),
         (
             Case(1024, TEXT, "full", Thrift("nf4", one_at_a_time=True)),
-            replace(TAUGHT, checkpointing="full", storage="nf4"),
+            replace(TAUGHT, checkpointing="full", quantization="nf4"),
         ),
         (
             Case(1024, TEXT, "full", Thrift("int8", one_at_a_time=True), images_per_pass=4),
-            replace(TAUGHT, checkpointing="full", storage="int8", images_per_pass=4),
+            replace(TAUGHT, checkpointing="full", quantization="int8", images_per_pass=4),
         ),
         (
             Case(768, AdapterSpec(64, 64.0, "linear", 0), "none", images_per_pass=2),
@@ -139,7 +139,7 @@ def test_less_memory_is_met_by_recomputing_first_and_fewer_bits_last():
     chosen = [choose(gib).setting for gib in (24, 16, 12, 8, 5.2)]
     assert [one.checkpointing for one in chosen[:3]] == ["none", "none", "low"]
     assert [one.images_per_pass for one in chosen[:2]] == [2, 1]
-    assert [one.storage for one in chosen] == ["whole", "whole", "whole", "int8", "nf4"]
+    assert [one.quantization for one in chosen] == ["whole", "whole", "whole", "int8", "nf4"]
     assert chosen[-1].one_at_a_time
     assert all(one.optimizer == "adamw" for one in chosen)
 
@@ -159,7 +159,7 @@ def test_more_memory_never_chooses_a_slower_setting():
     def loss(gib: float) -> tuple[int, int, int]:
         one = choose(gib).setting
         return (
-            ("whole", "int8", "nf4").index(one.storage),
+            ("whole", "int8", "nf4").index(one.quantization),
             ("none", "high", "low", "full").index(one.checkpointing),
             -one.images_per_pass,
         )
@@ -169,13 +169,17 @@ def test_more_memory_never_chooses_a_slower_setting():
 
 
 def test_what_is_given_is_kept():
-    limits = Limits(checkpointing=("full",), storage=("nf4",), images_per_pass=1)
+    limits = Limits(checkpointing=("full",), quantization=("nf4",), images_per_pass=1)
     setting = choose(80, limits).setting
-    assert (setting.checkpointing, setting.storage, setting.images_per_pass) == ("full", "nf4", 1)
+    assert (setting.checkpointing, setting.quantization, setting.images_per_pass) == (
+        "full",
+        "nf4",
+        1,
+    )
 
 
 def test_states_in_8_bits_are_the_last_resort():
-    whole = Limits(storage=("nf4",), may_use_8_bit=True)
+    whole = Limits(quantization=("nf4",), may_use_8_bit=True)
     sizes = [gib / 20 for gib in range(80, 120)]
     found = [(gib, choice) for gib in sizes if (choice := choose(gib, whole)).fits]
     optimizers = [choice.setting.optimizer for _, choice in found]
@@ -189,7 +193,7 @@ def test_where_nothing_fits_the_least_is_told():
     choice = choose(2)
     assert not choice.fits
     assert choice.footprint.peak_bytes > usable_bytes(2 * GIB)
-    assert (choice.setting.storage, choice.setting.checkpointing) == ("nf4", "full")
+    assert (choice.setting.quantization, choice.setting.checkpointing) == ("nf4", "full")
 
 
 def test_why_something_faster_was_not_chosen_is_told_with_its_need():

@@ -220,7 +220,7 @@ def store_as_peft(path, stored, stabilised):
     return {name: alphas[name] / layer.rank**power for name, layer in stored.items()}
 
 
-STORED = {
+QUANTIZED = {
     "kohya": lambda path, stored: store_in_kohya(path, stored, "kohya"),
     "kohya-diffusers": lambda path, stored: store_in_kohya(path, stored, "kohya_diffusers"),
     "peft": lambda path, stored: store_as_peft(path, stored, stabilised=False),
@@ -230,12 +230,12 @@ ALONE = [name for name, method in METHODS.items() if method.keeps_one and method
 
 
 @pytest.mark.parametrize("method", ALONE)
-@pytest.mark.parametrize("form", STORED)
+@pytest.mark.parametrize("form", QUANTIZED)
 def test_one_file_at_weight_1_stays_the_change_that_it_was(method, form, tmp_path):
     """Also those that ask the base model: with one adapter there is nothing to ask."""
     source, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
     stored = draw_stored(3)
-    scales = STORED[form](source, stored)
+    scales = QUANTIZED[form](source, stored)
     assert all(abs(scale - 1) > 0.05 for scale in scales.values())
     merge_adapters([Part(source, 1.0)], out, method)
     assert verify_merge(out).error < 1e-6
@@ -243,7 +243,7 @@ def test_one_file_at_weight_1_stays_the_change_that_it_was(method, form, tmp_pat
     assert_same(read_adapter(out), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(STORED, 2)])
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(QUANTIZED, 2)])
 def test_files_of_any_two_forms_add_up_to_what_they_say(first, second, tmp_path):
     paths, parts = [], []
     for number, form in enumerate((first, second)):
@@ -251,7 +251,7 @@ def test_files_of_any_two_forms_add_up_to_what_they_say(first, second, tmp_path)
         stored = draw_stored(number)
         if number:
             del stored[TEXT]
-        scales = STORED[form](paths[-1], stored)
+        scales = QUANTIZED[form](paths[-1], stored)
         parts.append(Adapter({n: Layer(la.down, scales[n] * la.up) for n, la in stored.items()}))
     weights = [0.7, -1.3]
     out = tmp_path / "out.safetensors"

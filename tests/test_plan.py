@@ -107,15 +107,15 @@ def test_a_resolution_off_the_grid_of_latents_is_refused():
 
 def test_initialisations_that_take_a_part_of_the_base_keep_it_whole():
     plan = plan_run(config("adapter.initial=pissa"), read_memory("9GiB"))
-    assert plan.choice.setting.storage == "whole"
+    assert plan.choice.setting.quantization == "whole"
     with pytest.raises(ConfigError, match="Nothing fits"):
         plan_run(config("adapter.initial=pissa"), read_memory("5GiB"))
 
 
 def test_drawing_is_planned_as_well():
     roomy, tight = (plan_drawing(config(), read_memory(size)) for size in ("24GiB", "8GiB"))
-    assert (roomy.storage, roomy.one_at_a_time, roomy.drawn_at_once) == ("whole", False, 8)
-    assert (tight.storage, tight.one_at_a_time) == ("whole", True)
+    assert (roomy.quantization, roomy.one_at_a_time, roomy.drawn_at_once) == ("whole", False, 8)
+    assert (tight.quantization, tight.one_at_a_time) == ("whole", True)
     with pytest.raises(ConfigError, match="to draw one picture"):
         plan_drawing(config(), read_memory("2GiB"))
 

@@ -10,7 +10,7 @@ from dreamloom.memory.table import Table
 
 LADDER = ("none", "high", "low", "full")
 """Checkpointing, from fastest to smallest."""
-STORED = ("whole", "int8", "nf4")
+QUANTIZED = ("whole", "int8", "nf4")
 """How the base is kept, from most to least exact; fp8 is as large as int8 and less exact."""
 EIGHT_BIT = "adamw8bit"
 
@@ -26,14 +26,14 @@ class Limits:
 
     Args:
         checkpointing: Ways to recompute.
-        storage: Ways to keep the base.
+        quantization: Ways to keep the base.
         one_at_a_time: Whether parts take turns.
         images_per_pass: Images that go through at once; None allows every division of a batch.
         may_use_8_bit: Whether the optimizer may keep its states in 8 bits.
     """
 
     checkpointing: Sequence[str] = LADDER
-    storage: Sequence[str] = STORED
+    quantization: Sequence[str] = QUANTIZED
     one_at_a_time: Sequence[bool] = (False, True)
     images_per_pass: int | None = None
     may_use_8_bit: bool = False
@@ -111,14 +111,14 @@ def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
     if limits.may_use_8_bit:
         optimizers.append(EIGHT_BIT)
     for optimizer in optimizers:
-        for storage in limits.storage:
+        for quantization in limits.quantization:
             for levels in limits.checkpointing:
                 for per_pass in _divide(work, limits):
                     for in_turn in limits.one_at_a_time:
                         yield replace(
                             work.setting,
                             optimizer=optimizer,
-                            storage=storage,
+                            quantization=quantization,
                             checkpointing=levels,
                             images_per_pass=per_pass,
                             passes=-(-work.images_per_batch // per_pass) * work.accumulate,
@@ -159,7 +159,7 @@ def _explain(
     """Say what each thing that is one step faster or more exact would have needed."""
     options: dict[str, list[object]] = {
         "checkpointing": list(limits.checkpointing),
-        "storage": list(limits.storage),
+        "quantization": list(limits.quantization),
         "images_per_pass": list(_divide(work, limits)),
         "one_at_a_time": list(limits.one_at_a_time),
     }

@@ -59,7 +59,7 @@ def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> F
     plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
     chosen = apply_plan(config, plan)
     setting = plan.choice.setting
-    lasting = _with_base(config, setting.storage).model_copy(update={"train": chosen.train})
+    lasting = _with_base(config, setting.quantization).model_copy(update={"train": chosen.train})
     return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
 
 
@@ -97,18 +97,20 @@ def _go_on_as_begun(run: RunDir, config: LoomConfig) -> LoomConfig:
     return config.model_copy(update={"train": begun.train}) if chose_8_bit else config
 
 
-def _with_base(config: LoomConfig, storage: str) -> LoomConfig:
-    return config.model_copy(update={"memory": config.memory.model_copy(update={"base": storage})})
+def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
+    return config.model_copy(
+        update={"memory": config.memory.model_copy(update={"base": quantization})}
+    )
 
 
 def _spare_as(setting: Setting) -> Thrift:
     """How a base model is loaded as was planned."""
-    return Thrift(setting.storage, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
+    return Thrift(setting.quantization, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
 
 
 def _read_thrift(config: LoomConfig) -> Thrift:
     """What was asked for, where nothing is planned."""
     asked = config.memory
-    storage = "whole" if asked.base == "auto" else asked.base
+    quantization = "whole" if asked.base == "auto" else asked.base
     in_turn = asked.one_at_a_time is True
-    return ROOMY if (storage, in_turn) == ("whole", False) else Thrift(storage, in_turn)
+    return ROOMY if (quantization, in_turn) == ("whole", False) else Thrift(quantization, in_turn)

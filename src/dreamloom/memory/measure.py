@@ -16,7 +16,7 @@ from dreamloom.memory.table import Table
 from dreamloom.memory.tensor_counter import tensors_of
 from dreamloom.models import sdxl_configs
 from dreamloom.models.base import AdapterSpec, Checkpointing, Reach, Thrift
-from dreamloom.models.quantization import STORAGES
+from dreamloom.models.quantization import QUANTIZATIONS
 
 _RANK = 16
 _LADDER: tuple[Checkpointing, ...] = get_args(Checkpointing)
@@ -79,7 +79,7 @@ def count_table(
     on_case("training, rank 64")
     higher = _train(replace(plain, spec=replace(plain.spec, rank=64, alpha=64.0)))["passes"]
     stored: dict[str, int] = {}
-    for kind in STORAGES[1:]:
+    for kind in QUANTIZATIONS[1:]:
         on_case(f"training on {kind}")
         found = _train(replace(plain, checkpointing="full", thrift=Thrift(kind)))
         served["unet"][kind] = found["unet"]

@@ -13,7 +13,7 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.memory.choose import (
     EIGHT_BIT,
     LADDER,
-    STORED,
+    QUANTIZED,
     Choice,
     Limits,
     Work,
@@ -112,7 +112,7 @@ class Plan:
             },
             "settings": {
                 "memory.checkpointing": setting.checkpointing,
-                "memory.base": setting.storage,
+                "memory.base": setting.quantization,
                 "memory.images_per_pass": setting.images_per_pass,
                 "memory.one_at_a_time": setting.one_at_a_time,
                 "generate.batch": setting.drawn_at_once,
@@ -141,7 +141,7 @@ class Plan:
         setting = self.choice.setting
         images = self.work.images_per_batch * self.work.accumulate
         lines = [
-            _KEPT[setting.storage] + self._why("storage"),
+            _KEPT[setting.quantization] + self._why("quantization"),
             _RECOMPUTED[setting.checkpointing] + self._why("checkpointing"),
             f"{_count(setting.images_per_pass, 'image')} a pass, "
             f"{_count(setting.passes, 'pass', 'passes')} an update of {images}: the same update "
@@ -276,12 +276,15 @@ def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:
     usable = usable_bytes(memory.nbytes)
     work = _read_work(config, table)
     least, tried = None, work.setting
-    for storage in limits.storage:
+    for quantization in limits.quantization:
         for in_turn in limits.one_at_a_time:
             number = config.generate.batch
             while number:
                 tried = replace(
-                    work.setting, storage=storage, one_at_a_time=in_turn, drawn_at_once=number
+                    work.setting,
+                    quantization=quantization,
+                    one_at_a_time=in_turn,
+                    drawn_at_once=number,
                 )
                 needed = predict_footprint(table, tried).phases["class images"]
                 if needed <= usable:
@@ -320,7 +323,7 @@ def apply_plan(config: LoomConfig, plan: Plan) -> LoomConfig:
     memory = config.memory.model_copy(
         update={
             "checkpointing": setting.checkpointing,
-            "base": setting.storage,
+            "base": setting.quantization,
             "images_per_pass": setting.images_per_pass,
             "one_at_a_time": setting.one_at_a_time,
         }
@@ -363,10 +366,10 @@ def _read_work(config: LoomConfig, table: Table) -> Work:
 
 def _read_limits(config: LoomConfig) -> Limits:
     asked = config.memory
-    storage = ("whole",) if config.adapter.splits_base else STORED
+    quantization = ("whole",) if config.adapter.splits_base else QUANTIZED
     return Limits(
         checkpointing=LADDER if asked.checkpointing == "auto" else (asked.checkpointing,),
-        storage=storage if asked.base == "auto" else (asked.base,),
+        quantization=quantization if asked.base == "auto" else (asked.base,),
         one_at_a_time=(False, True) if asked.one_at_a_time == "auto" else (asked.one_at_a_time,),
         images_per_pass=None if asked.images_per_pass == "auto" else asked.images_per_pass,
         may_use_8_bit=config.train.optimizer == "adamw",

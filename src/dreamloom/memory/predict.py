@@ -44,7 +44,7 @@ class Setting:
         text_encoders: Whether they are taught, too.
         optimizer: Its name.
         checkpointing: none, high, low or full.
-        storage: whole, fp8, int8 or nf4.
+        quantization: whole, fp8, int8 or nf4.
         one_at_a_time: Whether autoencoder, text encoders and denoiser take turns.
         images_per_pass: Images that go through the model at once.
         passes: Passes of an update.
@@ -58,7 +58,7 @@ class Setting:
     text_encoders: bool = False
     optimizer: str = "adamw"
     checkpointing: str = "none"
-    storage: str = "whole"
+    quantization: str = "whole"
     one_at_a_time: bool = False
     images_per_pass: int = 1
     passes: int = 2
@@ -93,11 +93,11 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
     """Predict the most bytes that each phase of a run holds at once."""
     area = (setting.resolution_px / table.resolution_px) ** 2
     wide = setting.base_bytes / 2
-    stored = setting.storage != "whole"
-    unet = round(table.unet[setting.storage] * (1 if stored else wide))
+    stored = setting.quantization != "whole"
+    unet = round(table.unet[setting.quantization] * (1 if stored else wide))
     text = round(table.text["int8" if stored else "whole"] * (1 if stored else wide))
     vae = round(table.vae * wide)
-    turning = table.stored.get(setting.storage, 0)
+    turning = table.stored.get(setting.quantization, 0)
     at_work = {
         "denoise": wide * area * table.denoise * 2 * setting.drawn_at_once + turning,
         "decode": wide * area * table.decode,

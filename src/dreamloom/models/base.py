@@ -15,7 +15,7 @@ from torch.nn import Module, Parameter
 from dreamloom.core.device import Runtime
 from dreamloom.lora.adapter import Adapter, AdapterKind
 from dreamloom.models.lora_schedule import Strength
-from dreamloom.models.quantization import Storage
+from dreamloom.models.quantization import Quantization
 
 Reach = Literal["attention", "linear", "all"]
 """Which layers an adapter may change: attention only, every linear layer, or convolutions too."""
@@ -106,14 +106,14 @@ class Thrift:
     """How a model spares its device's memory.
 
     Args:
-        storage: How the frozen linear layers of the denoiser are kept; those of the text encoders
-            are kept in int8 where it is not ``whole``. It alone changes what is computed.
+        quantization: How the frozen linear layers of the denoiser are kept; those of the text
+            encoders are kept in int8 where it is not ``whole``. It alone changes what is computed.
         one_at_a_time: Whether autoencoder, text encoders and denoiser take turns on the device,
             which costs the time of moving them.
         drawn_at_once: Most pictures that are denoised at a time; None sets no limit.
     """
 
-    storage: Storage = "whole"
+    quantization: Quantization = "whole"
     one_at_a_time: bool = False
     drawn_at_once: int | None = None
 

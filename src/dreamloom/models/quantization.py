@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Storage = Literal["whole", "fp8", "int8", "nf4"]
+Quantization = Literal["whole", "fp8", "int8", "nf4"]
 """How frozen weights are kept: as they are, or in 8, 8 or 4 bits each."""
 
-STORAGES: tuple[Storage, ...] = get_args(Storage)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 BLOCK = 64
 """Weights that share one scale in nf4."""
@@ -30,7 +30,7 @@ _LEAST_SCALE = 1e-30
 
 
 @dataclass
-class Quantised:
+class QuantizedTensor:
     """One weight matrix as it is stored.
 
     Args:
@@ -42,7 +42,7 @@ class Quantised:
         levels: nf4: the two values that each byte stands for, (256, 2) in float32; else empty.
     """
 
-    kind: Storage
+    kind: Quantization
     shape: tuple[int, int]
     codes: Tensor
     scales: Tensor
@@ -79,7 +79,7 @@ def nf4_levels() -> tuple[float, ...]:
     return tuple(value / values[-1] for value in values)
 
 
-def quantise(weight: Float[Tensor, "outputs inputs"], kind: Storage) -> Quantised:
+def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> QuantizedTensor:
     """Store a weight matrix in fewer bits.
 
     - ``int8``: round(127 w / s), s the largest magnitude of the output's row. The error is at most
@@ -103,20 +103,24 @@ def quantise(weight: Float[Tensor, "outputs inputs"], kind: Storage) -> Quantise
         (arXiv:2305.14314), section 3, whose scales of scales are fp8.
     """
     if kind == "whole":
-        raise ValueError(f"a whole weight is not stored in fewer bits; give one of {STORAGES[1:]}")
+        raise ValueError(
+            f"a whole weight is not stored in fewer bits; give one of {QUANTIZATIONS[1:]}"
+        )
     exact = weight.detach().float()
     nothing = exact.new_empty(0)
     if kind == "nf4":
-        return _quantise_nf4(exact)
+        return _quantize_nf4(exact)
     largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=_LEAST_SCALE)
     if kind == "int8":
         codes = (exact * (_LARGEST_INT8 / largest)).round().to(torch.int8)
-        return Quantised(kind, _sides(exact), codes, largest / _LARGEST_INT8, nothing, nothing)
+        return QuantizedTensor(
+            kind, _sides(exact), codes, largest / _LARGEST_INT8, nothing, nothing
+        )
     codes = (exact * (_LARGEST_FP8 / largest)).to(torch.float8_e4m3fn)
-    return Quantised(kind, _sides(exact), codes, largest / _LARGEST_FP8, nothing, nothing)
+    return QuantizedTensor(kind, _sides(exact), codes, largest / _LARGEST_FP8, nothing, nothing)
 
 
-def dequantise(stored: Quantised, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:
+def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:
     """Turn a stored weight back, with what it lost."""
     if stored.kind != "nf4":
         return stored.codes.to(dtype) * stored.scales.to(dtype)
@@ -126,7 +130,7 @@ def dequantise(stored: Quantised, dtype: torch.dtype) -> Float[Tensor, "outputs 
     return values.view(-1)[: outputs * inputs].view(outputs, inputs)
 
 
-def stored_bytes(outputs: int, inputs: int, kind: Storage, whole_bytes: int = 2) -> int:
+def quantized_bytes(outputs: int, inputs: int, kind: Quantization, whole_bytes: int = 2) -> int:
     """Say how many bytes a weight matrix takes.
 
     Args:
@@ -148,15 +152,15 @@ def _sides(matrix: Tensor) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
 
 
-def _quantise_nf4(exact: Tensor) -> Quantised:
+def _quantize_nf4(exact: Tensor) -> QuantizedTensor:
     flat = exact.flatten()
     blocks = -(-len(flat) // BLOCK)
     filled = torch.nn.functional.pad(flat, (0, blocks * BLOCK - len(flat))).view(blocks, BLOCK)
     largest = filled.abs().amax(dim=1)
-    scales, superscales = _quantise_scales(largest)
+    scales, superscales = _quantize_scales(largest)
     levels = torch.tensor(nf4_levels(), device=exact.device)
     pairs = torch.cartesian_prod(levels, levels)
-    stored = Quantised("nf4", _sides(exact), exact.new_empty(0), scales, superscales, pairs)
+    stored = QuantizedTensor("nf4", _sides(exact), exact.new_empty(0), scales, superscales, pairs)
     # Codes are chosen for the scales as they will be read, not as they were.
     shares = filled / _nf4_scales(stored)[:, None].clamp(min=_LEAST_SCALE)
     codes = torch.bucketize(shares, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).flatten()
@@ -164,7 +168,7 @@ def _quantise_nf4(exact: Tensor) -> Quantised:
     return stored
 
 
-def _quantise_scales(largest: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_scales(largest: Tensor) -> tuple[Tensor, Tensor]:
     mean = largest.mean()
     groups = -(-len(largest) // _SUPERBLOCK)
     missing = groups * _SUPERBLOCK - len(largest)
@@ -174,7 +178,7 @@ def _quantise_scales(largest: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten()[: len(largest)], torch.cat([spread / _LARGEST_INT8, mean[None]])
 
 
-def _nf4_scales(stored: Quantised) -> Float[Tensor, " blocks"]:
+def _nf4_scales(stored: QuantizedTensor) -> Float[Tensor, " blocks"]:
     spread, mean = stored.superscales[:-1], stored.superscales[-1]
     by_block = spread.repeat_interleave(_SUPERBLOCK)[: len(stored.scales)]
     return torch.addcmul(mean, stored.scales.float(), by_block).clamp(min=0)

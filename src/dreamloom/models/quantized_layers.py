@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dreamloom.models.quantization import Quantised, Storage, dequantise, quantise
+from dreamloom.models.quantization import Quantization, QuantizedTensor, dequantize, quantize
 
 # They are few, small, and every picture depends on them at each step.
 _LEFT_WHOLE = ("time_embedding", "add_embedding", "text_projection")
 
 
-class StoredLinear(nn.Linear):
+class QuantizedLinear(nn.Linear):
     """A frozen linear layer whose weight is stored in fewer bits and turned back for each use.
 
     The backward pass turns the weight back once more, so nothing of it is kept in between.
@@ -31,16 +31,18 @@ class StoredLinear(nn.Linear):
     superscales: Tensor
     levels: Tensor
 
-    def __init__(self, layer: nn.Linear, kind: Storage, device: torch.device | None = None) -> None:
+    def __init__(
+        self, layer: nn.Linear, kind: Quantization, device: torch.device | None = None
+    ) -> None:
         # nn.Linear's own initialisation would make a whole weight.
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.kind, self.dtype = kind, layer.weight.dtype
-        stored = quantise(layer.weight.detach().to(device), kind)
-        self.register_buffer("codes", stored.codes)
-        self.register_buffer("scales", stored.scales)
-        self.register_buffer("superscales", stored.superscales)
-        self.register_buffer("levels", stored.levels)
+        quantized = quantize(layer.weight.detach().to(device), kind)
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scales", quantized.scales)
+        self.register_buffer("superscales", quantized.superscales)
+        self.register_buffer("levels", quantized.levels)
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), False)
         )
@@ -48,20 +50,22 @@ class StoredLinear(nn.Linear):
     @property
     def weight(self) -> Float[Tensor, "outputs inputs"]:  # type: ignore[override]
         """The weight turned back, made anew each time: writing into it changes nothing."""
-        return dequantise(self.stored, self.dtype)
+        return dequantize(self.quantized, self.dtype)
 
     @property
-    def stored(self) -> Quantised:
+    def quantized(self) -> QuantizedTensor:
         """The weight as it is stored."""
         shape = (self.out_features, self.in_features)
-        return Quantised(self.kind, shape, self.codes, self.scales, self.superscales, self.levels)
+        return QuantizedTensor(
+            self.kind, shape, self.codes, self.scales, self.superscales, self.levels
+        )
 
     def forward(self, inputs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """Multiply by the stored weight and add the bias."""
         output: Tensor = _Multiply.apply(inputs, self)  # type: ignore[no-untyped-call]
         return output
 
-    def _apply(self, fn: Any, recurse: bool = True) -> StoredLinear:
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         # Codes are no numbers to be cast: only where they lie may change.
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device))
         self.dtype = probe.dtype
@@ -80,7 +84,7 @@ class _Multiply(torch.autograd.Function):
     """y = x Wᵀ + b, with W turned back in both passes; W and b are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: StoredLinear) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
         weight = layer.weight.to(inputs.dtype)
         bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
@@ -91,7 +95,9 @@ class _Multiply(torch.autograd.Function):
         return gradient @ ctx.layer.weight.to(gradient.dtype), None
 
 
-def store(module: nn.Module, kind: Storage, device: torch.device | None = None) -> int:
+def quantize_linears(
+    module: nn.Module, kind: Quantization, device: torch.device | None = None
+) -> int:
     """Store every linear layer of a frozen module in fewer bits, one after the other.
 
     Layers that are few and small and that everything depends on stay whole.
@@ -108,13 +114,13 @@ def store(module: nn.Module, kind: Storage, device: torch.device | None = None) 
         return 0
     found = list(_list_linears(module))
     for parent, name, layer in found:
-        setattr(parent, name, StoredLinear(layer, kind, device))
+        setattr(parent, name, QuantizedLinear(layer, kind, device))
     return len(found)
 
 
-def is_stored(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Say whether any layer of a module is stored in fewer bits."""
-    return any(isinstance(inner, StoredLinear) for inner in module.modules())
+    return any(isinstance(inner, QuantizedLinear) for inner in module.modules())
 
 
 def _list_linears(module: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Linear]]:

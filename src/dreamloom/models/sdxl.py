@@ -44,7 +44,7 @@ from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
 from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
 from dreamloom.models.offload import Residence
 from dreamloom.models.peft_adapter import AttachedAdapter
-from dreamloom.models.quantized_layers import store
+from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import list_schedulers, make_scheduler
@@ -135,12 +135,12 @@ class SDXLModel:
         self._teaching: TextTeaching | None = None
 
     def _store_weights(self) -> None:
-        kind, device = self.thrift.storage, self.runtime.device
+        kind, device = self.thrift.quantization, self.runtime.device
         if kind == "whole":
             return
-        store(self._pipeline.unet, kind, device)
+        quantize_linears(self._pipeline.unet, kind, device)
         for name in _TEXT_ENCODERS:
-            store(self._components[name], "int8", device)
+            quantize_linears(self._components[name], "int8", device)
 
     def _plan_noise(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
@@ -324,7 +324,7 @@ class SDXLModel:
         name = self.identity.name
         with ExitStack() as stack:
             stack.enter_context(self._follow(scheduled))
-            if self.runtime.dtype == torch.float32 and self.thrift.storage == "whole":
+            if self.runtime.dtype == torch.float32 and self.thrift.quantization == "whole":
                 stack.enter_context(fused_adapters(self._components, plain, name))
             else:
                 others = [

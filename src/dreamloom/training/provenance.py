@@ -38,14 +38,14 @@ def name_inputs(
             config.objective.model_dump(),
             config.photos.flip,
             config.watch.held_out_photos,
-            *_name_storage(config),
+            *_name_quantization(config),
         ),
         "seed": str(config.seed),
         "processes": str(processes.count),
     }
 
 
-def _name_storage(config: LoomConfig) -> tuple[str, ...]:
+def _name_quantization(config: LoomConfig) -> tuple[str, ...]:
     """Name how the base is kept, where that changes what is taught."""
     return () if config.memory.base in ("auto", "whole") else (config.memory.base,)
 
@@ -82,7 +82,7 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.base": model.identity.name,
             "dreamloom.base_fingerprint": model.identity.fingerprint,
             "dreamloom.base_revision": model.identity.revision,
-            "dreamloom.base_storage": model.thrift.storage,
+            "dreamloom.base_storage": model.thrift.quantization,
             "dreamloom.resolution_px": str(photos.resolution_px),
             "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),

@@ -147,7 +147,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     _check_words(config, captions)
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
-    _check_storage(config, model)
+    _check_quantization(config, model)
     weights = model.attach_adapter(_spec(config), compiled=_compiles(config, model))
     try:
         Student(weights, config, model.runtime, silent)
@@ -173,12 +173,12 @@ def _check_range(config: LoomConfig, model: Model) -> None:
         )
 
 
-def _check_storage(config: LoomConfig, model: Model) -> None:
-    initial, storage = config.adapter.initial, model.thrift.storage
-    if storage != "whole" and config.adapter.splits_base:
+def _check_quantization(config: LoomConfig, model: Model) -> None:
+    initial, quantization = config.adapter.initial, model.thrift.quantization
+    if quantization != "whole" and config.adapter.splits_base:
         raise ConfigError(
             f"adapter.initial = {initial} takes a part of the base's weights, which a base kept in "
-            f"{storage} cannot give.",
+            f"{quantization} cannot give.",
             "Set memory.base=whole, or adapter.initial=default.",
         )
 

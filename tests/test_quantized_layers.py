@@ -11,12 +11,12 @@ from dreamloom.memory.tensor_counter import MemoryCounter
 from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, Thrift
 from dreamloom.models.families import load_model
 from dreamloom.models.offload import Residence
-from dreamloom.models.quantization import STORAGES, Storage
-from dreamloom.models.quantized_layers import StoredLinear, store
+from dreamloom.models.quantization import QUANTIZATIONS, Quantization
+from dreamloom.models.quantized_layers import QuantizedLinear, quantize_linears
 from dreamloom.models.sdxl import SDXLModel
 from looks import psnr_db
 
-FEWER_BITS = [kind for kind in STORAGES if kind != "whole"]
+FEWER_BITS = [kind for kind in QUANTIZATIONS if kind != "whole"]
 SPEC = AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=0, text_encoders=True)
 FAST = Sampler("ddim", steps=2, guidance=3.0)
 
@@ -34,13 +34,13 @@ def layer(inputs: int = 96, outputs: int = 40, bias: bool = True) -> nn.Linear:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", FEWER_BITS)
-def test_a_stored_layer_computes_with_the_weight_that_it_stands_for(kind: Storage, bias: bool):
+def test_a_stored_layer_computes_with_the_weight_that_it_stands_for(kind: Quantization, bias: bool):
     whole = layer(bias=bias)
-    stored = StoredLinear(whole, kind)
-    whole.weight.copy_(stored.weight)
+    quantized = QuantizedLinear(whole, kind)
+    whole.weight.copy_(quantized.weight)
     inputs = [torch.randn(3, 5, 96, requires_grad=True) for _ in range(2)]
     inputs[1].data.copy_(inputs[0])
-    outputs = [whole(inputs[0]), stored(inputs[1])]
+    outputs = [whole(inputs[0]), quantized(inputs[1])]
     for output in outputs:
         output.square().sum().backward()
     torch.testing.assert_close(outputs[1], outputs[0])
@@ -48,19 +48,19 @@ def test_a_stored_layer_computes_with_the_weight_that_it_stands_for(kind: Storag
 
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
-def test_a_stored_layer_keeps_its_codes_when_the_model_is_cast(kind: Storage):
-    stored = StoredLinear(layer(), kind)
-    codes = stored.codes.clone()
-    stored.to(torch.bfloat16)
-    assert torch.equal(stored.codes.view(torch.uint8), codes.view(torch.uint8))
-    assert stored.weight.dtype == stored(torch.zeros(2, 96, dtype=torch.bfloat16)).dtype
-    assert stored.weight.dtype == torch.bfloat16
+def test_a_stored_layer_keeps_its_codes_when_the_model_is_cast(kind: Quantization):
+    quantized = QuantizedLinear(layer(), kind)
+    codes = quantized.codes.clone()
+    quantized.to(torch.bfloat16)
+    assert torch.equal(quantized.codes.view(torch.uint8), codes.view(torch.uint8))
+    assert quantized.weight.dtype == quantized(torch.zeros(2, 96, dtype=torch.bfloat16)).dtype
+    assert quantized.weight.dtype == torch.bfloat16
 
 
 def test_nothing_of_the_whole_weight_is_kept_for_the_backward_pass():
     rows = 4
     for keeps, made in ((True, layer(256, 256, bias=False)), (False, None)):
-        linear = made or StoredLinear(layer(256, 256, bias=False), "int8")
+        linear = made or QuantizedLinear(layer(256, 256, bias=False), "int8")
         inputs = torch.randn(rows, 256, requires_grad=True)
         with MemoryCounter() as counter:
             output = linear(inputs) if not keeps else inputs @ linear.weight.float().mul(1.0)
@@ -70,16 +70,18 @@ def test_nothing_of_the_whole_weight_is_kept_for_the_backward_pass():
 
 def test_small_layers_that_all_depends_on_stay_whole(tiny_sdxl: Path):
     model = load(tiny_sdxl, Thrift("nf4"))
-    names = {n for n, m in model._pipeline.unet.named_modules() if isinstance(m, StoredLinear)}
+    names = {n for n, m in model._pipeline.unet.named_modules() if isinstance(m, QuantizedLinear)}
     assert any(name.endswith("attn1.to_q") for name in names)
     assert not any("time_embedding" in name or "add_embedding" in name for name in names)
-    kinds = {m.kind for m in model._pipeline.text_encoder.modules() if isinstance(m, StoredLinear)}
+    kinds = {
+        m.kind for m in model._pipeline.text_encoder.modules() if isinstance(m, QuantizedLinear)
+    }
     assert kinds == {"int8"}
-    assert store(model._pipeline.unet, "whole") == 0
+    assert quantize_linears(model._pipeline.unet, "whole") == 0
 
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
-def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, kind: Storage):
+def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, kind: Quantization):
     model = load(tiny_sdxl, Thrift(kind))
     side = model.advice.resolution_px
     parameters = [p for one in model.attach_adapter(SPEC, "low") for p in one.parameters]
@@ -115,8 +117,8 @@ def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, 
 def test_an_8_bit_base_draws_nearly_what_the_whole_one_draws(tiny_sdxl: Path):
     shots = [Shot("a dog", 0), Shot("a photo of a person", 1)]
     whole = load(tiny_sdxl, Thrift()).sample(shots, FAST)
-    stored = load(tiny_sdxl, Thrift("int8")).sample(shots, FAST)
-    assert all(psnr_db(a, b) > 35 for a, b in zip(whole, stored, strict=True))
+    quantized = load(tiny_sdxl, Thrift("int8")).sample(shots, FAST)
+    assert all(psnr_db(a, b) > 35 for a, b in zip(whole, quantized, strict=True))
 
 
 def test_parts_that_take_turns_draw_and_teach_the_same(tiny_sdxl: Path):

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from dreamloom.models.quantization import (
     BLOCK,
-    STORAGES,
-    dequantise,
+    QUANTIZATIONS,
+    dequantize,
     nf4_levels,
-    quantise,
-    stored_bytes,
+    quantize,
+    quantized_bytes,
 )
 
-FEWER_BITS = [kind for kind in STORAGES if kind != "whole"]
+FEWER_BITS = [kind for kind in QUANTIZATIONS if kind != "whole"]
 # From appendix E of the QLoRA paper (arXiv:2305.14314), to seven digits.
 PUBLISHED = """
     -1.0 -0.6961928 -0.5250731 -0.3949175 -0.2844414 -0.1847734 -0.0910500 0.0
@@ -35,14 +35,14 @@ def test_nf4_has_the_published_levels():
 @given(st.integers(1, 9), st.integers(1, 200), st.floats(1e-3, 1e3), st.integers(0, 99))
 def test_int8_errs_by_half_a_step_of_the_row_at_most(rows, columns, scale, seed):
     weight = matrix(rows, columns, seed) * scale
-    back = dequantise(quantise(weight, "int8"), torch.float32)
+    back = dequantize(quantize(weight, "int8"), torch.float32)
     half_step = weight.abs().amax(dim=1, keepdim=True) / 254
     assert bool(((back - weight).abs() <= half_step * (1 + 1e-4)).all())
 
 
 def test_fp8_errs_by_a_sixteenth_of_the_weight_or_a_step_at_most():
     weight = matrix() * 0.02
-    back = dequantise(quantise(weight, "fp8"), torch.float32)
+    back = dequantize(quantize(weight, "fp8"), torch.float32)
     largest = weight.abs().amax(dim=1, keepdim=True)
     bound = torch.maximum(weight.abs() / 16, largest / 448 * 2.0**-10)
     assert bool(((back - weight).abs() <= bound * (1 + 1e-4)).all())
@@ -50,7 +50,7 @@ def test_fp8_errs_by_a_sixteenth_of_the_weight_or_a_step_at_most():
 
 def test_nf4_takes_the_nearest_level_of_the_blocks_own_scale():
     weight = matrix()
-    back = dequantise(quantise(weight, "nf4"), torch.float32).view(-1, BLOCK)
+    back = dequantize(quantize(weight, "nf4"), torch.float32).view(-1, BLOCK)
     blocks = weight.view(-1, BLOCK)
     largest = blocks.abs().amax(dim=1, keepdim=True)
     levels = torch.tensor(nf4_levels())
@@ -67,43 +67,43 @@ def test_nf4_takes_the_nearest_level_of_the_blocks_own_scale():
 @pytest.mark.parametrize(("kind", "at_most"), [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1)])
 def test_what_normal_weights_lose(kind, at_most):
     weight = matrix(64, 640)
-    lost = (dequantise(quantise(weight, kind), torch.float32) - weight).norm() / weight.norm()
+    lost = (dequantize(quantize(weight, kind), torch.float32) - weight).norm() / weight.norm()
     assert at_most / 5 < lost < at_most
 
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
 def test_zeros_come_back_as_zeros_and_stay_finite(kind):
     weight = torch.zeros(3, 70)
-    assert torch.equal(dequantise(quantise(weight, kind), torch.float32), weight)
+    assert torch.equal(dequantize(quantize(weight, kind), torch.float32), weight)
 
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
 @pytest.mark.parametrize("sides", [(1, 1), (3, 5), (7, 64), (320, 640)])
 def test_what_is_stored_weighs_what_is_told(kind, sides):
     weight = matrix(*sides)
-    stored = quantise(weight, kind)
-    assert stored.nbytes == stored_bytes(*sides, kind)
-    assert dequantise(stored, torch.bfloat16).shape == weight.shape
-    assert dequantise(stored, torch.bfloat16).dtype == torch.bfloat16
+    quantized = quantize(weight, kind)
+    assert quantized.nbytes == quantized_bytes(*sides, kind)
+    assert dequantize(quantized, torch.bfloat16).shape == weight.shape
+    assert dequantize(quantized, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_nf4_takes_little_more_than_half_a_byte_a_weight():
-    assert stored_bytes(1280, 1280, "whole") == 2 * 1280**2
-    assert stored_bytes(1280, 1280, "int8") / 1280**2 == pytest.approx(1, rel=0.01)
+    assert quantized_bytes(1280, 1280, "whole") == 2 * 1280**2
+    assert quantized_bytes(1280, 1280, "int8") / 1280**2 == pytest.approx(1, rel=0.01)
     # Half a byte, a byte of scale per 64 weights, and next to nothing for scales of scales.
     expected = 0.5 + 1 / 64
-    assert stored_bytes(1280, 1280, "nf4") / 1280**2 == pytest.approx(expected, rel=0.01)
+    assert quantized_bytes(1280, 1280, "nf4") / 1280**2 == pytest.approx(expected, rel=0.01)
 
 
 def test_whole_is_no_way_to_store_in_fewer_bits():
     with pytest.raises(ValueError, match="a whole weight is not stored in fewer bits"):
-        quantise(matrix(), "whole")
+        quantize(matrix(), "whole")
 
 
 def test_a_coarser_kind_loses_more():
     weight = matrix(64, 640)
     lost = [
-        float((dequantise(quantise(weight, k), torch.float32) - weight).norm()) for k in FEWER_BITS
+        float((dequantize(quantize(weight, k), torch.float32) - weight).norm()) for k in FEWER_BITS
     ]
     by_kind = dict(zip(FEWER_BITS, lost, strict=True))
     assert by_kind["int8"] < by_kind["fp8"] < by_kind["nf4"]
