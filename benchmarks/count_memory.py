@@ -41,7 +41,7 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
             text_encoders=True,
             checkpointing=levels,
             quantization=kind,
-            one_at_a_time=in_turn,
+            cpu_offload=in_turn,
         )
         predicted = predict_footprint(read_table(), setting).phases
         row = {"checkpointing": levels, "base": kind, "in turn": in_turn}

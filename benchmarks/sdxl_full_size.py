@@ -48,7 +48,7 @@ from dreamloom.memory.plan import apply_plan, plan_run, read_memory
 from dreamloom.memory.predict import GIB
 from dreamloom.models.base import BaseIdentity, Sampler, Shot, Thrift
 from dreamloom.models.families import load_model
-from dreamloom.models.meta_model import make_skeleton
+from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.sdxl import SDXLModel
 from dreamloom.pipeline.train import settle
 from dreamloom.training.train import train_adapter
@@ -219,7 +219,7 @@ def _settle_case(
         drawn = None
     memory_settings = config.memory
     quantization = "whole" if memory_settings.base == "auto" else memory_settings.base
-    return config, Thrift(quantization, memory_settings.one_at_a_time is True, drawn), planned
+    return config, Thrift(quantization, memory_settings.cpu_offload is True, drawn), planned
 
 
 def _make_model(
@@ -231,7 +231,7 @@ def _make_model(
             raise TypeError("the small model is an SDXL")
         return model
     with torch.device(runtime.device):
-        pipeline = make_skeleton(runtime.dtype)
+        pipeline = make_meta_model(runtime.dtype)
     pipeline.to("cpu")
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -274,7 +274,7 @@ def run_script(given: argparse.Namespace) -> dict[str, Any]:
         if given.small:
             make_small_sdxl(model)
         else:
-            make_skeleton(torch.bfloat16).save_pretrained(model)
+            make_meta_model(torch.bfloat16).save_pretrained(model)
     pictures = given.work / "pictures"
     make_pictures(pictures / "photos", 4, given.px, seed=0)
     make_pictures(pictures / "priors", 4, given.px, seed=1)

@@ -26,7 +26,7 @@ from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import Wish, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.prepared import JOINT, name_down, name_gram
-from dreamloom.models.activation_hooks import add_changes, listen
+from dreamloom.models.activation_hooks import add_changes, hook_activations
 from dreamloom.models.base import AdapterSpec
 from dreamloom.models.families import load_model
 from dreamloom.models.schedule import NoiseSchedule
@@ -89,7 +89,7 @@ def recorded(layers):
             rows = unfold(rows, layer.kernel_size, **size).transpose(1, 2)
         kept[name].append(rows.double().reshape(-1, rows.shape[-1]))
 
-    with torch.no_grad(), listen(layers, hear):
+    with torch.no_grad(), hook_activations(layers, hear):
         yield kept
 
 
@@ -520,7 +520,7 @@ def test_hooks_go_when_a_block_fails(model, pair):
     layers = model.layers_of(pair[0])
     heard = []
     change = {next(iter(layers)): lambda layer, rows: 1.0}
-    hooks = listen(layers, lambda *told: heard.append(told)), add_changes(layers, change)
+    hooks = hook_activations(layers, lambda *told: heard.append(told)), add_changes(layers, change)
     with pytest.raises(RuntimeError, match="stop"), hooks[0], hooks[1]:
         raise RuntimeError("stop")
     answer(model)

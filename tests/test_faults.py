@@ -45,13 +45,13 @@ def told(model: Model, monkeypatch: pytest.MonkeyPatch) -> Told:
     """Listen to every call of the model's `predict`."""
     heard, predict = Told(), model.predict
 
-    def listen(noisy: Any, timesteps: Any, conditioning: Any, framings: Any) -> Any:
+    def hook_activations(noisy: Any, timesteps: Any, conditioning: Any, framings: Any) -> Any:
         heard.tokens.append(conditioning.tokens)
         heard.framings.append(tuple(framings))
         heard.timesteps.append(timesteps)
         return predict(noisy, timesteps, conditioning, framings)
 
-    monkeypatch.setattr(model, "predict", listen)
+    monkeypatch.setattr(model, "predict", hook_activations)
     return heard
 
 
@@ -169,11 +169,11 @@ def test_fault_08_encoders_leave_the_device_before_each_prediction(
     for name in ("encode_images", "encode_prompts", "release_encoders", "predict"):
         real = getattr(model, name)
 
-        def listen(*args: Any, name: str = name, real: Any = real) -> Any:
+        def hook_activations(*args: Any, name: str = name, real: Any = real) -> Any:
             called.append(name)
             return real(*args)
 
-        monkeypatch.setattr(model, name, listen)
+        monkeypatch.setattr(model, name, hook_activations)
     config = small_config(model, train__updates=6, photos__flip=True, watch__every=3)
     train(tmp_path, model, sets, config)
     predictions = [place for place, name in enumerate(called) if name == "predict"]

@@ -65,7 +65,7 @@ def test_an_update_is_the_same_in_however_many_passes(
 def test_parts_that_take_turns_learn_the_same_bit_for_bit(
     model: Model, sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
-    thrifty = load_model(str(tiny_sdxl), CPU, Thrift(one_at_a_time=True))
+    thrifty = load_model(str(tiny_sdxl), CPU, Thrift(cpu_offload=True))
     config = small_config(model)
     (roomy, _), (in_turn, _) = (
         train(tmp_path / name, one, sets, config)
@@ -114,7 +114,7 @@ def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
     assert fitted.config.memory.base == "whole"
     assert fitted.config.memory.checkpointing == "auto"
     asked = load_config(sets=["memory.base=int8", "memory.one_at_a_time=true"])
-    assert fit_run(RunDir(tmp_path), asked, CPU, 6).thrift == Thrift("int8", one_at_a_time=True)
+    assert fit_run(RunDir(tmp_path), asked, CPU, 6).thrift == Thrift("int8", cpu_offload=True)
 
 
 @pytest.mark.usefixtures("twelve_gib")

@@ -29,7 +29,7 @@ BARS = (
     ("full", "int8", 5.5),
     ("full", "nf4", 4.5),
 )
-TAUGHT = Setting(1024, text_encoders=True, one_at_a_time=True)
+TAUGHT = Setting(1024, text_encoders=True, cpu_offload=True)
 
 
 @pytest.mark.parametrize(("levels", "quantization", "at_most"), BARS)
@@ -46,7 +46,7 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
     [
         (Case(1024, TEXT), Setting(1024, text_encoders=True)),
         (
-            Case(1024, TEXT, "low", Thrift(one_at_a_time=True), drawn_at_once=2),
+            Case(1024, TEXT, "low", Thrift(cpu_offload=True), drawn_at_once=2),
             replace(TAUGHT, checkpointing="low", drawn_at_once=2),
         ),
         (
@@ -54,11 +54,11 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
             Setting(1024, text_encoders=True, checkpointing="high", images_per_pass=2, passes=1),
         ),
         (
-            Case(1024, TEXT, "full", Thrift("nf4", one_at_a_time=True)),
+            Case(1024, TEXT, "full", Thrift("nf4", cpu_offload=True)),
             replace(TAUGHT, checkpointing="full", quantization="nf4"),
         ),
         (
-            Case(1024, TEXT, "full", Thrift("int8", one_at_a_time=True), images_per_pass=4),
+            Case(1024, TEXT, "full", Thrift("int8", cpu_offload=True), images_per_pass=4),
             replace(TAUGHT, checkpointing="full", quantization="int8", images_per_pass=4),
         ),
         (
@@ -120,7 +120,7 @@ def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
     with MemoryCounter() as counter:
         real = Run(Case(64, spec, dtype=torch.bfloat16), model, counter, {})
         real.attach()
-        for part in model._residence.parts.values():
+        for part in model._offload.parts.values():
             counter.hold(tensors_of(part))
         assert real.needs(real.learn) == pytest.approx(predicted, rel=0.01)
 
@@ -140,7 +140,7 @@ def test_less_memory_is_met_by_recomputing_first_and_fewer_bits_last():
     assert [one.checkpointing for one in chosen[:3]] == ["none", "none", "low"]
     assert [one.images_per_pass for one in chosen[:2]] == [2, 1]
     assert [one.quantization for one in chosen] == ["whole", "whole", "whole", "int8", "nf4"]
-    assert chosen[-1].one_at_a_time
+    assert chosen[-1].cpu_offload
     assert all(one.optimizer == "adamw" for one in chosen)
 
 
@@ -151,7 +151,7 @@ def test_what_is_chosen_fits_and_its_end_needs_no_more_than_its_middle(gib):
     assert choice.footprint.peak_bytes <= usable_bytes(round(gib * GIB))
     phases = choice.footprint.phases
     assert set(phases) == set(PHASES)
-    if choice.setting.one_at_a_time:
+    if choice.setting.cpu_offload:
         assert max(phases["sampling"], phases["saving"]) <= phases["training"]
 
 

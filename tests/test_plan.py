@@ -65,7 +65,7 @@ def test_a_plan_fills_in_what_is_left_open_and_nothing_else():
     assert settled.memory.checkpointing == "full"
     assert settled.memory.base == "whole"
     assert isinstance(settled.memory.images_per_pass, int)
-    assert settled.memory.one_at_a_time in (True, False)
+    assert settled.memory.cpu_offload in (True, False)
     assert settled.train == asked.train
     assert settled.photos == asked.photos
 
@@ -114,8 +114,8 @@ def test_initialisations_that_take_a_part_of_the_base_keep_it_whole():
 
 def test_drawing_is_planned_as_well():
     roomy, tight = (plan_drawing(config(), read_memory(size)) for size in ("24GiB", "8GiB"))
-    assert (roomy.quantization, roomy.one_at_a_time, roomy.drawn_at_once) == ("whole", False, 8)
-    assert (tight.quantization, tight.one_at_a_time) == ("whole", True)
+    assert (roomy.quantization, roomy.cpu_offload, roomy.drawn_at_once) == ("whole", False, 8)
+    assert (tight.quantization, tight.cpu_offload) == ("whole", True)
     with pytest.raises(ConfigError, match="to draw one picture"):
         plan_drawing(config(), read_memory("2GiB"))
 

@@ -10,7 +10,7 @@ from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.memory.tensor_counter import MemoryCounter
 from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, Thrift
 from dreamloom.models.families import load_model
-from dreamloom.models.offload import Residence
+from dreamloom.models.offload import PartOffload
 from dreamloom.models.quantization import QUANTIZATIONS, Quantization
 from dreamloom.models.quantized_layers import QuantizedLinear, quantize_linears
 from dreamloom.models.sdxl import SDXLModel
@@ -124,14 +124,14 @@ def test_an_8_bit_base_draws_nearly_what_the_whole_one_draws(tiny_sdxl: Path):
 def test_parts_that_take_turns_draw_and_teach_the_same(tiny_sdxl: Path):
     shots = [Shot("a dog", seed) for seed in range(3)]
     roomy = load(tiny_sdxl, Thrift())
-    thrifty = load(tiny_sdxl, Thrift(one_at_a_time=True, drawn_at_once=2))
+    thrifty = load(tiny_sdxl, Thrift(cpu_offload=True, drawn_at_once=2))
     pairs = zip(
         roomy.sample(shots, FAST, batch=2), thrifty.sample(shots, FAST, batch=8), strict=True
     )
     assert all(psnr_db(a, b) == float("inf") for a, b in pairs)
 
 
-class Watched(Residence):
+class Watched(PartOffload):
     """Notes who lies on the device at each move."""
 
     together: list[set[str]]
@@ -148,8 +148,8 @@ def test_parts_that_take_turns_never_meet(tiny_sdxl: Path):
         loaded._pipeline,
         loaded.identity,
         pick_runtime("cpu"),
-        thrift=Thrift(one_at_a_time=True),
-        residence=Watched,
+        thrift=Thrift(cpu_offload=True),
+        offload=Watched,
     )
     side = model.advice.resolution_px
     model.sample([Shot("a dog", 0)], FAST)
@@ -163,4 +163,4 @@ def test_parts_that_take_turns_never_meet(tiny_sdxl: Path):
     model.attach_adapter(SPEC)
     encoded = model.encode_prompts(["a dog"])
     model.predict(torch.zeros(1, 4, 8, 8), torch.tensor([3]), encoded, [Framing((side, side))])
-    assert model._residence._here == {"unet", *texts}
+    assert model._offload._here == {"unet", *texts}

@@ -27,14 +27,14 @@ class Limits:
     Args:
         checkpointing: Ways to recompute.
         quantization: Ways to keep the base.
-        one_at_a_time: Whether parts take turns.
+        cpu_offload: Whether parts take turns.
         images_per_pass: Images that go through at once; None allows every division of a batch.
         may_use_8_bit: Whether the optimizer may keep its states in 8 bits.
     """
 
     checkpointing: Sequence[str] = LADDER
     quantization: Sequence[str] = QUANTIZED
-    one_at_a_time: Sequence[bool] = (False, True)
+    cpu_offload: Sequence[bool] = (False, True)
     images_per_pass: int | None = None
     may_use_8_bit: bool = False
 
@@ -114,7 +114,7 @@ def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
         for quantization in limits.quantization:
             for levels in limits.checkpointing:
                 for per_pass in _divide(work, limits):
-                    for in_turn in limits.one_at_a_time:
+                    for in_turn in limits.cpu_offload:
                         yield replace(
                             work.setting,
                             optimizer=optimizer,
@@ -122,7 +122,7 @@ def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
                             checkpointing=levels,
                             images_per_pass=per_pass,
                             passes=-(-work.images_per_batch // per_pass) * work.accumulate,
-                            one_at_a_time=in_turn,
+                            cpu_offload=in_turn,
                         )
 
 
@@ -149,7 +149,7 @@ def _draw_as_many_as_fit(table: Table, setting: Setting, most: int, usable: int)
 def _ends_below_its_middle(found: Footprint, setting: Setting, limits: Limits) -> bool:
     """Say whether drawing and saving need no more than training, where that can be had."""
     ends = max(found.phases["sampling"], found.phases["saving"])
-    can_take_turns = not setting.one_at_a_time and True in limits.one_at_a_time
+    can_take_turns = not setting.cpu_offload and True in limits.cpu_offload
     return ends <= found.phases["training"] or not can_take_turns
 
 
@@ -161,7 +161,7 @@ def _explain(
         "checkpointing": list(limits.checkpointing),
         "quantization": list(limits.quantization),
         "images_per_pass": list(_divide(work, limits)),
-        "one_at_a_time": list(limits.one_at_a_time),
+        "one_at_a_time": list(limits.cpu_offload),
     }
     refused = []
     for name, values in options.items():

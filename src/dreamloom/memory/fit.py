@@ -105,12 +105,12 @@ def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
 
 def _spare_as(setting: Setting) -> Thrift:
     """How a base model is loaded as was planned."""
-    return Thrift(setting.quantization, setting.one_at_a_time, setting.drawn_at_once)  # type: ignore[arg-type]
+    return Thrift(setting.quantization, setting.cpu_offload, setting.drawn_at_once)  # type: ignore[arg-type]
 
 
 def _read_thrift(config: LoomConfig) -> Thrift:
     """What was asked for, where nothing is planned."""
     asked = config.memory
     quantization = "whole" if asked.base == "auto" else asked.base
-    in_turn = asked.one_at_a_time is True
+    in_turn = asked.cpu_offload is True
     return ROOMY if (quantization, in_turn) == ("whole", False) else Thrift(quantization, in_turn)

@@ -21,8 +21,8 @@ from dreamloom.core.device import Runtime
 from dreamloom.memory.predict import Phase
 from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
 from dreamloom.models.base import AdapterSpec, BaseIdentity, Checkpointing, Framing, Thrift, Weights
-from dreamloom.models.meta_model import make_skeleton
-from dreamloom.models.offload import Residence
+from dreamloom.models.meta_model import make_meta_model
+from dreamloom.models.offload import PartOffload
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.training.losses import image_errors
 from dreamloom.training.optimizers import group_weights, make_optimizer
@@ -87,7 +87,7 @@ def counted_run(case: Case) -> Iterator[Run]:
     """Make a model whose tensors have shapes and no contents, and count them for a block."""
     counter = MemoryCounter()
     with _nothing_real():
-        pipeline = make_skeleton(case.dtype, case.folder)
+        pipeline = make_meta_model(case.dtype, case.folder)
         with counter:
             model = _make_model(pipeline, case, counter)
             names = ("unet", "text_encoder", "text_encoder_2")
@@ -113,7 +113,7 @@ def _nothing_real() -> Iterator[None]:
 
 
 def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
-    class Counted(Residence):
+    class Counted(PartOffload):
         """Fake tensors all lie on the CPU, so coming and going is told to the counter."""
 
         def move(self, module: nn.Module, device: torch.device) -> None:
@@ -132,7 +132,7 @@ def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
         BaseIdentity("counted", "sdxl", ""),
         runtime,
         thrift=case.thrift,
-        residence=Counted,
+        offload=Counted,
     )
 
 

@@ -114,7 +114,7 @@ class Plan:
                 "memory.checkpointing": setting.checkpointing,
                 "memory.base": setting.quantization,
                 "memory.images_per_pass": setting.images_per_pass,
-                "memory.one_at_a_time": setting.one_at_a_time,
+                "memory.one_at_a_time": setting.cpu_offload,
                 "generate.batch": setting.drawn_at_once,
                 "train.optimizer": setting.optimizer,
                 "train.compile": self.compile,
@@ -147,7 +147,7 @@ class Plan:
             f"{_count(setting.passes, 'pass', 'passes')} an update of {images}: the same update "
             "however it is cut" + self._why("images_per_pass"),
         ]
-        if setting.one_at_a_time:
+        if setting.cpu_offload:
             lines.append(
                 "autoencoder, text encoders and denoiser take turns on the device, so that the "
                 "end of the run needs no more than its middle" + self._why("one_at_a_time")
@@ -277,13 +277,13 @@ def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:
     work = _read_work(config, table)
     least, tried = None, work.setting
     for quantization in limits.quantization:
-        for in_turn in limits.one_at_a_time:
+        for in_turn in limits.cpu_offload:
             number = config.generate.batch
             while number:
                 tried = replace(
                     work.setting,
                     quantization=quantization,
-                    one_at_a_time=in_turn,
+                    cpu_offload=in_turn,
                     drawn_at_once=number,
                 )
                 needed = predict_footprint(table, tried).phases["class images"]
@@ -325,7 +325,7 @@ def apply_plan(config: LoomConfig, plan: Plan) -> LoomConfig:
             "checkpointing": setting.checkpointing,
             "base": setting.quantization,
             "images_per_pass": setting.images_per_pass,
-            "one_at_a_time": setting.one_at_a_time,
+            "one_at_a_time": setting.cpu_offload,
         }
     )
     train = config.train.model_copy(update={"optimizer": setting.optimizer})
@@ -370,7 +370,7 @@ def _read_limits(config: LoomConfig) -> Limits:
     return Limits(
         checkpointing=LADDER if asked.checkpointing == "auto" else (asked.checkpointing,),
         quantization=quantization if asked.base == "auto" else (asked.base,),
-        one_at_a_time=(False, True) if asked.one_at_a_time == "auto" else (asked.one_at_a_time,),
+        cpu_offload=(False, True) if asked.cpu_offload == "auto" else (asked.cpu_offload,),
         images_per_pass=None if asked.images_per_pass == "auto" else asked.images_per_pass,
         may_use_8_bit=config.train.optimizer == "adamw",
     )

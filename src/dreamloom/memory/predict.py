@@ -45,7 +45,7 @@ class Setting:
         optimizer: Its name.
         checkpointing: none, high, low or full.
         quantization: whole, fp8, int8 or nf4.
-        one_at_a_time: Whether autoencoder, text encoders and denoiser take turns.
+        cpu_offload: Whether autoencoder, text encoders and denoiser take turns.
         images_per_pass: Images that go through the model at once.
         passes: Passes of an update.
         drawn_at_once: Pictures that are denoised at a time.
@@ -59,7 +59,7 @@ class Setting:
     optimizer: str = "adamw"
     checkpointing: str = "none"
     quantization: str = "whole"
-    one_at_a_time: bool = False
+    cpu_offload: bool = False
     images_per_pass: int = 1
     passes: int = 2
     drawn_at_once: int = 1
@@ -121,7 +121,7 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
             unet + taught_text + beside,
             _drawing(setting, unet, text, vae, at_work, beside),
         ),
-        "saving": beside + vae + (0 if setting.one_at_a_time else unet + taught_text) + adapter,
+        "saving": beside + vae + (0 if setting.cpu_offload else unet + taught_text) + adapter,
     }
     parts = {
         "base model": unet + taught_text,
@@ -158,7 +158,7 @@ def _predict_passes(table: Table, setting: Setting, scale: float) -> int:
 def _drawing(
     setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], beside: int
 ) -> int:
-    if setting.one_at_a_time:
+    if setting.cpu_offload:
         most = max(text + at_work["prompts"], unet + at_work["denoise"], vae + at_work["decode"])
     else:
         busiest = max(at_work["prompts"], at_work["denoise"], at_work["decode"])
@@ -167,6 +167,6 @@ def _drawing(
 
 
 def _caching(setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float]) -> int:
-    if setting.one_at_a_time:
+    if setting.cpu_offload:
         return round(max(vae + at_work["encode"], text + at_work["prompts"]))
     return round(unet + text + vae + max(at_work["encode"], at_work["prompts"]))

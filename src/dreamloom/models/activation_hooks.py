@@ -19,7 +19,7 @@ Change: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 
 
 @contextmanager
-def listen(layers: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
+def hook_activations(layers: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
     """Call ``hear`` with every input of some layers, in the order in which they are asked."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -108,13 +108,13 @@ class Thrift:
     Args:
         quantization: How the frozen linear layers of the denoiser are kept; those of the text
             encoders are kept in int8 where it is not ``whole``. It alone changes what is computed.
-        one_at_a_time: Whether autoencoder, text encoders and denoiser take turns on the device,
+        cpu_offload: Whether autoencoder, text encoders and denoiser take turns on the device,
             which costs the time of moving them.
         drawn_at_once: Most pictures that are denoised at a time; None sets no limit.
     """
 
     quantization: Quantization = "whole"
-    one_at_a_time: bool = False
+    cpu_offload: bool = False
     drawn_at_once: int | None = None
 
 

@@ -23,7 +23,7 @@ from transformers import (
 from dreamloom.models import sdxl_configs
 
 
-def make_skeleton(dtype: torch.dtype, folder: Path | None = None) -> StableDiffusionXLPipeline:
+def make_meta_model(dtype: torch.dtype, folder: Path | None = None) -> StableDiffusionXLPipeline:
     """Build a pipeline from its configurations; its weights are whatever torch initialises.
 
     Within torch's ``FakeTensorMode`` that is nothing: a full-size SDXL is built in a second and

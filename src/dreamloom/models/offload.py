@@ -10,24 +10,24 @@ from torch import nn
 _AWAY = torch.device("cpu")
 
 
-class Residence:
+class PartOffload:
     """Brings the parts of a pipeline to the device when they are needed.
 
     Args:
         parts: Every part by name, on the CPU.
         device: Where they compute.
-        one_at_a_time: Whether what works alone has the device to itself. Otherwise all parts are
+        cpu_offload: Whether what works alone has the device to itself. Otherwise all parts are
             brought now, and stay until they are released.
     """
 
     def __init__(
-        self, parts: Mapping[str, nn.Module], device: torch.device, one_at_a_time: bool = False
+        self, parts: Mapping[str, nn.Module], device: torch.device, cpu_offload: bool = False
     ) -> None:
         self.parts = dict(parts)
         self.device = device
-        self.one_at_a_time = one_at_a_time
+        self.cpu_offload = cpu_offload
         self._here: set[str] = set()
-        if not one_at_a_time:
+        if not cpu_offload:
             self.need(*parts)
 
     def need(self, *names: str, alone: bool = False) -> None:
@@ -37,7 +37,7 @@ class Residence:
             names: Which.
             alone: Whether the others are of no use meanwhile: one at a time, they go.
         """
-        if alone and self.one_at_a_time:
+        if alone and self.cpu_offload:
             self.release(*(self._here - set(names)))
         for name in names:
             if name not in self._here:

@@ -42,7 +42,7 @@ from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import Branch, find_moment, lora_branches
 from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
 from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
-from dreamloom.models.offload import Residence
+from dreamloom.models.offload import PartOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
@@ -104,7 +104,7 @@ class SDXLModel:
         runtime: Runtime,
         notes: tuple[str, ...] = (),
         thrift: Thrift = ROOMY,
-        residence: type[Residence] = Residence,
+        offload: type[PartOffload] = PartOffload,
     ) -> None:
         self.identity = identity
         self.runtime = runtime
@@ -120,8 +120,8 @@ class SDXLModel:
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
         self._store_weights()
-        self._residence = residence(
-            {**self._components, "vae": pipeline.vae}, runtime.device, thrift.one_at_a_time
+        self._offload = offload(
+            {**self._components, "vae": pipeline.vae}, runtime.device, thrift.cpu_offload
         )
         self._plan_noise(
             dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
@@ -177,7 +177,7 @@ class SDXLModel:
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
         """Encode pictures in [-1, 1]."""
-        self._residence.need("vae", alone=True)
+        self._offload.need("vae", alone=True)
         vae = self._pipeline.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
@@ -186,7 +186,7 @@ class SDXLModel:
     def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         with_gradients = self.trains_text and torch.is_grad_enabled()
-        self._residence.need(*_TEXT_ENCODERS, alone=not with_gradients)
+        self._offload.need(*_TEXT_ENCODERS, alone=not with_gradients)
         if with_gradients and self._teaching is not None:
             tokens, pooled = self._teaching.encode(prompts, self.runtime.device)
             return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
@@ -198,7 +198,7 @@ class SDXLModel:
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
-        self._residence.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
+        self._offload.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix latents and noise; see `NoiseSchedule`."""
@@ -223,7 +223,7 @@ class SDXLModel:
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
         taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
-        self._residence.need("unet", *taught, alone=True)
+        self._offload.need("unet", *taught, alone=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = send(
             torch.tensor(
@@ -247,7 +247,7 @@ class SDXLModel:
         """Add a new adapter; ``checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
         taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
-        self._residence.need("unet", *taught, alone=True)
+        self._offload.need("unet", *taught, alone=True)
         words = start_words(self._pipeline, spec.tokens)
         self._attached = AttachedAdapter(self._components, spec, compiled)
         weights = list(self._attached.weights)
@@ -396,7 +396,7 @@ class SDXLModel:
         prompts = sorted({shot.prompt for shot in shots})
         encoded = self.encode_prompts(prompts)
         batch = min(batch, self.thrift.drawn_at_once or batch)
-        at_once = len(shots) if self.thrift.one_at_a_time else batch
+        at_once = len(shots) if self.thrift.cpu_offload else batch
         pictures: list[Image.Image] = []
         with laid_out_for_drawing(self._pipeline.unet):
             for start in range(0, len(shots), at_once):
@@ -413,7 +413,7 @@ class SDXLModel:
         self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
     ) -> Float[Tensor, "images channels height width"]:
         guidance = self._guide(chosen, sampler)
-        self._residence.need("unet", alone=True)
+        self._offload.need("unet", alone=True)
         with self._turning(), reusing_deep_levels(self._pipeline, sampler.cache_interval):
             latents: Tensor = self._pipeline(
                 prompt_embeds=chosen.tokens,
@@ -438,7 +438,7 @@ class SDXLModel:
         self, latents: Float[Tensor, "1 channels height width"]
     ) -> Float[Tensor, "1 3 height_px width_px"]:
         """Decode one picture to about [-1, 1]: several would need several times the memory."""
-        self._residence.need("vae", alone=True)
+        self._offload.need("vae", alone=True)
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels

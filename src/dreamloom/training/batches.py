@@ -271,7 +271,7 @@ class Lesson:
                 if self.store:
                     self.store.keep(pixels, latents)
             # Where parts take turns there is no room on the device for what is not at work.
-            in_turn = self.model.thrift.one_at_a_time
+            in_turn = self.model.thrift.cpu_offload
             place = torch.device("cpu") if in_turn else self.model.runtime.device
             self._encoded[self._key(card)] = Latents(
                 latents.mean.to(place), latents.deviation.to(place)

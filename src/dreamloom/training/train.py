@@ -227,7 +227,7 @@ def _prepare(
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
         store,
     )
-    if model.thrift.one_at_a_time:
+    if model.thrift.cpu_offload:
         # The autoencoder and the denoiser have no room beside each other, so every crop that will
         # be dealt is encoded now.
         course = Course(model, lesson, config, processes, observe)

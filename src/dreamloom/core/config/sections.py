@@ -163,7 +163,7 @@ class MemoryConfig(Section):
     """How the frozen base model is kept: whole, or its linear layers in 8 or 4 bits."""
     images_per_pass: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Images that go through the model at once; an update's batch is cut into such passes."""
-    one_at_a_time: Auto | bool = "auto"
+    cpu_offload: Auto | bool = "auto"
     """Let autoencoder, text encoders and denoiser take turns on the device."""
 
 

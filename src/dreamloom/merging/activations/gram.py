@@ -16,7 +16,13 @@ from dreamloom.merging.factors import flatten
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods.regmean import InputShares
 from dreamloom.merging.prepared import JOINT, name_down, name_gram
-from dreamloom.models.activation_hooks import go_down, gram_of, list_inputs, list_places, listen
+from dreamloom.models.activation_hooks import (
+    go_down,
+    gram_of,
+    hook_activations,
+    list_inputs,
+    list_places,
+)
 from dreamloom.models.base import Model
 
 ROUND_BYTES = 2**31
@@ -187,7 +193,7 @@ def _hear(
         def hear(name: str, layer: nn.Module, rows: Tensor, number: int = ask.number) -> None:
             heard[name][number].add(read(name, layer, rows))
 
-        with torch.no_grad(), listen(layers, hear):
+        with torch.no_grad(), hook_activations(layers, hear):
             inquiry.draw(ask)
     return heard
 
@@ -214,7 +220,7 @@ def find_sources(inquiry: Inquiry) -> dict[str, str]:
             first[id(rows)] = (ref(rows), name)
 
     look = replace(inquiry, steps=1, observe=silent)
-    with torch.no_grad(), listen(inquiry.layers, hear):
+    with torch.no_grad(), hook_activations(inquiry.layers, hear):
         look.draw(Ask(JOINT, (), inquiry.asks[0].prompts[:1]))
     return sources
 
