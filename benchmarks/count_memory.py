@@ -39,7 +39,7 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
         setting = Setting(
             resolution_px,
             text_encoders=True,
-            checkpointing=levels,
+            gradient_checkpointing=levels,
             quantization=kind,
             cpu_offload=in_turn,
         )

@@ -33,7 +33,7 @@ SHOTS = [Shot("a photo of a person", seed) for seed in range(2)]
 
 def make_adapter(model: Model, seed: int) -> Adapter:
     """Fill a fresh adapter with noise."""
-    model.attach_adapter(AdapterSpec(rank=16, alpha=16.0, reach="all", seed=seed))
+    model.attach_adapter(AdapterSpec(rank=16, alpha=16.0, target_modules="all", seed=seed))
     fresh = model.read_adapter()
     model.detach_adapter()
     return Adapter(

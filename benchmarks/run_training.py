@@ -85,7 +85,7 @@ def run_script(given: argparse.Namespace, extra: list[str]) -> None:
         *("--max_train_steps", str(given.updates + 1), "--checkpointing_steps", "100000"),
         *("--seed", "0", "--mixed_precision", "no", "--report_to", "tensorboard"),
         *(["--train_text_encoder"] if given.text else []),
-        *(["--gradient_checkpointing"] if given.checkpointing else []),
+        *(["--gradient_checkpointing"] if given.gradient_checkpointing else []),
         *extra,
     ]
     runpy.run_path(str(given.script), run_name="__main__")
@@ -262,27 +262,27 @@ def make_config(given: argparse.Namespace) -> Any:
         "subject.phrase": "rraj person",
         "subject.photo_prompt": "a photo of {subject}",
         "priors.count": 1,
-        "train.updates": given.updates + 1,
-        "train.checkpoint_every": 100_000,
+        "train.steps": given.updates + 1,
+        "train.checkpointing_steps": 100_000,
         "train.batch_photos": 1,
         "train.batch_priors": 1,
         "train.rank": RANK,
-        "train.reach": "attention",
+        "train.target_modules": "attention",
         "train.learning_rate": RATE,
         "train.text_learning_rate": TEXT_RATE,
-        "train.schedule": "constant",
-        "train.warmup_updates": 0,
+        "train.lr_scheduler": "constant",
+        "train.warmup_steps": 0,
         "train.weight_decay": DECAY,
-        "memory.checkpointing": "full" if given.checkpointing else "none",
-        "adapter.initial": "gaussian",
+        "memory.gradient_checkpointing": "full" if given.gradient_checkpointing else "none",
+        "adapter.init_lora_weights": "gaussian",
         "adapter.text_encoders": bool(given.text),
         "objective.weighting": "none",
-        "watch.tracker": "none",
+        "validation.tracker": "none",
         **dict(pair.split("=", 1) for pair in given.set),
     }
     advice = {"resolution_px": given.px, "guidance": 5.0, "learning_rate": RATE}
     return load_config(overrides=settings).resolve(
-        {**advice, "reach": "attention", "weighting": "none"}
+        {**advice, "target_modules": "attention", "weighting": "none"}
     )
 
 

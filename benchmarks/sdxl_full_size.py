@@ -184,7 +184,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
     watch.end("saving")
     model.sample([Shot("a photo of a person", 0)], Sampler("ddim", 2, 5.0), side)
     watch.end("drawing")
-    images = 2 * config.train.batch_photos * config.train.accumulate
+    images = 2 * config.train.batch_photos * config.train.gradient_accumulation_steps
     seconds = watch.seconds_per_update
     return {
         "case": case.name,
@@ -201,9 +201,14 @@ def _settle_case(
     case: Case, given: argparse.Namespace
 ) -> tuple[LoomConfig, Thrift, dict[str, float] | None]:
     common = (
-        f"train.updates={given.updates}",
-        *("train.rank=16", "train.schedule=constant", "priors.count=2", "priors.steps=2"),
-        *(f"watch.every={given.updates}", "watch.images=1", "watch.steps=2", "watch.scores=false"),
+        f"train.steps={given.updates}",
+        *("train.rank=16", "train.lr_scheduler=constant", "priors.count=2", "priors.steps=2"),
+        *(
+            f"validation.every={given.updates}",
+            "validation.images=1",
+            "validation.steps=2",
+            "validation.scores=false",
+        ),
         f"photos.resolution_px={given.px}",
     )
     config = load_config(sets=(*common, *case.sets), overrides={"device": given.device})

@@ -29,12 +29,12 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
     """Settings for seconds of work, resolved for the model."""
     settings = {
         "base": model.identity.name,
-        "train.updates": 4,
-        "train.checkpoint_every": 2,
+        "train.steps": 4,
+        "train.checkpointing_steps": 2,
         "train.rank": 2,
         "train.batch_photos": 2,
         "train.batch_priors": 2,
-        "train.warmup_updates": 1,
+        "train.warmup_steps": 1,
         "priors.count": 3,
         "priors.steps": 2,
         "generate.steps": (2,),
@@ -56,7 +56,7 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, PriorSet]:
 def make_lesson(
     model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig
 ) -> Lesson:
-    plan = LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos)
+    plan = LessonPlan(config.seed, config.photos.flip, config.validation.held_out_photos)
     return prepare_lesson(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
     )

@@ -483,19 +483,17 @@ def peft_updates(model):
     ranks=st.dictionaries(st.sampled_from(PATTERNS), st.integers(1, 5), max_size=3),
     alphas=st.dictionaries(st.sampled_from(PATTERNS), st.integers(1, 9), max_size=3),
     alpha=st.integers(1, 9),
-    rank_stabilised=st.booleans(),
+    use_rslora=st.booleans(),
 )
 @settings(max_examples=25)
-def test_patterns_mean_what_they_mean_to_peft(
-    tmp_path_factory, ranks, alphas, alpha, rank_stabilised
-):
+def test_patterns_mean_what_they_mean_to_peft(tmp_path_factory, ranks, alphas, alpha, use_rslora):
     path = tmp_path_factory.getbasetemp() / "patterns.safetensors"
     config = LoraConfig(
         r=2,
         lora_alpha=alpha,
         rank_pattern=ranks,
         alpha_pattern=alphas,
-        use_rslora=rank_stabilised,
+        use_rslora=use_rslora,
         target_modules=[*LAYERS],
         init_lora_weights=False,
     )
@@ -609,12 +607,12 @@ def test_diffusers_applies_the_updates_that_we_say(tmp_path, pipeline, component
 
 
 @pytest.mark.parametrize("convert", [dict, convert_state_dict_to_diffusers])
-@pytest.mark.parametrize("rank_stabilised", [False, True])
+@pytest.mark.parametrize("use_rslora", [False, True])
 def test_files_of_diffusers_are_read_at_their_strength(
-    tmp_path, pipeline, components, convert, rank_stabilised
+    tmp_path, pipeline, components, convert, use_rslora
 ):
     torch.manual_seed(12)
-    config = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "use_rslora": rank_stabilised}
+    config = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "use_rslora": use_rslora}
     components["unet"].add_adapter(
         LoraConfig(
             target_modules=["to_q", "to_out.0", "conv1"],

@@ -21,14 +21,14 @@ from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.models.target_modules import choose_layers
 from looks import psnr_db
 
-PLAIN = AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=0)
+PLAIN = AdapterSpec(rank=2, alpha=2.0, target_modules="attention", seed=0)
 # Linear layers and convolutions, narrow and wide, but few of them.
-SOME = replace(PLAIN, reach="all", blocks="mid_block, up_blocks.0.resnets.0")
+SOME = replace(PLAIN, target_modules="all", blocks="mid_block, up_blocks.0.resnets.0")
 CASES = {
     "lora": PLAIN,
-    "lora on everything": replace(PLAIN, reach="all"),
+    "lora on everything": replace(PLAIN, target_modules="all"),
     "lora with text": replace(PLAIN, text_encoders=True),
-    "rank stabilised": replace(PLAIN, rank_stabilised=True, alpha=3.0),
+    "rank stabilised": replace(PLAIN, use_rslora=True, alpha=3.0),
     "gaussian": replace(PLAIN, init="gaussian"),
     "orthogonal": replace(PLAIN, init="orthogonal"),
     "olora": replace(SOME, init="olora"),
@@ -163,7 +163,7 @@ def strengthen(model: SDXLModel, spec: AdapterSpec, strength: float = 0.1) -> Ad
 
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_other_kinds_are_worn_at_weights_like_loras(kind: str, tiny: SDXLModel) -> None:
-    adapter = strengthen(tiny, replace(SOME, kind=kind, rank=4, reach="linear"))
+    adapter = strengthen(tiny, replace(SOME, kind=kind, rank=4, target_modules="linear"))
     name = adapter.layer_names[0]
     layer = tiny._components["unet"].get_submodule(name.removeprefix("unet."))
     original = layer.weight.clone()
@@ -274,14 +274,16 @@ def test_predicting_as_the_base_between_encoding_and_learning_keeps_gradients(
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("reach", ["attention", "linear"])
-def test_reach_says_which_layers_of_the_text_encoders_change(tiny: SDXLModel, reach: Reach) -> None:
-    tiny.attach_adapter(replace(PLAIN, reach=reach, text_encoders=True))
+@pytest.mark.parametrize("target_modules", ["attention", "linear"])
+def test_reach_says_which_layers_of_the_text_encoders_change(
+    tiny: SDXLModel, target_modules: Reach
+) -> None:
+    tiny.attach_adapter(replace(PLAIN, target_modules=target_modules, text_encoders=True))
     layers = tiny.read_adapter().layers
     tiny.detach_adapter()
     found = {name.rpartition(".")[2] for name in layers if name.startswith("text_encoder")}
     attention = {"q_proj", "k_proj", "v_proj", "out_proj"}
-    assert found == (attention if reach == "attention" else attention | {"fc1", "fc2"})
+    assert found == (attention if target_modules == "attention" else attention | {"fc1", "fc2"})
 
 
 def test_trained_encoders_are_not_released(
@@ -340,7 +342,7 @@ def test_blocks_are_chosen_by_whole_parts_of_names(tiny: SDXLModel) -> None:
         ({"init": "eva"}, "no initialisation 'eva'"),
         ({"init": "orthogonal", "rank": 3}, "even"),
         ({"kind": "loha", "init": "pissa"}, "loha begins by its own rule"),
-        ({"kind": "lokr", "rank_stabilised": True}, "Only lora and dora"),
+        ({"kind": "lokr", "use_rslora": True}, "Only lora and dora"),
         ({"kind": "oft", "rank": 1}, "2 or more"),
         ({"kind": "oft", "ranks": {"mid_block": 4}}, "one block size"),
         ({"tokens": {"two words": "dog"}}, "no single word"),
@@ -408,8 +410,10 @@ def embed(pipeline: StableDiffusionXLPipeline, prompt: str) -> SDXLConditioning:
 @pytest.mark.parametrize(
     "spec",
     [
-        replace(PLAIN, reach="all", text_encoders=True, ranks={"mid_block": 3, "fc1": 4}),
-        replace(PLAIN, kind="dora", reach="all", text_encoders=True, ranks={"mid_block": 3}),
+        replace(PLAIN, target_modules="all", text_encoders=True, ranks={"mid_block": 3, "fc1": 4}),
+        replace(
+            PLAIN, kind="dora", target_modules="all", text_encoders=True, ranks={"mid_block": 3}
+        ),
     ],
     ids=["lora", "dora"],
 )

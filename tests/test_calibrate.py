@@ -38,8 +38,8 @@ QUICK = {"prompts": 2, "steps": 2}
 BLOCK = "down_blocks.1.attentions.0"
 
 
-def make_adapter(model, seed, strength=0.3, reach="all", text=False, blocks="all"):
-    spec = AdapterSpec(2, 2.0, reach, seed, blocks=blocks, text_encoders=text)
+def make_adapter(model, seed, strength=0.3, target_modules="all", text=False, blocks="all"):
+    spec = AdapterSpec(2, 2.0, target_modules, seed, blocks=blocks, text_encoders=text)
     dice = torch.Generator().manual_seed(seed)
     layers = {}
     for component, names in choose_layers(model._components, spec).items():
@@ -235,7 +235,7 @@ def test_block_weights_count_while_listening(model, pair):
 
 
 def test_text_encoders_are_listened_to(model):
-    some = [make_adapter(model, seed, reach="attention", text=True) for seed in (5, 6)]
+    some = [make_adapter(model, seed, target_modules="attention", text=True) for seed in (5, 6)]
     inquiry = inquire(model, some)
     prepared = hear_signals(inquiry, {"unseen": "sum"}).layers
     text = [name for name in prepared if name.startswith("text_encoder")]
@@ -426,7 +426,8 @@ def test_masks_that_help_nothing_stay_1(model, small):
 
 def test_text_encoders_are_added_up_unmasked(model):
     some = [
-        make_adapter(model, seed, blocks=BLOCK, reach="attention", text=True) for seed in (7, 8)
+        make_adapter(model, seed, blocks=BLOCK, target_modules="attention", text=True)
+        for seed in (7, 8)
     ]
     wish = Wish([1.0, 1.0], "ziprank", {**QUICK, "updates": 1})
     prepared = prepare_merge(model, some, wish, PROMPTS)
@@ -481,8 +482,8 @@ def test_a_method_of_factors_needs_nothing(model, pair):
 @pytest.mark.parametrize("method", PREPARERS)
 def test_layers_of_one_alone_need_nothing(model, method):
     apart = [
-        make_adapter(model, 1, blocks="mid_block", reach="attention"),
-        make_adapter(model, 2, blocks=BLOCK, reach="attention"),
+        make_adapter(model, 1, blocks="mid_block", target_modules="attention"),
+        make_adapter(model, 2, blocks=BLOCK, target_modules="attention"),
     ]
     wish = Wish([1.0, 1.0], method, QUICK)
     prepared = prepare_merge(model, apart, wish, PROMPTS)

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from dreamloom.core.config import settings as config
+from dreamloom.core.config.aliases import RENAMED, use_earlier_names
 from dreamloom.core.config.settings import (
     PRESETS,
     LoomConfig,
+    allowed_words,
     describe_settings,
     load_config,
     setting_names,
@@ -29,6 +31,12 @@ def toml(tmp_path):
         return path
 
     return write
+
+
+def find_field(name):
+    group, _, inner = name.rpartition(".")
+    fields = type(getattr(LoomConfig(), group)).model_fields if group else LoomConfig.model_fields
+    return fields[inner]
 
 
 def refusal(**given):
@@ -66,6 +74,12 @@ def test_every_setting_has_a_description_of_its_own():
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         LoomConfig().train.rank = 3
+
+
+def test_a_copy_knows_no_other_settings():
+    with pytest.raises(ValueError, match="TrainConfig has no updates"):
+        LoomConfig().train.model_copy(update={"updates": 3})
+    assert LoomConfig().train.model_copy(update={"steps": 3}).steps == 3
 
 
 # ------------------------------------------------------------------ unknown names
@@ -134,7 +148,7 @@ def test_an_unknown_option_of_a_command_is_refused_alike():
         ("train.alpha=-4", "greater than 0"),
         ("objective.snr_gamma=0", "greater than 0"),
         ("photos.flip=maybe", "valid boolean"),
-        ("train.schedule=stepwise", "'constant'"),
+        ("train.lr_scheduler=stepwise", "'constant'"),
         ("photos.resolution_px=0", "greater than or equal to 8"),
         ("photos.resolution_px=wide", "'auto', or input should be a valid integer"),
         ("priors.guidance=-1", "greater than or equal to 0"),
@@ -169,9 +183,9 @@ def test_a_group_is_not_a_setting():
 def test_all_problems_are_told_at_once(toml):
     error = refusal(
         file=toml("[train]\nrank = 0\n[generate]\nfirst_seed = -1\n"),
-        sets=["seed=-1", "train.updates=many", "train.rnak=3"],
+        sets=["seed=-1", "train.steps=many", "train.rnak=3"],
     )
-    for name in ("train.rank", "generate.first_seed", "seed", "train.updates"):
+    for name in ("train.rank", "generate.first_seed", "seed", "train.steps"):
         assert f"{name} = " in error.problem
     assert "There is no setting 'train.rnak'." in error.problem
     # "seed" is told although "generate.first_seed" holds its letters.
@@ -193,8 +207,8 @@ def test_a_set_without_a_value_shows_how_to_write_it(text):
         ("train.learning_rate=1e-4", 1e-4),
         ("train.learning_rate=auto", "auto"),
         ("photos.flip=true", True),
-        ("train.average_decay=none", None),
-        ("train.average_decay=0.5", 0.5),
+        ("train.ema_decay=none", None),
+        ("train.ema_decay=0.5", 0.5),
         ("priors.kind=none", "none"),
         ("subject.phrase=sks dog", "sks dog"),
         ('subject.phrase="sks = dog"', "sks = dog"),
@@ -214,13 +228,13 @@ def test_set_reads_toml_or_else_plain_text(text, value):
 
 
 def test_each_source_goes_before_the_one_under_it(toml):
-    assert load_config("quick").train.updates == 120
-    file = toml("[train]\nupdates = 7\nrank = 2\n")
-    assert load_config("quick", file).train.updates == 7
-    options = {"train.updates": 8, "train.alpha": None}
-    assert load_config("quick", file, overrides=options).train.updates == 8
-    settings = load_config("quick", file, ["train.updates=9", "train.updates=10"], options)
-    assert settings.train.updates == 10
+    assert load_config("quick").train.steps == 120
+    file = toml("[train]\nsteps = 7\nrank = 2\n")
+    assert load_config("quick", file).train.steps == 7
+    options = {"train.steps": 8, "train.alpha": None}
+    assert load_config("quick", file, overrides=options).train.steps == 8
+    settings = load_config("quick", file, ["train.steps=9", "train.steps=10"], options)
+    assert settings.train.steps == 10
     # What the others leave open stays: the file's rank, the preset's number of class images.
     assert (settings.train.rank, settings.priors.count) == (2, 24)
     assert settings.train.alpha == "auto"
@@ -241,12 +255,12 @@ def test_a_preset_changes_what_it_names_and_nothing_else(preset):
 
 
 def test_loading_leaves_the_presets_alone():
-    load_config("quick", sets=["train.updates=1", "priors.count=1"])
-    assert load_config("quick").train.updates == 120
+    load_config("quick", sets=["train.steps=1", "priors.count=1"])
+    assert load_config("quick").train.steps == 120
 
 
 def test_a_preset_named_in_a_file_or_a_set_takes_effect(toml):
-    assert load_config(file=toml('preset = "quick"\n')).train.updates == 120
+    assert load_config(file=toml('preset = "quick"\n')).train.steps == 120
     assert load_config("thorough", sets=["preset=quick"]) == load_config("quick")
     assert load_config(overrides={"preset": "quick"}) == load_config("quick")
 
@@ -280,17 +294,17 @@ def test_what_is_written_is_read_back(preset, toml):
 
 
 def test_nothing_is_read_back_as_nothing_whatever_the_preset_says(toml, monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"average_decay": 0.9}})
-    assert load_config("quick").train.average_decay == 0.9
-    settings = load_config("quick", sets=["train.average_decay=none"])
-    assert settings.train.average_decay is None
-    assert load_config(file=toml(to_toml(settings))).train.average_decay is None
+    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"ema_decay": 0.9}})
+    assert load_config("quick").train.ema_decay == 0.9
+    settings = load_config("quick", sets=["train.ema_decay=none"])
+    assert settings.train.ema_decay is None
+    assert load_config(file=toml(to_toml(settings))).train.ema_decay is None
 
 
 def test_a_written_file_does_not_depend_on_what_a_preset_means_later(toml, monkeypatch):
     settings = load_config("quick")
     text = to_toml(settings)
-    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"updates": 1, "rank": 1}})
+    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"steps": 1, "rank": 1}})
     assert load_config(file=toml(text)) == settings
 
 
@@ -319,8 +333,8 @@ def test_any_settings_are_read_back_as_they_were(tmp_path_factory, **given):
             "subject.photo_prompt": given["prompt"] + "{subject}",
             "priors.folder": given["folder"],
             "train.learning_rate": given["rate"],
-            "train.average_decay": given["decay"],
-            "adapter.new_words": given["words"],
+            "train.ema_decay": given["decay"],
+            "adapter.placeholder_tokens": given["words"],
             "photos.flip": given["flip"],
             "generate.steps": given["steps"],
         }
@@ -333,7 +347,7 @@ def test_any_settings_are_read_back_as_they_were(tmp_path_factory, **given):
 # ------------------------------------------------------------------ what the base model advises
 
 ADVICE = {
-    **{"resolution_px": 64, "guidance": 4.0, "learning_rate": 2e-3, "reach": "all"},
+    **{"resolution_px": 64, "guidance": 4.0, "learning_rate": 2e-3, "target_modules": "all"},
     "weighting": "debiased",
 }
 
@@ -344,13 +358,18 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     left = {name for name, value in flat.items() if value == "auto"}
     # These depend on the machine, and on where the pictures come from.
     assert left == {
-        *("device", "precision", "watch.tracker", "evaluate.encoders"),
-        *("memory.limit", "memory.checkpointing", "memory.base", "memory.images_per_pass"),
-        "memory.one_at_a_time",
+        *("device", "precision", "validation.tracker", "evaluate.encoders"),
+        *(
+            "memory.limit",
+            "memory.gradient_checkpointing",
+            "memory.base_quantization",
+            "memory.micro_batch_size",
+        ),
+        "memory.cpu_offload",
     }
     assert flat["photos.resolution_px"] == 64
     assert flat["priors.guidance"] == flat["generate.guidance"] == 4.0
-    assert (flat["train.learning_rate"], flat["train.reach"]) == (2e-3, "all")
+    assert (flat["train.learning_rate"], flat["train.target_modules"]) == (2e-3, "all")
     assert flat["train.alpha"] == 8.0
     assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
     assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
@@ -362,14 +381,14 @@ def test_advice_changes_nothing_that_was_chosen():
     chosen = load_config(
         sets=[
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
-            *("train.learning_rate=0.5", "train.reach=linear", "train.alpha=3.0"),
+            *("train.learning_rate=0.5", "train.target_modules=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
             *("photos.shape=buckets", "objective.weighting=p2"),
         ]
     )
     assert chosen.resolve(ADVICE) == chosen
     settled = load_config().resolve(ADVICE)
-    assert settled.resolve({**ADVICE, "guidance": 9.0, "reach": "linear"}) == settled
+    assert settled.resolve({**ADVICE, "guidance": 9.0, "target_modules": "linear"}) == settled
 
 
 def test_settled_settings_are_read_back(toml):
@@ -393,18 +412,118 @@ def test_a_prompt_need_not_have_a_blank(name):
     assert list(string.Formatter().parse(getattr(LoomConfig().subject, name)))
 
 
+# ------------------------------------------------------------------ earlier names
+
+# Values of each, as a file of an earlier version has them, and what is meant by them.
+EARLIER = {
+    "train.updates": ("7", 7),
+    "train.accumulate": ("2", 2),
+    "train.reach": ('"linear"', "linear"),
+    "train.warmup_updates": ("3", 3),
+    "train.schedule": ('"linear"', "linear"),
+    "train.clip_norm": ("0.5", 0.5),
+    "train.average_decay": ("0.9", 0.9),
+    "train.checkpoint_every": ("11", 11),
+    "train.save_memory": ("true", "full"),
+    "memory.checkpointing": ('"low"', "low"),
+    "memory.base": ('"int8"', "int8"),
+    "memory.images_per_pass": ("2", 2),
+    "memory.one_at_a_time": ("true", True),
+    "adapter.ranks": ('{"mid_block" = 4}', {"mid_block": 4}),
+    "adapter.alphas": ('{"mid_block" = 2.0}', {"mid_block": 2.0}),
+    "adapter.rank_stabilised": ("true", True),
+    "adapter.initial": ('"pissa"', "pissa"),
+    "adapter.up_rate_ratio": ("16.0", 16.0),
+    "adapter.new_words": ('{"<me>" = "person"}', {"<me>": "person"}),
+    "watch.every": ("50", 50),
+    "watch.prompts": ('["a {subject}"]', ("a {subject}",)),
+    "watch.images": ("2", 2),
+    "watch.steps": ("9", 9),
+    "watch.held_out_photos": ("1", 1),
+    "watch.scores": ("false", False),
+    "watch.tracker": ('"none"', "none"),
+}
+
+
+def test_every_earlier_name_is_tried_and_leads_to_a_setting():
+    assert set(EARLIER) == set(RENAMED)
+    assert set(RENAMED.values()) <= set(setting_names())
+    assert not set(RENAMED) & set(setting_names())
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+def test_a_file_with_an_earlier_name_is_read_and_the_name_noted(earlier, toml):
+    written, meant = EARLIER[earlier]
+    group, name = earlier.split(".")
+    noted = []
+    for settings in (
+        load_config(file=toml(f"[{group}]\n{name} = {written}\n"), observe=noted.append),
+        load_config(sets=[f"{earlier}={written}"], observe=noted.append),
+    ):
+        found = flatten(settings)
+        assert found[RENAMED[earlier]] == meant
+        rest = {key: value for key, value in found.items() if key != RENAMED[earlier]}
+        assert rest == {key: flatten(LoomConfig())[key] for key in rest}
+    assert [event.text for event in noted] == [f"{earlier} is now called {RENAMED[earlier]}"] * 2
+
+
+def test_todays_names_are_not_noted(toml):
+    noted = []
+    load_config(file=toml("[train]\nsteps = 3\n"), sets=["train.rank=2"], observe=noted.append)
+    assert noted == []
+
+
+def test_what_is_typed_goes_before_an_earlier_name_in_a_file(toml):
+    file = toml("[train]\nupdates = 7\nsave_memory = false\n")
+    newer = load_config(file=file, sets=["train.steps=8", "memory.gradient_checkpointing=low"])
+    assert (newer.train.steps, newer.memory.gradient_checkpointing) == (8, "low")
+
+
+def test_a_setting_under_both_names_is_refused(toml):
+    error = refusal(file=toml("[train]\nupdates = 7\nsteps = 8\n"))
+    assert error.problem == "train.updates is now train.steps; give it once."
+
+
 @pytest.mark.parametrize(("said", "meant"), [("true", "full"), ("false", "none"), ("auto", "auto")])
-def test_the_earlier_spelling_of_recomputing_still_works(said, meant, tmp_path):
-    assert load_config(sets=[f"train.save_memory={said}"]).memory.checkpointing == meant
-    file = tmp_path / "old.toml"
-    value = said if said != "auto" else '"auto"'
-    file.write_text(f"[train]\nrank = 4\nsave_memory = {value}\n")
-    old = load_config(file=file)
-    assert (old.memory.checkpointing, old.train.rank) == (meant, 4)
-    newer = load_config(file=file, sets=["memory.checkpointing=low"])
-    assert newer.memory.checkpointing == "low"
+def test_the_earliest_spelling_of_recomputing_still_works(said, meant):
+    assert load_config(sets=[f"train.save_memory={said}"]).memory.gradient_checkpointing == meant
 
 
-def test_the_earlier_spelling_with_another_value_is_no_setting():
-    with pytest.raises(ConfigError, match=r"There is no setting 'train\.save_memory'"):
-        load_config(sets=["train.save_memory=perhaps"])
+def test_a_wrong_value_under_an_earlier_name_is_refused_under_todays():
+    assert "train.steps = 'many'" in refusal(sets=["train.updates=many"]).problem
+
+
+def test_fingerprints_see_the_earlier_names():
+    values = {"steps": 1, "rank": 2, "target_modules": "all", "lr_scheduler": "cosine"}
+    earlier = {"updates": 1, "rank": 2, "reach": "all", "schedule": "cosine"}
+    assert use_earlier_names("train", values) == earlier
+
+
+# ------------------------------------------------------------------ words that are allowed
+
+CHOICES = {
+    name: (field.annotation, description)
+    for name, _, description in describe_settings()
+    for field in [find_field(name)]
+    if allowed_words(field.annotation)
+}
+
+
+def test_settings_with_words_to_choose_from_are_found():
+    assert {"memory.gradient_checkpointing", "objective.loss", "train.rank"} & set(CHOICES) == {
+        "memory.gradient_checkpointing",
+        "objective.loss",
+    }
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_description_names_just_the_words_that_are_accepted(name):
+    annotation, description = CHOICES[name]
+    listed = description.rpartition(": ")[2].rstrip(".").split(", ")
+    if allowed_words(annotation) == ["auto"]:
+        assert "auto" in description
+    else:
+        assert listed == allowed_words(annotation)
+    for word in allowed_words(annotation):
+        load_config(sets=[f"{name}={word}"])
+    assert "'sideways'" in refusal(sets=[f"{name}=sideways"]).problem

@@ -24,7 +24,7 @@ def settings() -> LoomConfig:
     return load_config(
         "quick",
         overrides={
-            "train.updates": 2,
+            "train.steps": 2,
             "train.rank": 2,
             "priors.count": 2,
             "priors.steps": 2,

@@ -44,8 +44,10 @@ def flat(groups: list[Weights]) -> list[torch.nn.Parameter]:
     return [weight for group in groups for weight in group.parameters]
 
 
-def make_adapter(model: Model, strength: float = 0.2, seed: int = 0, reach: str = "all") -> Adapter:
-    model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach=reach, seed=seed))
+def make_adapter(
+    model: Model, strength: float = 0.2, seed: int = 0, target_modules: str = "all"
+) -> Adapter:
+    model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, target_modules=target_modules, seed=seed))
     fresh = model.read_adapter()
     model.detach_adapter()
     dice = torch.Generator().manual_seed(seed)
@@ -123,7 +125,9 @@ def test_a_fresh_lora_changes_nothing_and_leaves_no_trace(model: Model) -> None:
     prompts, at = model.encode_prompts(["a dog"]), torch.tensor([300])
     framing = [Framing((side, side))]
     before = model.predict(latents, at, prompts, framing)
-    weights = flat(model.attach_adapter(AdapterSpec(rank=4, alpha=4.0, reach="all", seed=1)))
+    weights = flat(
+        model.attach_adapter(AdapterSpec(rank=4, alpha=4.0, target_modules="all", seed=1))
+    )
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in weights)
     # Frozen weights lie otherwise now, and their products are rounded otherwise.
     found = model.predict(latents, at, prompts, framing)
@@ -136,7 +140,7 @@ def test_a_loras_first_weights_depend_on_its_seed_alone(model: Model) -> None:
     found = []
     for seed, disturbance in ((1, 0), (1, 99), (2, 0)):
         torch.manual_seed(disturbance)
-        model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=seed))
+        model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, target_modules="attention", seed=seed))
         found.append(next(iter(model.read_adapter().layers.values())).down)
         model.detach_adapter()
     assert torch.equal(found[0], found[1])
@@ -144,7 +148,9 @@ def test_a_loras_first_weights_depend_on_its_seed_alone(model: Model) -> None:
 
 
 def test_alpha_is_folded_into_what_is_read(tiny: SDXLModel) -> None:
-    weights = flat(tiny.attach_adapter(AdapterSpec(rank=2, alpha=6.0, reach="attention", seed=0)))
+    weights = flat(
+        tiny.attach_adapter(AdapterSpec(rank=2, alpha=6.0, target_modules="attention", seed=0))
+    )
     with torch.no_grad():
         for weight in weights:
             weight.fill_(0.5)
@@ -159,7 +165,9 @@ def test_the_lora_can_be_switched_off_for_a_block(tiny: SDXLModel) -> None:
     prompts, at = tiny.encode_prompts(["a dog"]), torch.tensor([300])
     framing = [Framing((side, side))]
     before = tiny.predict(latents, at, prompts, framing)
-    for weight in flat(tiny.attach_adapter(AdapterSpec(rank=2, alpha=2.0, reach="all", seed=0))):
+    for weight in flat(
+        tiny.attach_adapter(AdapterSpec(rank=2, alpha=2.0, target_modules="all", seed=0))
+    ):
         torch.nn.init.normal_(weight.data, std=0.3)
     assert mse_loss(tiny.predict(latents, at, prompts, framing), before) > 1e-4
     with tiny.disable_adapter():
@@ -174,9 +182,9 @@ def test_recomputing_any_levels_gives_the_same_gradients(tiny: SDXLModel) -> Non
     latents = tiny.encode_images(torch.zeros(1, 3, side, side)).mean
     prompts, at = tiny.encode_prompts(["a dog"]), torch.tensor([300])
     gradients = []
-    for checkpointing in ("none", "high", "low", "full"):
+    for gradient_checkpointing in ("none", "high", "low", "full"):
         spec = AdapterSpec(2, 2.0, "attention", 0)
-        weights = flat(tiny.attach_adapter(spec, checkpointing))
+        weights = flat(tiny.attach_adapter(spec, gradient_checkpointing))
         tiny.predict(latents, at, prompts, [Framing((side, side))]).square().mean().backward()
         gradients.append([w.grad.clone() for w in weights if w.grad is not None])
         tiny.detach_adapter()
@@ -289,7 +297,7 @@ def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
 def test_reach_widens_from_attention_to_all(tiny: SDXLModel) -> None:
     unet = tiny._pipeline.unet
     attention, linear, everything = (
-        set(list_layers(unet, reach)) for reach in ("attention", "linear", "all")
+        set(list_layers(unet, target_modules)) for target_modules in ("attention", "linear", "all")
     )
     assert attention < linear < everything
     assert all(".attn" in name for name in attention)

@@ -292,7 +292,7 @@ def test_fault_15_class_images_neither_stretch_the_run_nor_have_a_photo_each(
     counted: list[Event] = []
     run, config = claimed(tmp_path), small_config(model)
     train_adapter(run, model, *sets, config, counted.append)
-    assert sum(isinstance(event, LossLogged) for event in counted) == config.train.updates
+    assert sum(isinstance(event, LossLogged) for event in counted) == config.train.steps
     lesson = make_lesson(model, *sets, config)
     pairs = Counter()
     for update in range(24):

@@ -55,7 +55,7 @@ def test_an_update_is_the_same_in_however_many_passes(
 ) -> None:
     whole, losses = train(tmp_path / "whole", model, sets, small_config(model))
     cut, other = train(
-        tmp_path / "cut", model, sets, remember(small_config(model), images_per_pass=most)
+        tmp_path / "cut", model, sets, remember(small_config(model), micro_batch_size=most)
     )
     assert other == pytest.approx(losses, rel=1e-4)
     for name, weight in whole.items():
@@ -79,10 +79,10 @@ def test_the_record_and_the_file_say_how_the_base_was_kept(
     sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
     stored = load_model(str(tiny_sdxl), CPU, Thrift("nf4"))
-    config = remember(small_config(stored), base="nf4")
+    config = remember(small_config(stored), base_quantization="nf4")
     train(tmp_path, stored, sets, config)
     record = json.loads((tmp_path / "records" / "train.json").read_text())
-    assert record["settings"]["memory"]["base"] == "nf4"
+    assert record["settings"]["memory"]["base_quantization"] == "nf4"
     story = read_adapter(tmp_path / "adapter.safetensors").metadata
     assert story["dreamloom.base_storage"] == "nf4"
     # Another base teaches something else, so what lies there is kept.
@@ -90,14 +90,14 @@ def test_the_record_and_the_file_say_how_the_base_was_kept(
     whole = load_model(str(tiny_sdxl), CPU)
     run = RunDir(tmp_path)
     with pytest.raises(Exception, match="already holds an adapter made with other settings"):
-        train_adapter(run, whole, *sets, remember(config, base="whole"))
+        train_adapter(run, whole, *sets, remember(config, base_quantization="whole"))
 
 
 def test_what_takes_a_part_of_the_base_is_refused_where_it_is_stored(tiny_sdxl: Path) -> None:
     stored = load_model(str(tiny_sdxl), CPU, Thrift("int8"))
     config = small_config(stored)
     config = config.model_copy(
-        update={"adapter": config.adapter.model_copy(update={"initial": "pissa"})}
+        update={"adapter": config.adapter.model_copy(update={"init_lora_weights": "pissa"})}
     )
     with pytest.raises(ConfigError, match="which a base kept in int8 cannot give"):
         check_training(stored, [""], config)
@@ -111,9 +111,9 @@ def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
     fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
     assert fitted.lines == ()
     assert fitted.thrift == Thrift()
-    assert fitted.config.memory.base == "whole"
-    assert fitted.config.memory.checkpointing == "auto"
-    asked = load_config(sets=["memory.base=int8", "memory.one_at_a_time=true"])
+    assert fitted.config.memory.base_quantization == "whole"
+    assert fitted.config.memory.gradient_checkpointing == "auto"
+    asked = load_config(sets=["memory.base_quantization=int8", "memory.cpu_offload=true"])
     assert fit_run(RunDir(tmp_path), asked, CPU, 6).thrift == Thrift("int8", cpu_offload=True)
 
 
@@ -126,9 +126,11 @@ def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_p
     fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
     assert fitted.lines[0].startswith("sdxl at 1024 px")
     assert "at 25 TFLOP/s" in fitted.lines[-1]
-    assert fitted.config.memory.checkpointing == "low"
-    assert fitted.lasting.memory.checkpointing == "auto"
-    assert fitted.lasting.memory.base == fitted.config.memory.base == "whole"
+    assert fitted.config.memory.gradient_checkpointing == "low"
+    assert fitted.lasting.memory.gradient_checkpointing == "auto"
+    assert (
+        fitted.lasting.memory.base_quantization == fitted.config.memory.base_quantization == "whole"
+    )
     assert fit_drawing(config, "sdxl", CPU).drawn_at_once == 8
 
 
@@ -137,9 +139,11 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config = load_config(overrides={"base": "sdxl"})
     run.claim()
-    write_text(run.settings_file, to_toml(remember(config, base="nf4")))
+    write_text(run.settings_file, to_toml(remember(config, base_quantization="nf4")))
     fitted = fit_run(run, config, CPU, photos=6)
-    assert fitted.config.memory.base == fitted.lasting.memory.base == "nf4"
+    assert (
+        fitted.config.memory.base_quantization == fitted.lasting.memory.base_quantization == "nf4"
+    )
     assert fitted.thrift.quantization == "nf4"
 
 
@@ -160,8 +164,10 @@ def test_picturebook_in_fewer_bits_learns_nearly_as_well(kind: str, near: float,
     last = {}
     for quantization in ("whole", kind):
         model = load_model("picturebook", pick_runtime("cpu"), Thrift(quantization))  # type: ignore[arg-type]
-        asked = ["train.updates=24", "priors.kind=none", "train.schedule=constant"]
-        config = settle(load_config(sets=[*asked, f"memory.base={quantization}"]), model)
+        asked = ["train.steps=24", "priors.kind=none", "train.lr_scheduler=constant"]
+        config = settle(
+            load_config(sets=[*asked, f"memory.base_quantization={quantization}"]), model
+        )
         run = claimed(tmp_path / quantization)
         photos = load_photos(EXAMPLES / "rraj", run, int(config.photos.resolution_px))
         told: list[Event] = []

@@ -34,7 +34,7 @@ TAUGHT = Setting(1024, text_encoders=True, cpu_offload=True)
 
 @pytest.mark.parametrize(("levels", "quantization", "at_most"), BARS)
 def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
-    setting = replace(TAUGHT, checkpointing=levels, quantization=quantization)
+    setting = replace(TAUGHT, gradient_checkpointing=levels, quantization=quantization)
     found = predict_footprint(read_table(), setting)
     assert found.peak_bytes < at_most * GIB
     assert found.peak_phase == "training"
@@ -47,23 +47,29 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
         (Case(1024, TEXT), Setting(1024, text_encoders=True)),
         (
             Case(1024, TEXT, "low", Thrift(cpu_offload=True), drawn_at_once=2),
-            replace(TAUGHT, checkpointing="low", drawn_at_once=2),
+            replace(TAUGHT, gradient_checkpointing="low", drawn_at_once=2),
         ),
         (
-            Case(1024, TEXT, "high", images_per_pass=2, passes=1),
-            Setting(1024, text_encoders=True, checkpointing="high", images_per_pass=2, passes=1),
+            Case(1024, TEXT, "high", micro_batch_size=2, passes=1),
+            Setting(
+                1024,
+                text_encoders=True,
+                gradient_checkpointing="high",
+                micro_batch_size=2,
+                passes=1,
+            ),
         ),
         (
             Case(1024, TEXT, "full", Thrift("nf4", cpu_offload=True)),
-            replace(TAUGHT, checkpointing="full", quantization="nf4"),
+            replace(TAUGHT, gradient_checkpointing="full", quantization="nf4"),
         ),
         (
-            Case(1024, TEXT, "full", Thrift("int8", cpu_offload=True), images_per_pass=4),
-            replace(TAUGHT, checkpointing="full", quantization="int8", images_per_pass=4),
+            Case(1024, TEXT, "full", Thrift("int8", cpu_offload=True), micro_batch_size=4),
+            replace(TAUGHT, gradient_checkpointing="full", quantization="int8", micro_batch_size=4),
         ),
         (
-            Case(768, AdapterSpec(64, 64.0, "linear", 0), "none", images_per_pass=2),
-            Setting(768, rank=64, reach="linear", images_per_pass=2),
+            Case(768, AdapterSpec(64, 64.0, "linear", 0), "none", micro_batch_size=2),
+            Setting(768, rank=64, target_modules="linear", micro_batch_size=2),
         ),
     ],
 )
@@ -83,8 +89,8 @@ def tiny_table(tiny_sdxl: Path):
 @pytest.mark.parametrize(
     ("case", "setting"),
     [
-        (Case(128, TEXT, images_per_pass=4), Setting(128, text_encoders=True, images_per_pass=4)),
-        (Case(128, TEXT, "full"), Setting(128, text_encoders=True, checkpointing="full")),
+        (Case(128, TEXT, micro_batch_size=4), Setting(128, text_encoders=True, micro_batch_size=4)),
+        (Case(128, TEXT, "full"), Setting(128, text_encoders=True, gradient_checkpointing="full")),
     ],
 )
 def test_another_base_is_predicted_from_its_own_counts(tiny_sdxl, tiny_table, case, setting):
@@ -137,8 +143,8 @@ def choose(gib: float, limits: Limits = ANYTHING):
 
 def test_less_memory_is_met_by_recomputing_first_and_fewer_bits_last():
     chosen = [choose(gib).setting for gib in (24, 16, 12, 8, 5.2)]
-    assert [one.checkpointing for one in chosen[:3]] == ["none", "none", "low"]
-    assert [one.images_per_pass for one in chosen[:2]] == [2, 1]
+    assert [one.gradient_checkpointing for one in chosen[:3]] == ["none", "none", "low"]
+    assert [one.micro_batch_size for one in chosen[:2]] == [2, 1]
     assert [one.quantization for one in chosen] == ["whole", "whole", "whole", "int8", "nf4"]
     assert chosen[-1].cpu_offload
     assert all(one.optimizer == "adamw" for one in chosen)
@@ -160,8 +166,8 @@ def test_more_memory_never_chooses_a_slower_setting():
         one = choose(gib).setting
         return (
             ("whole", "int8", "nf4").index(one.quantization),
-            ("none", "high", "low", "full").index(one.checkpointing),
-            -one.images_per_pass,
+            ("none", "high", "low", "full").index(one.gradient_checkpointing),
+            -one.micro_batch_size,
         )
 
     losses = [loss(gib) for gib in (5.2, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24)]
@@ -169,9 +175,9 @@ def test_more_memory_never_chooses_a_slower_setting():
 
 
 def test_what_is_given_is_kept():
-    limits = Limits(checkpointing=("full",), quantization=("nf4",), images_per_pass=1)
+    limits = Limits(gradient_checkpointing=("full",), quantization=("nf4",), micro_batch_size=1)
     setting = choose(80, limits).setting
-    assert (setting.checkpointing, setting.quantization, setting.images_per_pass) == (
+    assert (setting.gradient_checkpointing, setting.quantization, setting.micro_batch_size) == (
         "full",
         "nf4",
         1,
@@ -193,11 +199,11 @@ def test_where_nothing_fits_the_least_is_told():
     choice = choose(2)
     assert not choice.fits
     assert choice.footprint.peak_bytes > usable_bytes(2 * GIB)
-    assert (choice.setting.quantization, choice.setting.checkpointing) == ("nf4", "full")
+    assert (choice.setting.quantization, choice.setting.gradient_checkpointing) == ("nf4", "full")
 
 
 def test_why_something_faster_was_not_chosen_is_told_with_its_need():
     choice = choose(12)
     refused = {(name, value): needed for name, value, needed in choice.refused}
-    assert refused["checkpointing", "none"] > usable_bytes(12 * GIB)
-    assert refused["checkpointing", "high"] > usable_bytes(12 * GIB)
+    assert refused["gradient_checkpointing", "none"] > usable_bytes(12 * GIB)
+    assert refused["gradient_checkpointing", "high"] > usable_bytes(12 * GIB)

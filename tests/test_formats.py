@@ -739,8 +739,8 @@ def saved_changes(model, component):
     }
 
 
-@pytest.mark.parametrize("rank_stabilised", [False, True])
-def test_a_folder_of_peft_is_read_at_its_strength(tmp_path, rank_stabilised):
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_folder_of_peft_is_read_at_its_strength(tmp_path, use_rslora):
     inner = [name.removeprefix("unet.") for name in (TO_Q, TO_OUT, CONV)]
     layers = {inner[0]: nn.Linear(4, 6), inner[1]: nn.Linear(6, 6), inner[2]: nn.Conv2d(3, 5, 3)}
     config = LoraConfig(
@@ -749,7 +749,7 @@ def test_a_folder_of_peft_is_read_at_its_strength(tmp_path, rank_stabilised):
         target_modules=["to_q", "to_out.0", "conv1"],
         rank_pattern={"conv1": 3},
         alpha_pattern={"^down_blocks.*to_q": 1, "to_out.0": 9},
-        use_rslora=rank_stabilised,
+        use_rslora=use_rslora,
         init_lora_weights=False,
     )
     torch.manual_seed(2)

@@ -28,7 +28,9 @@ from dreamloom.models.packed_linear import (
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.sdxl import SDXLModel
 
-SPEC = AdapterSpec(rank=3, alpha=2.0, reach="all", seed=0, text_encoders=True, ranks={"to_k": 5})
+SPEC = AdapterSpec(
+    rank=3, alpha=2.0, target_modules="all", seed=0, text_encoders=True, ranks={"to_k": 5}
+)
 PROMPTS = ["a photo of a person", "a dog in the snow"]
 
 
@@ -94,22 +96,22 @@ def joined(results: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("one_node", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("reach", ["attention", "all"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("target_modules", ["attention", "all"])
 def test_forward_and_gradients_are_pefts(
     tiny: SDXLModel,
-    reach: Any,
-    checkpointing: bool,
+    target_modules: Any,
+    gradient_checkpointing: bool,
     one_node: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a processor an attention is one node of autograd, on a GPU several."""
     if not one_node:
         monkeypatch.setattr(AttentionMaps, "is_one_node", False)
-    attached = attach(tiny, replace(SPEC, reach=reach), torch.float64)
+    attached = attach(tiny, replace(SPEC, target_modules=target_modules), torch.float64)
     theirs = run(tiny, attached)
     attached._slim()
-    if checkpointing:
+    if gradient_checkpointing:
         tiny._pipeline.unet.enable_gradient_checkpointing()
         tiny._pipeline.unet.train()
     ours = run(tiny, attached)
@@ -120,7 +122,7 @@ def test_forward_and_gradients_are_pefts(
 
 
 def test_on_a_processor_every_adapted_attention_is_one_node(tiny: SDXLModel) -> None:
-    groups = tiny.attach_adapter(replace(SPEC, reach="attention"))
+    groups = tiny.attach_adapter(replace(SPEC, target_modules="attention"))
     assert groups
     kinds = {"unet": "Attention", "text_encoder": "CLIPAttention"}
     for part, kind in kinds.items():
@@ -147,13 +149,13 @@ def test_feed_forward_layers_that_never_learn_are_one_node(tiny: SDXLModel) -> N
         return [out.detach(), given.grad]
 
     before = run_layer()
-    tiny.attach_adapter(replace(SPEC, reach="attention"))
+    tiny.attach_adapter(replace(SPEC, target_modules="attention"))
     assert all("forward" in vars(layer) for layer in layers)
     assert far(run_layer(), before) < 1e-5
     tiny.detach_adapter()
     assert not any("forward" in vars(layer) for layer in layers)
     # Beyond the attention they learn themselves.
-    tiny.attach_adapter(replace(SPEC, reach="linear"))
+    tiny.attach_adapter(replace(SPEC, target_modules="linear"))
     assert not any("forward" in vars(layer) for layer in layers)
 
 
@@ -177,7 +179,7 @@ class Counter(TorchDispatchMode):
 
 
 def test_fewer_operations_are_called(tiny: SDXLModel) -> None:
-    attached = attach(tiny, replace(SPEC, reach="attention"), torch.float32)
+    attached = attach(tiny, replace(SPEC, target_modules="attention"), torch.float32)
     with Counter() as theirs:
         run(tiny, attached)
     attached._slim()
@@ -192,7 +194,7 @@ def test_half_precision_is_as_near_to_the_truth_as_pefts(
     tiny: SDXLModel, dtype: torch.dtype
 ) -> None:
     """PEFT computes the update in float32 there; the lean form in the base's precision."""
-    attached = attach(tiny, replace(SPEC, reach="attention"), torch.float32)
+    attached = attach(tiny, replace(SPEC, target_modules="attention"), torch.float32)
     truth = run(tiny, attached)
     for owner in components(tiny).values():
         for name, weight in owner.named_parameters():
@@ -238,7 +240,7 @@ def test_detaching_gives_every_weight_its_own_memory(tiny: SDXLModel) -> None:
 
 def test_a_component_that_was_moved_keeps_learning(tiny: SDXLModel) -> None:
     """Moving gives each weight memory of its own: what was one piece must become one again."""
-    attached = AttachedAdapter(components(tiny), replace(SPEC, reach="attention"))
+    attached = AttachedAdapter(components(tiny), replace(SPEC, target_modules="attention"))
     with torch.no_grad():
         for weight in weights_of(attached):
             weight.add_(0.1)
@@ -301,7 +303,9 @@ def test_what_frozen_weights_make_of_the_same_input_is_computed_once() -> None:
 
 
 def test_prompts_that_come_again_give_the_same_prediction(tiny: SDXLModel) -> None:
-    attached = attach(tiny, replace(SPEC, reach="attention", text_encoders=False), torch.float64)
+    attached = attach(
+        tiny, replace(SPEC, target_modules="attention", text_encoders=False), torch.float64
+    )
     theirs = run(tiny, attached)
     attached._slim()
     known = tiny.encode_prompts(PROMPTS)
@@ -359,12 +363,12 @@ def test_taught_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("order", ["turned", "packed"])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("reach", ["attention", "all"])
+@pytest.mark.parametrize("gradient_checkpointing", ["none", "full"])
+@pytest.mark.parametrize("target_modules", ["attention", "all"])
 def test_native_blocks_compute_the_same(
     tiny: SDXLModel,
-    reach: Any,
-    checkpointing: Any,
+    target_modules: Any,
+    gradient_checkpointing: Any,
     order: Order,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -372,9 +376,9 @@ def test_native_blocks_compute_the_same(
     monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: order)
     before = weights_by_name(tiny)
     for text in (True, False):
-        spec = replace(SPEC, reach=reach, text_encoders=text)
+        spec = replace(SPEC, target_modules=target_modules, text_encoders=text)
         plain, native = (
-            run_compiled(tiny, spec, checkpointing, compiled) for compiled in (False, True)
+            run_compiled(tiny, spec, gradient_checkpointing, compiled) for compiled in (False, True)
         )
         for one, other in zip(plain, native, strict=True):
             assert far(other, one) < 2e-5
@@ -385,7 +389,7 @@ def test_native_blocks_compute_the_same(
 
 @NEEDS_COMPILER
 def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny: SDXLModel) -> None:
-    tiny.attach_adapter(replace(SPEC, reach="attention"), compiled=True)
+    tiny.attach_adapter(replace(SPEC, target_modules="attention"), compiled=True)
     kinds = {"unet": "BasicTransformerBlock", "text_encoder": "CLIPEncoderLayer"}
     for part, kind in kinds.items():
         modules = [m for m in components(tiny)[part].modules() if type(m).__name__ == kind]
@@ -407,16 +411,18 @@ def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny:
 
 @pytest.mark.slow  # the compiler takes a minute for each case
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("gradient_checkpointing", ["none", "full"])
 def test_compiled_blocks_compute_the_same(
-    tiny: SDXLModel, checkpointing: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: SDXLModel, gradient_checkpointing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: on a processor nothing is left to torch's compiler."""
     monkeypatch.setattr("dreamloom.models.fused_lora.FusedLora._is_for_native", lambda self: False)
     monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: "plain")
     before = weights_by_name(tiny)
-    spec = replace(SPEC, reach="attention", text_encoders=False)
-    plain, compiled = (run_compiled(tiny, spec, checkpointing, each) for each in (False, True))
+    spec = replace(SPEC, target_modules="attention", text_encoders=False)
+    plain, compiled = (
+        run_compiled(tiny, spec, gradient_checkpointing, each) for each in (False, True)
+    )
     for one, other in zip(plain, compiled, strict=True):
         assert far(other, one) < 1e-4
     after = weights_by_name(tiny)
@@ -426,10 +432,10 @@ def test_compiled_blocks_compute_the_same(
 
 
 def run_compiled(
-    tiny: SDXLModel, spec: AdapterSpec, checkpointing: Any, compiled: bool
+    tiny: SDXLModel, spec: AdapterSpec, gradient_checkpointing: Any, compiled: bool
 ) -> list[list[Tensor]]:
     """Run an adapter with random weights three times, and once switched off."""
-    groups = tiny.attach_adapter(spec, checkpointing, compiled)
+    groups = tiny.attach_adapter(spec, gradient_checkpointing, compiled)
     dice = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in (w for group in groups for w in group.parameters):

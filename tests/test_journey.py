@@ -33,7 +33,7 @@ from dreamloom.pipeline.train import (
 from studio_set import make_photos
 
 SMALL = {
-    "train.updates": 2,
+    "train.steps": 2,
     "train.rank": 2,
     "train.batch_photos": 1,
     "train.batch_priors": 1,
@@ -153,7 +153,7 @@ def test_settling_leaves_nothing_automatic(tiny_sdxl: Path, runtime: Runtime) ->
     model = load_model(str(tiny_sdxl), runtime)
     config = settle(load_config(), model)
     assert config.photos.resolution_px == 64
-    assert config.train.reach == "all"
+    assert config.train.target_modules == "all"
     assert config.train.alpha == 16.0
 
 

@@ -24,11 +24,11 @@ _VARIETIES = {
     **{f"kind {kind}": {"adapter.kind": kind} for kind in ("lora", "dora", "loha", "lokr", "oft")},
     **{f"optimizer {name}": {"train.optimizer": name} for name in OPTIMIZERS if name != "adamw"},
     "text encoders": {"adapter.text_encoders": True},
-    "new words": {"adapter.new_words": {"rraj": "red"}},
-    "rank-stabilised": {"adapter.rank_stabilised": True},
-    "pissa": {"adapter.initial": "pissa"},
-    "LoRA+": {"adapter.up_rate_ratio": 4.0},
-    "average": {"train.average_decay": 0.8},
+    "new words": {"adapter.placeholder_tokens": {"rraj": "red"}},
+    "rank-stabilised": {"adapter.use_rslora": True},
+    "pissa": {"adapter.init_lora_weights": "pissa"},
+    "LoRA+": {"adapter.loraplus_lr_ratio": 4.0},
+    "average": {"train.ema_decay": 0.8},
     "huber": {"objective.loss": "huber"},
     "debiased": {"objective.weighting": "debiased"},
 }
@@ -58,10 +58,15 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
     pytest.importorskip(library, reason=f"{library} is not installed")
     asked = load_config(
         overrides={
-            **{"priors.kind": "none", "train.updates": updates, "train.batch_photos": 3},
-            **{"train.rank": 4, "train.reach": "attention", "train.warmup_updates": 2},
-            **{"train.schedule": "constant", "watch.every": updates},
-            **{"watch.images": 1, "watch.steps": 2, "watch.tracker": "none", **settings},
+            **{"priors.kind": "none", "train.steps": updates, "train.batch_photos": 3},
+            **{"train.rank": 4, "train.target_modules": "attention", "train.warmup_steps": 2},
+            **{"train.lr_scheduler": "constant", "validation.every": updates},
+            **{
+                "validation.images": 1,
+                "validation.steps": 2,
+                "validation.tracker": "none",
+                **settings,
+            },
         }
     )
     told: list[Event] = []
@@ -78,7 +83,7 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
         text = [layer for key, layer in adapter.layers.items() if key.startswith("text_encoder")]
         assert len(text) > 10
         assert all(layer.up.abs().max() > 0 for layer in text)
-    assert set(adapter.tokens) == set(settings.get("adapter.new_words", {}))
+    assert set(adapter.tokens) == set(settings.get("adapter.placeholder_tokens", {}))
     shot, sampler = Shot("a photo of rraj person", 0), Sampler("ddim", 4, 4.0)
     plain = np.asarray(model.sample([shot], sampler)[0], dtype=float)
     with model.apply_adapters([(adapter, 1.0)]):

@@ -28,7 +28,7 @@ def student(weight: Tensor, device: torch.device = CPU, **settings: object) -> S
             "train.learning_rate": 0.1,
             "train.text_learning_rate": 0.1,
             "train.token_learning_rate": 0.1,
-            "train.warmup_updates": 0,
+            "train.warmup_steps": 0,
             **settings,
         }
     )
@@ -127,7 +127,7 @@ def test_weights_never_take_a_gradient_that_is_not_finite(optimizer: str, bad: f
 
 def test_a_large_gradient_is_cut_as_torch_cuts_it() -> None:
     gradient, start = torch.tensor([30.0, -40.0, 0.5]), torch.tensor([1.0, 2.0, 3.0])
-    ours = student(start.clone(), **{"train.clip_norm": 2.0, "train.weight_decay": 0.1})
+    ours = student(start.clone(), **{"train.max_grad_norm": 2.0, "train.weight_decay": 0.1})
     theirs = torch.nn.Parameter(start.clone())
     plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)
     for scale in (1.0, 0.001, 3.0):

@@ -44,8 +44,12 @@ def tiny(tiny_sdxl: Path) -> SDXLModel:
     return model
 
 
-def make_adapter(model: Model, seed: int, reach: Reach = "all", text: bool = False) -> Adapter:
-    spec = AdapterSpec(rank=2, alpha=2.0, reach=reach, seed=seed, text_encoders=text)
+def make_adapter(
+    model: Model, seed: int, target_modules: Reach = "all", text: bool = False
+) -> Adapter:
+    spec = AdapterSpec(
+        rank=2, alpha=2.0, target_modules=target_modules, seed=seed, text_encoders=text
+    )
     model.attach_adapter(spec)
     fresh = model.read_adapter()
     model.detach_adapter()

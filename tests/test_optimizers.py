@@ -114,7 +114,7 @@ def test_groups_keep_their_roles_and_full_rates(name):
     needs(name)
     by_role = [("down", weights((2, 8))), ("up", weights((8, 2))), ("tokens", weights((1, 4)))]
     ratio = 1.0 if name in ONE_RATE_OPTIMIZERS else 4.0
-    optimizer = make_optimizer(name, group_weights(by_role, 0.1, up_rate_ratio=ratio), 0.0)
+    optimizer = make_optimizer(name, group_weights(by_role, 0.1, loraplus_lr_ratio=ratio), 0.0)
     rates = {group["role"]: group["full_rate"] for group in optimizer.param_groups}
     assert rates == {"down": 0.1, "up": 0.1 * ratio, "tokens": 0.1}
     set_rates(optimizer, 0.5)
@@ -209,7 +209,7 @@ def test_one_rate_for_all_is_demanded_where_the_optimizer_finds_it():
     by_role = [("down", weights((2, 2))), ("up", weights((2, 2)))]
     for name in ONE_RATE_OPTIMIZERS:
         with pytest.raises(ConfigError) as caught:
-            make_optimizer(name, group_weights(by_role, 1.0, up_rate_ratio=16.0), 0.0)
+            make_optimizer(name, group_weights(by_role, 1.0, loraplus_lr_ratio=16.0), 0.0)
         assert "given several: down 1, up 16" in caught.value.problem
         assert "up_rate_ratio of 1" in caught.value.hint
 
@@ -290,7 +290,7 @@ def test_rates_for_other_optimizers():
 def test_each_role_has_its_rate():
     roles = ("down", "up", "other", "text down", "text up", "text other", "tokens")
     made = {role: weights((2, 2)) for role in roles}
-    groups = group_weights(made.items(), 1.0, text_rate=0.1, token_rate=5.0, up_rate_ratio=16.0)
+    groups = group_weights(made.items(), 1.0, text_rate=0.1, token_rate=5.0, loraplus_lr_ratio=16.0)
     assert {group["role"]: group["lr"] for group in groups} == {
         "down": 1.0,
         "up": 16.0,
@@ -315,7 +315,7 @@ def test_without_other_rates_all_learn_alike():
     assert {group["lr"] for group in group_weights(by_role, 0.3)} == {0.3}
 
 
-@pytest.mark.parametrize("options", [{"up_rate_ratio": 0.0}, {"text_rate": -1.0}])
+@pytest.mark.parametrize("options", [{"loraplus_lr_ratio": 0.0}, {"text_rate": -1.0}])
 def test_rates_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         group_weights([("down", weights((2, 2)))], 1.0, **options)

@@ -285,7 +285,7 @@ def test_nearly_the_same_pictures_are_named(folder):
         (30, None),
         (
             31,
-            "31 photos are many: 4 to 30 are usual; choose the best, or raise train.updates",
+            "31 photos are many: 4 to 30 are usual; choose the best, or raise train.steps",
         ),
     ],
 )

@@ -59,12 +59,12 @@ def test_a_plan_says_what_it_chose_and_why():
 
 
 def test_a_plan_fills_in_what_is_left_open_and_nothing_else():
-    asked = config("memory.checkpointing=full", "adapter.text_encoders=true")
+    asked = config("memory.gradient_checkpointing=full", "adapter.text_encoders=true")
     plan = plan_run(asked, read_memory("24GiB"))
     settled = apply_plan(asked, plan)
-    assert settled.memory.checkpointing == "full"
-    assert settled.memory.base == "whole"
-    assert isinstance(settled.memory.images_per_pass, int)
+    assert settled.memory.gradient_checkpointing == "full"
+    assert settled.memory.base_quantization == "whole"
+    assert isinstance(settled.memory.micro_batch_size, int)
     assert settled.memory.cpu_offload in (True, False)
     assert settled.train == asked.train
     assert settled.photos == asked.photos
@@ -77,8 +77,8 @@ def test_the_limit_in_the_settings_goes_before_the_devices_memory():
 
 
 def test_work_grows_with_what_is_asked():
-    few = plan_run(config("train.updates=100", "priors.kind=none"), read_memory("24GiB"))
-    many = plan_run(config("train.updates=200", "priors.kind=none"), read_memory("24GiB"))
+    few = plan_run(config("train.steps=100", "priors.kind=none"), read_memory("24GiB"))
+    many = plan_run(config("train.steps=200", "priors.kind=none"), read_memory("24GiB"))
     assert many.flops["training"] == pytest.approx(2 * few.flops["training"])
     assert few.flops["class images"] == 0
     assert few.choice.setting.passes == 1
@@ -94,9 +94,12 @@ def test_where_nothing_fits_the_error_says_by_how_much_and_what_to_do():
 
 def test_where_a_given_setting_is_in_the_way_it_is_named():
     with pytest.raises(ConfigError) as caught:
-        plan_run(config("memory.base=whole", "memory.checkpointing=none"), read_memory("6GiB"))
-    assert "--set memory.base=auto" in caught.value.hint
-    assert "--set memory.checkpointing=auto" in caught.value.hint
+        plan_run(
+            config("memory.base_quantization=whole", "memory.gradient_checkpointing=none"),
+            read_memory("6GiB"),
+        )
+    assert "--set memory.base_quantization=auto" in caught.value.hint
+    assert "--set memory.gradient_checkpointing=auto" in caught.value.hint
 
 
 def test_a_resolution_off_the_grid_of_latents_is_refused():
@@ -106,10 +109,10 @@ def test_a_resolution_off_the_grid_of_latents_is_refused():
 
 
 def test_initialisations_that_take_a_part_of_the_base_keep_it_whole():
-    plan = plan_run(config("adapter.initial=pissa"), read_memory("9GiB"))
+    plan = plan_run(config("adapter.init_lora_weights=pissa"), read_memory("9GiB"))
     assert plan.choice.setting.quantization == "whole"
     with pytest.raises(ConfigError, match="Nothing fits"):
-        plan_run(config("adapter.initial=pissa"), read_memory("5GiB"))
+        plan_run(config("adapter.init_lora_weights=pissa"), read_memory("5GiB"))
 
 
 def test_drawing_is_planned_as_well():
@@ -127,7 +130,7 @@ def test_the_command_prints_words_or_json():
     assert "in 12GB (11.18 GiB)" in said.output
     told = json.loads(CliRunner().invoke(main, [*plain, "--json"]).output)
     assert told["fits"] is True
-    assert set(told["settings"]) >= {"memory.checkpointing", "memory.base"}
+    assert set(told["settings"]) >= {"memory.gradient_checkpointing", "memory.base_quantization"}
     assert told["peak_gib"] == max(told["phases_gib"].values())
 
 

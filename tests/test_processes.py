@@ -21,8 +21,15 @@ SPEC = AdapterSpec(2, 2.0, "attention", 0)
 
 _COMMON = [
     *("--preset", "quick", "--subject", "sks dog", "--device", "cpu"),
-    *("--set", "train.updates=1", "--set", "train.rank=2", "--set", "train.warmup_updates=0"),
-    *("--set", "priors.count=4", "--set", "priors.steps=2", "--set", "train.reach=attention"),
+    *("--set", "train.steps=1", "--set", "train.rank=2", "--set", "train.warmup_steps=0"),
+    *(
+        "--set",
+        "priors.count=4",
+        "--set",
+        "priors.steps=2",
+        "--set",
+        "train.target_modules=attention",
+    ),
     # AdamW's first step has full length however small a number's gradient: rounding alone would
     # turn the sign of the smallest ones. Adafactor divides by a mean over rows and columns.
     *("--set", "train.optimizer=adafactor"),

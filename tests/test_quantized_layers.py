@@ -17,7 +17,7 @@ from dreamloom.models.sdxl import SDXLModel
 from looks import psnr_db
 
 FEWER_BITS = [kind for kind in QUANTIZATIONS if kind != "whole"]
-SPEC = AdapterSpec(rank=2, alpha=2.0, reach="attention", seed=0, text_encoders=True)
+SPEC = AdapterSpec(rank=2, alpha=2.0, target_modules="attention", seed=0, text_encoders=True)
 FAST = Sampler("ddim", steps=2, guidance=3.0)
 
 

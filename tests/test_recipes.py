@@ -15,7 +15,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
 
 def exposures(config: LoomConfig) -> int:
-    return config.train.updates * config.train.batch_photos * config.train.accumulate
+    return config.train.steps * config.train.batch_photos * config.train.gradient_accumulation_steps
 
 
 def test_the_study_gave_half_the_looks_with_class_images_and_the_fair_pair_does_not() -> None:
@@ -35,7 +35,7 @@ def test_each_recipe_trains_and_says_what_this_machine_replaced(
     monkeypatch.setattr(
         "dreamloom.training.optimizers._why_no_8bit", lambda device: "it is not here"
     )
-    short = {"base": "picturebook", "train.updates": 2, "priors.count": 2, "priors.steps": 2}
+    short = {"base": "picturebook", "train.steps": 2, "priors.count": 2, "priors.steps": 2}
     asked = load_config(file=path, overrides=short)
     told: list[Event] = []
     photos = make_photos(tmp_path / "photos")

@@ -98,7 +98,7 @@ def test_each_recipe_can_be_read_and_its_photos_are_there(path: Path) -> None:
     for arm in study.list_arms():
         assert study.configure(arm, 0).base == "picturebook"
     quick = read_study(path, Changes(quick=True))
-    assert quick.configure(quick.list_arms()[0], 0).train.updates == 120
+    assert quick.configure(quick.list_arms()[0], 0).train.steps == 120
 
 
 def test_the_recipes_ask_what_every_user_asks() -> None:
@@ -198,7 +198,7 @@ def test_settings_go_from_the_preset_over_the_study_to_the_arm(tmp_path: Path) -
     study = read_study(write(tmp_path, text))
     with_priors, without = (study.configure(arm, 5) for arm in study.arms)
     assert (with_priors.train.rank, without.train.rank) == (2, 3)
-    assert with_priors.train.updates == without.train.updates == 8
+    assert with_priors.train.steps == without.train.steps == 8
     assert (with_priors.priors.kind, without.priors.kind) == ("generated", "none")
     assert with_priors.seed == 5
 
@@ -219,18 +219,18 @@ def test_the_command_may_change_base_photos_subject_packs_and_effort(tmp_path: P
     assert Path(study.photos) == tmp_path / "mine"
     assert (study.packs, study.prompts, study.workers) == (("live-v1",), (), 3)
     # What the file settles, it settles in every preset.
-    assert (config.train.updates, config.priors.count) == (120, 5)
+    assert (config.train.steps, config.priors.count) == (120, 5)
 
 
 def test_looks_are_taken_so_that_every_checkpoint_is_kept(tmp_path: Path) -> None:
     text = HEAD + "[settings]\ntrain.updates = 120\n[grid]\ncheckpoint = [0.25, 0.5, 1.0]\n"
     study = read_study(write(tmp_path, text))
-    every = {study.configure(arm, 0).watch.every for arm in study.list_arms()}
+    every = {study.configure(arm, 0).validation.every for arm in study.list_arms()}
     assert every == {30}
     assert count_updates(0.25, 120) == 30
     assert count_updates(0.001, 120) == 1
     plain = read_study(write(tmp_path, HEAD + TWO_ARMS))
-    assert plain.configure(plain.arms[0], 0).watch.every is None
+    assert plain.configure(plain.arms[0], 0).validation.every is None
 
 
 def test_every_word_of_the_file_is_described() -> None:
@@ -450,8 +450,8 @@ def test_weak_spots_are_categories_worse_than_the_base_model() -> None:
     assert "too few images in “view”" in told
 
 
-def figure(value: float, reach: float = 0.05, n: int = 20) -> Figure:
-    return Figure(value, n, (value - reach, value + reach), key="one")
+def figure(value: float, target_modules: float = 0.05, n: int = 20) -> Figure:
+    return Figure(value, n, (value - target_modules, value + target_modules), key="one")
 
 
 def test_likeness_is_worse_where_intervals_lie_apart_in_every_training() -> None:
@@ -568,7 +568,7 @@ def test_scores_of_several_trainings_are_joined_with_the_spread_between_them() -
 
 SMALL = """
 [settings]
-train.updates = 2
+train.steps = 2
 train.rank = 2
 adapter.blocks = "unet.mid_block"
 train.batch_photos = 2

@@ -185,7 +185,7 @@ def test_a_rise_within_its_own_noise_does_not_make_a_large_ratio():
 def plan(tiny_sdxl: Path) -> TrialPlan:
     small = {
         "base": str(tiny_sdxl),
-        "train.updates": 2,
+        "train.steps": 2,
         "train.rank": 2,
         "train.batch_photos": 2,
         "train.batch_priors": 2,

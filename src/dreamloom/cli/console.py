@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -280,6 +281,12 @@ def show_retention(found: Retention) -> None:
     for score in (found.identity, found.style):
         for text in filter(None, (score.note, score.key)):
             console.print(f"[dim]{escape(text)}[/dim]")
+
+
+def print_note(event: events.Event) -> None:
+    """Print a note on the error output, where no picture of the progress is drawn yet."""
+    if isinstance(event, events.Note):
+        click.echo(f"Note: {event.text}.", err=True)
 
 
 def say(text: str) -> None:

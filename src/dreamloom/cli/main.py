@@ -436,6 +436,7 @@ def _audit(
 
 def _settings(given: dict[str, Any]) -> LoomConfig:
     """Put the command's options over the preset and the file."""
+    from dreamloom.cli.console import print_note
     from dreamloom.core.config.settings import load_config
 
     overrides = {
@@ -456,7 +457,9 @@ def _settings(given: dict[str, Any]) -> LoomConfig:
         overrides["priors.kind"] = prior
     elif prior:
         overrides |= {"priors.kind": "folder", "priors.folder": prior}
-    return load_config(file=given["file"], sets=given["sets"], overrides=overrides)
+    return load_config(
+        file=given["file"], sets=given["sets"], overrides=overrides, observe=print_note
+    )
 
 
 def _runtime(config: LoomConfig) -> Runtime:

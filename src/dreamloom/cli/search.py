@@ -62,7 +62,7 @@ def search(
     Draws candidates on the same prompts and seeds, keeps the better half again and again, and
     compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
     """
-    from dreamloom.cli.console import say, watch
+    from dreamloom.cli.console import print_note, say, watch
     from dreamloom.core.config.settings import load_config
     from dreamloom.experiments.merge_search.request import Wish
     from dreamloom.experiments.merge_search.running import run_search
@@ -73,7 +73,7 @@ def search(
         "device": device,
         "generate.steps": (steps,) if steps else None,
     }
-    config = load_config(file=file, sets=sets, overrides=overrides)
+    config = load_config(file=file, sets=sets, overrides=overrides, observe=print_note)
     with watch(quiet) as observe:
         found = run_search(Wish(**given), config, observe)
     if as_json:

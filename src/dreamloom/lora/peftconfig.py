@@ -30,17 +30,17 @@ class Scaling:
     Args:
         alpha: For layers that no pattern names.
         alpha_by_pattern: Regular expressions of names' ends.
-        rank_stabilised: Whether alpha is divided by the root of the rank.
+        use_rslora: Whether alpha is divided by the root of the rank.
     """
 
     alpha: float
     alpha_by_pattern: Mapping[str, float] = field(default_factory=dict)
-    rank_stabilised: bool = False
+    use_rslora: bool = False
 
     def of(self, layer: str, rank: int) -> float:
         """The scale of a layer, by its name within the component, and its rank."""
         alpha = match_pattern(self.alpha_by_pattern, layer, self.alpha)
-        return alpha / rank**0.5 if self.rank_stabilised else alpha / rank
+        return alpha / rank**0.5 if self.use_rslora else alpha / rank
 
 
 def match_pattern(by_pattern: Mapping[str, float], layer: str, otherwise: float) -> float:

@@ -25,17 +25,17 @@ class Limits:
     """What may be chosen: the given values alone, or all.
 
     Args:
-        checkpointing: Ways to recompute.
+        gradient_checkpointing: Ways to recompute.
         quantization: Ways to keep the base.
         cpu_offload: Whether parts take turns.
-        images_per_pass: Images that go through at once; None allows every division of a batch.
+        micro_batch_size: Images that go through at once; None allows every division of a batch.
         may_use_8_bit: Whether the optimizer may keep its states in 8 bits.
     """
 
-    checkpointing: Sequence[str] = LADDER
+    gradient_checkpointing: Sequence[str] = LADDER
     quantization: Sequence[str] = QUANTIZED
     cpu_offload: Sequence[bool] = (False, True)
-    images_per_pass: int | None = None
+    micro_batch_size: int | None = None
     may_use_8_bit: bool = False
 
 
@@ -46,13 +46,13 @@ class Work:
     Args:
         setting: Resolution, adapter and optimizer; the rest of it is chosen.
         images_per_batch: Photos and class images of a batch.
-        accumulate: Batches of an update.
+        gradient_accumulation_steps: Batches of an update.
         drawn_at_once: Most pictures to draw at a time.
     """
 
     setting: Setting
     images_per_batch: int
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     drawn_at_once: int = 8
 
 
@@ -112,16 +112,17 @@ def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
         optimizers.append(EIGHT_BIT)
     for optimizer in optimizers:
         for quantization in limits.quantization:
-            for levels in limits.checkpointing:
+            for levels in limits.gradient_checkpointing:
                 for per_pass in _divide(work, limits):
                     for in_turn in limits.cpu_offload:
                         yield replace(
                             work.setting,
                             optimizer=optimizer,
                             quantization=quantization,
-                            checkpointing=levels,
-                            images_per_pass=per_pass,
-                            passes=-(-work.images_per_batch // per_pass) * work.accumulate,
+                            gradient_checkpointing=levels,
+                            micro_batch_size=per_pass,
+                            passes=-(-work.images_per_batch // per_pass)
+                            * work.gradient_accumulation_steps,
                             cpu_offload=in_turn,
                         )
 
@@ -129,8 +130,8 @@ def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
 def _divide(work: Work, limits: Limits) -> list[int]:
     """List how many images may go through at once, most first."""
     whole = work.images_per_batch
-    if limits.images_per_pass is not None:
-        return [min(limits.images_per_pass, whole)]
+    if limits.micro_batch_size is not None:
+        return [min(limits.micro_batch_size, whole)]
     return [number for number in range(whole, 0, -1) if whole % number == 0]
 
 
@@ -158,10 +159,10 @@ def _explain(
 ) -> list[tuple[str, str, int]]:
     """Say what each thing that is one step faster or more exact would have needed."""
     options: dict[str, list[object]] = {
-        "checkpointing": list(limits.checkpointing),
+        "gradient_checkpointing": list(limits.gradient_checkpointing),
         "quantization": list(limits.quantization),
-        "images_per_pass": list(_divide(work, limits)),
-        "one_at_a_time": list(limits.cpu_offload),
+        "micro_batch_size": list(_divide(work, limits)),
+        "cpu_offload": list(limits.cpu_offload),
     }
     refused = []
     for name, values in options.items():

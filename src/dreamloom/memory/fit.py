@@ -53,7 +53,9 @@ def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> F
     config = _go_on_as_begun(run, config)
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(config.base, memory):
-        chosen = config if config.memory.base != "auto" else _with_base(config, "whole")
+        chosen = (
+            config if config.memory.base_quantization != "auto" else _with_base(config, "whole")
+        )
         return Fitted(chosen, chosen, _read_thrift(chosen))
     rate = measure_matrix_rate(runtime.device, runtime.dtype)
     plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
@@ -87,19 +89,19 @@ def _is_small(base: str, memory: Memory) -> bool:
 
 
 def _go_on_as_begun(run: RunDir, config: LoomConfig) -> LoomConfig:
-    if config.memory.base != "auto" or not run.settings_file.is_file():
+    if config.memory.base_quantization != "auto" or not run.settings_file.is_file():
         return config
     begun = load_config(file=run.settings_file)
-    if begun.memory.base == "auto":
+    if begun.memory.base_quantization == "auto":
         return config
-    config = _with_base(config, begun.memory.base)
+    config = _with_base(config, begun.memory.base_quantization)
     chose_8_bit = (config.train.optimizer, begun.train.optimizer) == ("adamw", "adamw8bit")
     return config.model_copy(update={"train": begun.train}) if chose_8_bit else config
 
 
 def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
     return config.model_copy(
-        update={"memory": config.memory.model_copy(update={"base": quantization})}
+        update={"memory": config.memory.model_copy(update={"base_quantization": quantization})}
     )
 
 
@@ -111,6 +113,6 @@ def _spare_as(setting: Setting) -> Thrift:
 def _read_thrift(config: LoomConfig) -> Thrift:
     """What was asked for, where nothing is planned."""
     asked = config.memory
-    quantization = "whole" if asked.base == "auto" else asked.base
+    quantization = "whole" if asked.base_quantization == "auto" else asked.base_quantization
     in_turn = asked.cpu_offload is True
     return ROOMY if (quantization, in_turn) == ("whole", False) else Thrift(quantization, in_turn)

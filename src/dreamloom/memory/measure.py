@@ -59,29 +59,29 @@ def count_table(
     flops: dict[str, float] = dict(served.pop("flops"))
     for levels in _LADDER:
         on_case(f"training, recomputing {levels}")
-        found = _train(replace(plain, checkpointing=levels), with_flops=True)
+        found = _train(replace(plain, gradient_checkpointing=levels), with_flops=True)
         training[levels], flops[levels] = found["passes"], found["flops"]
     base = training["none"]
-    adapter, reach = {"attention": found["parameters"] // _RANK}, {"attention": 0}
+    adapter, target_modules = {"attention": found["parameters"] // _RANK}, {"attention": 0}
     text_adapter: dict[str, int] = {}
     text_training: dict[str, int] = {}
     for name in get_args(Reach):
-        spec = replace(plain.spec, reach=name)
+        spec = replace(plain.spec, target_modules=name)
         if name != "attention":
             on_case(f"training, reach {name}")
             found = _train(replace(plain, spec=spec))
-            reach[name] = found["passes"] - base
+            target_modules[name] = found["passes"] - base
             adapter[name] = found["parameters"] // _RANK
         on_case(f"training, reach {name}, text encoders too")
         texts = _train(replace(plain, spec=replace(spec, text_encoders=True)))
         text_adapter[name] = texts["parameters"] // _RANK - adapter[name]
-        text_training[name] = max(0, texts["passes"] - base - reach[name])
+        text_training[name] = max(0, texts["passes"] - base - target_modules[name])
     on_case("training, rank 64")
     higher = _train(replace(plain, spec=replace(plain.spec, rank=64, alpha=64.0)))["passes"]
     stored: dict[str, int] = {}
     for kind in QUANTIZATIONS[1:]:
         on_case(f"training on {kind}")
-        found = _train(replace(plain, checkpointing="full", thrift=Thrift(kind)))
+        found = _train(replace(plain, gradient_checkpointing="full", thrift=Thrift(kind)))
         served["unet"][kind] = found["unet"]
         served["text"]["int8"] = found["text"]
         stored[kind] = max(0, found["passes"] - training["full"])
@@ -91,7 +91,7 @@ def count_table(
         adapter=adapter,
         text_adapter=text_adapter,
         training=training,
-        reach=reach,
+        target_modules=target_modules,
         rank=round((higher - base) / (64 - _RANK)),
         text_training=text_training,
         stored=stored,

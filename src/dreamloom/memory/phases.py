@@ -38,9 +38,9 @@ class Case:
     Args:
         resolution_px: Side of the pictures, a multiple of what the base model asks for.
         spec: The adapter that is taught.
-        checkpointing: What the backward pass recomputes.
+        gradient_checkpointing: What the backward pass recomputes.
         thrift: How the base model is kept and whether its parts take turns.
-        images_per_pass: Images that go through the model at once in training.
+        micro_batch_size: Images that go through the model at once in training.
         passes: Such passes an update has; more than one keeps gradients in between.
         drawn_at_once: Pictures that are denoised at a time.
         optimizer: Its name.
@@ -50,9 +50,9 @@ class Case:
 
     resolution_px: int
     spec: AdapterSpec
-    checkpointing: Checkpointing = "none"
+    gradient_checkpointing: Checkpointing = "none"
     thrift: Thrift = field(default_factory=Thrift)
-    images_per_pass: int = 1
+    micro_batch_size: int = 1
     passes: int = 2
     drawn_at_once: int = 1
     optimizer: str = "adamw"
@@ -201,7 +201,7 @@ class Run:
 
     def attach(self) -> list[Weights]:
         """Begin the training: what only encodes leaves."""
-        weights = self.model.attach_adapter(self.case.spec, self.case.checkpointing)
+        weights = self.model.attach_adapter(self.case.spec, self.case.gradient_checkpointing)
         self._encoded = None if self.model.trains_text else self.model.encode_prompts(_PROMPTS)
         self.model.release_encoders()
         groups = group_weights([(one.role, one.parameters) for one in weights], 1e-4)
@@ -234,7 +234,7 @@ class Run:
 
     def learn(self) -> None:
         """Go forward and backward once."""
-        count = self.case.images_per_pass
+        count = self.case.micro_batch_size
         encoded = self._encoded or self.model.encode_prompts(_PROMPTS[:count])
         rows = torch.arange(count, dtype=torch.int64) % len(encoded)
         predicted = self._predict(encoded.take(rows))

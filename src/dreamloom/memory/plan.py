@@ -111,10 +111,10 @@ class Plan:
                 phase: round(size / GIB, 3) for phase, size in self.choice.footprint.phases.items()
             },
             "settings": {
-                "memory.checkpointing": setting.checkpointing,
-                "memory.base": setting.quantization,
-                "memory.images_per_pass": setting.images_per_pass,
-                "memory.one_at_a_time": setting.cpu_offload,
+                "memory.gradient_checkpointing": setting.gradient_checkpointing,
+                "memory.base_quantization": setting.quantization,
+                "memory.micro_batch_size": setting.micro_batch_size,
+                "memory.cpu_offload": setting.cpu_offload,
                 "generate.batch": setting.drawn_at_once,
                 "train.optimizer": setting.optimizer,
                 "train.compile": self.compile,
@@ -139,18 +139,18 @@ class Plan:
 
     def _reasons(self) -> list[str]:
         setting = self.choice.setting
-        images = self.work.images_per_batch * self.work.accumulate
+        images = self.work.images_per_batch * self.work.gradient_accumulation_steps
         lines = [
             _KEPT[setting.quantization] + self._why("quantization"),
-            _RECOMPUTED[setting.checkpointing] + self._why("checkpointing"),
-            f"{_count(setting.images_per_pass, 'image')} a pass, "
+            _RECOMPUTED[setting.gradient_checkpointing] + self._why("gradient_checkpointing"),
+            f"{_count(setting.micro_batch_size, 'image')} a pass, "
             f"{_count(setting.passes, 'pass', 'passes')} an update of {images}: the same update "
-            "however it is cut" + self._why("images_per_pass"),
+            "however it is cut" + self._why("micro_batch_size"),
         ]
         if setting.cpu_offload:
             lines.append(
                 "autoencoder, text encoders and denoiser take turns on the device, so that the "
-                "end of the run needs no more than its middle" + self._why("one_at_a_time")
+                "end of the run needs no more than its middle" + self._why("cpu_offload")
             )
         if setting.optimizer == EIGHT_BIT and self.work.setting.optimizer != EIGHT_BIT:
             lines.append("the optimizer keeps its states in 8 bits: without, nothing fits")
@@ -167,7 +167,7 @@ class Plan:
             return ""
         value, needed = refused[-1]
         usable = usable_bytes(self.memory.nbytes)
-        words = {"one_at_a_time": "together", "images_per_pass": f"{value} a pass"}.get(name, value)
+        words = {"cpu_offload": "together", "micro_batch_size": f"{value} a pass"}.get(name, value)
         if needed <= usable:
             return ""
         return f" ({words} would need {_gib(needed)})"
@@ -322,10 +322,10 @@ def apply_plan(config: LoomConfig, plan: Plan) -> LoomConfig:
     setting = plan.choice.setting
     memory = config.memory.model_copy(
         update={
-            "checkpointing": setting.checkpointing,
-            "base": setting.quantization,
-            "images_per_pass": setting.images_per_pass,
-            "one_at_a_time": setting.cpu_offload,
+            "gradient_checkpointing": setting.gradient_checkpointing,
+            "base_quantization": setting.quantization,
+            "micro_batch_size": setting.micro_batch_size,
+            "cpu_offload": setting.cpu_offload,
         }
     )
     train = config.train.model_copy(update={"optimizer": setting.optimizer})
@@ -342,7 +342,7 @@ def _read_work(config: LoomConfig, table: Table) -> Work:
             "latent.",
             f"Take {near}.",
         )
-    reach = config.train.reach
+    target_modules = config.train.target_modules
     is_full_size = table.resolution_px >= _SDXL_RESOLUTION_PX
     has_priors = config.priors.kind != "none" and config.train.prior_weight > 0
     priors = (
@@ -351,15 +351,17 @@ def _read_work(config: LoomConfig, table: Table) -> Work:
     setting = Setting(
         side,
         rank=config.train.rank,
-        reach=("attention" if is_full_size else "all") if reach == "auto" else reach,
-        text_encoders=config.adapter.text_encoders or bool(config.adapter.new_words),
+        target_modules=("attention" if is_full_size else "all")
+        if target_modules == "auto"
+        else target_modules,
+        text_encoders=config.adapter.text_encoders or bool(config.adapter.placeholder_tokens),
         optimizer=config.train.optimizer,
         base_bytes=4 if config.precision == "fp32" else 2,
     )
     return Work(
         setting,
         config.train.batch_photos + (priors if has_priors else 0),
-        config.train.accumulate,
+        config.train.gradient_accumulation_steps,
         config.generate.batch,
     )
 
@@ -368,10 +370,14 @@ def _read_limits(config: LoomConfig) -> Limits:
     asked = config.memory
     quantization = ("whole",) if config.adapter.splits_base else QUANTIZED
     return Limits(
-        checkpointing=LADDER if asked.checkpointing == "auto" else (asked.checkpointing,),
-        quantization=quantization if asked.base == "auto" else (asked.base,),
+        gradient_checkpointing=LADDER
+        if asked.gradient_checkpointing == "auto"
+        else (asked.gradient_checkpointing,),
+        quantization=quantization
+        if asked.base_quantization == "auto"
+        else (asked.base_quantization,),
         cpu_offload=(False, True) if asked.cpu_offload == "auto" else (asked.cpu_offload,),
-        images_per_pass=None if asked.images_per_pass == "auto" else asked.images_per_pass,
+        micro_batch_size=None if asked.micro_batch_size == "auto" else asked.micro_batch_size,
         may_use_8_bit=config.train.optimizer == "adamw",
     )
 
@@ -384,7 +390,7 @@ def _count_work(
     if config.priors.kind == "generated" and config.train.prior_weight > 0:
         drawn = config.priors.count
     look = 2 * table.flops["forward"] * config.priors.steps + table.flops["decode"]
-    images = config.train.updates * work.images_per_batch * work.accumulate
+    images = config.train.steps * work.images_per_batch * work.gradient_accumulation_steps
     return {
         "class images": area * drawn * look,
         "caching": area * (photos + drawn) * table.flops["encode"],

@@ -40,13 +40,13 @@ class Setting:
     Args:
         resolution_px: Side of the pictures.
         rank: Of the adapter.
-        reach: attention, linear or all.
+        target_modules: attention, linear or all.
         text_encoders: Whether they are taught, too.
         optimizer: Its name.
-        checkpointing: none, high, low or full.
+        gradient_checkpointing: none, high, low or full.
         quantization: whole, fp8, int8 or nf4.
         cpu_offload: Whether autoencoder, text encoders and denoiser take turns.
-        images_per_pass: Images that go through the model at once.
+        micro_batch_size: Images that go through the model at once.
         passes: Passes of an update.
         drawn_at_once: Pictures that are denoised at a time.
         base_bytes: Bytes of one weight of the frozen base: 2 or 4.
@@ -54,13 +54,13 @@ class Setting:
 
     resolution_px: int
     rank: int = 16
-    reach: str = "attention"
+    target_modules: str = "attention"
     text_encoders: bool = False
     optimizer: str = "adamw"
-    checkpointing: str = "none"
+    gradient_checkpointing: str = "none"
     quantization: str = "whole"
     cpu_offload: bool = False
-    images_per_pass: int = 1
+    micro_batch_size: int = 1
     passes: int = 2
     drawn_at_once: int = 1
     base_bytes: int = 2
@@ -133,26 +133,26 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
 
 def count_parameters(table: Table, setting: Setting) -> int:
     """Count the numbers of an adapter."""
-    text = table.text_adapter[setting.reach] if setting.text_encoders else 0
-    return setting.rank * (table.adapter[setting.reach] + text)
+    text = table.text_adapter[setting.target_modules] if setting.text_encoders else 0
+    return setting.rank * (table.adapter[setting.target_modules] + text)
 
 
 def count_flops(table: Table, setting: Setting) -> float:
     """Count the floating-point operations of one image's forward and backward passes."""
     area = (setting.resolution_px / table.resolution_px) ** 2
-    return table.flops[setting.checkpointing] * area
+    return table.flops[setting.gradient_checkpointing] * area
 
 
 def _predict_passes(table: Table, setting: Setting, scale: float) -> int:
     """What forward and backward passes hold of the images that go through at once."""
-    kept = table.training[setting.checkpointing]
+    kept = table.training[setting.gradient_checkpointing]
     share = kept / table.training["none"]
-    extra = table.reach.get(setting.reach, 0) + table.rank * (setting.rank - 16)
+    extra = table.target_modules.get(setting.target_modules, 0) + table.rank * (setting.rank - 16)
     text = 0.0
     if setting.text_encoders:
         # An update's prompts are two; a pass of one image has one.
-        text = table.text_training[setting.reach] * min(2, setting.images_per_pass)
-    return round(scale * setting.images_per_pass * (kept + share * extra) + text)
+        text = table.text_training[setting.target_modules] * min(2, setting.micro_batch_size)
+    return round(scale * setting.micro_batch_size * (kept + share * extra) + text)
 
 
 def _drawing(

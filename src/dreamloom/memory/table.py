@@ -22,12 +22,13 @@ class Table:
         unet: Bytes of the denoiser by how it is stored.
         text: Bytes of both text encoders by how they are stored: whole or int8.
         vae: Bytes of the autoencoder.
-        adapter: Parameters of the denoiser's adapter per rank, by reach.
+        adapter: Parameters of the denoiser's adapter per rank, by target modules.
         text_adapter: The same for the text encoders.
         training: By checkpointing, what forward and backward passes hold of one image.
-        reach: What they hold more of one image than with ``attention``, by reach, unrecomputed.
+        target_modules: What they hold more of one image than with ``attention`` alone,
+            unrecomputed.
         rank: The same per rank above 16.
-        text_training: By reach, what they hold more for taught text encoders.
+        text_training: By target modules, what they hold more for taught text encoders.
         stored: What turning stored weights back holds, by how they are stored.
         denoise: What denoising holds of one row; a picture is two, both halves of guidance.
         decode: What decoding a picture holds.
@@ -45,7 +46,7 @@ class Table:
     adapter: dict[str, int]
     text_adapter: dict[str, int]
     training: dict[str, int]
-    reach: dict[str, int]
+    target_modules: dict[str, int]
     rank: int
     text_training: dict[str, int]
     stored: dict[str, int]

@@ -55,7 +55,7 @@ class AdapterSpec:
         rank: Rank of each layer's update, 1 or more. For OFT the side of the rotated blocks, 2 or
             more, or the nearest one that divides the layer's inputs.
         alpha: The update is scaled by ``alpha / rank``; OFT knows no scale.
-        reach: Which layers may change, of the denoiser and of the text encoders.
+        target_modules: Which layers may change, of the denoiser and of the text encoders.
         seed: Seed of the first weights.
         kind: lora, dora, loha, lokr or oft.
         blocks: Which blocks of the denoiser may change: ``all``, or patterns with commas between
@@ -64,7 +64,7 @@ class AdapterSpec:
         ranks: The rank of layers by pattern, instead of ``rank``; where several match, the last
             one counts.
         alphas: The alpha of layers by pattern, instead of ``alpha``; likewise.
-        rank_stabilised: Scale by ``alpha / sqrt(rank)`` instead (arXiv:2312.03732).
+        use_rslora: Scale by ``alpha / sqrt(rank)`` instead (arXiv:2312.03732).
         init: How the factors of linear layers begin: default, gaussian, orthogonal, olora, pissa
             or pissa_niter_N. Convolutions begin as by default, or gaussian.
         text_encoders: Whether the text encoders change, too: their attention, and beyond that
@@ -74,13 +74,13 @@ class AdapterSpec:
 
     rank: int
     alpha: float
-    reach: Reach
+    target_modules: Reach
     seed: int
     kind: AdapterKind = "lora"
     blocks: str = "all"
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
-    rank_stabilised: bool = False
+    use_rslora: bool = False
     init: str = "default"
     text_encoders: bool = False
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Advice:
     resolution_px: int
     guidance: float
     learning_rate: float
-    reach: Reach
+    target_modules: Reach
     weighting: Weighting = "none"
 
 
@@ -305,11 +305,14 @@ class Model(Protocol):
         ...
 
     def attach_adapter(
-        self, spec: AdapterSpec, checkpointing: Checkpointing = "none", compiled: bool = False
+        self,
+        spec: AdapterSpec,
+        gradient_checkpointing: Checkpointing = "none",
+        compiled: bool = False,
     ) -> list[Weights]:
         """Add a new adapter that changes nothing yet; return its float32 weights to train.
 
-        With ``checkpointing`` the backward pass recomputes activations instead of keeping them;
+        With ``gradient_checkpointing`` the backward pass recomputes activations it did not keep;
         gradients are the same. With ``compiled`` the repeated blocks are compiled, for adapters of
         kind lora: on a processor at once, half a minute for the first time; elsewhere the
         denoiser's when they are first called, which takes longer.

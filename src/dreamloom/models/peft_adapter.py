@@ -236,7 +236,7 @@ def refuse_contradictions(spec: AdapterSpec) -> None:
                 f"A {spec.kind} begins by its own rule, not with {spec.init}.",
                 "Leave init at default, or choose kind lora or dora.",
             )
-        if spec.rank_stabilised:
+        if spec.use_rslora:
             raise ConfigError(
                 f"Only lora and dora can be rank stabilised, not {spec.kind}.",
                 "Leave rank_stabilised out, or choose another kind.",
@@ -296,7 +296,7 @@ def _make_config(
     return LoraConfig(
         lora_alpha=spec.alpha,
         use_dora=spec.kind == "dora",
-        use_rslora=spec.rank_stabilised,
+        use_rslora=spec.use_rslora,
         init_lora_weights="gaussian" if spec.init == "gaussian" else True,
         **shared,
     )

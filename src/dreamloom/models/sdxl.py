@@ -37,7 +37,7 @@ from dreamloom.models.base import (
     nothing,
 )
 from dreamloom.models.channels_last import laid_out_for_drawing
-from dreamloom.models.checkpointing import set_checkpointing
+from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import Branch, find_moment, lora_branches
 from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
@@ -170,9 +170,13 @@ class SDXLModel:
             # The noisiest steps choose who is drawn. Without more weight on them, few updates leave
             # that choice to the base model, and only some pictures show the subject.
             return Advice(
-                resolution_px, guidance=4.0, learning_rate=2e-3, reach="all", weighting="debiased"
+                resolution_px,
+                guidance=4.0,
+                learning_rate=2e-3,
+                target_modules="all",
+                weighting="debiased",
             )
-        return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, reach="attention")
+        return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, target_modules="attention")
 
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
@@ -242,9 +246,12 @@ class SDXLModel:
         return predicted
 
     def attach_adapter(
-        self, spec: AdapterSpec, checkpointing: Checkpointing = "none", compiled: bool = False
+        self,
+        spec: AdapterSpec,
+        gradient_checkpointing: Checkpointing = "none",
+        compiled: bool = False,
     ) -> list[Weights]:
-        """Add a new adapter; ``checkpointing`` says what the backward pass recomputes."""
+        """Add a new adapter; ``gradient_checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
         taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
         self._offload.need("unet", *taught, alone=True)
@@ -259,7 +266,7 @@ class SDXLModel:
             self.detach_adapter()
             raise
         self._teaching = TextTeaching(self._pipeline)
-        set_checkpointing(self._pipeline.unet, checkpointing)
+        set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
 
     def read_adapter(self) -> Adapter:
@@ -290,7 +297,7 @@ class SDXLModel:
             self._attached.detach()
             self._attached = None
         self._teaching = None
-        set_checkpointing(self._pipeline.unet, "none")
+        set_gradient_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -345,11 +352,11 @@ class SDXLModel:
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
         """Recompute activations in the backward passes of a block."""
-        set_checkpointing(self._pipeline.unet, "full")
+        set_gradient_checkpointing(self._pipeline.unet, "full")
         try:
             yield
         finally:
-            set_checkpointing(self._pipeline.unet, "none")
+            set_gradient_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
     def _follow(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:

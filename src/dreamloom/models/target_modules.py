@@ -29,23 +29,23 @@ def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dic
     Raises:
         ConfigError: If a pattern of blocks matches no layer.
     """
-    unet = list_layers(components["unet"], spec.reach, spec.kind)
+    unet = list_layers(components["unet"], spec.target_modules, spec.kind)
     if spec.blocks != "all":
         unet = _choose_blocks(unet, spec)
     chosen = {"unet": unet}
     if spec.text_encoders:
         chosen |= {
-            component: _list_text_layers(component, module, spec.reach)
+            component: _list_text_layers(component, module, spec.target_modules)
             for component, module in components.items()
             if component.startswith("text_encoder")
         }
     return chosen
 
 
-def list_layers(unet: nn.Module, reach: Reach, kind: AdapterKind = "lora") -> list[str]:
+def list_layers(unet: nn.Module, target_modules: Reach, kind: AdapterKind = "lora") -> list[str]:
     """List the names of the denoiser's layers within reach of an adapter of this kind."""
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
-    if reach == "all":
+    if target_modules == "all":
         kinds = (nn.Linear, nn.Conv2d)
     names = [
         name
@@ -54,7 +54,7 @@ def list_layers(unet: nn.Module, reach: Reach, kind: AdapterKind = "lora") -> li
         and name.split(".")[0] not in _LEFT_ALONE
         and not (kind == "oft" and _is_wide_convolution(module))
     ]
-    if reach == "attention":
+    if target_modules == "attention":
         names = [name for name in names if name.endswith(_ATTENTION)]
     return names
 
@@ -65,8 +65,8 @@ def _is_wide_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
-def _list_text_layers(component: str, encoder: nn.Module, reach: Reach) -> list[str]:
-    within = _TEXT_ATTENTION if reach == "attention" else _TEXT_LAYERS
+def _list_text_layers(component: str, encoder: nn.Module, target_modules: Reach) -> list[str]:
+    within = _TEXT_ATTENTION if target_modules == "attention" else _TEXT_LAYERS
     names = [
         name
         for name, module in encoder.named_modules()
@@ -86,7 +86,7 @@ def _choose_blocks(names: list[str], spec: AdapterSpec) -> list[str]:
     for block in wanted:
         found = [name for name in names if matches(B_LORA_BLOCKS.get(block, block), f"unet.{name}")]
         if not found:
-            _explain_missing(block, names, spec.reach)
+            _explain_missing(block, names, spec.target_modules)
         chosen.update(found)
     if not chosen:
         raise ConfigError(
@@ -95,9 +95,9 @@ def _choose_blocks(names: list[str], spec: AdapterSpec) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _explain_missing(block: str, names: Iterable[str], reach: Reach) -> None:
+def _explain_missing(block: str, names: Iterable[str], target_modules: Reach) -> None:
     blocks = sorted({".".join(name.split(".")[:4]) for name in names if ".attentions." in name})
-    has = f"Within reach {reach} there are, among others: {', '.join(blocks)}."
+    has = f"Within reach {target_modules} there are, among others: {', '.join(blocks)}."
     if block in B_LORA_BLOCKS:
         raise ConfigError(
             f"The block {block!r} is {B_LORA_BLOCKS[block]} in SDXL, which this base model lacks.",

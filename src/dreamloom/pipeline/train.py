@@ -55,7 +55,7 @@ def settle(config: LoomConfig, model: Model) -> LoomConfig:
     Raises:
         ConfigError: If a scheduler, optimizer or tracker is unknown or not installed.
     """
-    choose_tracker(config.watch.tracker)
+    choose_tracker(config.validation.tracker)
     for name in (config.priors.scheduler, *config.generate.schedulers):
         if name not in model.schedulers:
             raise ConfigError(
@@ -189,7 +189,7 @@ def teach(
 ) -> Record:
     """Go from a folder of photos to an adapter: photos, class images, training."""
     processes = join_processes()
-    tracker = choose_tracker(config.watch.tracker) if processes.is_main else NONE
+    tracker = choose_tracker(config.validation.tracker) if processes.is_main else NONE
     observe = tee(observe, run.observer()) if processes.is_main else silent
     for text in getattr(model, "notes", ()):
         observe(Note("train", text))
@@ -215,7 +215,9 @@ def teach(
         with processes.main_first():
             priors = find_priors(run, model, config, observe)
         judge = (
-            make_judge(photos, config, run) if config.watch.every and config.watch.scores else None
+            make_judge(photos, config, run)
+            if config.validation.every and config.validation.scores
+            else None
         )
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
 

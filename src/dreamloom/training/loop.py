@@ -98,7 +98,7 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
             done = update + 1
             stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
-            if stop or done % course.config.train.checkpoint_every == 0 or done == updates.stop:
+            if stop or done % course.config.train.checkpointing_steps == 0 or done == updates.stop:
                 ledger.settle()
                 interrupts.save(done)
             if stop:
@@ -149,7 +149,7 @@ def _gather_gradients(course: Course, student: Student, update: int) -> _Gathere
 
 def _shares(course: Course) -> list[Share]:
     """List the batches of an update, over all processes."""
-    batches = course.config.train.accumulate * course.processes.count
+    batches = course.config.train.gradient_accumulation_steps * course.processes.count
     return [share_update(course.config, course.lesson, batches, index) for index in range(batches)]
 
 
@@ -176,7 +176,7 @@ def list_cards(course: Course) -> list[Card]:
     mine = _own_shares(course)
     return [
         card
-        for update in range(course.config.train.updates)
+        for update in range(course.config.train.steps)
         for share in mine
         for card in course.lesson.deal_cards(update, share)
     ]
@@ -216,7 +216,7 @@ def _plain(config: LoomConfig) -> LoomConfig:
 
 
 def _tell(course: Course, outcome: Outcome, pace_seconds: float) -> None:
-    device, updates = course.model.runtime.device, course.config.train.updates
+    device, updates = course.model.runtime.device, course.config.train.steps
     done = outcome.update + 1
     course.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
     values = {"loss": outcome.total, "s/update": pace_seconds}

@@ -63,14 +63,14 @@ class Student:
             float(settings.learning_rate),
             text_rate=float(settings.text_learning_rate),
             token_rate=float(settings.token_learning_rate),
-            up_rate_ratio=config.adapter.up_rate_ratio,
+            loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
         )
         self.optimizer = make_optimizer(name, groups, settings.weight_decay)
-        decay = settings.average_decay
+        decay = settings.ema_decay
         if decay is not None and name in AVERAGING_OPTIMIZERS:
             raise ConfigError(
-                f"{name} averages the adapter itself, so train.average_decay has no place.",
-                "Set train.average_decay to none, or choose another optimizer.",
+                f"{name} averages the adapter itself, so train.ema_decay has no place.",
+                "Set train.ema_decay to none, or choose another optimizer.",
             )
         self.average = AverageOf(self.parameters, decay) if decay is not None else None
         half = runtime.device.type == "cuda" and runtime.dtype == torch.float16
@@ -78,7 +78,7 @@ class Student:
         self._skipped = 0
         self._is_fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
         # It averages over the whole training, which a falling rate would undo.
-        self._schedule = "constant" if name in AVERAGING_OPTIMIZERS else settings.schedule
+        self._schedule = "constant" if name in AVERAGING_OPTIMIZERS else settings.lr_scheduler
         self.rate = 0.0
 
     @property
@@ -92,7 +92,7 @@ class Student:
     def set_rates(self, update: int) -> None:
         """Set the learning rates of one update."""
         settings = self._settings
-        factor = rate_factor(update, self._schedule, settings.warmup_updates, settings.updates)
+        factor = rate_factor(update, self._schedule, settings.warmup_steps, settings.steps)
         set_rates(self.optimizer, factor)
         self.rate = float(settings.learning_rate) * factor
 
@@ -128,14 +128,18 @@ class Student:
         # A thousand small tensors: asked for all at once, their norms cost half.
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self._scaler.is_enabled():
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, self._settings.max_grad_norm, norm
+            )
             self._scaler.step(self.optimizer)
             self._scaler.update()
         elif self._is_fused:
             self._step_fused(norm, torch.isfinite(norm) & are_finite.all())
         # Other optimizers cannot leave an update out by themselves, so here somebody must ask.
         elif bool(torch.isfinite(norm) & are_finite.all()):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._settings.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, self._settings.max_grad_norm, norm
+            )
             self.optimizer.step()
         if self.average:
             self.average.update()
@@ -145,7 +149,7 @@ class Student:
         """Let one kernel cut the gradient, change the weights and leave out what is not sound."""
         # These two are how torch's gradient scaler speaks to fused optimizers.
         fused: Any = self.optimizer
-        fused.grad_scale = (norm / self._settings.clip_norm).clamp(min=1)
+        fused.grad_scale = (norm / self._settings.max_grad_norm).clamp(min=1)
         fused.found_inf = (~is_sound).float()
         try:
             fused.step()

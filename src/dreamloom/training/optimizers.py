@@ -244,7 +244,7 @@ def group_weights(
     *,
     text_rate: float | None = None,
     token_rate: float | None = None,
-    up_rate_ratio: float = 1.0,
+    loraplus_lr_ratio: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Give each kind of weights its learning rate.
 
@@ -254,7 +254,7 @@ def group_weights(
         rate: Learning rate of the denoiser's weights.
         text_rate: That of the text encoders' weights; None takes ``rate``.
         token_rate: That of new words' embeddings; None takes ``rate``.
-        up_rate_ratio: How many times faster the up factors learn than the others (LoRA+); 1 for
+        loraplus_lr_ratio: How many times faster the up factors learn than the others (LoRA+); 1 for
             the same, 16 in the paper for language models.
 
     Returns:
@@ -266,8 +266,8 @@ def group_weights(
     Source:
         LoRA+, Hayou et al. (arXiv:2402.12354), section 4.
     """
-    if up_rate_ratio <= 0:
-        raise ValueError(f"up_rate_ratio must be above 0, got {up_rate_ratio}")
+    if loraplus_lr_ratio <= 0:
+        raise ValueError(f"up_rate_ratio must be above 0, got {loraplus_lr_ratio}")
     text_rate = rate if text_rate is None else text_rate
     token_rate = rate if token_rate is None else token_rate
     if min(rate, text_rate, token_rate) < 0:
@@ -275,7 +275,7 @@ def group_weights(
     groups: dict[str, dict[str, Any]] = {}
     for role, weights in weights_by_role:
         own = token_rate if role == "tokens" else text_rate if role.startswith("text ") else rate
-        own *= up_rate_ratio if role.endswith("up") else 1.0
+        own *= loraplus_lr_ratio if role.endswith("up") else 1.0
         group = groups.setdefault(role, {"params": [], "lr": own, "role": role})
         group["params"] += weights
     return [group for group in groups.values() if group["params"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
@@ -14,7 +15,7 @@ from dreamloom.lora.modelspec import make_modelspec
 from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
-_FREE = {"checkpoint_every", "compile"}
+_FREE = {"checkpointing_steps", "compile"}
 
 
 def name_inputs(
@@ -33,11 +34,11 @@ def name_inputs(
         else config.priors.kind,
         "prompts": fingerprint(config.photo_prompt(), config.class_prompt()),
         "settings": fingerprint(
-            config.train.model_dump(exclude=_FREE),
-            config.adapter.model_dump(),
+            use_earlier_names("train", config.train.model_dump(exclude=_FREE)),
+            use_earlier_names("adapter", config.adapter.model_dump()),
             config.objective.model_dump(),
             config.photos.flip,
-            config.watch.held_out_photos,
+            config.validation.held_out_photos,
             *_name_quantization(config),
         ),
         "seed": str(config.seed),
@@ -47,7 +48,11 @@ def name_inputs(
 
 def _name_quantization(config: LoomConfig) -> tuple[str, ...]:
     """Name how the base is kept, where that changes what is taught."""
-    return () if config.memory.base in ("auto", "whole") else (config.memory.base,)
+    return (
+        ()
+        if config.memory.base_quantization in ("auto", "whole")
+        else (config.memory.base_quantization,)
+    )
 
 
 def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:

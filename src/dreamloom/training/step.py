@@ -70,11 +70,11 @@ def compute_loss(
 def measure_passes(
     model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share
 ) -> Iterator[list[Errors]]:
-    """Measure the errors of one batch, in passes of ``memory.images_per_pass``.
+    """Measure the errors of one batch, in passes of ``memory.micro_batch_size``.
 
     What one pass keeps for its gradient can be forgotten before the next begins.
     """
-    most = config.memory.images_per_pass
+    most = config.memory.micro_batch_size
     if most == "auto" or most >= share.photos + share.priors:
         yield measure_errors(model, lesson, update, config, share)
         return

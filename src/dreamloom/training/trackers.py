@@ -35,7 +35,7 @@ def choose_tracker(name: str) -> str:
     if name not in {str(one) for one in get_available_trackers()}:
         raise ConfigError(
             f"The tracker {name} is not installed.",
-            f"Install it ({_EXTRA} brings TensorBoard), or use --set watch.tracker=none.",
+            f"Install it ({_EXTRA} brings TensorBoard), or use --set validation.tracker=none.",
         )
     return name
 

@@ -79,7 +79,7 @@ def train_adapter(
         observe(StageSkipped("train", "already trained"))
         return finished
     refuse_other_run(run, inputs)
-    observe(StageStarted("train", f"{config.train.updates} updates"))
+    observe(StageStarted("train", f"{config.train.steps} updates"))
     with measure_effort(model.runtime) as effort:
         if config.objective.zero_terminal_snr:
             model.rescale_to_zero_terminal_snr()
@@ -90,7 +90,7 @@ def train_adapter(
         )
         lesson = _prepare(model, photos, priors, config, processes, observe, store)
         weights = model.attach_adapter(
-            _spec(config), _checkpointing(config, model), _compiles(config, model)
+            _spec(config), _choose_gradient_checkpointing(config, model), _compiles(config, model)
         )
         try:
             if not model.trains_text:
@@ -102,7 +102,7 @@ def train_adapter(
                 model,
                 config,
                 partial(sign, model=model, photos=photos, config=config),
-                judge if config.watch.scores else None,
+                judge if config.validation.scores else None,
                 observe,
             )
             checkpoints = Checkpoints(
@@ -174,18 +174,18 @@ def _check_range(config: LoomConfig, model: Model) -> None:
 
 
 def _check_quantization(config: LoomConfig, model: Model) -> None:
-    initial, quantization = config.adapter.initial, model.thrift.quantization
+    initial, quantization = config.adapter.init_lora_weights, model.thrift.quantization
     if quantization != "whole" and config.adapter.splits_base:
         raise ConfigError(
-            f"adapter.initial = {initial} takes a part of the base's weights, which a base kept in "
-            f"{quantization} cannot give.",
-            "Set memory.base=whole, or adapter.initial=default.",
+            f"adapter.init_lora_weights = {initial} takes a part of the base's weights, which a "
+            f"base kept in {quantization} cannot give.",
+            "Set memory.base_quantization=whole, or adapter.init_lora_weights=default.",
         )
 
 
 def _check_words(config: LoomConfig, captions: Sequence[str]) -> None:
     said = [text or config.photo_prompt() for text in captions]
-    for word in config.adapter.new_words:
+    for word in config.adapter.placeholder_tokens:
         if not any(word in text for text in said):
             raise ConfigError(
                 f"The new word {word} stands in no photo's prompt, so nothing would teach it.",
@@ -195,15 +195,15 @@ def _check_words(config: LoomConfig, captions: Sequence[str]) -> None:
 
 
 def _check_held_out(config: LoomConfig, photos: int) -> None:
-    if config.watch.held_out_photos and config.watch.every is None:
+    if config.validation.held_out_photos and config.validation.every is None:
         raise ConfigError(
-            "watch.held_out_photos keeps photos for validation, but nothing is ever validated.",
-            "Set watch.every, such as 50, or hold out none.",
+            "validation.held_out_photos keeps photos back, but nothing is ever validated.",
+            "Set validation.every, such as 50, or hold out none.",
         )
-    if config.watch.held_out_photos >= photos:
+    if config.validation.held_out_photos >= photos:
         raise ConfigError(
-            f"watch.held_out_photos = {config.watch.held_out_photos} leaves none of {photos} "
-            "photos to train on.",
+            f"validation.held_out_photos = {config.validation.held_out_photos} leaves none of "
+            f"{photos} photos to train on.",
             "Hold out fewer, or add photos.",
         )
 
@@ -223,7 +223,7 @@ def _prepare(
         photos,
         priors,
         (config.photo_prompt(), config.class_prompt()),
-        LessonPlan(config.seed, config.photos.flip, config.watch.held_out_photos),
+        LessonPlan(config.seed, config.photos.flip, config.validation.held_out_photos),
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
         store,
     )
@@ -256,7 +256,7 @@ def _go_on(
             checkpoints.save(updates_done)
         course.processes.wait()
 
-    last = course.config.train.updates
+    last = course.config.train.steps
     interrupts = Interrupts(save, look, looker.is_due)
     losses = teach(course, student, range(resumed.updates_done, last), interrupts)
     if looker.is_due(last):
@@ -266,21 +266,21 @@ def _go_on(
 
 def _spec(config: LoomConfig) -> AdapterSpec:
     settings, kind = config.train, config.adapter
-    if settings.reach == "auto" or settings.alpha == "auto":
+    if settings.target_modules == "auto" or settings.alpha == "auto":
         raise ValueError("settings must be resolved before training")
     return AdapterSpec(
         rank=settings.rank,
         alpha=settings.alpha,
-        reach=settings.reach,
+        target_modules=settings.target_modules,
         seed=seed_for(config.seed, "adapter"),
         kind=kind.kind,
         blocks=kind.blocks,
-        ranks=kind.ranks,
-        alphas=kind.alphas,
-        rank_stabilised=kind.rank_stabilised,
-        init=kind.initial,
+        ranks=kind.rank_pattern,
+        alphas=kind.alpha_pattern,
+        use_rslora=kind.use_rslora,
+        init=kind.init_lora_weights,
         text_encoders=kind.text_encoders,
-        tokens=kind.new_words,
+        tokens=kind.placeholder_tokens,
     )
 
 
@@ -309,11 +309,11 @@ def _list_outputs(run: RunDir) -> list[Path]:
     return [path for file in adapters for path in (file, words_file(file)) if path.is_file()]
 
 
-def _checkpointing(config: LoomConfig, model: Model) -> Checkpointing:
-    if config.memory.checkpointing == "auto":
+def _choose_gradient_checkpointing(config: LoomConfig, model: Model) -> Checkpointing:
+    if config.memory.gradient_checkpointing == "auto":
         # Nobody planned, so this must fit wherever it can.
         return "full" if model.runtime.device.type == "cuda" else "none"
-    return config.memory.checkpointing
+    return config.memory.gradient_checkpointing
 
 
 def _compiles(config: LoomConfig, model: Model) -> bool:
@@ -321,7 +321,7 @@ def _compiles(config: LoomConfig, model: Model) -> bool:
     asked, kind = config.train.compile, config.adapter.kind
     if asked == "auto":
         # Below that, compiling takes longer than it saves.
-        is_long = config.train.updates >= _LEAST_COMPILED
+        is_long = config.train.steps >= _LEAST_COMPILED
         return kind == "lora" and is_long and model.runtime.device.type == "cuda"
     if asked == "blocks" and kind != "lora":
         raise ConfigError(
@@ -341,10 +341,10 @@ def _tell_results(
     observe: Observer,
 ) -> dict[str, object]:
     settings = config.train
-    per_update = settings.batch_photos * settings.accumulate * processes.count
+    per_update = settings.batch_photos * settings.gradient_accumulation_steps * processes.count
     results: dict[str, object] = {
-        "updates": settings.updates,
-        "photo_exposures": settings.updates * per_update,
+        "updates": settings.steps,
+        "photo_exposures": settings.steps * per_update,
         "class_images": len(priors.files) if priors else 0,
         "parameters": adapter.parameters,
         "processes": processes.count,

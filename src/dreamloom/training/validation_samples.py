@@ -47,9 +47,9 @@ class Looker:
 
     def is_due(self, updates_done: int) -> bool:
         """Say whether to look after so many updates: now and then, before the first, at the end."""
-        every = self.config.watch.every
+        every = self.config.validation.every
         return every is not None and (
-            updates_done % every == 0 or updates_done == self.config.train.updates
+            updates_done % every == 0 or updates_done == self.config.train.steps
         )
 
     def look(self, updates_done: int) -> None:
@@ -95,7 +95,7 @@ class Looker:
         return self.run.looks / f"{updates_done:06d}"
 
     def _draw(self, folder: Path, updates_done: int) -> ImageSet:
-        settings, subject = self.config.watch, self.config.subject
+        settings, subject = self.config.validation, self.config.subject
         sampler = Sampler("ddim", settings.steps, float(self.config.generate.guidance))
         prompts = [text.replace("{subject}", subject.phrase) for text in settings.prompts]
         pictures = [

@@ -7,10 +7,13 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 
+from dreamloom.core.config.aliases import RENAMED, list_earlier_names, use_current_names
 from dreamloom.core.config.sections import (
     NONE,
     AdapterConfig,
@@ -24,9 +27,10 @@ from dreamloom.core.config.sections import (
     Section,
     SubjectConfig,
     TrainConfig,
-    WatchConfig,
+    ValidationConfig,
 )
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Note, Observer, silent
 
 __all__ = [
     "NOT_TAUGHT",
@@ -41,7 +45,7 @@ __all__ = [
     "PriorsConfig",
     "SubjectConfig",
     "TrainConfig",
-    "WatchConfig",
+    "ValidationConfig",
     "describe_settings",
     "load_config",
     "setting_names",
@@ -54,12 +58,12 @@ NOT_TAUGHT = (
     "device",
     "generate.",
     "evaluate.",
-    "train.checkpoint_every",
+    "train.checkpointing_steps",
     "memory.limit",
-    "memory.checkpointing",
-    "memory.images_per_pass",
-    "memory.one_at_a_time",
-    "watch.tracker",
+    "memory.gradient_checkpointing",
+    "memory.micro_batch_size",
+    "memory.cpu_offload",
+    "validation.tracker",
 )
 """Beginnings of the names of settings that change nothing of what is taught."""
 
@@ -68,7 +72,7 @@ class LoomConfig(Section):
     """Every setting of a run."""
 
     preset: Preset = "standard"
-    """How much effort: quick, standard or thorough."""
+    """How much effort."""
     base: str = "picturebook"
     """The base model: picturebook, sdxl, a hub id, a folder or a .safetensors checkpoint."""
     seed: int = Field(0, ge=0)
@@ -84,27 +88,9 @@ class LoomConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     adapter: AdapterConfig = AdapterConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    watch: WatchConfig = WatchConfig()
+    validation: ValidationConfig = ValidationConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_the_earlier_spelling(cls, given: Any) -> Any:
-        """Take ``train.save_memory`` for what it now is, ``memory.checkpointing``."""
-        train = given.get("train") if isinstance(given, dict) else None
-        if not isinstance(train, dict) or "save_memory" not in train:
-            return given
-        rest = {name: value for name, value in train.items() if name != "save_memory"}
-        said = train["save_memory"]
-        if said not in ("auto", True, False):
-            return given
-        meant = said if said == "auto" else "full" if said else "none"
-        return {
-            **given,
-            "train": rest,
-            "memory": {"checkpointing": meant, **given.get("memory", {})},
-        }
 
     def photo_prompt(self) -> str:
         """The prompt that photos are trained with."""
@@ -131,8 +117,8 @@ class LoomConfig(Section):
         evaluate.encoders) stays as it was given.
 
         Args:
-            advice: resolution_px, guidance, learning_rate, reach and weighting, as
-                `families.base.Advice`.
+            advice: resolution_px, guidance, learning_rate, target_modules and weighting, as
+                `models.base.Advice`.
         """
         rate = self.train.learning_rate
         if rate == "auto":
@@ -147,7 +133,7 @@ class LoomConfig(Section):
                 "learning_rate": rate,
                 "text_learning_rate": rate * advice.get("text_rate_share", 0.5),
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
-                "reach": advice["reach"],
+                "target_modules": advice["target_modules"],
                 "alpha": float(self.train.rank),
             },
             "objective": {"weighting": advice.get("weighting", "none")},
@@ -168,7 +154,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "priors": {"count": 24, "steps": 15},
         # So few updates teach too little of a subject if the rate falls on the way, or if nearly
         # clean pictures count as much as the noisy ones, in which is chosen who is drawn.
-        "train": {"updates": 120, "schedule": "constant", "checkpoint_every": 60},
+        "train": {"steps": 120, "lr_scheduler": "constant", "checkpointing_steps": 60},
         "objective": {"weighting": "debiased"},
         "generate": {"images_per_prompt": 4, "steps": (25,)},
         "evaluate": {"resamples": 1000},
@@ -176,7 +162,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {},
     "thorough": {
         "priors": {"count": 200, "steps": 50},
-        "train": {"updates": 1000},
+        "train": {"steps": 1000},
         "generate": {"images_per_prompt": 16},
         "evaluate": {"resamples": 10_000},
     },
@@ -188,6 +174,7 @@ def load_config(
     file: Path | None = None,
     sets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
+    observe: Observer = silent,
 ) -> LoomConfig:
     """Put the settings together: preset, then file, then the command's options, then ``--set``.
 
@@ -197,21 +184,30 @@ def load_config(
         sets: Texts such as ``train.rank=32``; the value is read as TOML, or else as plain text.
         overrides: Settings by dotted name, such as ``{"subject.phrase": "sks dog"}``; None is
             ignored.
+        observe: Told of settings that are given under an earlier name.
 
     Raises:
         ConfigError: If a name is unknown (with the nearest known ones), or a value not allowed.
     """
-    asked: dict[str, Any] = _read_toml(file) if file else {}
-    for name, value in (overrides or {}).items():
-        if value is not None:
-            _merge(asked, _nest(name, value))
+    sources = [_read_toml(file)] if file else []
+    sources += [
+        _nest(name, value) for name, value in (overrides or {}).items() if value is not None
+    ]
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(
                 f"--set {text} has no value.", "Write it as --set name=value, like train.rank=32."
             )
-        _merge(asked, _nest(name.strip(), _parse(value.strip())))
+        sources.append(_nest(name.strip(), _parse(value.strip())))
+    asked: dict[str, Any] = {}
+    for source in sources:
+        for earlier in list_earlier_names(source):
+            observe(Note("settings", f"{earlier} is now called {RENAMED[earlier]}"))
+        try:
+            _merge(asked, use_current_names(source))
+        except ValueError as error:
+            raise ConfigError(f"{error}.", "Leave the earlier name out.") from None
     preset = str(asked.get("preset", preset))
     if preset not in PRESETS:
         raise ConfigError(
@@ -271,16 +267,31 @@ def setting_names() -> list[str]:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """Every setting as (dotted name, default, description)."""
+    """Every setting as (dotted name, default, description with the words it allows)."""
     rows = []
     for name, info in LoomConfig.model_fields.items():
         if isinstance(info.default, Section):
-            for inner, field in type(info.default).model_fields.items():
-                default = field.get_default(call_default_factory=True)
-                rows.append((f"{name}.{inner}", str(default), field.description or ""))
+            fields = type(info.default).model_fields.items()
+            rows += [_describe(f"{name}.{inner}", field) for inner, field in fields]
         else:
-            rows.append((name, str(info.default), info.description or ""))
+            rows.append(_describe(name, info))
     return rows
+
+
+def _describe(name: str, field: FieldInfo) -> tuple[str, str, str]:
+    text = " ".join((field.description or "").split())
+    words = allowed_words(field.annotation)
+    if words and (words != ["auto"] or "auto" not in text):
+        text += f" {'Or' if words == ['auto'] else 'One of'}: {', '.join(words)}."
+    return name, str(field.get_default(call_default_factory=True)), text
+
+
+def allowed_words(annotation: Any) -> list[str]:
+    """List the words that a setting's type allows by name: ``auto`` and what else it spells out."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
+    return [word for one in inner for word in allowed_words(one)]
 
 
 def _explain(error: ValidationError) -> ConfigError:

@@ -253,7 +253,7 @@ def judge_set(seen: Sequence[Seen]) -> list[str]:
     if len(seen) > MANY_PHOTOS:
         notes.append(
             f"{len(seen)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose the "
-            "best, or raise train.updates"
+            "best, or raise train.steps"
         )
     return notes
 

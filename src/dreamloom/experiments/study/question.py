@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from dreamloom.core.config.aliases import RENAMED
 from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
 from dreamloom.core.errors import ConfigError
 from dreamloom.evaluation.metrics.measures import MEASURE
@@ -121,11 +122,11 @@ class Study(_Closed):
         if arm.steps:
             given["generate.steps"] = (arm.steps,)
         config = load_config(overrides=given)
-        every = self._look_every(config.train.updates)
+        every = self._look_every(config.train.steps)
         if every is None:
             return config
-        watch = config.watch.model_copy(update={"every": every, "images": 1, "scores": False})
-        return config.model_copy(update={"watch": watch})
+        rare = {"every": every, "images": 1, "scores": False}
+        return config.model_copy(update={"validation": config.validation.model_copy(update=rare)})
 
     def _look_every(self, updates: int) -> int | None:
         """Find how often the adapter must be kept for every checkpoint that an arm asks for."""
@@ -268,7 +269,7 @@ def _refuse_other_names(given: Mapping[str, Any]) -> None:
                 f"{name} is the same for the whole study.",
                 f"Write {_OWN_WORDS[name]} at the top of the file.",
             )
-        if name not in known:
+        if RENAMED.get(name, name) not in known:
             raise _refuse_unknown(name, (*ARM_WORDS, *known))
 
 
@@ -303,7 +304,7 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _flatten(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Name settings by dotted names; a setting that is itself a table stays one."""
-    known = set(setting_names())
+    known = {*setting_names(), *RENAMED}
     flat: dict[str, Any] = {}
     for key, value in given.items():
         name = f"{above}{key}"

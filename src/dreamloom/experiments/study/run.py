@@ -140,7 +140,9 @@ def _make_plan(study: Study, found: Survey) -> _Plan:
 def _count_exposures(found: Survey) -> dict[str, int]:
     """Count how many photos each arm sees in one training."""
     return {
-        arm: t.config.train.updates * t.config.train.batch_photos * t.config.train.accumulate
+        arm: t.config.train.steps
+        * t.config.train.batch_photos
+        * t.config.train.gradient_accumulation_steps
         for (arm, _), t in found.teachings.items()
     }
 

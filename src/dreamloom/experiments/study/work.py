@@ -252,7 +252,7 @@ def plan_drawing(
         teaching: How that was taught.
         seeds: Seeds of each prompt's pictures, all in a row.
     """
-    config, updates = teaching.config, teaching.config.train.updates
+    config, updates = teaching.config, teaching.config.train.steps
     generate = config.generate.model_copy(
         update={"first_seed": seeds.start, "images_per_prompt": len(seeds)}
     )

@@ -16,7 +16,7 @@ from dreamloom.models.base import Checkpointing
 _SWITCH = "gradient_checkpointing"
 
 
-def set_checkpointing(unet: nn.Module, levels: Checkpointing) -> None:
+def set_gradient_checkpointing(unet: nn.Module, levels: Checkpointing) -> None:
     """Recompute these levels of a U-Net from now on, and no others.
 
     What is computed does not change, nor do gradients: the same operations run once more on the

@@ -1,0 +1,83 @@
+"""Aliases: the earlier names of settings, which files and commands of before still use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {
+    "train.updates": "train.steps",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.reach": "train.target_modules",
+    "train.warmup_updates": "train.warmup_steps",
+    "train.schedule": "train.lr_scheduler",
+    "train.clip_norm": "train.max_grad_norm",
+    "train.average_decay": "train.ema_decay",
+    "train.checkpoint_every": "train.checkpointing_steps",
+    "train.save_memory": "memory.gradient_checkpointing",
+    "memory.checkpointing": "memory.gradient_checkpointing",
+    "memory.base": "memory.base_quantization",
+    "memory.images_per_pass": "memory.micro_batch_size",
+    "memory.one_at_a_time": "memory.cpu_offload",
+    "adapter.ranks": "adapter.rank_pattern",
+    "adapter.alphas": "adapter.alpha_pattern",
+    "adapter.rank_stabilised": "adapter.use_rslora",
+    "adapter.initial": "adapter.init_lora_weights",
+    "adapter.up_rate_ratio": "adapter.loraplus_lr_ratio",
+    "adapter.new_words": "adapter.placeholder_tokens",
+    "watch.every": "validation.every",
+    "watch.prompts": "validation.prompts",
+    "watch.images": "validation.images",
+    "watch.steps": "validation.steps",
+    "watch.held_out_photos": "validation.held_out_photos",
+    "watch.scores": "validation.scores",
+    "watch.tracker": "validation.tracker",
+}
+"""Each earlier name of a setting, with today's."""
+
+_EARLIER = {today: earlier for earlier, today in RENAMED.items()}
+
+_EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}
+
+
+def list_earlier_names(given: Mapping[str, Any]) -> list[str]:
+    """List the earlier names in nested settings, such as ``train.updates``, in their order."""
+    return [
+        f"{group}.{name}"
+        for group, values in given.items()
+        if isinstance(values, Mapping)
+        for name in values
+        if f"{group}.{name}" in RENAMED
+    ]
+
+
+def use_current_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give nested settings today's names.
+
+    Raises:
+        ValueError: If a setting is given under both of its names.
+    """
+    current: dict[str, Any] = {
+        group: dict(values) if isinstance(values, Mapping) else values
+        for group, values in given.items()
+    }
+    for earlier in list_earlier_names(given):
+        group, name = earlier.split(".")
+        new_group, new_name = RENAMED[earlier].split(".")
+        value = current[group].pop(name)
+        if not current[group]:
+            del current[group]
+        section = current.setdefault(new_group, {})
+        if new_name in section:
+            raise ValueError(f"{earlier} is now {RENAMED[earlier]}; give it once")
+        meant = _EARLIER_VALUES.get(earlier, {})
+        section[new_name] = meant.get(value, value) if isinstance(value, bool) else value
+    return current
+
+
+def use_earlier_names(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a group's settings their earlier names, so that fingerprints stay what they were."""
+    return {
+        _EARLIER.get(f"{group}.{name}", name).rpartition(".")[2]: value
+        for name, value in values.items()
+    }
