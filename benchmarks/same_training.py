@@ -165,7 +165,7 @@ def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None
     from dreamloom.training import batches as lessons
     from dreamloom.training import step as updates
 
-    deal = lessons.Lesson.deal_cards
+    make_batches = lessons.TrainingBatches.draw_samples
 
     def find(pixels: Tensor, kind: str) -> int:
         files = sorted((given.pictures / kind).iterdir())
@@ -178,7 +178,7 @@ def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None
         return apart.index(min(apart))
 
     def deal_told(self: Any, number: int, share: Any) -> Any:
-        photo, prior = deal(self, number, share)
+        photo, prior = make_batches(self, number, share)
         pixels = told[f"pixels.{number}"]
         names = [self.photos[n].source for n in range(len(self.photos))]
         source = sorted(p.name for p in (given.pictures / "photos").iterdir())
@@ -193,7 +193,7 @@ def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None
         return told[f"{purpose}.{dice.update}"]
 
     with (
-        mock.patch.object(lessons.Lesson, "deal_cards", deal_told),
+        mock.patch.object(lessons.TrainingBatches, "draw_samples", deal_told),
         mock.patch.object(updates, "draw_normal", draw),
         mock.patch.object(updates, "draw_noise", lambda dice, *_: told[f"noise.{dice.update}"]),
         mock.patch.object(

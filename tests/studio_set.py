@@ -10,7 +10,7 @@ from dreamloom.core.run_folder import RunDir
 from dreamloom.data.class_images import make_priors
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
-from dreamloom.training.batches import Lesson, LessonPlan, prepare_lesson
+from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
 
 
 def make_photos(folder: Path, count: int = 3, size: tuple[int, int] = (96, 72)) -> Path:
@@ -55,9 +55,9 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, PriorSet]:
 
 def make_lesson(
     model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig
-) -> Lesson:
-    plan = LessonPlan(config.seed, config.photos.flip, config.validation.held_out_photos)
-    return prepare_lesson(
+) -> TrainingBatches:
+    plan = BatchPlan(config.seed, config.photos.flip, config.validation.held_out_photos)
+    return prepare_batches(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
     )
 

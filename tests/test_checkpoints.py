@@ -31,7 +31,7 @@ from dreamloom.training.optimizers import (
 INPUTS = {"photos": "a1", "base": "b2", "settings": "c3"}
 
 
-class Lesson:
+class TrainingBatches:
     """A few weights, of which the last is never used, under AdamW."""
 
     def __init__(self, shapes=((3, 2), (5,), (2, 2)), seed=0):
@@ -75,14 +75,14 @@ def same(ones, others):
 
 
 def test_going_on_repeats_the_uninterrupted_run_bit_for_bit(path):
-    whole = Lesson().learn(range(7))
-    Lesson().learn(range(4)).save(path)
-    resumed = Lesson(seed=1)
+    whole = TrainingBatches().learn(range(7))
+    TrainingBatches().learn(range(4)).save(path)
+    resumed = TrainingBatches(seed=1)
     assert resumed.load(path) == 4
     resumed.learn(range(4, 7))
     assert same(whole.weights, resumed.weights)
     # The test can fail: without AdamW's moments the next updates are others.
-    forgetful = Lesson(seed=1)
+    forgetful = TrainingBatches(seed=1)
     forgetful.load(path)
     forgetful.optimizer.state.clear()
     assert not torch.equal(forgetful.learn(range(4, 7)).weights[0], whole.weights[0])
@@ -185,14 +185,14 @@ def test_every_optimizers_state_has_its_types_back(name, tmp_path):
 
 def test_a_state_in_another_precision_stays_in_it(tmp_path):
     def odd(seed):
-        lesson = Lesson(seed=seed).learn(range(2))
-        for state in lesson.optimizer.state.values():
+        batches = TrainingBatches(seed=seed).learn(range(2))
+        for state in batches.optimizer.state.values():
             state["exp_avg"] = state["exp_avg"].double() / 3
-        return lesson
+        return batches
 
     first = odd(0)
     first.save(tmp_path / "a.safetensors")
-    loaded = Lesson(seed=1)
+    loaded = TrainingBatches(seed=1)
     loaded.load(tmp_path / "a.safetensors")
     moments, again = first.state()[1][0]["exp_avg"], loaded.state()[1][0]["exp_avg"]
     assert again.dtype == torch.float64
@@ -224,18 +224,18 @@ def test_averaged_weights_are_not_saved_as_if_they_were_in_training(tmp_path):
 
 
 def test_what_is_neither_tensor_nor_plain_is_refused_before_anything_is_written(tmp_path):
-    lesson = Lesson().learn(range(1))
-    lesson.optimizer.param_groups[0]["odd"] = {1, 2}
+    batches = TrainingBatches().learn(range(1))
+    batches.optimizer.param_groups[0]["odd"] = {1, 2}
     with pytest.raises(ValueError, match="cannot hold a set"):
-        lesson.save(tmp_path / "a.safetensors")
+        batches.save(tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_without_what_is_asked_for_is_refused(tmp_path):
-    Lesson().learn(range(2)).kept_in(tmp_path).save(2)
-    lesson = Lesson()
-    others = {"average": AverageOf(lesson.weights, 0.9)}
-    asking = Checkpoints(tmp_path, lesson.weights, lesson.optimizer, INPUTS, others)
+    TrainingBatches().learn(range(2)).kept_in(tmp_path).save(2)
+    batches = TrainingBatches()
+    others = {"average": AverageOf(batches.weights, 0.9)}
+    asking = Checkpoints(tmp_path, batches.weights, batches.optimizer, INPUTS, others)
     with pytest.raises(TrainingError, match="holds other weights"):
         asking.resume()
 
@@ -244,9 +244,9 @@ def test_a_checkpoint_without_what_is_asked_for_is_refused(tmp_path):
 
 
 def test_the_moments_come_back_as_they_were(path):
-    saved = Lesson().learn(range(4))
+    saved = TrainingBatches().learn(range(4))
     saved.save(path)
-    loaded = Lesson(seed=1).learn(range(2))
+    loaded = TrainingBatches(seed=1).learn(range(2))
     loaded.load(path)
     (weights, moments), (same_weights, same_moments) = saved.state(), loaded.state()
     assert same(weights, same_weights)
@@ -259,10 +259,12 @@ def test_the_moments_come_back_as_they_were(path):
 
 
 def test_a_checkpoint_from_before_the_first_update_forgets_later_moments(path):
-    Lesson().save(path, updates_done=0)
-    later = Lesson().learn(range(3))
+    TrainingBatches().save(path, updates_done=0)
+    later = TrainingBatches().learn(range(3))
     assert later.load(path) == 0
-    assert torch.equal(later.learn(range(5)).weights[0], Lesson().learn(range(5)).weights[0])
+    assert torch.equal(
+        later.learn(range(5)).weights[0], TrainingBatches().learn(range(5)).weights[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,35 +277,35 @@ def test_a_checkpoint_from_before_the_first_update_forgets_later_moments(path):
     ],
 )
 def test_other_inputs_are_refused_and_named(path, inputs, named):
-    Lesson().learn(range(4)).save(path)
-    lesson = Lesson(seed=1)
-    before = lesson.state()[0]
+    TrainingBatches().learn(range(4)).save(path)
+    batches = TrainingBatches(seed=1)
+    before = batches.state()[0]
     with pytest.raises(TrainingError) as caught:
-        lesson.load(path, inputs)
+        batches.load(path, inputs)
     assert caught.value.problem == f"The checkpoint {path} was made with other {named}."
     assert "--out" in caught.value.hint
-    assert same(before, lesson.weights)
+    assert same(before, batches.weights)
 
 
 @pytest.mark.parametrize("shapes", [((3, 2), (5,)), ((3, 2), (5,), (2, 3)), ((3, 2),) * 4])
 def test_other_weights_are_refused_before_any_is_touched(path, shapes):
-    Lesson().learn(range(4)).save(path)
-    lesson = Lesson(shapes, seed=1)
-    before = lesson.state()[0]
+    TrainingBatches().learn(range(4)).save(path)
+    batches = TrainingBatches(shapes, seed=1)
+    before = batches.state()[0]
     with pytest.raises(TrainingError, match="holds other weights than this model trains"):
-        lesson.load(path)
-    assert same(before, lesson.weights)
+        batches.load(path)
+    assert same(before, batches.weights)
 
 
 def refusal(path):
     with pytest.raises(DamagedCheckpointError) as caught:
-        Lesson().load(path)
+        TrainingBatches().load(path)
     assert caught.value.problem.startswith(f"The checkpoint {path} cannot be read")
     assert caught.value.hint == "Delete it to start from the beginning."
 
 
 def test_a_damaged_file_is_told_with_the_way_out(path):
-    Lesson().learn(range(4)).save(path)
+    TrainingBatches().learn(range(4)).save(path)
     whole = path.read_bytes()
     for damaged in (b"", whole[:5], whole[: len(whole) // 2], b"\xff" * len(whole)):
         path.write_bytes(damaged)
@@ -311,7 +313,7 @@ def test_a_damaged_file_is_told_with_the_way_out(path):
 
 
 def test_a_single_wrong_bit_is_found(path):
-    Lesson().learn(range(4)).save(path)
+    TrainingBatches().learn(range(4)).save(path)
     whole = path.read_bytes()
     tensors_begin = 8 + int.from_bytes(whole[:8], "little")
     update = whole.index(b'"updates_done":"4"') + len('"updates_done":"')
@@ -343,7 +345,7 @@ def test_a_file_of_another_kind_is_told_alike(tmp_path, story):
 def test_a_checkpoint_is_safetensors_that_tells_what_it_is(path):
     from safetensors import safe_open
 
-    Lesson().learn(range(4)).save(path)
+    TrainingBatches().learn(range(4)).save(path)
     with safe_open(path, framework="pt") as file:
         story = file.metadata()
         assert len(file.keys()) == 3 + 2 * 3  # three weights; two have three moments each
@@ -356,16 +358,16 @@ def test_a_checkpoint_is_safetensors_that_tells_what_it_is(path):
 
 
 def test_the_newest_two_are_kept(tmp_path):
-    lesson = Lesson()
-    kept = lesson.kept_in(tmp_path)
+    batches = TrainingBatches()
+    kept = batches.kept_in(tmp_path)
     for done in (8, 9, 10):
-        lesson.learn(range(1))
+        batches.learn(range(1))
         kept.save(done)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "update-0000009.safetensors",
         "update-0000010.safetensors",
     ]
-    resumed = Lesson(seed=1).kept_in(tmp_path).resume()
+    resumed = TrainingBatches(seed=1).kept_in(tmp_path).resume()
     assert resumed.updates_done == 10
     assert resumed.note == f"goes on after update 10, from {resumed.path}"
     kept.clear()
@@ -374,33 +376,33 @@ def test_the_newest_two_are_kept(tmp_path):
 
 
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path):
-    lesson = Lesson().learn(range(4))
-    lesson.kept_in(tmp_path).save(4)
-    newest = lesson.learn(range(4, 6)).kept_in(tmp_path).save(6)
+    batches = TrainingBatches().learn(range(4))
+    batches.kept_in(tmp_path).save(4)
+    newest = batches.learn(range(4, 6)).kept_in(tmp_path).save(6)
     newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = Lesson(seed=1)
+    resumed = TrainingBatches(seed=1)
     found = resumed.kept_in(tmp_path).resume()
     assert found.updates_done == 4
     assert "goes on after update 4" in found.note
     assert f"the newer one is damaged: The checkpoint {newest} cannot be read" in found.note
     resumed.learn(range(4, 7))
-    assert same(resumed.weights, Lesson().learn(range(7)).weights)
+    assert same(resumed.weights, TrainingBatches().learn(range(7)).weights)
 
 
 def test_two_damaged_ones_are_an_error_not_a_new_start(tmp_path):
-    lesson = Lesson().learn(range(4))
+    batches = TrainingBatches().learn(range(4))
     for done in (4, 5):
-        lesson.kept_in(tmp_path).save(done).write_bytes(b"no")
+        batches.kept_in(tmp_path).save(done).write_bytes(b"no")
     with pytest.raises(TrainingError, match=r"update-0000005\.safetensors cannot be read"):
-        lesson.kept_in(tmp_path).resume()
+        batches.kept_in(tmp_path).resume()
 
 
 def test_other_inputs_are_refused_even_if_an_older_one_would_fit(tmp_path):
-    lesson = Lesson().learn(range(4))
-    lesson.kept_in(tmp_path).save(4)
-    lesson.kept_in(tmp_path, {**INPUTS, "base": "z9"}).save(5)
+    batches = TrainingBatches().learn(range(4))
+    batches.kept_in(tmp_path).save(4)
+    batches.kept_in(tmp_path, {**INPUTS, "base": "z9"}).save(5)
     with pytest.raises(TrainingError, match="made with other base"):
-        lesson.kept_in(tmp_path).resume()
+        batches.kept_in(tmp_path).resume()
 
 
 class Disk:
@@ -418,11 +420,11 @@ class Disk:
 
 
 def test_a_full_disk_leaves_the_one_before_and_says_that_nothing_is_lost(tmp_path, monkeypatch):
-    lesson = Lesson().learn(range(4))
-    lesson.kept_in(tmp_path).save(4)
+    batches = TrainingBatches().learn(range(4))
+    batches.kept_in(tmp_path).save(4)
     Disk(monkeypatch, room=1)
     with pytest.raises(TrainingError) as caught:
-        lesson.learn(range(4, 6)).kept_in(tmp_path).save(6)
+        batches.learn(range(4, 6)).kept_in(tmp_path).save(6)
     assert "after update 6 cannot be written" in caught.value.problem
     assert "No space left on device" in caught.value.problem
     assert (
@@ -430,32 +432,32 @@ def test_a_full_disk_leaves_the_one_before_and_says_that_nothing_is_lost(tmp_pat
     )
     assert caught.value.hint.startswith("Make room on the disk")
     assert [file.name for file in tmp_path.iterdir()] == ["update-0000004.safetensors"]
-    resumed = Lesson(seed=1)
+    resumed = TrainingBatches(seed=1)
     assert resumed.kept_in(tmp_path).resume().updates_done == 4
-    assert same(resumed.learn(range(4, 7)).weights, Lesson().learn(range(7)).weights)
+    assert same(resumed.learn(range(4, 7)).weights, TrainingBatches().learn(range(7)).weights)
 
 
 def test_on_a_full_disk_the_oldest_makes_room(tmp_path, monkeypatch):
-    lesson = Lesson().learn(range(2))
-    lesson.kept_in(tmp_path).save(1)
-    lesson.kept_in(tmp_path).save(2)
+    batches = TrainingBatches().learn(range(2))
+    batches.kept_in(tmp_path).save(1)
+    batches.kept_in(tmp_path).save(2)
     Disk(monkeypatch, room=2)
-    lesson.kept_in(tmp_path).save(3)
-    assert Lesson().kept_in(tmp_path).resume().updates_done == 3
+    batches.kept_in(tmp_path).save(3)
+    assert TrainingBatches().kept_in(tmp_path).resume().updates_done == 3
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_full_disk_before_the_first_checkpoint_is_told_as_it_is(tmp_path, monkeypatch):
     Disk(monkeypatch, room=0)
     with pytest.raises(TrainingError) as caught:
-        Lesson().kept_in(tmp_path).save(1)
+        TrainingBatches().kept_in(tmp_path).save(1)
     assert "lost" not in caught.value.problem
     assert "begins anew" in caught.value.hint
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     (tmp_path / ".writing-abc.safetensors").write_bytes(b"half")
-    Lesson().kept_in(tmp_path).save(1)
+    TrainingBatches().kept_in(tmp_path).save(1)
     assert [file.name for file in tmp_path.iterdir()] == ["update-0000001.safetensors"]
 
 

@@ -88,9 +88,9 @@ def test_fault_03_each_picture_is_weighed_by_its_own_timestep(
     model: Model, sets: tuple[PhotoSet, PriorSet], told: Told
 ) -> None:
     plain = small_config(model)
-    lesson = make_lesson(model, *sets, plain)
-    (errors,) = measure_errors(model, lesson, 1, plain)
-    weighed = compute_loss(model, lesson, 1, small_config(model, objective__weighting="min_snr"))
+    batches = make_lesson(model, *sets, plain)
+    (errors,) = measure_errors(model, batches, 1, plain)
+    weighed = compute_loss(model, batches, 1, small_config(model, objective__weighting="min_snr"))
     weights = timestep_weights("min_snr", model.snr(told.timesteps[0]))
     assert len(weights.unique()) > 1
     expected = (errors.values * weights).view(2, 2).mean(dim=1)
@@ -129,13 +129,13 @@ def test_fault_05_latents_captions_and_framings_stay_together(
             )
         }
     )
-    lesson = make_lesson(model, photos, None, small_config(model))
+    batches = make_lesson(model, photos, None, small_config(model))
     alone = {}
     for update in range(20):
-        (batch,) = lesson.deal(update, Share(2, 0))
-        for row, card in enumerate(batch.cards):
-            assert batch.prompts[row] == f"photo {card.picture}"
-            key = (card.picture, card.place)
+        (batch,) = batches.make_batches(update, Share(2, 0))
+        for row, sample in enumerate(batch.samples):
+            assert batch.prompts[row] == f"photo {sample.picture}"
+            key = (sample.picture, sample.place)
             alone.setdefault(key, batch.latents.mean[row])
             assert torch.equal(alone[key], batch.latents.mean[row])
     # Different pictures have different latents, so the agreement means something.
@@ -145,10 +145,10 @@ def test_fault_05_latents_captions_and_framings_stay_together(
 def test_fault_06_crops_change_from_round_to_round(model: Model, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "wide", size=(240, 72))
     photos = load_photos(folder, claimed(tmp_path / "run"), model.advice.resolution_px)
-    lesson = make_lesson(model, photos, None, small_config(model, photos__flip=True))
-    cards = [c for u in range(30) for c in lesson.deal_cards(u, Share(3, 0))]
+    batches = make_lesson(model, photos, None, small_config(model, photos__flip=True))
+    samples = [c for u in range(30) for c in batches.draw_samples(u, Share(3, 0))]
     for photo in range(3):
-        places = {card.place for card in cards if card.picture == photo}
+        places = {sample.place for sample in samples if sample.picture == photo}
         assert len({place[:2] for place in places}) > 4
         assert {mirrored for _, _, mirrored in places} == {True, False}
 
@@ -156,9 +156,11 @@ def test_fault_06_crops_change_from_round_to_round(model: Model, tmp_path: Path)
 def test_fault_07_faces_are_not_mirrored_unless_asked(
     model: Model, sets: tuple[PhotoSet, PriorSet]
 ) -> None:
-    lesson = make_lesson(model, *sets, small_config(model))
+    batches = make_lesson(model, *sets, small_config(model))
     assert not any(
-        card.place[2] for update in range(30) for card in lesson.deal_cards(update, Share(3, 3))
+        sample.place[2]
+        for update in range(30)
+        for sample in batches.draw_samples(update, Share(3, 3))
     )
 
 
@@ -195,16 +197,16 @@ def test_fault_08_text_encoders_leave_the_device(tiny_sdxl: Path) -> None:
 def test_fault_09_the_autoencoder_rests_once_the_crops_are_known(
     model: Model, sets: tuple[PhotoSet, PriorSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lesson = make_lesson(model, *sets, small_config(model))
+    batches = make_lesson(model, *sets, small_config(model))
     for update in range(40):
-        lesson.deal(update, Share(3, 3))
+        batches.make_batches(update, Share(3, 3))
 
     def refuse(pixels: torch.Tensor) -> None:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(model, "encode_images", refuse)
     for update in range(40):
-        lesson.deal(update, Share(3, 3))
+        batches.make_batches(update, Share(3, 3))
 
 
 def test_fault_10_the_end_loads_no_second_pipeline(
@@ -293,10 +295,10 @@ def test_fault_15_class_images_neither_stretch_the_run_nor_have_a_photo_each(
     run, config = claimed(tmp_path), small_config(model)
     train_adapter(run, model, *sets, config, counted.append)
     assert sum(isinstance(event, LossLogged) for event in counted) == config.train.steps
-    lesson = make_lesson(model, *sets, config)
+    batches = make_lesson(model, *sets, config)
     pairs = Counter()
     for update in range(24):
-        photo, prior = lesson.deal_cards(update, Share(1, 1))
+        photo, prior = batches.draw_samples(update, Share(1, 1))
         pairs[photo.picture, prior.picture] += 1
     assert len(pairs) > 3
 
@@ -321,10 +323,10 @@ def test_fault_17_frozen_embeddings_gather_no_gradient(
     model: Model, sets: tuple[PhotoSet, PriorSet]
 ) -> None:
     config = small_config(model, adapter__text_encoders=True)
-    lesson = make_lesson(model, *sets, config)
+    batches = make_lesson(model, *sets, config)
     weights = model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0, text_encoders=True))
     try:
-        compute_loss(model, lesson, 0, config).total.backward()
+        compute_loss(model, batches, 0, config).total.backward()
         taught = {id(p) for one in weights for p in one.parameters}
         text = [p for one in weights if one.role.startswith("text") for p in one.parameters]
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in text)

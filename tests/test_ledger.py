@@ -14,11 +14,11 @@ from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import silent
 from dreamloom.models.base import Weights
 from dreamloom.training.async_logging import Ledger, Outcome
-from dreamloom.training.batches import Card
+from dreamloom.training.batches import Sample
 from dreamloom.training.losses import combine_errors
 from dreamloom.training.optimization import Student
 
-CARDS = (Card("photo", 0, (0, 0, False), 0), Card("class image", 1, (0, 0, False), 0))
+CARDS = (Sample("photo", 0, (0, 0, False), 0), Sample("class image", 1, (0, 0, False), 0))
 CPU = torch.device("cpu")
 
 
@@ -65,7 +65,7 @@ def test_on_the_processor_an_update_is_told_at_once() -> None:
     assert told[0].is_sound
     assert told[1].broken == CARDS[1:]
     assert not told[1].is_sound
-    assert told[1].cards == 2
+    assert told[1].samples == 2
 
 
 def test_numbers_that_travel_are_read_in_order_and_not_too_late(

@@ -83,17 +83,17 @@ def test_the_gradients_of_shares_add_up_to_that_of_the_whole(
 ) -> None:
     model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
     config = small_config(model, train__batch_photos=4, train__batch_priors=4)
-    lesson = make_lesson(model, *make_sets(model, tmp_path), config)
+    batches = make_lesson(model, *make_sets(model, tmp_path), config)
     half = small_config(model)
     weights = [p for one in model.attach_adapter(SPEC) for p in one.parameters]
     try:
-        compute_loss(model, lesson, 0, config).total.backward()
+        compute_loss(model, batches, 0, config).total.backward()
         whole = [weight.grad for weight in weights]
         for weight in weights:
             weight.grad = None
         for index in range(2):
-            share = share_update(half, lesson, 2, index)
-            compute_loss(model, lesson, 0, half, share).total.backward()
+            share = share_update(half, batches, 2, index)
+            compute_loss(model, batches, 0, half, share).total.backward()
         for weight, expected in zip(weights, whole, strict=True):
             torch.testing.assert_close(weight.grad, expected, rtol=1e-3, atol=1e-6)
     finally:

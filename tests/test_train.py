@@ -288,14 +288,14 @@ def test_base_predictions_stand_in_for_class_images(
     model: Model, sets: tuple[PhotoSet, PriorSet]
 ) -> None:
     config = small_config(model, priors__kind="base")
-    lesson = make_lesson(model, sets[0], None, config)
+    batches = make_lesson(model, sets[0], None, config)
     weights = model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
-    fresh = compute_loss(model, lesson, 0, config)
+    fresh = compute_loss(model, batches, 0, config)
     assert fresh.prior is not None
     assert fresh.prior.item() == pytest.approx(0, abs=1e-9)
     for weight in (p for one in weights for p in one.parameters):
         torch.nn.init.normal_(weight.data, std=0.3)
-    changed = compute_loss(model, lesson, 0, config)
+    changed = compute_loss(model, batches, 0, config)
     model.detach_adapter()
     assert changed.prior is not None
     assert changed.prior.item() > 1e-4

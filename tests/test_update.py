@@ -18,7 +18,7 @@ from dreamloom.core.manifests import PhotoSet, PriorSet
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
-from dreamloom.training.batches import Card, Lesson
+from dreamloom.training.batches import Sample, TrainingBatches
 from dreamloom.training.step import compute_loss, share_update
 from studio_set import make_lesson, make_sets, small_config
 
@@ -57,54 +57,54 @@ def studio(request: pytest.FixtureRequest, tiny_sdxl: Path, tmp_path_factory) ->
 class Reference:
     """DreamBooth's loss as its equations say, image by image, with plain diffusers."""
 
-    def __init__(self, studio: Studio, lesson: Lesson, config: LoomConfig) -> None:
-        self.lesson, self.config = lesson, config
+    def __init__(self, studio: Studio, batches: TrainingBatches, config: LoomConfig) -> None:
+        self.batches, self.config = batches, config
         self.taught = StableDiffusionXLPipeline.from_pretrained(studio.folder)
         self.taught.load_lora_weights(studio.adapter)
         self.untaught = StableDiffusionXLPipeline.from_pretrained(studio.folder)
         self.schedule = DDPMScheduler.from_pretrained(studio.folder, subfolder="scheduler")
 
-    def dice(self, purpose: str, card: Card) -> torch.Generator:
-        words = f"{purpose} of class" if card.is_prior else purpose
-        return generator_for(self.config.seed, words, UPDATE, card.number)
+    def dice(self, purpose: str, sample: Sample) -> torch.Generator:
+        words = f"{purpose} of class" if sample.is_prior else purpose
+        return generator_for(self.config.seed, words, UPDATE, sample.number)
 
-    def pixels(self, card: Card) -> torch.Tensor:
-        if card.is_prior:
-            image = Image.open(self.lesson.priors[card.picture])
+    def pixels(self, sample: Sample) -> torch.Tensor:
+        if sample.is_prior:
+            image = Image.open(self.batches.priors[sample.picture])
         else:
-            photo, (top, left, _) = self.lesson.photos[card.picture], card.place
+            photo, (top, left, _) = self.batches.photos[sample.picture], sample.place
             height, width = photo.bucket_px
-            image = Image.open(self.lesson.folder / photo.file).crop(
+            image = Image.open(self.batches.folder / photo.file).crop(
                 (left, top, left + width, top + height)
             )
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
 
-    def time_ids(self, card: Card) -> list[int]:
-        side = self.lesson.resolution_px
-        if card.is_prior:
+    def time_ids(self, sample: Sample) -> list[int]:
+        side = self.batches.resolution_px
+        if sample.is_prior:
             return [side, side, 0, 0, side, side]
-        photo = self.lesson.photos[card.picture]
-        return [*photo.original_px, *card.place[:2], *photo.bucket_px]
+        photo = self.batches.photos[sample.picture]
+        return [*photo.original_px, *sample.place[:2], *photo.bucket_px]
 
     @torch.no_grad()
-    def error(self, card: Card, as_class: bool = False) -> tuple[float, float]:
+    def error(self, sample: Sample, as_class: bool = False) -> tuple[float, float]:
         """The error of one image and its timestep's signal-to-noise ratio."""
         vae = self.untaught.vae
-        posterior = vae.encode(self.pixels(card)).latent_dist
+        posterior = vae.encode(self.pixels(sample)).latent_dist
         shape = posterior.mean.shape[1:]
         latents = posterior.mean + posterior.std * torch.randn(
-            shape, generator=self.dice("posterior", card)
+            shape, generator=self.dice("posterior", sample)
         )
         latents = latents * vae.config.scaling_factor
-        noise = torch.randn(shape, generator=self.dice("noise", card))[None]
-        timestep = torch.randint(1000, (1,), generator=self.dice("timestep", card))
+        noise = torch.randn(shape, generator=self.dice("noise", sample))[None]
+        timestep = torch.randint(1000, (1,), generator=self.dice("timestep", sample))
         noisy = self.schedule.add_noise(latents, noise, timestep)
         target = noise
         if self.schedule.config.prediction_type == "v_prediction":
             target = self.schedule.get_velocity(latents, noise, timestep)
-        prompts = self.lesson.prompts
-        prompt = prompts[1] if card.is_prior or as_class else prompts[0]
-        time_ids = torch.tensor([self.time_ids(card)]).float()
+        prompts = self.batches.prompts
+        prompt = prompts[1] if sample.is_prior or as_class else prompts[0]
+        time_ids = torch.tensor([self.time_ids(sample)]).float()
         if as_class:
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
@@ -124,12 +124,12 @@ class Reference:
         return error * gamma / (snr + 1 if velocity else snr)
 
     def loss(self) -> tuple[float, float | None]:
-        cards = self.lesson.deal_cards(UPDATE, share_update(self.config, self.lesson))
-        photos = [card for card in cards if not card.is_prior]
-        subject = np.mean([self.weigh(*self.error(card)) for card in photos])
+        samples = self.batches.draw_samples(UPDATE, share_update(self.config, self.batches))
+        photos = [sample for sample in samples if not sample.is_prior]
+        subject = np.mean([self.weigh(*self.error(sample)) for sample in photos])
         if self.config.priors.kind == "base":
             return subject, np.mean([self.weigh(*self.error(c, as_class=True)) for c in photos])
-        priors = [self.weigh(*self.error(card)) for card in cards if card.is_prior]
+        priors = [self.weigh(*self.error(sample)) for sample in samples if sample.is_prior]
         return subject, np.mean(priors) if priors else None
 
 
@@ -149,9 +149,9 @@ def test_the_loss_is_the_one_of_the_equations(
         objective__weighting=weighting,
     )
     priors = studio.priors if kind == "generated" else None
-    lesson = make_lesson(studio.model, studio.photos, priors, config)
-    mine = compute_loss(studio.model, lesson, UPDATE, config)
-    subject, prior = Reference(studio, lesson, config).loss()
+    batches = make_lesson(studio.model, studio.photos, priors, config)
+    mine = compute_loss(studio.model, batches, UPDATE, config)
+    subject, prior = Reference(studio, batches, config).loss()
     assert mine.subject.item() == pytest.approx(subject, rel=1e-5)
     if prior is None:
         assert mine.prior is None

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dreamloom.training.batches import Card
+from dreamloom.training.batches import Sample
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Outcome:
         update: Which update, from 0.
         rate: Its learning rate.
         broken: Cards of this process whose error is not finite.
-        cards: How many cards this process had.
+        samples: How many cards this process had.
         total: The loss over all batches and processes.
         subject: Its part from the photos.
         prior: Its part from class images; None without.
@@ -31,8 +31,8 @@ class Outcome:
 
     update: int
     rate: float
-    broken: tuple[Card, ...]
-    cards: int
+    broken: tuple[Sample, ...]
+    samples: int
     total: float
     subject: float
     prior: float | None
@@ -50,7 +50,7 @@ class _Line:
 
     update: int
     rate: float
-    cards: Sequence[Card]
+    samples: Sequence[Sample]
     numbers: Tensor
     ready: torch.cuda.Event | None
 
@@ -79,7 +79,7 @@ class Ledger:
         self,
         update: int,
         rate: float,
-        cards: Sequence[Card],
+        samples: Sequence[Sample],
         are_finite: Bool[Tensor, " cards"],
         terms: Float[Tensor, " terms"],
         norm: Float[Tensor, ""],
@@ -89,7 +89,7 @@ class Ledger:
         Args:
             update: Which update, from 0.
             rate: Its learning rate.
-            cards: The cards of this process.
+            samples: The cards of this process.
             are_finite: Whether each card's error is.
             terms: Total loss, subject's and, where there is one, prior's.
             norm: The gradient's norm.
@@ -101,7 +101,7 @@ class Ledger:
             numbers = arriving.copy_(numbers, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self._lines.append(_Line(update, rate, cards, numbers, ready))
+        self._lines.append(_Line(update, rate, samples, numbers, ready))
         while self._lines and (len(self._lines) > self._behind or _has_arrived(self._lines[0])):
             self._read()
 
@@ -115,13 +115,13 @@ class Ledger:
         if line.ready is not None:
             line.ready.synchronize()
         norm, *rest = line.numbers.tolist()
-        terms, finite = rest[: -len(line.cards)], rest[-len(line.cards) :]
+        terms, finite = rest[: -len(line.samples)], rest[-len(line.samples) :]
         self._hand_on(
             Outcome(
                 update=line.update,
                 rate=line.rate,
-                broken=tuple(c for c, one in zip(line.cards, finite, strict=True) if not one),
-                cards=len(line.cards),
+                broken=tuple(c for c, one in zip(line.samples, finite, strict=True) if not one),
+                samples=len(line.samples),
                 total=terms[0],
                 subject=terms[1],
                 prior=terms[2] if len(terms) > 2 else None,

@@ -35,7 +35,7 @@ Place: TypeAlias = tuple[int, int, bool]
 
 
 @dataclass(frozen=True)
-class Card:
+class Sample:
     """One picture of one update, as it was dealt.
 
     Args:
@@ -62,14 +62,14 @@ class Batch:
     """Pictures of one shape that go through the model together; row i of each belongs together.
 
     Args:
-        cards: What was dealt.
+        samples: What was dealt.
         latents: Encoded crops.
         framings: How each was cut from its original.
         prompts: The prompt that each is trained with.
         masks: Where the subject is, from 0 to 1 in latents; None where no picture has a mask.
     """
 
-    cards: tuple[Card, ...]
+    samples: tuple[Sample, ...]
     latents: Latents
     framings: tuple[Framing, ...]
     prompts: tuple[str, ...]
@@ -78,11 +78,11 @@ class Batch:
     @property
     def is_prior(self) -> Bool[Tensor, " images"]:
         """True for class images."""
-        return torch.tensor([card.is_prior for card in self.cards])
+        return torch.tensor([sample.is_prior for sample in self.samples])
 
 
 @dataclass(frozen=True)
-class LessonPlan:
+class BatchPlan:
     """How pictures are dealt and cut.
 
     Args:
@@ -114,7 +114,7 @@ class Share:
 
 
 @dataclass
-class Lesson:
+class TrainingBatches:
     """All pictures, and what is known of them.
 
     Args:
@@ -134,7 +134,7 @@ class Lesson:
     priors: tuple[Path, ...]
     resolution_px: int
     prompts: tuple[str, str]
-    plan: LessonPlan
+    plan: BatchPlan
     store: LatentStore | None = None
     _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
@@ -164,57 +164,65 @@ class Lesson:
             self._taken[wanted] = self._conditioning.take(rows)
         return self._taken[wanted]
 
-    def deal(self, update: int, share: Share) -> list[Batch]:
+    def make_batches(self, update: int, share: Share) -> list[Batch]:
         """Deal one batch of an update, in parts of one shape each.
 
         Photos and class images are each dealt like cards: every one is seen once before any is
         seen again, in an order that the seed and the round decide.
         """
-        return self.encode(self.deal_cards(update, share))
+        return self.encode(self.draw_samples(update, share))
 
-    def deal_cards(self, update: int, share: Share) -> list[Card]:
+    def draw_samples(self, update: int, share: Share) -> list[Sample]:
         """Deal one batch of an update, without looking at the pictures."""
-        return [*self._deal_photos(update, share), *self._deal_priors(update, share)]
+        return [*self._draw_photos(update, share), *self._draw_class_images(update, share)]
 
-    def _deal_photos(self, update: int, share: Share) -> list[Card]:
-        cards = []
-        for number, photo, round_ in deal(
+    def _draw_photos(self, update: int, share: Share) -> list[Sample]:
+        samples = []
+        for number, photo, round_ in make_batches(
             len(self.photos), update, share.photos, share, self.plan.seed, "photos"
         ):
             place = choose_place(
                 self.photos[photo], self.model.pixels_per_latent, self.plan, photo, round_
             )
-            cards.append(Card("photo", photo, place, number))
-        return cards
+            samples.append(Sample("photo", photo, place, number))
+        return samples
 
-    def _deal_priors(self, update: int, share: Share) -> list[Card]:
+    def _draw_class_images(self, update: int, share: Share) -> list[Sample]:
         if not self.priors or not share.priors:
             return []
         return [
-            Card("class image", image, (0, 0, False), number)
-            for number, image, _ in deal(
+            Sample("class image", image, (0, 0, False), number)
+            for number, image, _ in make_batches(
                 len(self.priors), update, share.priors, share, self.plan.seed, "class images"
             )
         ]
 
-    def encode(self, cards: Sequence[Card], on_picture: OnPicture = nothing) -> list[Batch]:
+    def encode(self, samples: Sequence[Sample], on_picture: OnPicture = nothing) -> list[Batch]:
         """Encode what was dealt and is not known yet; group it by shape."""
-        unknown = {self._key(card): card for card in cards if self._key(card) not in self._encoded}
+        unknown = {
+            self._key(sample): sample
+            for sample in samples
+            if self._key(sample) not in self._encoded
+        }
         if unknown:
             self._encode_missing(list(unknown.values()), on_picture)
             # The autoencoder came back to the device for this; training needs the room.
             self.model.release_encoders()
-        shaped = sorted(cards, key=lambda card: (self._size(card), card.is_prior, card.number))
+        shaped = sorted(
+            samples, key=lambda sample: (self._size(sample), sample.is_prior, sample.number)
+        )
         return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
 
     def encode_all(self, on_picture: OnPicture = nothing) -> None:
         """Encode every class image and the first round of photos, before training begins."""
         self.encode(
             [
-                Card("photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n)
+                Sample(
+                    "photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n
+                )
                 for n, p in enumerate(self.photos)
             ]
-            + [Card("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
+            + [Sample("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
             on_picture,
         )
 
@@ -223,48 +231,48 @@ class Lesson:
         kept = self.held_out or self.photos
         first = len(self.photos) if self.held_out else 0
         step = self.model.pixels_per_latent
-        cards = []
+        samples = []
         for number, photo in enumerate(kept):
             tops, lefts = list_places(photo.scaled_px, photo.bucket_px, step, photo.box_px)
             middle = (tops[len(tops) // 2], lefts[len(lefts) // 2], False)
-            cards.append(Card("photo", first + number, middle, number))
-        return self.encode(cards)
+            samples.append(Sample("photo", first + number, middle, number))
+        return self.encode(samples)
 
-    def name(self, card: Card) -> str:
+    def name(self, sample: Sample) -> str:
         """Name a picture for a message."""
-        if card.kind == "photo":
-            return self._photo(card).source
-        return f"class image {self.priors[card.picture].name}"
+        if sample.kind == "photo":
+            return self._photo(sample).source
+        return f"class image {self.priors[sample.picture].name}"
 
-    def _photo(self, card: Card) -> Photo:
-        return (*self.photos, *self.held_out)[card.picture]
+    def _photo(self, sample: Sample) -> Photo:
+        return (*self.photos, *self.held_out)[sample.picture]
 
-    def _key(self, card: Card) -> tuple[str, Place]:
-        return (str(self._file(card)), card.place)
+    def _key(self, sample: Sample) -> tuple[str, Place]:
+        return (str(self._file(sample)), sample.place)
 
-    def _file(self, card: Card) -> Path:
-        if card.kind == "photo":
-            return self.folder / self._photo(card).file
-        return self.priors[card.picture]
+    def _file(self, sample: Sample) -> Path:
+        if sample.kind == "photo":
+            return self.folder / self._photo(sample).file
+        return self.priors[sample.picture]
 
-    def _size(self, card: Card) -> tuple[int, int]:
-        if card.kind == "photo":
-            return self._photo(card).bucket_px
+    def _size(self, sample: Sample) -> tuple[int, int]:
+        if sample.kind == "photo":
+            return self._photo(sample).bucket_px
         return (self.resolution_px, self.resolution_px)
 
-    def _cut(self, card: Card, picture: Tensor) -> Tensor:
-        (top, left, mirrored), (height, width) = card.place, self._size(card)
+    def _cut(self, sample: Sample, picture: Tensor) -> Tensor:
+        (top, left, mirrored), (height, width) = sample.place, self._size(sample)
         crop = picture[:, top : top + height, left : left + width]
         return crop.flip(-1) if mirrored else crop
 
-    def _encode_missing(self, cards: Sequence[Card], on_picture: OnPicture) -> None:
+    def _encode_missing(self, samples: Sequence[Sample], on_picture: OnPicture) -> None:
         # One at a time: how a batch is put together changes the last bits of what comes out, and
         # a resumed run meets its crops in another company.
-        for done, card in enumerate(cards, start=1):
-            file = self._file(card)
+        for done, sample in enumerate(samples, start=1):
+            file = self._file(sample)
             # Photos are few and cut again and again; a class image is needed only once.
-            picture = _bytes(file) if card.is_prior else self._read(file)
-            pixels = self._cut(card, picture)
+            picture = _bytes(file) if sample.is_prior else self._read(file)
+            pixels = self._cut(sample, picture)
             latents = self.store.find(pixels) if self.store else None
             if latents is None:
                 latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
@@ -273,10 +281,10 @@ class Lesson:
             # Where parts take turns there is no room on the device for what is not at work.
             in_turn = self.model.thrift.cpu_offload
             place = torch.device("cpu") if in_turn else self.model.runtime.device
-            self._encoded[self._key(card)] = Latents(
+            self._encoded[self._key(sample)] = Latents(
                 latents.mean.to(place), latents.deviation.to(place)
             )
-            on_picture(done, len(cards))
+            on_picture(done, len(samples))
 
     def _read(self, path: Path) -> UInt8[Tensor, "channels height width"]:
         """Read a photo or its mask once."""
@@ -284,62 +292,62 @@ class Lesson:
             self._pixels[path.name] = _bytes(path)
         return self._pixels[path.name]
 
-    def _gather(self, cards: list[Card]) -> Batch:
-        found = [self._encoded[self._key(card)] for card in cards]
+    def _gather(self, samples: list[Sample]) -> Batch:
+        found = [self._encoded[self._key(sample)] for sample in samples]
         device = self.model.runtime.device
         latents = Latents(
             torch.cat([one.mean for one in found]).to(device),
             torch.cat([one.deviation for one in found]).to(device),
         )
         return Batch(
-            cards=tuple(cards),
+            samples=tuple(samples),
             latents=latents,
-            framings=tuple(self._frame(card) for card in cards),
-            prompts=tuple(self._prompt(card) for card in cards),
-            masks=self._masks(cards, latents.mean),
+            framings=tuple(self._frame(sample) for sample in samples),
+            prompts=tuple(self._prompt(sample) for sample in samples),
+            masks=self._masks(samples, latents.mean),
         )
 
-    def _frame(self, card: Card) -> Framing:
-        if card.kind == "class image":
+    def _frame(self, sample: Sample) -> Framing:
+        if sample.kind == "class image":
             return Framing((self.resolution_px, self.resolution_px))
-        photo, (top, left, mirrored) = self._photo(card), card.place
+        photo, (top, left, mirrored) = self._photo(sample), sample.place
         if mirrored:
             left = mirror_left(left, photo.bucket_px[1], photo.scaled_px[1])
         return Framing(photo.original_px, (top, left))
 
-    def _prompt(self, card: Card) -> str:
-        if card.kind == "class image":
+    def _prompt(self, sample: Sample) -> str:
+        if sample.kind == "class image":
             return self.prompts[1]
-        return self._photo(card).caption or self.prompts[0]
+        return self._photo(sample).caption or self.prompts[0]
 
     def _masks(
-        self, cards: Sequence[Card], like: Tensor
+        self, samples: Sequence[Sample], like: Tensor
     ) -> Float[Tensor, "images height width"] | None:
         """Cut the masks like their pictures and shrink them to latents; all ones without a mask."""
-        named = [c.kind == "photo" and bool(self._photo(c).mask) for c in cards]
+        named = [c.kind == "photo" and bool(self._photo(c).mask) for c in samples]
         if not any(named):
             return None
-        masks = torch.ones(len(cards), *like.shape[-2:])
-        for row, card in enumerate(cards):
+        masks = torch.ones(len(samples), *like.shape[-2:])
+        for row, sample in enumerate(samples):
             if named[row]:
-                whole = self._read(self.folder / self._photo(card).mask)[:1]
-                cut = self._cut(card, whole).float()[None] / 255
+                whole = self._read(self.folder / self._photo(sample).mask)[:1]
+                cut = self._cut(sample, whole).float()[None] / 255
                 masks[row] = nn.functional.adaptive_avg_pool2d(
                     cut, (like.shape[-2], like.shape[-1])
                 )[0, 0]
         return send(masks, like.device)
 
 
-def prepare_lesson(
+def prepare_batches(
     model: Model,
     photos: PhotoSet,
     priors: PriorSet | None,
     prompts: tuple[str, str],
-    plan: LessonPlan,
+    plan: BatchPlan,
     on_picture: OnPicture = nothing,
     store: LatentStore | None = None,
-) -> Lesson:
-    """Encode what can be encoded before training begins; see `Lesson`.
+) -> TrainingBatches:
+    """Encode what can be encoded before training begins; see `TrainingBatches`.
 
     Args:
         model: The base model.
@@ -358,7 +366,7 @@ def prepare_lesson(
             f"{plan.held_out} of {len(photos.photos)} photos are held out: none is left to learn"
         )
     trained = len(photos.photos) - plan.held_out
-    lesson = Lesson(
+    batches = TrainingBatches(
         model=model,
         photos=photos.photos[:trained],
         held_out=photos.photos[trained:],
@@ -369,19 +377,19 @@ def prepare_lesson(
         plan=plan,
         store=store,
     )
-    lesson.encode_all(on_picture)
-    return lesson
+    batches.encode_all(on_picture)
+    return batches
 
 
-def choose_place(photo: Photo, grid_px: int, plan: LessonPlan, number: int, round_: int) -> Place:
+def choose_place(photo: Photo, grid_px: int, plan: BatchPlan, number: int, round_: int) -> Place:
     """Choose how a photo is cut in one round: a fresh crop that keeps the subject, and a flip."""
     dice = random.Random(seed_for(plan.seed, "crop", number, round_))
     top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, dice, photo.box_px)
     return top, left, plan.flip and dice.random() < 0.5
 
 
-def deal(
-    cards: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
+def make_batches(
+    samples: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
 ) -> list[tuple[int, int, int]]:
     """Deal one batch's cards of one update from freshly shuffled packs, one after the other.
 
@@ -389,13 +397,13 @@ def deal(
         For each card its number within the update, which card it is, and its round.
     """
     per_update = per_batch * share.batches
-    dealt = []
+    drawn = []
     for number in range(share.index * per_batch, (share.index + 1) * per_batch):
-        round_, position = divmod(update * per_update + number, cards)
-        order = list(range(cards))
+        round_, position = divmod(update * per_update + number, samples)
+        order = list(range(samples))
         random.Random(seed_for(seed, purpose, round_)).shuffle(order)
-        dealt.append((number, order[position], round_))
-    return dealt
+        drawn.append((number, order[position], round_))
+    return drawn
 
 
 def _bytes(path: Path) -> UInt8[Tensor, "channels height width"]:

@@ -22,7 +22,7 @@ from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import LossLogged, Observer, Progress, Validated
 from dreamloom.models.base import Model
 from dreamloom.training.async_logging import Ledger, Outcome
-from dreamloom.training.batches import Card, Lesson, Share
+from dreamloom.training.batches import Sample, Share, TrainingBatches
 from dreamloom.training.optimization import Student
 from dreamloom.training.step import (
     Errors,
@@ -43,7 +43,7 @@ class Course:
     """Everything that stays the same from update to update."""
 
     model: Model
-    lesson: Lesson
+    batches: TrainingBatches
     config: LoomConfig
     processes: Processes
     observe: Observer
@@ -74,7 +74,7 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
     began = time.perf_counter()
 
     def hand_on(outcome: Outcome) -> None:
-        _refuse_broken(outcome, course.lesson)
+        _refuse_broken(outcome, course.batches)
         student.refuse_broken(
             outcome.update, outcome.norm, partial(_name_photos, course, outcome.update)
         )
@@ -93,7 +93,7 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
             gathered = _gather_gradients(course, student, update)
             norm = student.step(gathered.are_finite)
             ledger.write(
-                update, student.rate, gathered.cards, gathered.are_finite, gathered.terms, norm
+                update, student.rate, gathered.samples, gathered.are_finite, gathered.terms, norm
             )
             done = update + 1
             stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
@@ -114,25 +114,25 @@ class _Gathered:
     """What is known of an update before the weights change; the tensors lie on the device.
 
     Args:
-        cards: The pictures of this process.
+        samples: The pictures of this process.
         are_finite: Whether each one's error is.
         terms: The loss over all batches and processes: total, subject and, if there is one, prior.
     """
 
-    cards: tuple[Card, ...]
+    samples: tuple[Sample, ...]
     are_finite: Bool[Tensor, " cards"]
     terms: Float[Tensor, " terms"]
 
 
 def _gather_gradients(course: Course, student: Student, update: int) -> _Gathered:
     """Add up the gradients of all batches of an update, over all processes."""
-    config, lesson = course.config, course.lesson
+    config, batches = course.config, course.batches
     sums: list[Tensor] = []
     parts: list[Errors] = []
     student.forget_gradients()
     for share in _own_shares(course):
-        for errors in measure_passes(course.model, lesson, update, config, share):
-            loss = add_up_errors(errors, config, lesson, share)
+        for errors in measure_passes(course.model, batches, update, config, share):
+            loss = add_up_errors(errors, config, batches, share)
             student.add_gradient(loss.total)
             terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
             sums.append(torch.stack(terms).detach())
@@ -141,7 +141,7 @@ def _gather_gradients(course: Course, student: Student, update: int) -> _Gathere
     if course.processes.count > 1:
         course.processes.add_up([*student.gradients(), added])
     return _Gathered(
-        cards=tuple(card for part in parts for card in part.cards),
+        samples=tuple(sample for part in parts for sample in part.samples),
         are_finite=torch.isfinite(torch.cat([part.values.detach() for part in parts])),
         terms=added,
     )
@@ -149,8 +149,8 @@ def _gather_gradients(course: Course, student: Student, update: int) -> _Gathere
 
 def _shares(course: Course) -> list[Share]:
     """List the batches of an update, over all processes."""
-    batches = course.config.train.gradient_accumulation_steps * course.processes.count
-    return [share_update(course.config, course.lesson, batches, index) for index in range(batches)]
+    count = course.config.train.gradient_accumulation_steps * course.processes.count
+    return [share_update(course.config, course.batches, count, index) for index in range(count)]
 
 
 def _own_shares(course: Course) -> list[Share]:
@@ -158,11 +158,11 @@ def _own_shares(course: Course) -> list[Share]:
     return _shares(course)[course.processes.index :: course.processes.count]
 
 
-def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
+def _refuse_broken(outcome: Outcome, batches: TrainingBatches) -> None:
     if not outcome.broken:
         return
-    names = ", ".join(dict.fromkeys(lesson.name(card) for card in outcome.broken))
-    every_one = len(outcome.broken) == outcome.cards
+    names = ", ".join(dict.fromkeys(batches.name(sample) for sample in outcome.broken))
+    every_one = len(outcome.broken) == outcome.samples
     advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
     raise TrainingError(
         f"The loss is not finite at update {outcome.update + 1}, for {names}; the last "
@@ -171,21 +171,23 @@ def _refuse_broken(outcome: Outcome, lesson: Lesson) -> None:
     )
 
 
-def list_cards(course: Course) -> list[Card]:
+def list_samples(course: Course) -> list[Sample]:
     """List every picture that this process will deal, each with its cut."""
     mine = _own_shares(course)
     return [
-        card
+        sample
         for update in range(course.config.train.steps)
         for share in mine
-        for card in course.lesson.deal_cards(update, share)
+        for sample in course.batches.draw_samples(update, share)
     ]
 
 
 def _name_photos(course: Course, update: int) -> str:
     """Name the photos of an update, for a message."""
-    dealt = (card for share in _shares(course) for card in course.lesson.deal_cards(update, share))
-    return ", ".join(dict.fromkeys(course.lesson.name(c) for c in dealt if not c.is_prior))
+    drawn = (
+        sample for share in _shares(course) for sample in course.batches.draw_samples(update, share)
+    )
+    return ", ".join(dict.fromkeys(course.batches.name(c) for c in drawn if not c.is_prior))
 
 
 @torch.no_grad()
@@ -197,12 +199,12 @@ def validate(course: Course, updates_done: int) -> float:
     """
     plain = _plain(course.config)
     values = [
-        measure_batch(course.model, course.lesson, batch, draw, plain).values
+        measure_batch(course.model, course.batches, batch, draw, plain).values
         for draw in _VALIDATION_DRAWS
-        for batch in course.lesson.validation()
+        for batch in course.batches.validation()
     ]
     loss = float(torch.cat(values).mean())
-    course.observe(Validated(updates_done, loss, held_out=bool(course.lesson.held_out)))
+    course.observe(Validated(updates_done, loss, held_out=bool(course.batches.held_out)))
     return loss
 
 

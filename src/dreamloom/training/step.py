@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import send
 from dreamloom.models.base import Latents, Model
-from dreamloom.training.batches import Batch, Card, Lesson, Share
+from dreamloom.training.batches import Batch, Sample, Share, TrainingBatches
 from dreamloom.training.losses import (
     LossParts,
     combine_errors,
@@ -29,46 +29,52 @@ class Errors:
     """How far each picture of a batch was from its target, and how much that counts.
 
     Args:
-        cards: The pictures.
+        samples: The pictures.
         values: Error per picture.
         weights: Weight of each picture's timestep.
     """
 
-    cards: tuple[Card, ...]
+    samples: tuple[Sample, ...]
     values: Float[Tensor, " images"]
     weights: Float[Tensor, " images"]
 
     @property
     def is_prior(self) -> Bool[Tensor, " images"]:
         """True for class images."""
-        return torch.tensor([card.is_prior for card in self.cards])
+        return torch.tensor([sample.is_prior for sample in self.samples])
 
 
-def share_update(config: LoomConfig, lesson: Lesson, batches: int = 1, index: int = 0) -> Share:
+def share_update(
+    config: LoomConfig, batches: TrainingBatches, count: int = 1, index: int = 0
+) -> Share:
     """Say which part of an update one of its batches is."""
-    with_priors = config.train.prior_weight > 0 and bool(lesson.priors)
+    with_priors = config.train.prior_weight > 0 and bool(batches.priors)
     return Share(
         photos=config.train.batch_photos,
         priors=config.train.batch_priors if with_priors else 0,
-        batches=batches,
+        batches=count,
         index=index,
     )
 
 
 def compute_loss(
-    model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share | None = None
+    model: Model,
+    batches: TrainingBatches,
+    update: int,
+    config: LoomConfig,
+    share: Share | None = None,
 ) -> LossParts:
     """Compute one batch's share of an update's loss; without a share, the whole of it.
 
     A pure function of the model, the lesson and the update.
     """
     return add_up_errors(
-        measure_errors(model, lesson, update, config, share), config, lesson, share
+        measure_errors(model, batches, update, config, share), config, batches, share
     )
 
 
 def measure_passes(
-    model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share
+    model: Model, batches: TrainingBatches, update: int, config: LoomConfig, share: Share
 ) -> Iterator[list[Errors]]:
     """Measure the errors of one batch, in passes of ``memory.micro_batch_size``.
 
@@ -76,17 +82,17 @@ def measure_passes(
     """
     most = config.memory.micro_batch_size
     if most == "auto" or most >= share.photos + share.priors:
-        yield measure_errors(model, lesson, update, config, share)
+        yield measure_errors(model, batches, update, config, share)
         return
-    for batch in lesson.deal(update, share):
-        for start in range(0, len(batch.cards), most):
-            yield [measure_batch(model, lesson, _cut(batch, start, most), update, config)]
+    for batch in batches.make_batches(update, share):
+        for start in range(0, len(batch.samples), most):
+            yield [measure_batch(model, batches, _cut(batch, start, most), update, config)]
 
 
 def _cut(batch: Batch, start: int, count: int) -> Batch:
     rows = slice(start, start + count)
     return Batch(
-        cards=batch.cards[rows],
+        samples=batch.samples[rows],
         latents=Latents(batch.latents.mean[rows], batch.latents.deviation[rows]),
         framings=batch.framings[rows],
         prompts=batch.prompts[rows],
@@ -95,20 +101,25 @@ def _cut(batch: Batch, start: int, count: int) -> Batch:
 
 
 def measure_errors(
-    model: Model, lesson: Lesson, update: int, config: LoomConfig, share: Share | None = None
+    model: Model,
+    batches: TrainingBatches,
+    update: int,
+    config: LoomConfig,
+    share: Share | None = None,
 ) -> list[Errors]:
     """Measure the errors of one batch, in parts of one shape each."""
-    share = share or share_update(config, lesson)
+    share = share or share_update(config, batches)
     return [
-        measure_batch(model, lesson, batch, update, config) for batch in lesson.deal(update, share)
+        measure_batch(model, batches, batch, update, config)
+        for batch in batches.make_batches(update, share)
     ]
 
 
 def add_up_errors(
-    parts: list[Errors], config: LoomConfig, lesson: Lesson, share: Share | None = None
+    parts: list[Errors], config: LoomConfig, batches: TrainingBatches, share: Share | None = None
 ) -> LossParts:
     """Put the errors together as DreamBooth weighs them."""
-    share = share or share_update(config, lesson)
+    share = share or share_update(config, batches)
     photos = share.photos * share.batches
     from_base = remembers_by_base(config)
     return combine_errors(
@@ -128,7 +139,7 @@ def remembers_by_base(config: LoomConfig) -> bool:
 
 def measure_batch(
     model: Model,
-    lesson: Lesson,
+    batches: TrainingBatches,
     batch: Batch,
     update: int,
     config: LoomConfig,
@@ -137,7 +148,7 @@ def measure_batch(
 
     Args:
         model: The model, with an adapter attached or not.
-        lesson: Whose batch it is.
+        batches: Whose batch it is.
         batch: Pictures of one shape.
         update: Which update, from 0: the dice depend on it.
         config: Resolved settings.
@@ -163,8 +174,10 @@ def measure_batch(
     noisy = model.add_noise(latents, mixed, timesteps)
     target = model.target(latents, noise, timesteps)
     if remembers_by_base(config):
-        batch, noisy, target, timesteps = _remember(model, lesson, batch, noisy, target, timesteps)
-    prediction = model.predict(noisy, timesteps, lesson.conditioning(batch.prompts), batch.framings)
+        batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
+    prediction = model.predict(
+        noisy, timesteps, batches.conditioning(batch.prompts), batch.framings
+    )
     snr = model.snr(timesteps)
     values = image_errors(
         prediction,
@@ -185,25 +198,33 @@ def measure_batch(
     if settings.weighting == "auto":
         raise ValueError("settings must be resolved before training")
     weights = timestep_weights(settings.weighting, snr, model.prediction, gamma=settings.snr_gamma)
-    return Errors(batch.cards, values, weights)
+    return Errors(batch.samples, values, weights)
 
 
 def _throw(batch: Batch, update: int, seed: int) -> Dice:
-    return Dice(seed, update, batch.is_prior, torch.tensor([c.number for c in batch.cards]))
+    return Dice(seed, update, batch.is_prior, torch.tensor([c.number for c in batch.samples]))
 
 
 def _remember(
-    model: Model, lesson: Lesson, batch: Batch, noisy: Tensor, target: Tensor, timesteps: Tensor
+    model: Model,
+    batches: TrainingBatches,
+    batch: Batch,
+    noisy: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
 ) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Add the same noisy photos under the class prompt; the base model says what is right there."""
-    prompts = (lesson.prompts[1],) * len(batch.cards)
+    prompts = (batches.prompts[1],) * len(batch.samples)
     with torch.no_grad(), model.disable_adapter():
         remembered = model.predict(
-            noisy, timesteps, lesson.conditioning(prompts), batch.framings
+            noisy, timesteps, batches.conditioning(prompts), batch.framings
         ).to(target.dtype)
     doubled = replace(
         batch,
-        cards=(*batch.cards, *(replace(card, kind="class image") for card in batch.cards)),
+        samples=(
+            *batch.samples,
+            *(replace(sample, kind="class image") for sample in batch.samples),
+        ),
         framings=batch.framings * 2,
         prompts=batch.prompts + prompts,
         # What lies outside the subject is to be remembered as well.

@@ -28,10 +28,10 @@ from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import words_file
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Checkpointing, Model
-from dreamloom.training.batches import Lesson, LessonPlan, prepare_lesson
+from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
-from dreamloom.training.loop import Course, Interrupts, list_cards, tail_mean, teach, validate
+from dreamloom.training.loop import Course, Interrupts, list_samples, tail_mean, teach, validate
 from dreamloom.training.optimization import Student
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
 from dreamloom.training.step import compute_loss
@@ -88,13 +88,13 @@ def train_adapter(
             (model.identity.fingerprint, model.runtime.name),
             lambda text: observe(Note("train", text, warning=True)),
         )
-        lesson = _prepare(model, photos, priors, config, processes, observe, store)
+        batches = _prepare_batches(model, photos, priors, config, processes, observe, store)
         weights = model.attach_adapter(
             _spec(config), _choose_gradient_checkpointing(config, model), _compiles(config, model)
         )
         try:
             if not model.trains_text:
-                lesson.conditioning(lesson.texts)
+                batches.conditioning(batches.texts)
             model.release_encoders()
             student = Student(weights, config, model.runtime, observe)
             looker = Looker(
@@ -108,7 +108,7 @@ def train_adapter(
             checkpoints = Checkpoints(
                 run.checkpoints, student.parameters, student.optimizer, inputs, student.others
             )
-            course = Course(model, lesson, config, processes, observe)
+            course = Course(model, batches, config, processes, observe)
             losses = _go_on(course, student, looker, checkpoints)
             with student.finished():
                 adapter = model.read_adapter()
@@ -208,7 +208,7 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
         )
 
 
-def _prepare(
+def _prepare_batches(
     model: Model,
     photos: PhotoSet,
     priors: PriorSet | None,
@@ -216,23 +216,23 @@ def _prepare(
     processes: Processes,
     observe: Observer,
     store: LatentStore,
-) -> Lesson:
+) -> TrainingBatches:
     _check_held_out(config, len(photos.photos))
-    lesson = prepare_lesson(
+    batches = prepare_batches(
         model,
         photos,
         priors,
         (config.photo_prompt(), config.class_prompt()),
-        LessonPlan(config.seed, config.photos.flip, config.validation.held_out_photos),
+        BatchPlan(config.seed, config.photos.flip, config.validation.held_out_photos),
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
         store,
     )
     if model.thrift.cpu_offload:
         # The autoencoder and the denoiser have no room beside each other, so every crop that will
         # be dealt is encoded now.
-        course = Course(model, lesson, config, processes, observe)
-        lesson.encode(list_cards(course))
-    return lesson
+        course = Course(model, batches, config, processes, observe)
+        batches.encode(list_samples(course))
+    return batches
 
 
 def _go_on(
