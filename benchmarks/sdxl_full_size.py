@@ -39,7 +39,7 @@ from small_sdxl import make_pictures, make_small_sdxl
 
 from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
-from dreamloom.core.events import Event, Looked, LossLogged, Progress
+from dreamloom.core.events import Event, LossLogged, Progress, ValidationSampled
 from dreamloom.core.run_folder import RunDir, library_versions
 from dreamloom.data.class_images import make_priors
 from dreamloom.data.photos.prepare import load_photos
@@ -156,7 +156,7 @@ class Watch:
         elif isinstance(event, LossLogged):
             self.times.append(time.perf_counter())
             self.end("training")
-        elif isinstance(event, Looked):
+        elif isinstance(event, ValidationSampled):
             self.end("sampling")
 
     @property

@@ -91,7 +91,7 @@ def test_going_on_repeats_the_uninterrupted_run_bit_for_bit(path):
 # ------------------------------------------------------------------ every optimizer
 
 
-class Course:
+class TrainContext:
     """An adapter in small: factors of a layer and a convolution, a magnitude, a new word."""
 
     SHAPES = (
@@ -141,19 +141,19 @@ class Course:
         return Checkpoints(folder, self.weights, self.optimizer, INPUTS, self.others)
 
 
-def course(name, seed=0, averaged=True):
+def context(name, seed=0, averaged=True):
     needed = {"adamw": "torch", "adamw8bit": "bitsandbytes"}.get(name, "pytorch_optimizer")
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}, of the extra 'optimizers'")
-    return Course(name, seed, averaged)
+    return TrainContext(name, seed, averaged)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
-    whole = course(name).learn(range(7))
+    whole = context(name).learn(range(7))
     assert all(weight.isfinite().all() for weight in whole.weights)
-    course(name).learn(range(3)).kept_in(tmp_path).save(3)
-    resumed = course(name, seed=1)
+    context(name).learn(range(3)).kept_in(tmp_path).save(3)
+    resumed = context(name, seed=1)
     assert resumed.kept_in(tmp_path).resume().updates_done == 3
     resumed.learn(range(3, 7))
     assert same(whole.weights, resumed.weights)
@@ -161,9 +161,9 @@ def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
     with whole.others["average"].active(), resumed.others["average"].active():
         assert same(whole.weights, resumed.weights)
     # The test can fail: what forgets its state takes other steps.
-    forgetful = course(name, seed=1)
+    forgetful = context(name, seed=1)
     load_checkpoint(
-        next(tmp_path.iterdir()), forgetful.weights, course(name).optimizer, INPUTS, whole.others
+        next(tmp_path.iterdir()), forgetful.weights, context(name).optimizer, INPUTS, whole.others
     )
     assert not same(whole.weights, forgetful.learn(range(3, 7)).weights)
 
@@ -171,9 +171,9 @@ def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_state_has_its_types_back(name, tmp_path):
     """Torch's own loading would turn 8-bit and bfloat16 states into float32."""
-    taught = course(name).learn(range(3))
+    taught = context(name).learn(range(3))
     taught.kept_in(tmp_path).save(3)
-    loaded = course(name, seed=1)
+    loaded = context(name, seed=1)
     loaded.kept_in(tmp_path).resume()
     for one, other in zip(taught.weights, loaded.weights, strict=True):
         before, after = taught.optimizer.state[one], loaded.optimizer.state[other]
@@ -200,8 +200,8 @@ def test_a_state_in_another_precision_stays_in_it(tmp_path):
 
 
 def test_a_training_that_stops_to_draw_and_save_is_not_changed_by_it(tmp_path):
-    whole = course("schedule_free", averaged=False).learn(range(6))
-    stopping = course("schedule_free", averaged=False)
+    whole = context("schedule_free", averaged=False).learn(range(6))
+    stopping = context("schedule_free", averaged=False)
     for update in range(6):
         stopping.learn([update])
         with weights_to_use(stopping.optimizer):
@@ -211,13 +211,13 @@ def test_a_training_that_stops_to_draw_and_save_is_not_changed_by_it(tmp_path):
 
 
 def test_averaged_weights_are_not_saved_as_if_they_were_in_training(tmp_path):
-    taught = course("schedule_free", averaged=False).learn(range(2))
+    taught = context("schedule_free", averaged=False).learn(range(2))
     with (
         weights_to_use(taught.optimizer),
         pytest.raises(ValueError, match="save outside that block"),
     ):
         taught.kept_in(tmp_path).save(2)
-    taught = course("adamw").learn(range(2))
+    taught = context("adamw").learn(range(2))
     with taught.others["average"].active(), pytest.raises(ValueError, match="leave the block"):
         taught.kept_in(tmp_path).save(2)
     assert not list(tmp_path.iterdir())
@@ -465,7 +465,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_going_on_repeats_the_uninterrupted_run_on_a_gpu(name, tmp_path):
     def fresh(seed):
-        made = course(name, seed, averaged=False)
+        made = context(name, seed, averaged=False)
         for weight in made.weights:
             weight.data = weight.data.cuda()
         made.optimizer = make_optimizer(

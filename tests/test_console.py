@@ -10,7 +10,6 @@ from rich.progress import TextColumn
 from dreamloom.cli import console
 from dreamloom.cli.console import watch
 from dreamloom.core.events import (
-    Looked,
     LossLogged,
     Note,
     Progress,
@@ -18,6 +17,7 @@ from dreamloom.core.events import (
     StageSkipped,
     StageStarted,
     Validated,
+    ValidationSampled,
 )
 
 
@@ -59,8 +59,8 @@ def test_looks_are_told_with_what_they_found(capsys):
         capsys,
         Validated(100, 0.01234, held_out=True),
         Validated(200, 0.02, held_out=False),
-        Looked(100, "runs/a/looks/000100", {"identity": 0.5}),
-        Looked(200, "runs/a/looks/000200"),
+        ValidationSampled(100, "runs/a/looks/000100", {"identity": 0.5}),
+        ValidationSampled(200, "runs/a/looks/000200"),
     )
     assert "after 100 updates: loss 0.0123 on held-out photos" in text
     assert "after 200 updates: loss 0.0200 on the photos, with fixed noise" in text

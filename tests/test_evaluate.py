@@ -653,10 +653,10 @@ def test_the_floor_of_likeness_is_never_lower_than_that_of_strangers(tmp_path, p
     assert copied.value == pytest.approx(copied.floor)
     # Other strangers join those of the floor, each of them one of the persons.
     few = make_watched(tmp_path / "few", (BLUE, BLUE, VIOLET, GREEN), seeds=7, offset=50_000)
-    joined = score(stranger, photos, Floor(few, peculiar.paths()[16:24]))
-    assert "floor: 15 pictures" in joined.scores["identity"].note
-    assert joined.floors["identity"].n == 15
-    assert joined.floors["clip_t"] == score(stranger, photos, few).floors["clip_t"]
+    flat = score(stranger, photos, Floor(few, peculiar.paths()[16:24]))
+    assert "floor: 15 pictures" in flat.scores["identity"].note
+    assert flat.floors["identity"].n == 15
+    assert flat.floors["clip_t"] == score(stranger, photos, few).floors["clip_t"]
     # With few persons, or persons less like the photos, it stays with the pictures' own prompts.
     unlike = make_watched(tmp_path / "unlike", (VIOLET, VIOLET, BLUE, GREEN), seeds=8)
     for beneath in (few, unlike):

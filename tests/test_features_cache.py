@@ -15,7 +15,7 @@ from dreamloom.evaluation.encoders.cache import (
 from dreamloom.evaluation.encoders.faces import stack_rows
 
 
-class Looker:
+class ValidationSampler:
     """Sees a picture's mean colour, and counts what it is shown."""
 
     key = "looker@TEST"
@@ -37,7 +37,7 @@ class Looker:
         return list(texts)
 
 
-class Finder(Looker):
+class Finder(ValidationSampler):
     may_miss = True
     width = 2
 
@@ -66,33 +66,33 @@ def picture(level, size=(8, 6)):
 
 
 def test_a_second_look_runs_nothing():
-    inner = Looker()
+    inner = ValidationSampler()
     encoder = Remembering(inner)
     first = encoder.embed([picture(1), picture(2)])
     assert torch.equal(encoder.embed([picture(2), picture(1)]), first.flip(0))
     assert inner.shown == [2]
     encoder.embed([picture(1), picture(3)])
     assert inner.shown == [2, 1]
-    assert torch.equal(first, Looker().embed([picture(1), picture(2)]))
+    assert torch.equal(first, ValidationSampler().embed([picture(1), picture(2)]))
 
 
 def test_a_picture_twice_in_one_call_is_looked_at_once():
-    inner = Looker()
+    inner = ValidationSampler()
     found = Remembering(inner).embed([picture(1), picture(1), picture(2), picture(1)])
     assert inner.shown == [2]
     assert found[:, 0].tolist() == [1, 1, 2, 1]
 
 
 def test_another_wrapper_of_the_same_encoder_remembers_too():
-    Remembering(Looker()).embed([picture(1)])
-    second = Looker()
+    Remembering(ValidationSampler()).embed([picture(1)])
+    second = ValidationSampler()
     Remembering(second).embed([picture(1)])
     assert second.shown == []
 
 
 def test_another_encoder_looks_for_itself():
-    Remembering(Looker()).embed([picture(1)])
-    other = Looker()
+    Remembering(ValidationSampler()).embed([picture(1)])
+    other = ValidationSampler()
     other.key = "other@TEST"
     Remembering(other).embed([picture(1)])
     assert other.shown == [1]
@@ -109,7 +109,7 @@ def test_pixels_and_size_make_the_picture():
 
 
 def test_prompts_are_passed_on():
-    encoder = RememberingReader(Looker())
+    encoder = RememberingReader(ValidationSampler())
     assert encoder.embed_texts(["a", "b"]).shape == (2, 3)
     assert encoder.too_long(["a"]) == ["a"]
     assert isinstance(encoder, TextExtractor)
@@ -124,12 +124,12 @@ def test_faces_are_looked_for_once_and_stay_failures():
     assert inner.shown == [2]
     assert encoder.may_miss
     assert isinstance(encoder, Extractor)
-    assert not isinstance(Remembering(Looker()), FaceExtractor)
+    assert not isinstance(Remembering(ValidationSampler()), FaceExtractor)
 
 
 def test_memory_has_an_end(monkeypatch):
     monkeypatch.setattr("dreamloom.evaluation.encoders.cache._KEPT", 2)
-    inner = Looker()
+    inner = ValidationSampler()
     encoder = Remembering(inner)
     assert encoder.embed([picture(level) for level in (1, 2, 3)])[:, 0].tolist() == [1, 2, 3]
     encoder.embed([picture(3)])

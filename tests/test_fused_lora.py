@@ -90,7 +90,7 @@ def far(first: list[Tensor], second: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs)
 
 
-def joined(results: list[Tensor]) -> list[Tensor]:
+def flat(results: list[Tensor]) -> list[Tensor]:
     """All gradients as one: some are nothing but rounding in float32."""
     return [results[0], torch.cat([one.flatten() for one in results[1:]])]
 
@@ -208,7 +208,7 @@ def test_half_precision_is_as_near_to_the_truth_as_pefts(
     ours = run(tiny, attached)
     assert all(weight.dtype == torch.float32 for weight in weights_of(attached))
     assert all(one.dtype == torch.float32 for one in ours[1:])
-    assert far(joined(ours), joined(truth)) < 1.5 * far(joined(theirs), joined(truth))
+    assert far(flat(ours), flat(truth)) < 1.5 * far(flat(theirs), flat(truth))
     before = ours[0].clone()
     with torch.no_grad():
         for weight in weights_of(attached):
@@ -244,20 +244,20 @@ def test_a_component_that_was_moved_keeps_learning(tiny: SDXLModel) -> None:
     with torch.no_grad():
         for weight in weights_of(attached):
             weight.add_(0.1)
-    before = joined(run(tiny, attached))
+    before = flat(run(tiny, attached))
     for owner in components(tiny).values():
         for weight in owner.parameters():
             weight.data = weight.data.clone()
-    assert far(joined(run(tiny, attached)), before) < 1e-6
+    assert far(flat(run(tiny, attached)), before) < 1e-6
     with torch.no_grad():
         for weight in weights_of(attached):
             weight.add_(0.1)
-    moved = joined(run(tiny, attached))
+    moved = flat(run(tiny, attached))
     assert far(moved[:1], before[:1]) > 1e-4
     for form in attached._forms:
         form.remove()
     attached._forms.clear()
-    assert far(joined(run(tiny, attached)), moved) < 1e-4
+    assert far(flat(run(tiny, attached)), moved) < 1e-4
 
 
 # ------------------------------------------------------------------ pieces
@@ -445,7 +445,7 @@ def run_compiled(
     with pytest.MonkeyPatch.context() as patch:
         if not spec.text_encoders:
             patch.setattr(tiny, "encode_prompts", lambda _, known=known: known)
-        results = [joined(run(tiny, tiny._attached)) for _ in range(3)]
+        results = [flat(run(tiny, tiny._attached)) for _ in range(3)]
         with tiny.disable_adapter(), torch.no_grad():
             known = tiny.encode_prompts(PROMPTS)
             out = tiny.predict(

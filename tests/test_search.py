@@ -73,14 +73,14 @@ shares = st.lists(st.floats(-1, 2), min_size=3, max_size=3)
 
 @given(shares)
 def test_no_share_makes_up_for_another(some: list[float]) -> None:
-    joined = join_shares(some)
-    assert 0 <= joined <= 1
-    assert joined <= np.mean([min(1, max(0, share)) for share in some]) + 1e-12
-    assert joined == pytest.approx(join_shares(some[::-1]))
+    flat = join_shares(some)
+    assert 0 <= flat <= 1
+    assert flat <= np.mean([min(1, max(0, share)) for share in some]) + 1e-12
+    assert flat == pytest.approx(join_shares(some[::-1]))
     if min(some) <= 0:
-        assert joined == 0
+        assert flat == 0
     if min(some) >= 1:
-        assert joined == 1
+        assert flat == 1
 
 
 @given(shares, shares)

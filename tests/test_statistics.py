@@ -153,13 +153,13 @@ def test_the_studentised_interval_agrees_with_drawing_each_resample():
     for weights in draws.units:
         again = np.repeat(values, np.round(9 * weights).astype(int))
         ratios.append((again.mean() - values.mean()) / stats.sem(again))
-    student = stats.t.ppf(0.95, 8)
-    below, above = np.quantile(np.clip(ratios, -3 * student, 3 * student), [0.05, 0.95])
+    trainable = stats.t.ppf(0.95, 8)
+    below, above = np.quantile(np.clip(ratios, -3 * trainable, 3 * trainable), [0.05, 0.95])
     expected = (
-        values.mean() - max(student, above) * stats.sem(values),
-        values.mean() + max(student, -below) * stats.sem(values),
+        values.mean() - max(trainable, above) * stats.sem(values),
+        values.mean() + max(trainable, -below) * stats.sem(values),
     )
-    assert expected[1] - values.mean() > 1.3 * student * stats.sem(values)  # skew is allowed for
+    assert expected[1] - values.mean() > 1.3 * trainable * stats.sem(values)  # skew is allowed for
     assert interval(sample_mean(values, draws), 9, 0.9) == pytest.approx(expected, rel=1e-3)
 
 

@@ -554,11 +554,11 @@ def test_the_chosen_ones_own_score_is_too_high_and_that_on_other_seeds_is_not() 
 def test_scores_of_several_trainings_are_joined_with_the_spread_between_them() -> None:
     one = Score(value=0.4, n=8, interval=(0.39, 0.41), floor=0.1, ceiling=0.9, lift=0.3, key="k")
     assert join_scores([one]) == one
-    joined = join_scores([one, one.model_copy(update={"value": 0.6, "lift": None})])
-    assert (joined.value, joined.n, joined.floor, joined.lift) == (0.5, 16, 0.1, None)
-    assert joined.interval is not None
-    assert joined.interval[1] - joined.interval[0] > 0.2
-    assert "2 trainings: 0.400, 0.600" in joined.note
+    flat = join_scores([one, one.model_copy(update={"value": 0.6, "lift": None})])
+    assert (flat.value, flat.n, flat.floor, flat.lift) == (0.5, 16, 0.1, None)
+    assert flat.interval is not None
+    assert flat.interval[1] - flat.interval[0] > 0.2
+    assert "2 trainings: 0.400, 0.600" in flat.note
     shares = join_scores([one, one.model_copy(update={"value": 0.6})], is_share=True)
     assert shares.interval == (0.0, 1.0)
     assert join_scores([one, Score(note="not measured: gone")]).note == "not measured: gone"

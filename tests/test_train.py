@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
-from dreamloom.core.events import Event, Looked, LossLogged, StageSkipped, Validated
+from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
 from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
@@ -138,7 +138,7 @@ def test_looking_changes_nothing_and_recommends(
     record = train_adapter(run, model, *sets, config, told.append, judge)
     assert equal(plain, load_file(run.adapter))
     assert seen == [(1, False), (1, True), (1, True)]
-    assert [event.update for event in told if isinstance(event, Looked)] == [0, 2, 4]
+    assert [event.update for event in told if isinstance(event, ValidationSampled)] == [0, 2, 4]
     losses = {event.update: event.loss for event in told if isinstance(event, Validated)}
     assert losses.keys() == {0, 2, 4}
     assert losses[0] != losses[2]

@@ -86,7 +86,7 @@ class _Screen:
             case events.Validated(update, loss, held_out):
                 photos = "held-out photos" if held_out else "the photos, with fixed noise"
                 self._say(f"after {update} updates: loss {loss:.4f} on {photos}")
-            case events.Looked(update, folder, scores):
+            case events.ValidationSampled(update, folder, scores):
                 told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
                 self._say(f"after {update} updates: {told or 'pictures'} in {folder}")
             case _:

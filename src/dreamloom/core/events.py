@@ -64,7 +64,7 @@ class Validated:
 
 
 @dataclass(frozen=True)
-class Looked:
+class ValidationSampled:
     """Pictures were drawn with the adapter as it is after some updates, and perhaps scored."""
 
     update: int
@@ -82,7 +82,14 @@ class StageDone:
 
 
 Event: TypeAlias = (
-    StageStarted | StageSkipped | Progress | Note | LossLogged | Validated | Looked | StageDone
+    StageStarted
+    | StageSkipped
+    | Progress
+    | Note
+    | LossLogged
+    | Validated
+    | ValidationSampled
+    | StageDone
 )
 Observer: TypeAlias = Callable[[Event], None]
 

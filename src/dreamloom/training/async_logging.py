@@ -55,7 +55,7 @@ class _Line:
     ready: torch.cuda.Event | None
 
 
-class Ledger:
+class AsyncLossLog:
     """Hands on what updates came to, in their order, a little later where that saves waiting.
 
     On a CUDA GPU the numbers of an update travel while the next ones are computed, and are read

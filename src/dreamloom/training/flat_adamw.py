@@ -80,7 +80,7 @@ def _are_neighbours(before: Parameter, after: Parameter) -> bool:
     )
 
 
-class JoinedAdamW(AdamW):
+class FlatAdamW(AdamW):
     """torch's fused AdamW, with weights that lie side by side changed as one.
 
     Groups, states and rates are those of the single weights, to read, to set and to save. Their
@@ -94,27 +94,27 @@ class JoinedAdamW(AdamW):
 
     def __init__(self, groups: Any, **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
-        self._joined: AdamW | None = None
+        self._flat: AdamW | None = None
         self._runs: list[list[Neighbours]] = []
 
     def gather_gradients(self) -> list[Tensor]:
         """Return the gradients of all weights in few tensors, which are those to be used."""
-        self._join_if_needed()
+        self._flatten_if_needed()
         return [run.gradient for runs in self._runs for run in runs]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        if self._joined is None:
+        if self._flat is None:
             super().zero_grad(set_to_none)
         for gradient in self.gather_gradients():
             gradient.zero_()
 
     @torch.no_grad()
-    def _join_if_needed(self) -> AdamW:
-        if self._joined is not None and all(
+    def _flatten_if_needed(self) -> AdamW:
+        if self._flat is not None and all(
             run.are_together() for runs in self._runs for run in runs
         ):
-            return self._joined
+            return self._flat
         self._runs = [
             [Neighbours(parts) for parts in find_neighbours(group["params"])]
             for group in self.param_groups
@@ -123,26 +123,26 @@ class JoinedAdamW(AdamW):
             {**group, "params": [run.whole for run in runs]}
             for group, runs in zip(self.param_groups, self._runs, strict=True)
         ]
-        self._joined = AdamW(groups, fused=True)
+        self._flat = AdamW(groups, fused=True)
         for run in (run for runs in self._runs for run in runs):
             if all(part in self.state for part in run.parts):
-                self._join_states(run, self._joined)
-        return self._joined
+                self._flatten_states(run, self._flat)
+        return self._flat
 
-    def _join_states(self, run: Neighbours, joined: AdamW) -> None:
+    def _flatten_states(self, run: Neighbours, flat: AdamW) -> None:
         states = [self.state[part] for part in run.parts]
-        joined.state[run.whole] = {
+        flat.state[run.whole] = {
             "step": states[0]["step"].clone(),
             **{
                 name: torch.cat([one[name].flatten() for one in states]).view_as(run.whole)
                 for name in _MOMENTS
             },
         }
-        self._share_states(run, joined)
+        self._share_states(run, flat)
 
-    def _share_states(self, run: Neighbours, joined: AdamW) -> None:
+    def _share_states(self, run: Neighbours, flat: AdamW) -> None:
         """Let the parts' states be pieces of the whole's."""
-        whole = joined.state[run.whole]
+        whole = flat.state[run.whole]
         cut = {name: run.cut(whole[name]) for name in _MOMENTS}
         for number, part in enumerate(run.parts):
             pieces = {name: cut[name][number] for name in _MOMENTS}
@@ -151,7 +151,7 @@ class JoinedAdamW(AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the states of the single weights."""
         super().load_state_dict(state_dict)
-        self._joined = None
+        self._flat = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -162,15 +162,15 @@ class JoinedAdamW(AdamW):
         """
         if closure is not None:
             raise ValueError("compute the loss before the step: no closure is called here")
-        joined = self._join_if_needed()
-        for mine, its in zip(self.param_groups, joined.param_groups, strict=True):
+        flat = self._flatten_if_needed()
+        for mine, its in zip(self.param_groups, flat.param_groups, strict=True):
             its.update({name: value for name, value in mine.items() if name != "params"})
-        vars(joined).update({name: vars(self)[name] for name in _TOLD if name in vars(self)})
+        vars(flat).update({name: vars(self)[name] for name in _TOLD if name in vars(self)})
         try:
-            joined.step()
+            flat.step()
         finally:
             for name in _TOLD:
-                vars(joined).pop(name, None)
+                vars(flat).pop(name, None)
         for run in (run for runs in self._runs for run in runs):
             if run.parts[0] not in self.state:
-                self._share_states(run, joined)
+                self._share_states(run, flat)

@@ -21,9 +21,9 @@ from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import LossLogged, Observer, Progress, Validated
 from dreamloom.models.base import Model
-from dreamloom.training.async_logging import Ledger, Outcome
+from dreamloom.training.async_logging import AsyncLossLog, Outcome
 from dreamloom.training.batches import Sample, Share, TrainingBatches
-from dreamloom.training.optimization import Student
+from dreamloom.training.optimization import TrainableAdapter
 from dreamloom.training.step import (
     Errors,
     add_up_errors,
@@ -39,7 +39,7 @@ _VALIDATION_DRAWS = (-1, -2, -3, -4)
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainContext:
     """Everything that stays the same from update to update."""
 
     model: Model
@@ -50,21 +50,23 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Interrupts:
+class TrainHooks:
     """What happens between updates.
 
     Args:
         save: Keeps the state after a number of updates.
-        look: Looks at the adapter after a number of updates.
-        is_look_due: Whether to look after a number of updates.
+        run_validation: Looks at the adapter after a number of updates.
+        is_validation_due: Whether to look after a number of updates.
     """
 
     save: Callable[[int], None]
-    look: Callable[[int], None]
-    is_look_due: Callable[[int], bool]
+    run_validation: Callable[[int], None]
+    is_validation_due: Callable[[int], bool]
 
 
-def teach(course: Course, student: Student, updates: range, interrupts: Interrupts) -> list[float]:
+def teach(
+    context: TrainContext, trainable: TrainableAdapter, updates: range, hooks: TrainHooks
+) -> list[float]:
     """Do the updates of a range; return their losses.
 
     Raises:
@@ -74,33 +76,33 @@ def teach(course: Course, student: Student, updates: range, interrupts: Interrup
     began = time.perf_counter()
 
     def hand_on(outcome: Outcome) -> None:
-        _refuse_broken(outcome, course.batches)
-        student.refuse_broken(
-            outcome.update, outcome.norm, partial(_name_photos, course, outcome.update)
+        _refuse_broken(outcome, context.batches)
+        trainable.refuse_broken(
+            outcome.update, outcome.norm, partial(_name_photos, context, outcome.update)
         )
         losses.append(outcome.total)
-        _tell(course, outcome, (time.perf_counter() - began) / len(losses))
+        _tell(context, outcome, (time.perf_counter() - began) / len(losses))
 
-    ledger = Ledger(course.model.runtime.device, hand_on)
+    loss_log = AsyncLossLog(context.model.runtime.device, hand_on)
     with _watch_for_stop() as stop_asked, _settled_memory():
         for update in updates:
             if update - updates.start == _WARM_UPDATES:
                 gc.freeze()
-            if interrupts.is_look_due(update):
-                ledger.settle()
-                interrupts.look(update)
-            student.set_rates(update)
-            gathered = _gather_gradients(course, student, update)
-            norm = student.step(gathered.are_finite)
-            ledger.write(
-                update, student.rate, gathered.samples, gathered.are_finite, gathered.terms, norm
+            if hooks.is_validation_due(update):
+                loss_log.settle()
+                hooks.run_validation(update)
+            trainable.set_rates(update)
+            gathered = _gather_gradients(context, trainable, update)
+            norm = trainable.step(gathered.are_finite)
+            loss_log.write(
+                update, trainable.rate, gathered.samples, gathered.are_finite, gathered.terms, norm
             )
             done = update + 1
-            stop = course.processes.any_says(stop_asked.is_set(), course.model.runtime.device)
+            stop = context.processes.any_says(stop_asked.is_set(), context.model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
-            if stop or done % course.config.train.checkpointing_steps == 0 or done == updates.stop:
-                ledger.settle()
-                interrupts.save(done)
+            if stop or done % context.config.train.checkpointing_steps == 0 or done == updates.stop:
+                loss_log.settle()
+                hooks.save(done)
             if stop:
                 raise TrainingError(
                     f"Stopped after update {done} of {updates.stop}; nothing is lost.",
@@ -124,22 +126,22 @@ class _Gathered:
     terms: Float[Tensor, " terms"]
 
 
-def _gather_gradients(course: Course, student: Student, update: int) -> _Gathered:
+def _gather_gradients(context: TrainContext, trainable: TrainableAdapter, update: int) -> _Gathered:
     """Add up the gradients of all batches of an update, over all processes."""
-    config, batches = course.config, course.batches
+    config, batches = context.config, context.batches
     sums: list[Tensor] = []
     parts: list[Errors] = []
-    student.forget_gradients()
-    for share in _own_shares(course):
-        for errors in measure_passes(course.model, batches, update, config, share):
+    trainable.forget_gradients()
+    for share in _own_shares(context):
+        for errors in measure_passes(context.model, batches, update, config, share):
             loss = add_up_errors(errors, config, batches, share)
-            student.add_gradient(loss.total)
+            trainable.add_gradient(loss.total)
             terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
             sums.append(torch.stack(terms).detach())
             parts += errors
     added = torch.stack(sums).sum(dim=0)
-    if course.processes.count > 1:
-        course.processes.add_up([*student.gradients(), added])
+    if context.processes.count > 1:
+        context.processes.add_up([*trainable.gradients(), added])
     return _Gathered(
         samples=tuple(sample for part in parts for sample in part.samples),
         are_finite=torch.isfinite(torch.cat([part.values.detach() for part in parts])),
@@ -147,15 +149,15 @@ def _gather_gradients(course: Course, student: Student, update: int) -> _Gathere
     )
 
 
-def _shares(course: Course) -> list[Share]:
+def _shares(context: TrainContext) -> list[Share]:
     """List the batches of an update, over all processes."""
-    count = course.config.train.gradient_accumulation_steps * course.processes.count
-    return [share_update(course.config, course.batches, count, index) for index in range(count)]
+    count = context.config.train.gradient_accumulation_steps * context.processes.count
+    return [share_update(context.config, context.batches, count, index) for index in range(count)]
 
 
-def _own_shares(course: Course) -> list[Share]:
+def _own_shares(context: TrainContext) -> list[Share]:
     """List those batches of an update that this process works on."""
-    return _shares(course)[course.processes.index :: course.processes.count]
+    return _shares(context)[context.processes.index :: context.processes.count]
 
 
 def _refuse_broken(outcome: Outcome, batches: TrainingBatches) -> None:
@@ -171,40 +173,42 @@ def _refuse_broken(outcome: Outcome, batches: TrainingBatches) -> None:
     )
 
 
-def list_samples(course: Course) -> list[Sample]:
+def list_samples(context: TrainContext) -> list[Sample]:
     """List every picture that this process will deal, each with its cut."""
-    mine = _own_shares(course)
+    mine = _own_shares(context)
     return [
         sample
-        for update in range(course.config.train.steps)
+        for update in range(context.config.train.steps)
         for share in mine
-        for sample in course.batches.draw_samples(update, share)
+        for sample in context.batches.draw_samples(update, share)
     ]
 
 
-def _name_photos(course: Course, update: int) -> str:
+def _name_photos(context: TrainContext, update: int) -> str:
     """Name the photos of an update, for a message."""
     drawn = (
-        sample for share in _shares(course) for sample in course.batches.draw_samples(update, share)
+        sample
+        for share in _shares(context)
+        for sample in context.batches.draw_samples(update, share)
     )
-    return ", ".join(dict.fromkeys(course.batches.name(c) for c in drawn if not c.is_prior))
+    return ", ".join(dict.fromkeys(context.batches.name(c) for c in drawn if not c.is_prior))
 
 
 @torch.no_grad()
-def validate(course: Course, updates_done: int) -> float:
+def validate(context: TrainContext, updates_done: int) -> float:
     """Measure the error on the photos' centres, with noise that no update throws.
 
     The same dice are thrown at each call, so that the values of one run may be compared. The
     photos are the held-out ones, where there are any.
     """
-    plain = _plain(course.config)
+    plain = _plain(context.config)
     values = [
-        measure_batch(course.model, course.batches, batch, draw, plain).values
+        measure_batch(context.model, context.batches, batch, draw, plain).values
         for draw in _VALIDATION_DRAWS
-        for batch in course.batches.validation()
+        for batch in context.batches.validation()
     ]
     loss = float(torch.cat(values).mean())
-    course.observe(Validated(updates_done, loss, held_out=bool(course.batches.held_out)))
+    context.observe(Validated(updates_done, loss, held_out=bool(context.batches.held_out)))
     return loss
 
 
@@ -217,14 +221,14 @@ def _plain(config: LoomConfig) -> LoomConfig:
     return config.model_copy(update={"objective": objective, "priors": priors})
 
 
-def _tell(course: Course, outcome: Outcome, pace_seconds: float) -> None:
-    device, updates = course.model.runtime.device, course.config.train.steps
+def _tell(context: TrainContext, outcome: Outcome, pace_seconds: float) -> None:
+    device, updates = context.model.runtime.device, context.config.train.steps
     done = outcome.update + 1
-    course.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
+    context.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
     values = {"loss": outcome.total, "s/update": pace_seconds}
     if device.type == "cuda":
         values["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
-    course.observe(Progress("train", "teaching", done, updates, values))
+    context.observe(Progress("train", "teaching", done, updates, values))
 
 
 @contextmanager

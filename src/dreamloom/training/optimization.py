@@ -18,7 +18,7 @@ from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer
 from dreamloom.models.base import Weights
 from dreamloom.training.checkpoints import Stateful
-from dreamloom.training.flat_adamw import JoinedAdamW
+from dreamloom.training.flat_adamw import FlatAdamW
 from dreamloom.training.optimizers import (
     AVERAGING_OPTIMIZERS,
     AverageOf,
@@ -34,7 +34,7 @@ from dreamloom.training.optimizers import (
 _MOST_SKIPPED = 16
 
 
-class Student:
+class TrainableAdapter:
     """What is taught.
 
     Args:
@@ -106,7 +106,7 @@ class Student:
 
     def gradients(self) -> list[Tensor]:
         """The gradients gathered so far, in an order that is the same in every process."""
-        if isinstance(self.optimizer, JoinedAdamW):
+        if isinstance(self.optimizer, FlatAdamW):
             return self.optimizer.gather_gradients()
         for parameter in self.parameters:
             # Every process must send the same tensors, also where a weight was not used.

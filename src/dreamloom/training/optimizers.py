@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.training.flat_adamw import JoinedAdamW
+from dreamloom.training.flat_adamw import FlatAdamW
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
 """How the learning rate goes after the warm-up; see `rate_factor`."""
@@ -126,7 +126,7 @@ def make_optimizer(
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
     if name == "adamw" and device.type == "cpu" and settings.get("fused", True):
         settings.pop("fused", None)
-        return JoinedAdamW(ready, weight_decay=weight_decay, **settings)
+        return FlatAdamW(ready, weight_decay=weight_decay, **settings)
     if name == "adamw" and device.type in _FUSED_DEVICES:
         settings.setdefault("fused", True)
     if name == "muon":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import Event, Looked, LossLogged, Observer, Validated, silent
+from dreamloom.core.events import Event, LossLogged, Observer, Validated, ValidationSampled, silent
 
 AUTO, NONE = "auto", "none"
 _EXTRA = 'pip install "dreamloom[trackers]"'
@@ -85,7 +85,7 @@ def describe(event: Event) -> tuple[dict[str, float], int]:
         case Validated(update, loss, held_out):
             photos = "held-out photos" if held_out else "photos"
             return {f"validation/{photos}": loss}, update
-        case Looked(update, _, scores):
+        case ValidationSampled(update, _, scores):
             return {f"score/{name}": value for name, value in scores.items()}, update
         case _:
             return {}, 0

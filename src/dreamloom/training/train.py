@@ -31,11 +31,18 @@ from dreamloom.models.base import AdapterSpec, Checkpointing, Model
 from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
-from dreamloom.training.loop import Course, Interrupts, list_samples, tail_mean, teach, validate
-from dreamloom.training.optimization import Student
+from dreamloom.training.loop import (
+    TrainContext,
+    TrainHooks,
+    list_samples,
+    tail_mean,
+    teach,
+    validate,
+)
+from dreamloom.training.optimization import TrainableAdapter
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
 from dreamloom.training.step import compute_loss
-from dreamloom.training.validation_samples import Judge, Looker
+from dreamloom.training.validation_samples import Judge, ValidationSampler
 
 __all__ = ["Judge", "check_training", "compute_loss", "train_adapter"]
 
@@ -96,8 +103,8 @@ def train_adapter(
             if not model.trains_text:
                 batches.conditioning(batches.texts)
             model.release_encoders()
-            student = Student(weights, config, model.runtime, observe)
-            looker = Looker(
+            trainable = TrainableAdapter(weights, config, model.runtime, observe)
+            validation = ValidationSampler(
                 run,
                 model,
                 config,
@@ -106,11 +113,11 @@ def train_adapter(
                 observe,
             )
             checkpoints = Checkpoints(
-                run.checkpoints, student.parameters, student.optimizer, inputs, student.others
+                run.checkpoints, trainable.parameters, trainable.optimizer, inputs, trainable.others
             )
-            course = Course(model, batches, config, processes, observe)
-            losses = _go_on(course, student, looker, checkpoints)
-            with student.finished():
+            context = TrainContext(model, batches, config, processes, observe)
+            losses = _go_on(context, trainable, validation, checkpoints)
+            with trainable.finished():
                 adapter = model.read_adapter()
         finally:
             model.detach_adapter()
@@ -118,7 +125,7 @@ def train_adapter(
         if processes.is_main:
             _write(run, adapter, config)
         processes.wait()
-    results = _tell_results(config, processes, priors, adapter, losses, looker, observe)
+    results = _tell_results(config, processes, priors, adapter, losses, validation, observe)
     record = _record(run, model, config, inputs, effort, results)
     if processes.is_main:
         run.write_record(record)
@@ -150,7 +157,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     _check_quantization(config, model)
     weights = model.attach_adapter(_spec(config), compiled=_compiles(config, model))
     try:
-        Student(weights, config, model.runtime, silent)
+        TrainableAdapter(weights, config, model.runtime, silent)
         if config.adapter.format == "kohya":
             _try_kohya(model)
     finally:
@@ -230,37 +237,40 @@ def _prepare_batches(
     if model.thrift.cpu_offload:
         # The autoencoder and the denoiser have no room beside each other, so every crop that will
         # be dealt is encoded now.
-        course = Course(model, batches, config, processes, observe)
-        batches.encode(list_samples(course))
+        context = TrainContext(model, batches, config, processes, observe)
+        batches.encode(list_samples(context))
     return batches
 
 
 def _go_on(
-    course: Course, student: Student, looker: Looker, checkpoints: Checkpoints
+    context: TrainContext,
+    trainable: TrainableAdapter,
+    validation: ValidationSampler,
+    checkpoints: Checkpoints,
 ) -> list[float]:
     """Go on from the newest checkpoint to the last update; return the losses."""
     resumed = checkpoints.resume()
     if resumed.note:
-        course.observe(Note("train", resumed.note))
+        context.observe(Note("train", resumed.note))
 
-    def look(updates_done: int) -> None:
-        with student.finished():
-            validate(course, updates_done)
-            if course.processes.is_main:
-                looker.look(updates_done)
-        course.model.release_encoders()
-        course.processes.wait()
+    def run_validation(updates_done: int) -> None:
+        with trainable.finished():
+            validate(context, updates_done)
+            if context.processes.is_main:
+                validation.run_validation(updates_done)
+        context.model.release_encoders()
+        context.processes.wait()
 
     def save(updates_done: int) -> None:
-        if course.processes.is_main:
+        if context.processes.is_main:
             checkpoints.save(updates_done)
-        course.processes.wait()
+        context.processes.wait()
 
-    last = course.config.train.steps
-    interrupts = Interrupts(save, look, looker.is_due)
-    losses = teach(course, student, range(resumed.updates_done, last), interrupts)
-    if looker.is_due(last):
-        look(last)
+    last = context.config.train.steps
+    hooks = TrainHooks(save, run_validation, validation.is_due)
+    losses = teach(context, trainable, range(resumed.updates_done, last), hooks)
+    if validation.is_due(last):
+        run_validation(last)
     return losses
 
 
@@ -337,7 +347,7 @@ def _tell_results(
     priors: PriorSet | None,
     adapter: Adapter,
     losses: list[float],
-    looker: Looker,
+    validation: ValidationSampler,
     observe: Observer,
 ) -> dict[str, object]:
     settings = config.train
@@ -350,10 +360,10 @@ def _tell_results(
         "processes": processes.count,
         "mean_loss_last_tenth": tail_mean(losses),
     }
-    recommended = looker.recommend()
+    recommended = validation.recommend()
     if recommended:
         results["recommended"] = {"update": recommended.update, "why": recommended.why}
-        where = looker.adapter_of(recommended.update)
+        where = validation.adapter_of(recommended.update)
         observe(Note("train", f"recommended: {where} ({recommended.why})"))
     return results
 

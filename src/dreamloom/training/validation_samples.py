@@ -1,4 +1,4 @@
-"""Looks at a training that runs: pictures from fixed seeds, their scores, the adapter as it is."""
+"""Validation samples while a training runs: pictures from fixed seeds, scores, the adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.events import Looked, Observer, Progress
+from dreamloom.core.events import Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunDir, atomic_folder, write_json
 from dreamloom.evaluation.metrics.scorecard import Scorecard
@@ -26,7 +26,7 @@ _ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
-class Looker:
+class ValidationSampler:
     """Draws, keeps and scores at each look.
 
     Args:
@@ -52,7 +52,7 @@ class Looker:
             updates_done % every == 0 or updates_done == self.config.train.steps
         )
 
-    def look(self, updates_done: int) -> None:
+    def run_validation(self, updates_done: int) -> None:
         """Draw the watched prompts as the model is now; a look that was finished is kept."""
         folder = self._folder(updates_done)
         if (folder / _SCORES).is_file():
@@ -63,7 +63,7 @@ class Looker:
                 write_adapter(fresh / _ADAPTER, self.sign(self.model.read_adapter()))
             card = self._score(images, updates_done)
             write_json(fresh / _SCORES, card)
-        self.observe(Looked(updates_done, str(folder), _values(card)))
+        self.observe(ValidationSampled(updates_done, str(folder), _values(card)))
 
     def recommend(self) -> Recommendation | None:
         """Say which of the adapters that were kept is best; None where nothing was scored."""

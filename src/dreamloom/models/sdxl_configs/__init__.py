@@ -28,8 +28,8 @@ def read_merges() -> list[tuple[str, str]]:
 def number_tokens(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Number CLIP's tokens: 256 bytes, 256 that end a word, one per merge, start and end."""
     letters = _letters_of_bytes()
-    joined = [left + right for left, right in merges]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *joined, _START, _END]
+    flat = [left + right for left, right in merges]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *flat, _START, _END]
     return {token: number for number, token in enumerate(tokens)}
 
 

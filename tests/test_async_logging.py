@@ -13,16 +13,16 @@ from dreamloom.core.device import Runtime
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import silent
 from dreamloom.models.base import Weights
-from dreamloom.training.async_logging import Ledger, Outcome
+from dreamloom.training.async_logging import AsyncLossLog, Outcome
 from dreamloom.training.batches import Sample
 from dreamloom.training.losses import combine_errors
-from dreamloom.training.optimization import Student
+from dreamloom.training.optimization import TrainableAdapter
 
 CARDS = (Sample("photo", 0, (0, 0, False), 0), Sample("class image", 1, (0, 0, False), 0))
 CPU = torch.device("cpu")
 
 
-def student(weight: Tensor, device: torch.device = CPU, **settings: object) -> Student:
+def trainable(weight: Tensor, device: torch.device = CPU, **settings: object) -> TrainableAdapter:
     config = load_config(
         overrides={
             "train.learning_rate": 0.1,
@@ -32,7 +32,7 @@ def student(weight: Tensor, device: torch.device = CPU, **settings: object) -> S
             **settings,
         }
     )
-    made = Student(
+    made = TrainableAdapter(
         [Weights("down", (torch.nn.Parameter(weight),))],
         config,
         Runtime(device, torch.float32),
@@ -42,8 +42,8 @@ def student(weight: Tensor, device: torch.device = CPU, **settings: object) -> S
     return made
 
 
-def write(ledger: Ledger, update: int, finite: tuple[bool, bool], loss: float) -> None:
-    ledger.write(
+def write(loss_log: AsyncLossLog, update: int, finite: tuple[bool, bool], loss: float) -> None:
+    loss_log.write(
         update,
         0.1,
         CARDS,
@@ -55,9 +55,9 @@ def write(ledger: Ledger, update: int, finite: tuple[bool, bool], loss: float) -
 
 def test_on_the_processor_an_update_is_told_at_once() -> None:
     told: list[Outcome] = []
-    ledger = Ledger(CPU, told.append)
-    write(ledger, 0, (True, True), 1.0)
-    write(ledger, 1, (True, False), 2.0)
+    loss_log = AsyncLossLog(CPU, told.append)
+    write(loss_log, 0, (True, True), 1.0)
+    write(loss_log, 1, (True, False), 2.0)
     assert [(one.update, one.total, one.subject, one.prior) for one in told] == [
         (0, 1.0, 0.5, 0.5),
         (1, 2.0, 1.0, 1.0),
@@ -93,15 +93,15 @@ def test_numbers_that_travel_are_read_in_order_and_not_too_late(
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", lambda shape, pin_memory: empty(shape))
     told: list[Outcome] = []
-    ledger = Ledger(torch.device("cuda"), told.append, behind=2)
+    loss_log = AsyncLossLog(torch.device("cuda"), told.append, behind=2)
     for update in range(2):
-        write(ledger, update, (True, True), float(update))
+        write(loss_log, update, (True, True), float(update))
     assert told == []
     arrived.add(2)
     # The second is there, but the first is not, and they come in order.
-    write(ledger, 2, (True, True), 2.0)
+    write(loss_log, 2, (True, True), 2.0)
     assert [one.update for one in told] == [0, 1]
-    ledger.settle()
+    loss_log.settle()
     assert [one.update for one in told] == [0, 1, 2]
 
 
@@ -111,7 +111,7 @@ def test_weights_never_take_a_gradient_that_is_not_finite(optimizer: str, bad: f
     if optimizer == "prodigy":
         pytest.importorskip("pytorch_optimizer")
     rate = {"train.learning_rate": 1.0} if optimizer == "prodigy" else {}
-    one = student(torch.ones(3), **{"train.optimizer": optimizer, **rate})
+    one = trainable(torch.ones(3), **{"train.optimizer": optimizer, **rate})
     one.parameters[0].grad = torch.tensor([1.0, bad, 1.0])
     assert not math.isfinite(float(one.step(torch.tensor([True]))))
     assert torch.equal(one.parameters[0].detach(), torch.ones(3))
@@ -127,7 +127,7 @@ def test_weights_never_take_a_gradient_that_is_not_finite(optimizer: str, bad: f
 
 def test_a_large_gradient_is_cut_as_torch_cuts_it() -> None:
     gradient, start = torch.tensor([30.0, -40.0, 0.5]), torch.tensor([1.0, 2.0, 3.0])
-    ours = student(start.clone(), **{"train.max_grad_norm": 2.0, "train.weight_decay": 0.1})
+    ours = trainable(start.clone(), **{"train.max_grad_norm": 2.0, "train.weight_decay": 0.1})
     theirs = torch.nn.Parameter(start.clone())
     plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)
     for scale in (1.0, 0.001, 3.0):
@@ -160,7 +160,7 @@ def test_choosing_what_is_prior_counts_nothing_on_the_device() -> None:
 
 def test_a_step_asks_for_no_number() -> None:
     """The way is the same on a processor and on a GPU, which a question would stop."""
-    one = student(torch.ones(4, 4))
+    one = trainable(torch.ones(4, 4))
     one.parameters[0].grad = torch.ones(4, 4)
     with Listener() as heard:
         norm = one.step(torch.ones(2, dtype=torch.bool))

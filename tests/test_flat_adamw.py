@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW
 
-from dreamloom.training.flat_adamw import JoinedAdamW, find_neighbours
+from dreamloom.training.flat_adamw import FlatAdamW, find_neighbours
 
 SHAPES = ((3, 4), (2, 5), (1, 6), (4, 2, 3))
 
@@ -51,10 +51,10 @@ def teach(
             del vars(optimizer)[name]
 
 
-def both() -> tuple[tuple[AdamW, list[Parameter]], tuple[JoinedAdamW, list[Parameter]]]:
-    single, joined = lay_out(False), lay_out(True)
+def both() -> tuple[tuple[AdamW, list[Parameter]], tuple[FlatAdamW, list[Parameter]]]:
+    single, flat = lay_out(False), lay_out(True)
     plain = AdamW(groups_of(single), weight_decay=0.1, fused=True)
-    return (plain, single), (JoinedAdamW(groups_of(joined), weight_decay=0.1), joined)
+    return (plain, single), (FlatAdamW(groups_of(flat), weight_decay=0.1), flat)
 
 
 def assert_same(first: Any, second: Any) -> None:
@@ -71,32 +71,32 @@ def test_what_lies_side_by_side_is_found() -> None:
 
 
 def test_updates_and_states_are_torchs() -> None:
-    (plain, single), (joined, weights) = both()
-    for optimizer, own in ((plain, single), (joined, weights)):
+    (plain, single), (flat, weights) = both()
+    for optimizer, own in ((plain, single), (flat, weights)):
         teach(optimizer, own, range(3))
         optimizer.param_groups[0]["lr"] = 0.01
         teach(optimizer, own, range(3, 6))
     assert_same([*weights], [*single])
-    assert_same(joined.state_dict()["state"], plain.state_dict()["state"])
-    assert len(joined.gather_gradients()) == 2
-    norm = torch.cat([one.flatten() for one in joined.gather_gradients()]).norm()
+    assert_same(flat.state_dict()["state"], plain.state_dict()["state"])
+    assert len(flat.gather_gradients()) == 2
+    norm = torch.cat([one.flatten() for one in flat.gather_gradients()]).norm()
     assert_same(norm, 2 * torch.cat([one.flatten() for one in gradients(5)]).norm())
 
 
 def test_gradients_are_scaled_and_what_is_not_sound_is_left_out() -> None:
-    (plain, single), (joined, weights) = both()
+    (plain, single), (flat, weights) = both()
     for found in (0.0, 1.0, 0.0):
         told = {"grad_scale": torch.tensor(4.0), "found_inf": torch.tensor(found)}
         before = [weight.detach().clone() for weight in weights]
         teach(plain, single, range(1), told)
-        teach(joined, weights, range(1), told)
+        teach(flat, weights, range(1), told)
         assert_same([*weights], [*single])
         assert found == all(map(torch.equal, weights, before))
 
 
-@pytest.mark.parametrize("saved_by", ["plain", "joined"])
+@pytest.mark.parametrize("saved_by", ["plain", "flat"])
 def test_a_state_goes_from_one_to_the_other(saved_by: str) -> None:
-    sides = dict(zip(("plain", "joined"), both(), strict=True))
+    sides = dict(zip(("plain", "flat"), both(), strict=True))
     for optimizer, own in sides.values():
         teach(optimizer, own, range(4))
     saved = copy.deepcopy(sides[saved_by][0].state_dict())
@@ -108,7 +108,7 @@ def test_a_state_goes_from_one_to_the_other(saved_by: str) -> None:
         teach(optimizer, own, range(0))
         optimizer.load_state_dict(copy.deepcopy(saved))
         teach(optimizer, own, range(4, 6))
-        if saved_by == ("joined" if isinstance(optimizer, JoinedAdamW) else "plain"):
+        if saved_by == ("flat" if isinstance(optimizer, FlatAdamW) else "plain"):
             resumed = own
     teach(*sides[saved_by], range(4, 6))
     assert all(map(torch.equal, resumed, straight))
@@ -131,8 +131,8 @@ def replace_gradients(weights: list[Parameter]) -> None:
 
 @pytest.mark.parametrize("disturb", [move_weights, drop_gradients, replace_gradients])
 def test_what_was_moved_is_joined_again(disturb: Callable[[list[Parameter]], None]) -> None:
-    (plain, single), (joined, weights) = both()
-    for optimizer, own in ((plain, single), (joined, weights)):
+    (plain, single), (flat, weights) = both()
+    for optimizer, own in ((plain, single), (flat, weights)):
         teach(optimizer, own, range(2))
         disturb(own)
         teach(optimizer, own, range(2, 4))
@@ -140,9 +140,9 @@ def test_what_was_moved_is_joined_again(disturb: Callable[[list[Parameter]], Non
 
 
 def test_gradients_that_others_gave_are_used() -> None:
-    (plain, single), (joined, weights) = both()
+    (plain, single), (flat, weights) = both()
     for update in range(3):
-        for optimizer, own in ((plain, single), (joined, weights)):
+        for optimizer, own in ((plain, single), (flat, weights)):
             for weight, gradient in zip(own, gradients(update), strict=True):
                 weight.grad = gradient.clone()
             optimizer.step()
@@ -150,6 +150,6 @@ def test_gradients_that_others_gave_are_used() -> None:
 
 
 def test_a_closure_is_refused() -> None:
-    _, (joined, _) = both()
+    _, (flat, _) = both()
     with pytest.raises(ValueError, match="closure"):
-        joined.step(lambda: 0.0)
+        flat.step(lambda: 0.0)
