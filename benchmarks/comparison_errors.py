@@ -19,7 +19,7 @@ import numpy as np
 from dreamloom.evaluation.compare import Comparison, compare_cards, compare_settings
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
 
-Dice = np.random.Generator
+Rng = np.random.Generator
 MEASURES = ("identity", "clip_t", "leakage")
 
 
@@ -41,18 +41,16 @@ class Case:
     trainings: int = 1
     luck: float = 0.0
 
-    def scatter(self, dice: Dice) -> np.ndarray:
+    def scatter(self, rng: Rng) -> np.ndarray:
         """Draw what is peculiar to each picture, with a spread of about 1."""
         shape = (self.prompts, self.seeds)
         if self.kind == "skewed":
-            return dice.exponential(size=shape) - 1
-        return dice.standard_t(3, shape) if self.kind == "outliers" else dice.normal(size=shape)
+            return rng.exponential(size=shape) - 1
+        return rng.standard_t(3, shape) if self.kind == "outliers" else rng.normal(size=shape)
 
-    def draw(self, dice: Dice, shared: np.ndarray, gap: float) -> Scorecard:
+    def draw(self, rng: Rng, shared: np.ndarray, gap: float) -> Scorecard:
         """Draw one side's evaluation, better by ``gap`` in identity."""
-        values = {
-            name: shared + self.scatter(dice) + dice.normal(0, self.luck) for name in MEASURES
-        }
+        values = {name: shared + self.scatter(rng) + rng.normal(0, self.luck) for name in MEASURES}
         values["identity"] = values["identity"] + gap
         return Scorecard(
             scores={name: Score(value=float(own.mean()), key="k") for name, own in values.items()},
@@ -75,11 +73,11 @@ class Case:
             ),
         )
 
-    def compare(self, dice: Dice, gap: float = 0.0) -> Sequence[Comparison]:
+    def compare(self, rng: Rng, gap: float = 0.0) -> Sequence[Comparison]:
         """Draw both sides and compare them."""
-        shared = 4 * dice.normal(size=(self.prompts, 1))
+        shared = 4 * rng.normal(size=(self.prompts, 1))
         first, second = (
-            [self.draw(dice, shared, more) for _ in range(self.trainings)] for more in (0.0, gap)
+            [self.draw(rng, shared, more) for _ in range(self.trainings)] for more in (0.0, gap)
         )
         if self.trainings == 1:
             return compare_cards(first[0], second[0])
@@ -108,17 +106,17 @@ PLANTED = tuple(
 
 def measure_errors(case: Case, trials: int, seed: int = 0) -> float:
     """Give the share of comparisons that find a change though there is none."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found = [
-        any(one.outcome in {"better", "worse"} for one in case.compare(dice)) for _ in range(trials)
+        any(one.outcome in {"better", "worse"} for one in case.compare(rng)) for _ in range(trials)
     ]
     return float(np.mean(found))
 
 
 def measure_power(case: Case, gap: float, trials: int, seed: int = 0) -> tuple[float, float]:
     """Give the shares of comparisons that call identity better, and worse, where it is better."""
-    dice = np.random.default_rng(seed)
-    found = [case.compare(dice, gap)[0].outcome for _ in range(trials)]
+    rng = np.random.default_rng(seed)
+    found = [case.compare(rng, gap)[0].outcome for _ in range(trials)]
     return found.count("better") / trials, found.count("worse") / trials
 
 

@@ -26,11 +26,11 @@ SCENES = ("city", "beach", "forest", "studio", "mountains", "city")
 
 def photo_records(person: Identity, number: int) -> list[Drawing]:
     """Say what a person's six photos show."""
-    dice = random.Random(number)
+    rng = random.Random(number)
     return [
         vary(
             person,
-            dice,
+            rng,
             medium="photo",
             scene=scene,
             view="side" if place == 3 else "front",
@@ -49,18 +49,18 @@ def save_again(photo: Image.Image) -> Image.Image:
     return Image.open(kept).convert("RGB")
 
 
-def cut(photo: Image.Image, dice: random.Random) -> Image.Image:
+def cut(photo: Image.Image, rng: random.Random) -> Image.Image:
     """Cut a photo to 85 % of its side, anywhere."""
     side = int(0.85 * SIDE_PX)
-    left, top = (dice.randrange(SIDE_PX - side) for _ in range(2))
+    left, top = (rng.randrange(SIDE_PX - side) for _ in range(2))
     return photo.crop((left, top, left + side, top + side))
 
 
-def disturb(photo: Image.Image, dice: random.Random) -> Image.Image:
+def disturb(photo: Image.Image, rng: random.Random) -> Image.Image:
     """Change a photo's brightness, add noise, and mirror it."""
     pixels = np.asarray(photo, float)
-    noise = np.random.default_rng(dice.randrange(2**32)).normal(0, 10, pixels.shape)
-    changed = np.clip(pixels * 1.1 + dice.uniform(-15, 15) + noise, 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, 10, pixels.shape)
+    changed = np.clip(pixels * 1.1 + rng.uniform(-15, 15) + noise, 0, 255).astype(np.uint8)
     return Image.fromarray(changed).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -83,16 +83,16 @@ def main() -> None:
     """Measure and print."""
     found: dict[str, list[float]] = {}
     for number in range(PERSONS):
-        dice = random.Random(f"copies {number}")
+        rng = random.Random(f"copies {number}")
         person = sample_drawing(JUDGING_SEED_START + 400_000 + 7 * number, kind="person").identity
         records = photo_records(person, number)
         photos = [draw(record, SIDE_PX) for record in records]
-        others = [draw(vary(person, dice, medium="photo"), 128) for _ in range(30)]
+        others = [draw(vary(person, rng, medium="photo"), 128) for _ in range(30)]
         near = [
             draw(
                 vary(
                     person,
-                    dice,
+                    rng,
                     medium="photo",
                     scene=record.scene,
                     view=record.view,
@@ -106,8 +106,8 @@ def main() -> None:
         ]
         for name, pictures in (
             ("copies, saved again at half size", [save_again(photo) for photo in photos]),
-            ("copies, cut to 85 %", [cut(photo, dice) for photo in photos]),
-            ("copies, brighter, noisy, mirrored", [disturb(photo, dice) for photo in photos]),
+            ("copies, cut to 85 %", [cut(photo, rng) for photo in photos]),
+            ("copies, brighter, noisy, mirrored", [disturb(photo, rng) for photo in photos]),
             ("new drawings", others),
             ("new drawings, same scene and view", near),
         ):

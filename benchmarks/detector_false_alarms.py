@@ -213,15 +213,15 @@ def measure_drawings(count: int) -> None:
         for number in range(count)
     ]  # fmt: skip
     show_all("false alarms", judge_drawings([draw(drawing) for drawing in drawings], []))
-    dice = random.Random("other eyes")
-    broken = [mix_eyes(drawing, dice) for drawing in drawings]
+    rng = random.Random("other eyes")
+    broken = [mix_eyes(drawing, rng) for drawing in drawings]
     show_all("found, one iris recoloured", judge_drawings(broken, [])[:1])
     same, other = [], []
     for drawing in drawings[: count // 5]:
-        photos = [draw(plain(vary(drawing, dice))) for _ in range(5)]
-        pictures = [draw(plain(vary(drawing, dice))) for _ in range(3)]
+        photos = [draw(plain(vary(drawing, rng))) for _ in range(5)]
+        pictures = [draw(plain(vary(drawing, rng))) for _ in range(3)]
         same.append(judge_drawings(pictures, photos)[1])
-        strangers = [draw(plain(recolour(vary(drawing, dice), dice))) for _ in range(3)]
+        strangers = [draw(plain(recolour(vary(drawing, rng), rng))) for _ in range(3)]
         other.append(judge_drawings(strangers, photos)[1])
     for name, results in (("false alarms", same), ("found, both irises recoloured", other)):
         flagged, judged = sum(len(one.flagged) for one in results), sum(r.judged for r in results)
@@ -233,15 +233,15 @@ def plain(drawing: Drawing) -> Drawing:
     return replace(drawing, view="front", glasses="none", medium="photo")
 
 
-def recolour(drawing: Drawing, dice: random.Random) -> Drawing:
+def recolour(drawing: Drawing, rng: random.Random) -> Drawing:
     """Give somebody another eye colour."""
     others = [eyes for eyes in EYE_COLOURS if eyes != drawing.identity.eyes]
-    return replace(drawing, identity=replace(drawing.identity, eyes=dice.choice(others)))
+    return replace(drawing, identity=replace(drawing.identity, eyes=rng.choice(others)))
 
 
-def mix_eyes(drawing: Drawing, dice: random.Random) -> Image.Image:
+def mix_eyes(drawing: Drawing, rng: random.Random) -> Image.Image:
     """Draw somebody whose right half has another eye colour."""
-    image, other = draw(drawing), draw(recolour(drawing, dice))
+    image, other = draw(drawing), draw(recolour(drawing, rng))
     middle = round(image.width * (0.5 + drawing.shift_x))
     image.paste(other.crop((middle, 0, other.width, other.height)), (middle, 0))
     return image

@@ -59,10 +59,10 @@ def write_hollow(file: Path, model: nn.Module) -> None:
 
 def make_adapter(unet: nn.Module) -> Adapter:
     """Make an adapter of the linear layers within the denoiser's transformers."""
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     return Adapter(
         {
-            f"unet.{name}": make_layer(tuple(layer.weight.shape), dice)
+            f"unet.{name}": make_layer(tuple(layer.weight.shape), rng)
             for name, layer in unet.named_modules()
             if isinstance(layer, nn.Linear) and ".attentions." in name and LINEAR.search(name)
         }

@@ -27,12 +27,12 @@ from dreamloom.evaluation.stats.intervals import (
     sample_photo_pairs,
 )
 
-Dice = np.random.Generator
-Effects = Callable[[Dice, tuple[int, ...]], np.ndarray]
+Rng = np.random.Generator
+Effects = Callable[[Rng, tuple[int, ...]], np.ndarray]
 
 EFFECTS: dict[str, Effects] = {
-    "normal": lambda dice, shape: dice.normal(size=shape),
-    "skewed": lambda dice, shape: dice.exponential(size=shape) - 1,
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "skewed": lambda rng, shape: rng.exponential(size=shape) - 1,
 }
 NEAR_ONE = "near 1"
 """Beta-distributed scores with a mean of 0.9, of which few are far below."""
@@ -62,27 +62,27 @@ class Case:
         """The prompt of each picture."""
         return [prompt for prompt in range(self.prompts) for _ in range(self.seeds)]
 
-    def draw(self, dice: Dice) -> np.ndarray:
+    def draw(self, rng: Rng) -> np.ndarray:
         """Draw one sample whose true mean is 0: a value per picture, or per picture and photo."""
         pictures = self.prompts * self.seeds
         if self.kind == NEAR_ONE:
             # Sums of prompts' and pictures' own spreads would leave [0, 1].
             strength = 20 / self.between if self.between else 1e6
-            means = np.repeat(dice.beta(0.9 * strength, 0.1 * strength, self.prompts), self.seeds)
+            means = np.repeat(rng.beta(0.9 * strength, 0.1 * strength, self.prompts), self.seeds)
             means = means.clip(1e-3, 1 - 1e-3)
-            values = dice.beta(20 * means, 20 * (1 - means)) - 0.9
+            values = rng.beta(20 * means, 20 * (1 - means)) - 0.9
             if not self.photos:
                 return values
-            photos = dice.beta(36, 4, self.photos) - 0.9
-            cells = dice.normal(0, 0.02, (pictures, self.photos))
+            photos = rng.beta(36, 4, self.photos) - 0.9
+            cells = rng.normal(0, 0.02, (pictures, self.photos))
             return values[:, None] + photos + cells
         effect = EFFECTS[self.kind]
-        values = self.between * np.repeat(effect(dice, (self.prompts,)), self.seeds)
-        values = values + effect(dice, (pictures,))
+        values = self.between * np.repeat(effect(rng, (self.prompts,)), self.seeds)
+        values = values + effect(rng, (pictures,))
         if not self.photos:
             return values
-        photos = self.of_photos * effect(dice, (self.photos,))
-        return values[:, None] + photos + 0.3 * dice.normal(size=(pictures, self.photos))
+        photos = self.of_photos * effect(rng, (self.photos,))
+        return values[:, None] + photos + 0.3 * rng.normal(size=(pictures, self.photos))
 
 
 def list_cases() -> list[Case]:
@@ -105,9 +105,9 @@ def list_cases() -> list[Case]:
 
 def measure_coverage(case: Case, trials: int, resamples: int = 2000, seed: int = 0) -> float:
     """Give the share of samples whose interval holds the truth."""
-    dice, clusters, hits = np.random.default_rng(seed), case.clusters(), 0
+    rng, clusters, hits = np.random.default_rng(seed), case.clusters(), 0
     for trial in range(trials):
-        found = mean_with_interval(case.draw(dice), clusters, resamples=resamples, seed=trial)
+        found = mean_with_interval(case.draw(rng), clusters, resamples=resamples, seed=trial)
         assert found.interval is not None
         hits += found.interval[0] <= 0 <= found.interval[1]
     return hits / trials
@@ -115,13 +115,13 @@ def measure_coverage(case: Case, trials: int, resamples: int = 2000, seed: int =
 
 def measure_variety(prompts: int, seeds: int, trials: int, resamples: int = 2000) -> float:
     """Give the coverage for a mean over pairs of a prompt's pictures."""
-    dice, hits = np.random.default_rng(0), 0
+    rng, hits = np.random.default_rng(0), 0
     clusters = np.repeat(np.arange(prompts), seeds)
     for trial in range(trials):
-        own = dice.normal(size=len(clusters))
+        own = rng.normal(size=len(clusters))
         if prompts > 1:  # one prompt's interval speaks for that prompt
-            own += dice.normal(size=prompts)[clusters] / 2
-        pairs = own[:, None] + own + _symmetric(dice, len(clusters))
+            own += rng.normal(size=prompts)[clusters] / 2
+        pairs = own[:, None] + own + _symmetric(rng, len(clusters))
         draws = draw(clusters.tolist(), resamples=resamples, seed=trial)
         found = interval(
             sample_pairs(pairs, np.ones_like(pairs), draws), draws.independent, draws.confidence
@@ -133,10 +133,10 @@ def measure_variety(prompts: int, seeds: int, trials: int, resamples: int = 2000
 
 def measure_ceiling(photos: int, trials: int, resamples: int = 2000) -> float:
     """Give the coverage for a mean over pairs of photos."""
-    dice, hits = np.random.default_rng(0), 0
+    rng, hits = np.random.default_rng(0), 0
     for trial in range(trials):
-        own = dice.normal(size=photos)
-        pairs = own[:, None] + own + _symmetric(dice, photos)
+        own = rng.normal(size=photos)
+        pairs = own[:, None] + own + _symmetric(rng, photos)
         draws = draw([0], photos, resamples=resamples, seed=trial)
         found = interval(sample_photo_pairs(pairs, draws), photos, draws.confidence)
         assert found is not None
@@ -148,19 +148,19 @@ def measure_lift(
     prompts: int, seeds: int, trials: int, spread: float, resamples: int = 2000
 ) -> float:
     """Give the coverage for a lift of 0.5, with six photos."""
-    dice, hits, photos = np.random.default_rng(0), 0, 6
+    rng, hits, photos = np.random.default_rng(0), 0, 6
     clusters = np.repeat(np.arange(prompts), seeds)
     found = 0
     for trial in range(trials):
-        by_photo, by_prompt = dice.normal(size=photos), dice.normal(size=prompts)[clusters]
+        by_photo, by_prompt = rng.normal(size=photos), rng.normal(size=prompts)[clusters]
         draws = draw(clusters.tolist(), photos, resamples=resamples, seed=trial)
         floor, score = (
             level
-            + spread * (by_prompt + dice.normal(size=len(clusters)))[:, None]
+            + spread * (by_prompt + rng.normal(size=len(clusters)))[:, None]
             + spread / 2 * by_photo
             for level in (0.0, 0.5)
         )
-        ceiling = 1 + spread / 2 * (by_photo[:, None] + by_photo + _symmetric(dice, photos))
+        ceiling = 1 + spread / 2 * (by_photo[:, None] + by_photo + _symmetric(rng, photos))
         ends = lift(
             sample_mean(score, draws),
             sample_mean(floor, draws),
@@ -174,8 +174,8 @@ def measure_lift(
     return hits / found
 
 
-def _symmetric(dice: Dice, size: int) -> np.ndarray:
-    noise = dice.normal(size=(size, size)) / 2
+def _symmetric(rng: Rng, size: int) -> np.ndarray:
+    noise = rng.normal(size=(size, size)) / 2
     return noise + noise.T
 
 

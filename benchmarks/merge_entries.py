@@ -43,13 +43,13 @@ DENSITIES = (0.2, 0.5, 0.9)
 
 def make_parts(shape: tuple[int, int], rank: int, seed: int) -> list[Part]:
     """Make two updates at weight 1."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     outputs, inputs = shape
     return [
         Part(
             Factors(
-                torch.randn(outputs, rank, generator=dice),
-                torch.randn(rank, inputs, generator=dice),
+                torch.randn(outputs, rank, generator=rng),
+                torch.randn(rank, inputs, generator=rng),
             ),
             weight=1.0,
             number=number,

@@ -47,19 +47,19 @@ def name_layer(shape: tuple[int, int], number: int) -> str:
     return f"unet.{shape[0]}x{shape[1]}.{number}"
 
 
-def make_layer(shape: tuple[int, int], dice: torch.Generator) -> Layer:
+def make_layer(shape: tuple[int, int], rng: torch.Generator) -> Layer:
     """Make an update with normal factors, about as large as a trained one."""
     outputs, inputs = shape
-    down = torch.randn(RANK, inputs, generator=dice) / inputs**0.5
-    return Layer(down, 0.01 * torch.randn(outputs, RANK, generator=dice))
+    down = torch.randn(RANK, inputs, generator=rng) / inputs**0.5
+    return Layer(down, 0.01 * torch.randn(outputs, RANK, generator=rng))
 
 
 def make_adapter(seed: int) -> Adapter:
     """Make an adapter of SDXL's full shape."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Adapter(
         {
-            name_layer(shape, number): make_layer(shape, dice)
+            name_layer(shape, number): make_layer(shape, rng)
             for shape, count in SHAPES.items()
             for number in range(count)
         }

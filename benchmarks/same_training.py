@@ -188,16 +188,16 @@ def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None
         prior = type(prior)(prior.kind, find(pixels[1], "priors"), prior.place, prior.number)
         return [photo, prior]
 
-    def draw(dice: Any, purpose: str, shape: Any) -> Tensor:
+    def draw(rng: Any, purpose: str, shape: Any) -> Tensor:
         del shape
-        return told[f"{purpose}.{dice.update}"]
+        return told[f"{purpose}.{rng.update}"]
 
     with (
         mock.patch.object(lessons.TrainingBatches, "draw_samples", deal_told),
         mock.patch.object(updates, "draw_normal", draw),
-        mock.patch.object(updates, "draw_noise", lambda dice, *_: told[f"noise.{dice.update}"]),
+        mock.patch.object(updates, "draw_noise", lambda rng, *_: told[f"noise.{rng.update}"]),
         mock.patch.object(
-            updates, "draw_timesteps", lambda dice, *_, **__: told[f"timesteps.{dice.update}"]
+            updates, "draw_timesteps", lambda rng, *_, **__: told[f"timesteps.{rng.update}"]
         ),
     ):
         yield

@@ -52,15 +52,15 @@ def make_small_sdxl(folder: Path, seed: int = 0) -> Path:
 def make_pictures(folder: Path, count: int, side_px: int, seed: int) -> Path:
     """Write square pictures of shapes and grain; return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for number in range(count):
-        grain = dice.normal(0, 20, (side_px, side_px, 3)) + dice.integers(60, 200, 3)
+        grain = rng.normal(0, 20, (side_px, side_px, 3)) + rng.integers(60, 200, 3)
         picture = Image.fromarray(grain.clip(0, 255).astype(np.uint8))
         pen = ImageDraw.Draw(picture)
         for _ in range(6):
-            left, top = dice.integers(0, side_px * 3 // 4, 2)
-            width, height = dice.integers(side_px // 8, side_px // 2, 2)
-            colour = tuple(int(part) for part in dice.integers(0, 256, 3))
+            left, top = rng.integers(0, side_px * 3 // 4, 2)
+            width, height = rng.integers(side_px // 8, side_px // 2, 2)
+            colour = tuple(int(part) for part in rng.integers(0, 256, 3))
             pen.ellipse((left, top, left + width, top + height), fill=colour)
         picture.save(folder / f"{number}.png")
     return folder

@@ -8,11 +8,11 @@ from dreamloom.lora.adapter import Adapter, Layer
 SHAPES = {"linear": ((), ()), "pointwise": ((1, 1), (1, 1)), "conv": ((3, 3), (1, 1))}
 
 
-def random_layer(rank, dice, outputs=6, inputs=5, kind="linear", deficient=False):
+def random_layer(rank, rng, outputs=6, inputs=5, kind="linear", deficient=False):
     """Make a layer; a deficient one repeats a direction and has one that is all zeros."""
     kernel, ones = SHAPES[kind]
-    down = torch.randn(rank, inputs, *kernel, generator=dice)
-    up = torch.randn(outputs, rank, *ones, generator=dice)
+    down = torch.randn(rank, inputs, *kernel, generator=rng)
+    up = torch.randn(outputs, rank, *ones, generator=rng)
     if deficient:
         down[-1] = down[0]
         up[:, rank // 2] = 0
@@ -21,10 +21,10 @@ def random_layer(rank, dice, outputs=6, inputs=5, kind="linear", deficient=False
 
 def random_adapter(seed, ranks, outputs=6, inputs=5):
     """Make an adapter with a layer of each kind named in ``ranks``."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Adapter(
         {
-            f"unet.{kind}": random_layer(rank, dice, outputs, inputs, kind)
+            f"unet.{kind}": random_layer(rank, rng, outputs, inputs, kind)
             for kind, rank in ranks.items()
         }
     )
@@ -33,14 +33,14 @@ def random_adapter(seed, ranks, outputs=6, inputs=5):
 @st.composite
 def adapters(draw, fewest=1, most=4):
     """Draw some adapters, each with some of three layers of any rank up to above the sides."""
-    dice = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     made = []
     for _ in range(draw(st.integers(fewest, most))):
         kinds = draw(st.sets(st.sampled_from([*SHAPES]), min_size=1))
         layers = {}
         for kind in sorted(kinds):
             rank, deficient = draw(st.integers(1, 7)), draw(st.booleans())
-            layers[f"unet.{kind}"] = random_layer(rank, dice, kind=kind, deficient=deficient)
+            layers[f"unet.{kind}"] = random_layer(rank, rng, kind=kind, deficient=deficient)
         made.append(Adapter(layers))
     if not any(made_layer.update().any() for a in made for made_layer in a.layers.values()):
         made[0] = random_adapter(1, {"linear": 2})
@@ -58,12 +58,12 @@ def merges(draw):
 
 def rewrite(adapter, seed):
     """Split every update into other factors: (up G, G⁻¹ down) with an orderly random G."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = {}
     for name, layer in adapter.layers.items():
-        left, _ = torch.linalg.qr(torch.randn(layer.rank, layer.rank, generator=dice).double())
-        right, _ = torch.linalg.qr(torch.randn(layer.rank, layer.rank, generator=dice).double())
-        scales = torch.rand(layer.rank, generator=dice).double() + 0.5
+        left, _ = torch.linalg.qr(torch.randn(layer.rank, layer.rank, generator=rng).double())
+        right, _ = torch.linalg.qr(torch.randn(layer.rank, layer.rank, generator=rng).double())
+        scales = torch.rand(layer.rank, generator=rng).double() + 0.5
         turn, back = left * scales @ right, right.T / scales @ left.T
         down = (back @ layer.down.flatten(1).double()).view_as(layer.down).float()
         up = (layer.up.flatten(1).double() @ turn).view_as(layer.up).float()

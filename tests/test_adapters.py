@@ -31,25 +31,25 @@ from dreamloom.lora.writing import write_adapter
 CONFIG_KEY = "lora_adapter_metadata"
 
 
-def random_layer(weight, rank, dice, scale=0.1):
+def random_layer(weight, rank, rng, scale=0.1):
     """A random update for a layer whose weight is this one."""
     ones = (1,) * (weight.ndim - 2)
     return Layer(
-        scale * torch.randn(rank, *weight.shape[1:], generator=dice),
-        scale * torch.randn(weight.shape[0], rank, *ones, generator=dice),
+        scale * torch.randn(rank, *weight.shape[1:], generator=rng),
+        scale * torch.randn(weight.shape[0], rank, *ones, generator=rng),
     )
 
 
 @pytest.fixture
 def small():
     """Three layers of two components, linear and convolutional, of different ranks."""
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     shapes = {
         "unet.mid.to_q": ((6, 4), 2),
         "unet.mid.conv1": ((5, 3, 3, 3), 3),
         "text_encoder.layers.0.q_proj": ((4, 4), 2),
     }
-    layers = {name: random_layer(torch.empty(s), rank, dice) for name, (s, rank) in shapes.items()}
+    layers = {name: random_layer(torch.empty(s), rank, rng) for name, (s, rank) in shapes.items()}
     return Adapter(layers, {"dreamloom.subject": "rraj person", "note": "ü 🐶"})
 
 
@@ -73,9 +73,9 @@ def assert_equal(one, other):
 )
 @settings(max_examples=40)
 def test_the_norm_is_that_of_the_dense_updates(outputs, inputs, rank, kernel, seed):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     weight = torch.empty(outputs, inputs, *kernel)
-    layers = {f"unet.{n}": random_layer(weight, rank, dice, scale=1.0) for n in range(2)}
+    layers = {f"unet.{n}": random_layer(weight, rank, rng, scale=1.0) for n in range(2)}
     updates = [layer.update() for layer in layers.values()]
     assert [update.shape for update in updates] == [weight.shape] * 2
     dense = torch.stack(updates).double().square().sum().sqrt().item()
@@ -83,17 +83,17 @@ def test_the_norm_is_that_of_the_dense_updates(outputs, inputs, rank, kernel, se
 
 
 def test_an_update_that_cancels_has_no_norm():
-    dice = torch.Generator().manual_seed(3)
-    layer = random_layer(torch.empty(50, 40), 8, dice, scale=100.0)
+    rng = torch.Generator().manual_seed(3)
+    layer = random_layer(torch.empty(50, 40), 8, rng, scale=100.0)
     gone = Layer(torch.cat([layer.down, layer.down]), torch.cat([layer.up, -layer.up], dim=1))
     assert Adapter({"unet.x": gone}).norm() < 1e-6 * Adapter({"unet.x": layer}).norm()
     assert Adapter({"unet.x": Layer(layer.down, 0 * layer.up)}).norm() == 0.0
 
 
 def test_the_update_of_a_convolution_is_down_then_up():
-    dice = torch.Generator().manual_seed(2)
-    layer = random_layer(torch.empty(5, 3, 3, 3), 2, dice, scale=1.0)
-    picture = torch.randn(1, 3, 6, 6, generator=dice)
+    rng = torch.Generator().manual_seed(2)
+    layer = random_layer(torch.empty(5, 3, 3, 3), 2, rng, scale=1.0)
+    picture = torch.randn(1, 3, 6, 6, generator=rng)
     through = nn.functional.conv2d(nn.functional.conv2d(picture, layer.down), layer.up)
     torch.testing.assert_close(nn.functional.conv2d(picture, layer.update()), through)
 
@@ -521,11 +521,11 @@ def test_patterns_mean_what_they_mean_to_peft(tmp_path_factory, ranks, alphas, a
 def test_our_own_patterns_mean_one_layer_each(tmp_path, common):
     """The header alone must give PEFT every rank and alpha, whichever names are ends of others."""
     ranks = {name: 2 + number for number, name in enumerate(LAYERS)}
-    dice = torch.Generator().manual_seed(4)
+    rng = torch.Generator().manual_seed(4)
     weights = {name: Blocks().get_submodule(name).weight for name in LAYERS}
-    layers = {f"unet.{n}": random_layer(weights[n], ranks[n], dice) for n in LAYERS}
+    layers = {f"unet.{n}": random_layer(weights[n], ranks[n], rng) for n in LAYERS}
     # One more layer of the same rank makes that rank the common one.
-    layers[f"unet.{common}"] = random_layer(weights[common], ranks[LAYERS[0]], dice)
+    layers[f"unet.{common}"] = random_layer(weights[common], ranks[LAYERS[0]], rng)
     write_adapter(tmp_path / "a.safetensors", Adapter(layers))
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()[CONFIG_KEY])
@@ -570,10 +570,10 @@ def pick_layers(components):
 @pytest.fixture
 def mixed(components):
     """An adapter for the tiny base in which hardly two layers have the same rank."""
-    dice = torch.Generator().manual_seed(11)
+    rng = torch.Generator().manual_seed(11)
     return Adapter(
         {
-            name: random_layer(weight, 1 + number % 5, dice)
+            name: random_layer(weight, 1 + number % 5, rng)
             for number, (name, weight) in enumerate(pick_layers(components).items())
         }
     )
@@ -654,11 +654,11 @@ def test_equal_adapters_are_equal_files(tmp_path):
 
 
 def with_words(adapter, seed=0):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     words = {
         word: {
-            "text_encoder": torch.randn(count, 4, generator=dice),
-            "text_encoder_2": torch.randn(count, 6, generator=dice),
+            "text_encoder": torch.randn(count, 4, generator=rng),
+            "text_encoder_2": torch.randn(count, 6, generator=rng),
         }
         for word, count in (("<me>", 1), ("ünï", 2))
     }

@@ -22,9 +22,9 @@ SMALL = {"device": "cpu", "evaluate.resamples": 100}
 
 
 def figure(seed: int, name: str) -> Drawing:
-    dice = random.Random(name)
+    rng = random.Random(name)
     who = sample_drawing(9_200_000 + seed, kind="person").identity
-    return vary(who, dice, medium="photo", view="front", glasses="none", hat="none")
+    return vary(who, rng, medium="photo", view="front", glasses="none", hat="none")
 
 
 @pytest.fixture(scope="module")

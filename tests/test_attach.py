@@ -152,9 +152,9 @@ def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
 
 def strengthen(model: SDXLModel, spec: AdapterSpec, strength: float = 0.1) -> Adapter:
     """An adapter of this shape whose weights are random, read from the model."""
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for weight in flat(model.attach_adapter(spec)):
-        noise = torch.randn(weight.shape, generator=dice)
+        noise = torch.randn(weight.shape, generator=rng)
         weight.data += strength * noise * (1.0 if weight.ndim > 1 else weight.data.mean())
     adapter = model.read_adapter()
     model.detach_adapter()

@@ -35,8 +35,8 @@ SIDEWAYS = 6  # EXIF: the file must be turned by 90 degrees
 
 
 def noise(width=90, height=60, seed=0):
-    dice = np.random.default_rng(seed)
-    return Image.fromarray(dice.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")

@@ -40,13 +40,13 @@ BLOCK = "down_blocks.1.attentions.0"
 
 def make_adapter(model, seed, strength=0.3, target_modules="all", text=False, blocks="all"):
     spec = AdapterSpec(2, 2.0, target_modules, seed, blocks=blocks, text_encoders=text)
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = {}
     for component, names in choose_layers(model._components, spec).items():
         for name in names:
             outputs, *inputs = model._components[component].get_submodule(name).weight.shape
-            down = torch.randn(2, *inputs, generator=dice) / prod(inputs) ** 0.5
-            up = strength * torch.randn(outputs, 2, *[1] * (len(inputs) - 1), generator=dice)
+            down = torch.randn(2, *inputs, generator=rng) / prod(inputs) ** 0.5
+            up = strength * torch.randn(outputs, 2, *[1] * (len(inputs) - 1), generator=rng)
             layers[f"{component}.{name}"] = Layer(down, up)
     return Adapter(layers)
 
@@ -147,8 +147,8 @@ def test_an_adapter_that_does_not_tell_needs_a_prompt():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow_prediction"])
 def test_a_right_prediction_leads_to_the_same_picture_with_less_noise(prediction):
     schedule = NoiseSchedule({"prediction_type": prediction, "num_train_timesteps": 1000})
-    dice = torch.Generator().manual_seed(0)
-    picture, noise = (torch.randn(2, 4, 3, 3, generator=dice) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    picture, noise = (torch.randn(2, 4, 3, 3, generator=rng) for _ in range(2))
     before, after = torch.tensor([900, 500]), torch.tensor([400, 100])
     noisy = schedule.add_noise(picture, noise, before)
     right = schedule.target(picture, noise, before)

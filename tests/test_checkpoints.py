@@ -35,16 +35,16 @@ class TrainingBatches:
     """A few weights, of which the last is never used, under AdamW."""
 
     def __init__(self, shapes=((3, 2), (5,), (2, 2)), seed=0):
-        dice = torch.Generator().manual_seed(seed)
-        self.weights = [Parameter(torch.randn(*shape, generator=dice)) for shape in shapes]
+        rng = torch.Generator().manual_seed(seed)
+        self.weights = [Parameter(torch.randn(*shape, generator=rng)) for shape in shapes]
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.05, weight_decay=0.1)
 
     def learn(self, updates):
         for update in updates:
-            dice = torch.Generator().manual_seed(update)
+            rng = torch.Generator().manual_seed(update)
             self.optimizer.zero_grad()
             loss = sum(
-                (weight * torch.randn(weight.shape, generator=dice)).sum().square()
+                (weight * torch.randn(weight.shape, generator=rng)).sum().square()
                 for weight in self.weights[:-1]
             )
             loss.backward()
@@ -105,10 +105,10 @@ class TrainContext:
     )
 
     def __init__(self, name, seed=0, averaged=True):
-        dice = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         # Up factors begin at 0, so that the down factors' first gradient is 0, as in a LoRA.
         self.roles = [
-            (role, [Parameter(torch.randn(shape, generator=dice) * ("up" not in role))])
+            (role, [Parameter(torch.randn(shape, generator=rng) * ("up" not in role))])
             for role, shape in self.SHAPES
         ]
         self.weights = [weight for _, weights in self.roles for weight in weights]

@@ -56,10 +56,10 @@ def test_ranks_add_up_over_those_that_count(merge):
 
 @settings(max_examples=25)
 @given(merges(), st.randoms(use_true_random=False))
-def test_order_does_not_matter(merge, dice):
+def test_order_does_not_matter(merge, rng):
     adapters, weights = merge
     order = list(range(len(adapters)))
-    dice.shuffle(order)
+    rng.shuffle(order)
     shuffled = weighted_sum([adapters[i] for i in order], [weights[i] for i in order])
     assert_same(shuffled, weighted_sum(adapters, weights))
 
@@ -76,9 +76,9 @@ def test_it_is_linear_in_the_weights(merge, factor):
 
 @pytest.fixture
 def pair():
-    dice = torch.Generator().manual_seed(5)
-    one = Adapter({"unet.both": random_layer(3, dice), "unet.one": random_layer(2, dice)})
-    other = Adapter({"unet.both": random_layer(4, dice), "unet.other": random_layer(1, dice)})
+    rng = torch.Generator().manual_seed(5)
+    one = Adapter({"unet.both": random_layer(3, rng), "unet.one": random_layer(2, rng)})
+    other = Adapter({"unet.both": random_layer(4, rng), "unet.other": random_layer(1, rng)})
     return one, other
 
 
@@ -111,8 +111,8 @@ def test_a_negative_weight_takes_away(pair):
 
 def test_adding_the_factors_is_something_else(pair):
     """The negative control: what several tools do instead, and why the factors are stacked."""
-    dice = torch.Generator().manual_seed(6)
-    one, other = (Adapter({"unet.x": random_layer(3, dice)}) for _ in range(2))
+    rng = torch.Generator().manual_seed(6)
+    one, other = (Adapter({"unet.x": random_layer(3, rng)}) for _ in range(2))
     exact = dense(weighted_sum([one, other], [0.5, 0.5]), "unet.x")
     a, b = one.layers["unet.x"], other.layers["unet.x"]
     averaged = dense(Adapter({"unet.x": Layer((a.down + b.down) / 2, (a.up + b.up) / 2)}), "unet.x")
@@ -146,8 +146,8 @@ def test_weights_are_finite(pair, weight):
 
 @pytest.mark.parametrize("other", [{"inputs": 9}, {"outputs": 9}, {"kind": "conv"}])
 def test_updates_of_other_shapes_are_refused_by_name(other):
-    dice = torch.Generator().manual_seed(8)
-    one, two = (Adapter({"unet.x": random_layer(2, dice, **kind)}) for kind in ({}, other))
+    rng = torch.Generator().manual_seed(8)
+    one, two = (Adapter({"unet.x": random_layer(2, rng, **kind)}) for kind in ({}, other))
     with pytest.raises(AdapterError, match=r"unet\.x differ in shape: \[\(6, 5\)") as caught:
         weighted_sum([one, two], [1.0, 1.0])
     assert "9" in str(caught.value) or "3, 3" in str(caught.value)

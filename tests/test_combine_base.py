@@ -38,14 +38,14 @@ def options_of(method, **given):
 
 def draw_inputs(some, seed, spread=None, places=PLACES):
     """Make up what each layer is given on each adapter's prompts, and (at 0) on joint ones."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     inputs = {}
     for name in names_of(some):
         width = next(a.layers[name].down[0].numel() for a in some if name in a.layers)
         inputs[name] = {}
         for number in range(len(some) + 1):
-            mix = torch.randn(width, width, generator=dice).double()
-            rows = torch.randn(places, width, generator=dice).double()
+            mix = torch.randn(width, width, generator=rng).double()
+            rows = torch.randn(places, width, generator=rng).double()
             inputs[name][number] = rows @ mix if spread is None else spread(rows, number)
     return inputs
 
@@ -237,16 +237,16 @@ def test_nothing_near_it_answers_better(method, some):
     least = missed(some, weights, merged, inputs)
     plain = missed(some, weights, combine(some, Wish(weights)).adapter, inputs)
     assert least < 0.9 * plain
-    dice = torch.Generator().manual_seed(6)
+    rng = torch.Generator().manual_seed(6)
     for size in (1e-3, 1e-2, 0.1, -1e-3, -1e-2, -0.1) * 5:
         nearby = {}
         for name, layer in merged.layers.items():
             flat = flatten(layer)
             if method == "ssr":
                 # The same rows of down, read through another R.
-                nudge = torch.randn(flat.rank, flat.rank, generator=dice) @ flat.down
+                nudge = torch.randn(flat.rank, flat.rank, generator=rng) @ flat.down
             else:
-                nudge = torch.randn(flat.down.shape, generator=dice)
+                nudge = torch.randn(flat.down.shape, generator=rng)
             down = flat.down + size * flat.down.norm() / nudge.norm() * nudge
             nearby[name] = type(layer)(down.view_as(layer.down), layer.up)
         assert missed(some, weights, Adapter(nearby), inputs) > least
@@ -271,8 +271,8 @@ def test_inputs_at_right_angles_are_answered_as_by_each_alone(method):
         kept[:, filled] = rows[:, filled]
         return kept
 
-    dice = torch.Generator().manual_seed(8)
-    some = [Adapter({"unet.x": random_layer(rank, dice, inputs=9)}) for rank in (3, 2)]
+    rng = torch.Generator().manual_seed(8)
+    some = [Adapter({"unet.x": random_layer(rank, rng, inputs=9)}) for rank in (3, 2)]
     inputs = draw_inputs(some, 9, apart)
     weights = [0.7, 1.2]
     merged = merged_by(method, some, weights, inputs, **EXACT)
@@ -307,8 +307,8 @@ def test_merged_with_itself_an_adapter_stays_what_it_is(method, some):
 
 @pytest.mark.parametrize(("keeps", "factor"), [(True, 1.0), (False, 0.0)])
 def test_what_no_prompt_fills_is_added_up_or_dropped(keeps, factor):
-    dice = torch.Generator().manual_seed(12)
-    seen = torch.randn(5, 3, generator=dice).double()
+    rng = torch.Generator().manual_seed(12)
+    seen = torch.randn(5, 3, generator=rng).double()
     owners, weights = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0.5, 2.0]).double()
     grams = torch.stack([seen @ seen.T, 2 * seen @ seen.T])
     routing = solve_routing(grams, owners, weights, ridge=1e-6, keeps_unseen=keeps)
@@ -321,8 +321,8 @@ def test_what_no_prompt_fills_is_added_up_or_dropped(keeps, factor):
 
 def test_the_routing_is_the_papers_at_weight_1():
     """R = Q (G + λ I)⁻¹ by the formula itself, with explicit selection matrices."""
-    dice = torch.Generator().manual_seed(14)
-    seen = [torch.randn(5, 30, generator=dice).double() for _ in range(2)]
+    rng = torch.Generator().manual_seed(14)
+    seen = [torch.randn(5, 30, generator=rng).double() for _ in range(2)]
     select = [
         torch.diag(torch.tensor(d)).double() for d in ([1.0] * 2 + [0] * 3, [0.0] * 2 + [1] * 3)
     ]
@@ -341,9 +341,9 @@ def test_the_routing_is_the_papers_at_weight_1():
 
 
 def test_no_shrinking_is_the_regression_and_full_shrinking_looks_at_each_input():
-    dice = torch.Generator().manual_seed(15)
-    downs = [torch.randn(2, 4, generator=dice).double() for _ in range(2)]
-    seen = [torch.randn(30, 4, generator=dice).double() for _ in range(2)]
+    rng = torch.Generator().manual_seed(15)
+    downs = [torch.randn(2, 4, generator=rng).double() for _ in range(2)]
+    seen = [torch.randn(30, 4, generator=rng).double() for _ in range(2)]
     grams = [x.T @ x for x in seen]
     exact, single = (
         InputShares(grams, shrink=shrink, ridge=1e-12, keeps_unseen=False) for shrink in (1.0, 0.0)
@@ -358,9 +358,9 @@ def test_no_shrinking_is_the_regression_and_full_shrinking_looks_at_each_input()
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_masked_columns_are_those_of_the_update(kind):
-    dice = torch.Generator().manual_seed(16)
-    some = [Adapter({"unet.x": random_layer(r, dice, kind=kind)}) for r in (2, 3)]
-    masks = make_masks("ziplora", some, lambda n: torch.rand(n, generator=dice))
+    rng = torch.Generator().manual_seed(16)
+    some = [Adapter({"unet.x": random_layer(r, rng, kind=kind)}) for r in (2, 3)]
+    masks = make_masks("ziplora", some, lambda n: torch.rand(n, generator=rng))
     merged = merged_by("ziplora", some, [0.8, -1.2], {"unet.x": {}}, masks)
     expected = sum(
         w * dense(a, "unet.x") * masks["unet.x"][number].view(a.layers["unet.x"].down.shape[1:])
@@ -371,9 +371,9 @@ def test_masked_columns_are_those_of_the_update(kind):
 
 
 def test_masked_directions_are_those_of_the_dense_svd():
-    dice = torch.Generator().manual_seed(17)
-    some = [Adapter({"unet.x": random_layer(r, dice)}) for r in (2, 3)]
-    masks = make_masks("ziprank", some, lambda n: torch.rand(n, generator=dice))
+    rng = torch.Generator().manual_seed(17)
+    some = [Adapter({"unet.x": random_layer(r, rng)}) for r in (2, 3)]
+    masks = make_masks("ziprank", some, lambda n: torch.rand(n, generator=rng))
     merged = merged_by("ziprank", some, [0.8, -1.2], {"unet.x": {}}, masks)
     expected = 0
     for number, (adapter, weight) in enumerate(zip(some, [0.8, -1.2], strict=True), 1):

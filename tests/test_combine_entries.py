@@ -45,12 +45,12 @@ def as_parts(matrices, weights=None):
 
 
 def random_parts(seed, ranks, weights=None, shape=(9, 7)):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     weights = weights or [1.0] * len(ranks)
     return [
         make_part(
-            torch.randn(shape[0], rank, generator=dice),
-            torch.randn(rank, shape[1], generator=dice),
+            torch.randn(shape[0], rank, generator=rng),
+            torch.randn(rank, shape[1], generator=rng),
             weight,
             number,
         )
@@ -191,8 +191,8 @@ def test_a_flipped_direction_changes_nothing(space, monkeypatch):
 
 def equal_values():
     """Two updates whose singular values are all equal: any rotation of their vectors is as good."""
-    dice = torch.Generator().manual_seed(4)
-    left, right = (torch.linalg.qr(torch.randn(side, 6, generator=dice))[0] for side in (20, 15))
+    rng = torch.Generator().manual_seed(4)
+    left, right = (torch.linalg.qr(torch.randn(side, 6, generator=rng))[0] for side in (20, 15))
     return [
         make_part(left[:, :3], right[:, :3].T, 1.0, 1),
         make_part(left[:, 3:], right[:, 3:].T, 1.0, 2),
@@ -201,9 +201,9 @@ def equal_values():
 
 def rotate(parts, seed):
     """Split every update anew: (up G, Gᵀ down)."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     turns = [
-        torch.linalg.qr(torch.randn(one.factors.rank, one.factors.rank, generator=dice))[0]
+        torch.linalg.qr(torch.randn(one.factors.rank, one.factors.rank, generator=rng))[0]
         for one in parts
     ]
     return [
@@ -339,14 +339,14 @@ def test_what_entries_leave_is_cut_to_what_is_nearest(name, density):
 
 @pytest.mark.parametrize("rank", ["full", "5", "energy:0.6", "budget:60kB"])
 def test_the_error_told_is_that_of_what_is_written(rank):
-    dice = torch.Generator().manual_seed(24)
+    rng = torch.Generator().manual_seed(24)
     kernels = {"unet.linear": (400,), "unet.conv": (40, 3, 3), "unet.small": (30,)}
     some = [
         Adapter(
             {
                 name: Layer(
-                    torch.randn(6, *kernel, generator=dice),
-                    torch.randn(300, 6, *[1] * (len(kernel) - 1), generator=dice),
+                    torch.randn(6, *kernel, generator=rng),
+                    torch.randn(300, 6, *[1] * (len(kernel) - 1), generator=rng),
                 )
                 for name, kernel in kernels.items()
             }

@@ -90,10 +90,10 @@ seeds = st.integers(0, 10**6)
 @st.composite
 def factors(draw, dtype=None):
     """Factors of all sorts: deficient, of very different scales, nearly cancelling, wide, zero."""
-    dice = torch.Generator().manual_seed(draw(seeds))
+    rng = torch.Generator().manual_seed(draw(seeds))
     outputs, inputs, rank = (draw(st.integers(1, 12)) for _ in range(3))
-    up = torch.randn(outputs, rank, generator=dice, dtype=torch.float64)
-    down = torch.randn(rank, inputs, generator=dice, dtype=torch.float64)
+    up = torch.randn(outputs, rank, generator=rng, dtype=torch.float64)
+    down = torch.randn(rank, inputs, generator=rng, dtype=torch.float64)
     sort = draw(st.sampled_from(["plain", "scaled", "deficient", "opposed", "zero", "graded"]))
     if sort == "scaled":
         scales = torch.logspace(-6, 6, rank, dtype=torch.float64)
@@ -164,9 +164,9 @@ def test_singular_vectors_are_orthonormal(made):
 
 def split_badly(condition, dtype):
     """An update of rank 8 with singular values from 1 to 0.1, in factors that nearly cancel."""
-    dice = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     left, right, turn = (
-        torch.linalg.qr(torch.randn(side, 8, generator=dice, dtype=torch.float64)).Q
+        torch.linalg.qr(torch.randn(side, 8, generator=rng, dtype=torch.float64)).Q
         for side in (60, 50, 8)
     )
     scales = torch.logspace(0, -math.log10(condition), 8, dtype=torch.float64)
@@ -198,8 +198,8 @@ def test_squares_in_float32_would_cost_them():
 
 
 def test_both_triangles_give_the_same_products():
-    dice = torch.Generator().manual_seed(4)
-    columns = torch.randn(40, 6, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(4)
+    columns = torch.randn(40, 6, generator=rng, dtype=torch.float64)
     quick, careful = (_find_triangle(columns, quick) for quick in (True, False))
     torch.testing.assert_close(quick.T @ quick, careful.T @ careful, rtol=0, atol=1e-12)
     # Cholesky's has a positive diagonal; so it is seen that it was taken.
@@ -249,10 +249,10 @@ FLOAT32 = torch.finfo(torch.float32).eps
 
 def make_matrix(spectrum, sides, seed=0):
     """A matrix in float32 whose singular values are those of a spectrum, but for its rounding."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     short = min(sides)
     left, right = (
-        torch.linalg.qr(torch.randn(side, short, generator=dice, dtype=torch.float64)).Q
+        torch.linalg.qr(torch.randn(side, short, generator=rng, dtype=torch.float64)).Q
         for side in sides
     )
     values = SPECTRA[spectrum](torch.arange(1, short + 1, dtype=torch.float64))
@@ -290,8 +290,8 @@ def test_random_directions_alone_would_not():
     """The negative control: one look at M Ω, as the plain range finder has it."""
     for spectrum, more in (("slow", 0.05), ("a cliff at 20", 0.02), ("fast", 0.05)):
         matrix = make_matrix(spectrum, SIDES[0])
-        dice = torch.Generator().manual_seed(0)
-        basis = _Basis(matrix, torch.randn(500, 12 + 8, generator=dice))
+        rng = torch.Generator().manual_seed(0)
+        basis = _Basis(matrix, torch.randn(500, 12 + 8, generator=rng))
         cut = basis.cut(*basis.find_strongest(12), matrix)
         assert error_of(matrix, cut) > (1 + more) * least_error(matrix, 12)
 
@@ -325,9 +325,9 @@ def test_small_matrices_are_cut_to_what_is_nearest(outputs, inputs, spectrum, se
 @pytest.mark.parametrize("rank", [1, 7, 30])
 def test_a_matrix_of_low_rank_comes_back(cut_by, sides, rank):
     """Also where the search begins with less, or with more directions than there are."""
-    dice = torch.Generator().manual_seed(rank)
-    up = torch.randn(sides[0], rank, generator=dice)
-    matrix = up @ torch.randn(rank, sides[1], generator=dice)
+    rng = torch.Generator().manual_seed(rank)
+    up = torch.randn(sides[0], rank, generator=rng)
+    matrix = up @ torch.randn(rank, sides[1], generator=rng)
     cut = cut_by(matrix, 30)
     # The rounding of the matrix's own entries is no direction.
     assert cut.rank == rank
@@ -399,9 +399,9 @@ def test_values_are_as_sure_as_those_of_a_decomposition_in_float32(spectrum, sid
 
 @pytest.mark.parametrize("small", [1.0, 1e-2, 1e-4, 1e-6])
 def test_what_is_lost_is_measured_to_its_own_digits(small):
-    dice = torch.Generator().manual_seed(6)
-    cut = Factors(torch.randn(900, 5, generator=dice), torch.randn(5, 700, generator=dice))
-    matrix = cut.multiply() + small * torch.randn(900, 700, generator=dice)
+    rng = torch.Generator().manual_seed(6)
+    cut = Factors(torch.randn(900, 5, generator=rng), torch.randn(5, 700, generator=rng))
+    matrix = cut.multiply() + small * torch.randn(900, 700, generator=rng)
     exact = error_of(matrix, cut)
     assert measure_rest(matrix, cut) == pytest.approx(exact, rel=1e-6)
     assert measure_rest(matrix.T, Factors(cut.down.T, cut.up.T)) == pytest.approx(exact, rel=1e-6)
@@ -413,8 +413,8 @@ def test_what_is_lost_is_measured_to_its_own_digits(small):
 
 
 def test_a_matrix_in_float64_keeps_its_digits():
-    dice = torch.Generator().manual_seed(7)
-    matrix = torch.randn(30, 20, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(7)
+    matrix = torch.randn(30, 20, generator=rng, dtype=torch.float64)
     matrix = matrix * torch.logspace(0, -12, 20, dtype=torch.float64)
     exact = torch.linalg.svdvals(matrix)
     torch.testing.assert_close(find_values(matrix), exact, rtol=0, atol=1e-15)
@@ -561,13 +561,13 @@ def test_the_split_into_factors_does_not_matter(method, seed, weights):
 
 def rewrite_exactly(adapter, seed):
     """As `rewrite`, but in float64, and with the directions in another order."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = {}
     for name, layer in adapter.layers.items():
-        order = torch.randperm(layer.rank, generator=dice)
+        order = torch.randperm(layer.rank, generator=rng)
         turn = torch.linalg.qr(
-            torch.randn(layer.rank, layer.rank, generator=dice, dtype=torch.float64)
-        ).Q * (torch.rand(layer.rank, generator=dice, dtype=torch.float64) + 0.5)
+            torch.randn(layer.rank, layer.rank, generator=rng, dtype=torch.float64)
+        ).Q * (torch.rand(layer.rank, generator=rng, dtype=torch.float64) + 0.5)
         down = torch.linalg.solve(turn, layer.down[order].flatten(1)).view_as(layer.down)
         up = (layer.up[:, order].flatten(1) @ turn).view_as(layer.up)
         layers[name] = Layer(down, up)
@@ -607,8 +607,8 @@ def test_a_weight_of_zero_is_as_if_the_adapter_were_not_there(method, scope):
 def test_a_layer_that_one_adapter_alone_changes_is_merged_from_that_one(method):
     """In its own scope a layer is what the adapters that change it make of it."""
     some = draw_adapters(7, count_for(method), kinds=("linear",))
-    dice = torch.Generator().manual_seed(8)
-    lonely = in_float64(Adapter({"unet.alone": random_layer(2, dice)})).layers["unet.alone"]
+    rng = torch.Generator().manual_seed(8)
+    lonely = in_float64(Adapter({"unet.alone": random_layer(2, rng)})).layers["unet.alone"]
     some[0] = Adapter({**some[0].layers, "unet.alone": lonely})
     merged = merged_by(method, some, [1.0] * len(some))
     found = dense(merged, "unet.alone")
@@ -716,8 +716,8 @@ def test_a_mixture_is_its_formula_on_dense_vectors(method, scope, seed, weights)
 @settings(max_examples=10)
 @given(seed=seeds, weights=st.lists(st.floats(0.1, 2), min_size=4, max_size=4))
 def test_no_point_is_nearer_to_all_than_the_median(seed, weights):
-    dice = torch.Generator().manual_seed(seed)
-    points = torch.randn(4, 6, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    points = torch.randn(4, 6, generator=rng, dtype=torch.float64)
     points[3] *= 20
     sizes = torch.tensor(weights, dtype=torch.float64)
 
@@ -727,7 +727,7 @@ def test_no_point_is_nearer_to_all_than_the_median(seed, weights):
     median = choose_median(points @ points.T, sizes) @ points
     for scale in (1e-1, 1e-2, 1e-3):
         for _ in range(20):
-            step = torch.randn(6, generator=dice, dtype=torch.float64)
+            step = torch.randn(6, generator=rng, dtype=torch.float64)
             assert far(median) <= far(median + scale * step) + 1e-7
     assert far(median) <= min(map(far, points)) + 1e-7
 
@@ -763,8 +763,8 @@ def test_opposite_updates_have_no_arc_and_stay_finite():
 @settings(max_examples=15)
 @given(seed=seeds)
 def test_the_mean_of_two_equally_long_updates_is_halfway_on_the_arc(seed):
-    dice = torch.Generator().manual_seed(seed)
-    points = torch.randn(2, 5, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    points = torch.randn(2, 5, generator=rng, dtype=torch.float64)
     points /= points.norm(dim=1, keepdim=True)
     products, both = points @ points.T, torch.ones(2, dtype=torch.float64)
     torch.testing.assert_close(
@@ -858,12 +858,12 @@ def test_projected_hard_the_merge_reads_the_styles_inputs_as_the_style_alone_doe
 def test_adapters_that_share_no_direction_are_simply_added(side):
     layers = []
     for number in range(2):
-        dice = torch.Generator().manual_seed(number)
+        rng = torch.Generator().manual_seed(number)
         up, down = torch.zeros(8, 2).double(), torch.zeros(2, 8).double()
         part = slice(4 * number, 4 * number + 4)
         up[part], down[:, part] = (
-            torch.randn(4, 2, generator=dice),
-            torch.randn(2, 4, generator=dice),
+            torch.randn(4, 2, generator=rng),
+            torch.randn(2, 4, generator=rng),
         )
         layers.append(Adapter({"unet.x": Layer(down, up)}))
     for options in ({"mu": 0.7}, {"projection": "hard"}):
@@ -1035,9 +1035,9 @@ def test_block_weights_are_part_of_the_weights():
 
 
 def test_stacking_is_block_matrix_multiplication():
-    dice = torch.Generator().manual_seed(24)
+    rng = torch.Generator().manual_seed(24)
     made = [
-        Factors(torch.randn(4, rank, generator=dice), torch.randn(rank, 3, generator=dice))
+        Factors(torch.randn(4, rank, generator=rng), torch.randn(rank, 3, generator=rng))
         for rank in (1, 3)
     ]
     total = stack([(made[0], 2.0), (made[1], -0.5)])

@@ -309,9 +309,9 @@ def test_a_card_is_no_different_from_itself():
 
 def train(seeds: int, luck: float, gap: float = 0.0, start: int = 0) -> list[Scorecard]:
     """Trainings that differ by their own luck as well as picture by picture."""
-    dice = np.random.default_rng(start)
+    rng = np.random.default_rng(start)
     return [
-        make_card({"identity": noise(start + 10 * seed, (12, 2)) + gap + dice.normal(0, luck)})
+        make_card({"identity": noise(start + 10 * seed, (12, 2)) + gap + rng.normal(0, luck)})
         for seed in range(seeds)
     ]
 
@@ -367,13 +367,13 @@ def test_the_luck_of_trainings_is_not_taken_for_the_method():
 @pytest.mark.parametrize("shape", [(8, 2), (25, 2)])
 def test_null_data_are_seldom_told_apart(shape):
     """Of all scores of a comparison together at most 5 % may find something where nothing is."""
-    dice, trials, wrong = np.random.default_rng(shape[0]), 200, 0
+    rng, trials, wrong = np.random.default_rng(shape[0]), 200, 0
     names = ("identity", "clip_t", "leakage")
     for _ in range(trials):
         # Prompts differ, and pictures have more outliers than normal ones.
-        shared = dice.normal(0, 0.2, (shape[0], 1))
+        shared = rng.normal(0, 0.2, (shape[0], 1))
         sides = [
-            make_card({name: shared + 0.05 * dice.standard_t(3, shape) for name in names})
+            make_card({name: shared + 0.05 * rng.standard_t(3, shape) for name in names})
             for _ in range(2)
         ]
         wrong += not {"better", "worse"}.isdisjoint(outcomes(compare_cards(*sides)).values())
@@ -382,12 +382,12 @@ def test_null_data_are_seldom_told_apart(shape):
 
 
 def test_a_planted_effect_is_found_and_never_taken_for_its_opposite():
-    dice, trials, found = np.random.default_rng(0), 60, []
+    rng, trials, found = np.random.default_rng(0), 60, []
     for _ in range(trials):
-        shared = dice.normal(0, 0.2, (12, 1))
+        shared = rng.normal(0, 0.2, (12, 1))
         # As large as a picture's own spread; prompts spread four times as much, and cancel.
         sides = [
-            make_card({"identity": shared + gap + dice.normal(0, 0.05, (12, 2))})
+            make_card({"identity": shared + gap + rng.normal(0, 0.05, (12, 2))})
             for gap in (0, 0.05)
         ]
         found.append(only(compare_cards(*sides)).outcome)

@@ -22,13 +22,11 @@ def run(layer: nn.Conv2d) -> list[torch.Tensor]:
     """Compute outputs and gradients of pictures of several shapes."""
     found = []
     for number, (images, height, width) in enumerate(SHAPES):
-        dice = torch.Generator().manual_seed(number)
-        x = torch.randn(
-            images, layer.in_channels, height, width, generator=dice, requires_grad=True
-        )
+        rng = torch.Generator().manual_seed(number)
+        x = torch.randn(images, layer.in_channels, height, width, generator=rng, requires_grad=True)
         out = layer(x)
         # A gradient whose channels lie last.
-        given = torch.randn(images, height, width, layer.out_channels, generator=dice)
+        given = torch.randn(images, height, width, layer.out_channels, generator=rng)
         out.backward(given.permute(0, 3, 1, 2))
         found += [out.detach(), x.grad]
     return found

@@ -22,8 +22,8 @@ SCENES = ("city", "beach", "forest", "studio")
 
 def draw_photos(number=0):
     who = sample_drawing(JUDGING_SEED_START + 500_000 + number, kind="person").identity
-    dice = random.Random(number)
-    return who, [draw(vary(who, dice, medium="photo", scene=scene), 160) for scene in SCENES]
+    rng = random.Random(number)
+    return who, [draw(vary(who, rng, medium="photo", scene=scene), 160) for scene in SCENES]
 
 
 def correlate(pictures, photos):
@@ -70,16 +70,16 @@ def test_a_copy_is_found_and_its_photo_named(change):
 @pytest.mark.parametrize("number", range(4))
 def test_new_pictures_of_the_same_subject_are_no_copies(number):
     who, photos = draw_photos(number)
-    dice = random.Random(1000 + number)
-    others = [draw(vary(who, dice, medium="photo", scene=scene), 128) for scene in SCENES * 3]
+    rng = random.Random(1000 + number)
+    others = [draw(vary(who, rng, medium="photo", scene=scene), 128) for scene in SCENES * 3]
     correlations = correlate(others, photos)
     assert not find_copies(correlations, correlate(photos, photos)).any()
     assert correlations.max() < LIMIT
 
 
 def test_a_square_cut_from_a_wide_photo_is_found():
-    dice = np.random.default_rng(0)
-    coarse = Image.fromarray(dice.integers(0, 255, (9, 16, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 16, 3), np.uint8))
     wide = coarse.resize((320, 180), Image.Resampling.BICUBIC)
     cuts = [wide.crop((left, 0, left + 180, 180)) for left in (0, 23, 70, 111, 140)]
     assert correlate(cuts, [wide]).min() > LIMIT

@@ -90,15 +90,15 @@ def test_impossible_buckets_are_refused(arguments, message):
         suggest_step(64, 0)
 
 
-@given(size=SIZES, buckets=st.lists(SIZES, min_size=1, max_size=9), dice=st.randoms())
-def test_the_nearest_bucket_is_chosen_in_whatever_order_they_come(size, buckets, dice):
+@given(size=SIZES, buckets=st.lists(SIZES, min_size=1, max_size=9), rng=st.randoms())
+def test_the_nearest_bucket_is_chosen_in_whatever_order_they_come(size, buckets, rng):
     chosen = choose_bucket(size, buckets)
 
     def distance(bucket):
         return abs(math.log(size[0] / size[1]) - math.log(bucket[0] / bucket[1]))
 
     assert distance(chosen) <= min(map(distance, buckets)) + 1e-12
-    shuffled = dice.sample(buckets, len(buckets))
+    shuffled = rng.sample(buckets, len(buckets))
     assert choose_bucket(size, shuffled) == chosen
 
 
@@ -206,8 +206,8 @@ def test_places_lie_on_the_grid_wherever_it_allows(cut):
 def test_all_places_that_keep_the_box_come_up():
     tops, lefts = list_places((64, 150), (64, 64), 8, box=(0, 70, 64, 110))
     assert (tops, lefts) == ([0], [48, 56, 64])
-    dice = random.Random(0)
-    thrown = {place_crop((64, 150), (64, 64), 8, dice, (0, 70, 64, 110)) for _ in range(60)}
+    rng = random.Random(0)
+    thrown = {place_crop((64, 150), (64, 64), 8, rng, (0, 70, 64, 110)) for _ in range(60)}
     assert thrown == {(0, left) for left in lefts}
 
 

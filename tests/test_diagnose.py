@@ -135,10 +135,10 @@ def test_all_layers_together_are_one_long_vector():
 
 
 def test_chance_is_what_unrelated_spaces_share():
-    dice = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     overlaps = []
     for _ in range(40):
-        made = [Adapter({"unet.x": random_layer(4, dice, outputs=30, inputs=50)}) for _ in range(2)]
+        made = [Adapter({"unet.x": random_layer(4, rng, outputs=30, inputs=50)}) for _ in range(2)]
         (pair,) = diagnose_adapters(*made).pairs
         overlaps.append(pair.row_overlap[0] ** 2)
     assert pair.row_chance == pytest.approx(((4 / 50) ** 0.5,) * 2)
@@ -289,8 +289,8 @@ def test_a_large_overlap_asks_for_null_space_projection():
 
 
 def test_an_overlap_by_chance_is_no_reason_for_a_method():
-    dice = torch.Generator().manual_seed(4)
-    made = [random_layer(16, dice, SIDE, SIDE) for _ in range(2)]
+    rng = torch.Generator().manual_seed(4)
+    made = [random_layer(16, rng, SIDE, SIDE) for _ in range(2)]
     said = advise(*made)
     assert "as unrelated adapters of these ranks do by chance (50%)" in said[0]
 

@@ -81,9 +81,9 @@ def encoders(kind="picturebook", **changed):
 
 
 def colour_file(path, base, seed, size=(24, 24), **options):
-    dice = np.random.default_rng(seed)
-    tint = np.array(base) + dice.normal(0, 25, 3)
-    pixels = np.clip(tint + dice.normal(0, 12, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(seed)
+    tint = np.array(base) + rng.normal(0, 25, 3)
+    pixels = np.clip(tint + rng.normal(0, 12, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
     return path

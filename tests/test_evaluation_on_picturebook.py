@@ -88,8 +88,8 @@ def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_p
         draw(record, 256).save(photos_folder / f"{number}.png")
     run = RunDir(tmp_path / "run")
     photos = load_photos(photos_folder, run, 128)
-    dice = random.Random(1)
-    same = draw_pictures(tmp_path / "same", [vary(person, dice, medium="photo") for _ in range(12)])
+    rng = random.Random(1)
+    same = draw_pictures(tmp_path / "same", [vary(person, rng, medium="photo") for _ in range(12)])
     strangers, others = (
         draw_pictures(
             tmp_path / name,

@@ -69,11 +69,11 @@ def half(tiny_sdxl, tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tiny_sdxl):
     """A LoRA of rank 2 on layers of every kind."""
-    weights, dice, layers = open_weights(str(tiny_sdxl)), torch.Generator().manual_seed(1), {}
+    weights, rng, layers = open_weights(str(tiny_sdxl)), torch.Generator().manual_seed(1), {}
     for name in LAYERS:
         outputs, *inputs = weights.shape(name)
-        down = torch.randn(2, *inputs, generator=dice)
-        up = torch.randn(outputs, 2, *(1 for _ in inputs[1:]), generator=dice)
+        down = torch.randn(2, *inputs, generator=rng)
+        up = torch.randn(outputs, 2, *(1 for _ in inputs[1:]), generator=rng)
         layers[name] = Layer(down, 0.1 * up)
     return Adapter(layers, {"dreamloom.base_fingerprint": fingerprint_weights(tiny_sdxl)})
 
@@ -204,8 +204,8 @@ def test_a_baked_folder_draws_what_the_worn_adapter_draws(tiny_sdxl, part, tmp_p
         if scale is not None:
             pipeline.load_lora_weights(part.path.parent, weight_name=part.path.name)
             pipeline.set_adapters(["default_0"], [scale])
-        dice = torch.Generator().manual_seed(0)
-        return pipeline("a dog", num_inference_steps=2, generator=dice, output_type="pt").images
+        rng = torch.Generator().manual_seed(0)
+        return pipeline("a dog", num_inference_steps=2, generator=rng, output_type="pt").images
 
     active = draw(tiny_sdxl, 0.5)
     torch.testing.assert_close(draw(tmp_path / "baked"), active, rtol=0, atol=1e-3)
@@ -333,13 +333,13 @@ def test_the_errors_are_those_of_the_best_cut(tiny_sdxl, part, tmp_path):
 
 
 def test_a_random_search_comes_near_the_best_and_finds_low_ranks_exactly():
-    dice = torch.Generator().manual_seed(3)
-    left, right = torch.randn(200, 8, generator=dice), torch.randn(8, 160, generator=dice)
+    rng = torch.Generator().manual_seed(3)
+    left, right = torch.randn(200, 8, generator=rng), torch.randn(8, 160, generator=rng)
     torch.testing.assert_close(find_nearest(left @ right, 8).multiply(), left @ right)
     for power in (0.0, 0.5, 1.0, 2.0):
         # From all directions alike, the worst case for a search, to few that matter.
-        one = torch.linalg.qr(torch.randn(200, 160, generator=dice)).Q
-        other = torch.linalg.qr(torch.randn(160, 160, generator=dice)).Q
+        one = torch.linalg.qr(torch.randn(200, 160, generator=rng)).Q
+        other = torch.linalg.qr(torch.randn(160, 160, generator=rng)).Q
         values = torch.arange(1, 161, dtype=torch.float32) ** -power
         matrix = one * values @ other
         found = find_nearest(matrix, 8, "x")

@@ -50,10 +50,10 @@ def make_adapter(
     model.attach_adapter(AdapterSpec(rank=2, alpha=2.0, target_modules=target_modules, seed=seed))
     fresh = model.read_adapter()
     model.detach_adapter()
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Adapter(
         {
-            name: Layer(layer.down, strength * torch.randn(layer.up.shape, generator=dice))
+            name: Layer(layer.down, strength * torch.randn(layer.up.shape, generator=rng))
             for name, layer in fresh.layers.items()
         }
     )

@@ -29,8 +29,8 @@ def groups_of(weights: list[Parameter]) -> list[dict[str, Any]]:
 
 
 def gradients(update: int) -> list[Tensor]:
-    dice = torch.Generator().manual_seed(100 + update)
-    return [torch.randn(shape, generator=dice) for shape in SHAPES]
+    rng = torch.Generator().manual_seed(100 + update)
+    return [torch.randn(shape, generator=rng) for shape in SHAPES]
 
 
 def teach(

@@ -1022,8 +1022,8 @@ def test_every_format_draws_the_same_picture(tmp_path, pipeline):
 
 
 def paint(pipeline):
-    dice = torch.Generator().manual_seed(1)
-    drawn = pipeline("a photo", num_inference_steps=3, generator=dice, output_type="pt")
+    rng = torch.Generator().manual_seed(1)
+    drawn = pipeline("a photo", num_inference_steps=3, generator=rng, output_type="pt")
     return drawn.images[0]
 
 

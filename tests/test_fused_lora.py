@@ -53,11 +53,11 @@ def attach(model: SDXLModel, spec: AdapterSpec, dtype: torch.dtype) -> AttachedA
     for form in attached._forms:
         form.remove()
     attached._forms.clear()
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for owner in components(model).values():
         owner.to(dtype)
     for weight in weights_of(attached):
-        weight.data += 0.1 * torch.randn(weight.shape, generator=dice, dtype=torch.float64)
+        weight.data += 0.1 * torch.randn(weight.shape, generator=rng, dtype=torch.float64)
     return attached
 
 
@@ -138,8 +138,8 @@ def test_on_a_processor_every_adapted_attention_is_one_node(tiny: SDXLModel) -> 
 
 def test_feed_forward_layers_that_never_learn_are_one_node(tiny: SDXLModel) -> None:
     layers = [m for m in tiny._pipeline.unet.modules() if type(m).__name__ == "FeedForward"]
-    dice = torch.Generator().manual_seed(2)
-    x = torch.randn(2, 5, layers[0].net[2].out_features, generator=dice)
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 5, layers[0].net[2].out_features, generator=rng)
 
     def run_layer() -> list[Tensor]:
         given = x.clone().requires_grad_()
@@ -399,9 +399,9 @@ def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny:
     # A mask is nothing that they know.
     blocks = (m for m in tiny._pipeline.unet.modules() if type(m).__name__ == kinds["unet"])
     block: Any = next(blocks)
-    dice = torch.Generator().manual_seed(3)
-    x = torch.randn(1, 4, block.norm1.normalized_shape[0], generator=dice)
-    told = torch.randn(1, 3, block.attn2.to_k.in_features, generator=dice)
+    rng = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, block.norm1.normalized_shape[0], generator=rng)
+    told = torch.randn(1, 3, block.attn2.to_k.in_features, generator=rng)
     mask = torch.tensor([[[0.0, 0.0, -1e4]]])
     with torch.no_grad():
         masked = block(x, encoder_hidden_states=told, encoder_attention_mask=mask)
@@ -436,10 +436,10 @@ def run_compiled(
 ) -> list[list[Tensor]]:
     """Run an adapter with random weights three times, and once switched off."""
     groups = tiny.attach_adapter(spec, gradient_checkpointing, compiled)
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in (w for group in groups for w in group.parameters):
-            weight.add_(0.1 * torch.randn(weight.shape, generator=dice))
+            weight.add_(0.1 * torch.randn(weight.shape, generator=rng))
     assert tiny._attached is not None
     known = tiny.encode_prompts(PROMPTS)
     with pytest.MonkeyPatch.context() as patch:

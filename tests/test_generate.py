@@ -44,9 +44,9 @@ def write_random_adapter(model: Model, path: Path, seed: int) -> Path:
     model.attach_adapter(AdapterSpec(2, 2.0, "attention", seed))
     fresh = model.read_adapter()
     model.detach_adapter()
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = {
-        name: Layer(layer.down, 0.3 * torch.randn(layer.up.shape, generator=dice))
+        name: Layer(layer.down, 0.3 * torch.randn(layer.up.shape, generator=rng))
         for name, layer in fresh.layers.items()
     }
     story = {

@@ -80,7 +80,7 @@ def pipeline(tiny_sdxl: Path) -> StableDiffusionXLPipeline:
 
 def fill(pipeline: StableDiffusionXLPipeline) -> Adapter:
     """Every layer that kohya can name, with ranks that differ."""
-    dice = torch.Generator().manual_seed(2)
+    rng = torch.Generator().manual_seed(2)
     layers = {}
     for component in COMPONENTS:
         for name, module in getattr(pipeline, component).named_modules():
@@ -88,8 +88,8 @@ def fill(pipeline: StableDiffusionXLPipeline) -> Adapter:
                 continue
             rank, weight = 1 + len(layers) % 3, module.weight
             layers[f"{component}.{name}"] = Layer(
-                0.1 * torch.randn(rank, *weight.shape[1:], generator=dice),
-                0.1 * torch.randn(weight.shape[0], rank, *(1,) * (weight.ndim - 2), generator=dice),
+                0.1 * torch.randn(rank, *weight.shape[1:], generator=rng),
+                0.1 * torch.randn(weight.shape[0], rank, *(1,) * (weight.ndim - 2), generator=rng),
             )
     return Adapter(layers, {"dreamloom.subject": "rraj person", "dreamloom.layout": "sdxl"})
 

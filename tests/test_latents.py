@@ -21,8 +21,8 @@ def make(folder: Path, *made_by: str) -> tuple[LatentStore, list[str]]:
 
 
 def latents(seed: int = 0) -> Latents:
-    dice = torch.Generator().manual_seed(seed)
-    return Latents(*(torch.randn(1, 4, 2, 2, generator=dice) for _ in range(2)))
+    rng = torch.Generator().manual_seed(seed)
+    return Latents(*(torch.randn(1, 4, 2, 2, generator=rng) for _ in range(2)))
 
 
 def test_what_is_kept_is_found_bit_for_bit_by_its_pixels_and_its_maker(tmp_path: Path) -> None:

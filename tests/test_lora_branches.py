@@ -53,10 +53,10 @@ def make_adapter(
     model.attach_adapter(spec)
     fresh = model.read_adapter()
     model.detach_adapter()
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Adapter(
         {
-            name: Layer(layer.down, 0.5 * torch.randn(layer.up.shape, generator=dice))
+            name: Layer(layer.down, 0.5 * torch.randn(layer.up.shape, generator=rng))
             for name, layer in fresh.layers.items()
         }
     )
@@ -107,8 +107,8 @@ def draw_by_hand(
         if conditional_only:
             free = model.predict(noisy, t, nothing, framing)
         guided = free + sampler.guidance * (wished - free)
-        dice = {"generator": generator} if takes_dice else {}
-        latents = scheduler.step(guided, t, latents, **dice, return_dict=False)[0]
+        rng = {"generator": generator} if takes_dice else {}
+        latents = scheduler.step(guided, t, latents, **rng, return_dict=False)[0]
     pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     drawn: Image.Image = pipeline.image_processor.postprocess(pixels)[0]
     return drawn
@@ -131,8 +131,8 @@ def test_a_constant_schedule_draws_what_a_plain_weight_draws(
 def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: AdapterKind) -> None:
     for group in tiny.attach_adapter(AdapterSpec(2, 2.0, "attention", 1, kind=kind)):
         for number, weight in enumerate(group.parameters):
-            dice = torch.Generator().manual_seed(number)
-            weight.data += 0.4 * torch.randn(weight.shape, generator=dice)
+            rng = torch.Generator().manual_seed(number)
+            weight.data += 0.4 * torch.randn(weight.shape, generator=rng)
     adapter = tiny.read_adapter()
     tiny.detach_adapter()
     assert adapter.kind == kind
@@ -408,13 +408,13 @@ def test_a_half_precision_base_follows_schedules_beside_plain_adapters(tiny_sdxl
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
 def test_factors_out_of_half_precisions_range_are_balanced(kernel: tuple[int, ...]) -> None:
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     ones = [1] * len(kernel)
-    down = torch.randn(4, 6, *kernel, generator=dice)
-    up = torch.randn(5, 4, *ones, generator=dice)
+    down = torch.randn(4, 6, *kernel, generator=rng)
+    up = torch.randn(5, 4, *ones, generator=rng)
     module = nn.Conv2d(6, 5, 3, stride=2, padding=1) if kernel else nn.Linear(6, 5)
     module.half()
-    rows = torch.randn(3, 6, *[8] * len(kernel), generator=dice).half()
+    rows = torch.randn(3, 6, *[8] * len(kernel), generator=rng).half()
     lopsided = Layer(2.0**20 * down, 2.0**-20 * up)
     assert torch.isinf(lopsided.down.half()).any()
     found = LowRank(lopsided, module.weight)(module, rows)

@@ -35,11 +35,11 @@ POINTS = st.lists(st.tuples(PROGRESS, WEIGHTS), min_size=1, max_size=5).map(
 
 
 def make_layer(inputs: int, outputs: int, rank: int, seed: int, *kernel: int) -> Layer:
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     ones = [1] * len(kernel)
     return Layer(
-        torch.randn(rank, inputs, *kernel, generator=dice),
-        torch.randn(outputs, rank, *ones, generator=dice) * (1 + seed % 3),
+        torch.randn(rank, inputs, *kernel, generator=rng),
+        torch.randn(outputs, rank, *ones, generator=rng) * (1 + seed % 3),
     )
 
 

@@ -63,9 +63,9 @@ def test_an_existing_file_may_have_a_colon_in_its_name(name, tmp_path, monkeypat
 
 
 def random_adapter(seed, **metadata):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = {
-        name: Layer(torch.randn(2, 4, generator=dice), torch.randn(3, 2, generator=dice))
+        name: Layer(torch.randn(2, 4, generator=rng), torch.randn(3, 2, generator=rng))
         for name in ("unet.both", f"unet.only{seed}")
     }
     return Adapter(layers, {f"dreamloom.{key}": text for key, text in metadata.items()})
@@ -290,14 +290,14 @@ def test_the_merged_file_alone_draws_what_the_parts_draw_together(pipeline, tmp_
     wanted = {"subject": r"mid.*(to_[qk]$|conv1)", "style": r"mid.*(to_q$|to_out\.0|conv2)"}
     parts = []
     for seed, (name, pattern) in enumerate(wanted.items()):
-        dice = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         layers = {}
         for number, (layer, module) in enumerate(pipeline.unet.named_modules()):
             if isinstance(module, nn.Linear | nn.Conv2d) and re.search(pattern, layer):
                 rank, (outputs, *inputs) = 1 + number % 3, module.weight.shape
                 layers[f"unet.{layer}"] = Layer(
-                    0.3 * torch.randn(rank, *inputs, generator=dice),
-                    0.3 * torch.randn(outputs, rank, *(1 for _ in inputs[1:]), generator=dice),
+                    0.3 * torch.randn(rank, *inputs, generator=rng),
+                    0.3 * torch.randn(outputs, rank, *(1 for _ in inputs[1:]), generator=rng),
                 )
         write_adapter(tmp_path / f"{name}.safetensors", Adapter(layers))
         parts.append(Part(tmp_path / f"{name}.safetensors", weights[name]))

@@ -59,9 +59,9 @@ def far(found, wanted):
 
 
 def make_one(seed, ranks=(4,), names=(TO_Q,)):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return Adapter(
-        {name: random_layer(rank, dice, 30, 20) for name, rank in zip(names, ranks, strict=True)}
+        {name: random_layer(rank, rng, 30, 20) for name, rank in zip(names, ranks, strict=True)}
     )
 
 
@@ -196,9 +196,9 @@ def test_d9_a_block_weight_counts_once_with_its_sign(weight):
 
 def test_d6_a_rank_above_a_layers_sides_is_no_accident():
     """SDXL's last convolution has 4 outputs, so its update has rank 4 at most."""
-    dice = torch.Generator().manual_seed(14)
+    rng = torch.Generator().manual_seed(14)
     some = [
-        Adapter({RESNET: random_layer(6, dice, 4, 5, "conv"), TO_Q: random_layer(6, dice, 30, 20)})
+        Adapter({RESNET: random_layer(6, rng, 4, 5, "conv"), TO_Q: random_layer(6, rng, 30, 20)})
         for _ in range(2)
     ]
     merged = merged_by("sum", some, [1.0, 1.0], "12")

@@ -53,16 +53,16 @@ def title(value: object) -> str:
 
 def draw_awkward(seed: int, count: int, sides: tuple[int, int] = (8, 7)) -> list[Adapter]:
     """Some adapters, none of which is orderly; each kind of layer is in two of them at least."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     some: list[dict[str, Layer]] = [{} for _ in range(count)]
     for place, kind in enumerate(SHAPES):
         for number in range(count):
             if count > 2 and number == place % count:
                 continue  # a layer that this one lacks
-            rank = 2 + int(torch.randint(0, 3, (), generator=dice))
+            rank = 2 + int(torch.randint(0, 3, (), generator=rng))
             deficient = (number + place + seed) % 2 == 0
-            some[number][f"unet.{kind}"] = random_layer(rank, dice, *sides, kind, deficient)
-    some[0]["unet.lonely"] = random_layer(3, dice, *sides, "conv", deficient=True)
+            some[number][f"unet.{kind}"] = random_layer(rank, rng, *sides, kind, deficient)
+    some[0]["unet.lonely"] = random_layer(3, rng, *sides, "conv", deficient=True)
     return [Adapter(layers) for layers in some]
 
 
@@ -178,12 +178,12 @@ SIZES = {TO_Q: (9, 7, ()), CONV: (6, 4, (3, 3)), TEXT: (8, 8, ())}
 
 def draw_stored(seed):
     """The factors of a file before any strength, of ranks 2 to 4, one direction repeated."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     stored = {}
     for number, (name, (outputs, inputs, kernel)) in enumerate(SIZES.items()):
         rank = 2 + number
-        down = torch.randn(rank, inputs, *kernel, generator=dice)
-        up = torch.randn(outputs, rank, *(1 for _ in kernel), generator=dice)
+        down = torch.randn(rank, inputs, *kernel, generator=rng)
+        up = torch.randn(outputs, rank, *(1 for _ in kernel), generator=rng)
         down[-1] = down[0]
         stored[name] = Layer(down, up)
     return stored

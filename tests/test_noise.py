@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dreamloom.core.device import generator_for
 from dreamloom.training.noise import (
-    Dice,
+    Rng,
     draw_noise,
     draw_normal,
     draw_timesteps,
@@ -20,9 +20,9 @@ from dreamloom.training.noise import (
 SHAPE = (4, 3, 5)
 
 
-def dice(kinds, update=0, seed=0):
+def rng(kinds, update=0, seed=0):
     is_prior = torch.tensor(kinds, dtype=torch.bool)
-    return Dice(seed, update, is_prior, number_images(is_prior))
+    return Rng(seed, update, is_prior, number_images(is_prior))
 
 
 def draw_all(those):
@@ -47,7 +47,7 @@ def test_photos_and_class_images_are_numbered_apart():
 @settings(max_examples=20)
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.data())
 def test_draws_do_not_depend_on_the_batch_its_order_or_its_processes(kinds, data):
-    whole = dice(kinds, update=3)
+    whole = rng(kinds, update=3)
     rows = data.draw(st.lists(st.sampled_from(range(len(kinds))), unique=True))
     chosen = torch.tensor(rows, dtype=torch.long)
     for all_drawn, some_drawn in zip(draw_all(whole), draw_all(whole.take(chosen)), strict=True):
@@ -55,17 +55,17 @@ def test_draws_do_not_depend_on_the_batch_its_order_or_its_processes(kinds, data
 
 
 def test_a_photo_meets_the_same_dice_with_and_without_class_images():
-    with_priors, without = dice([False, True, False, True]), dice([False, False])
+    with_priors, without = rng([False, True, False, True]), rng([False, False])
     for one, other in zip(draw_all(with_priors), draw_all(without), strict=True):
         assert torch.equal(one[[0, 2]], other)
 
 
 def test_every_image_update_seed_and_purpose_has_its_own_dice():
     drawn = [
-        *draw_normal(dice([False, False, True, True]), "noise", SHAPE),
-        *draw_normal(dice([False], update=1), "noise", SHAPE),
-        *draw_normal(dice([False], seed=1), "noise", SHAPE),
-        *draw_normal(dice([False]), "posterior", SHAPE),
+        *draw_normal(rng([False, False, True, True]), "noise", SHAPE),
+        *draw_normal(rng([False], update=1), "noise", SHAPE),
+        *draw_normal(rng([False], seed=1), "noise", SHAPE),
+        *draw_normal(rng([False]), "posterior", SHAPE),
     ]
     for place, one in enumerate(drawn):
         assert not any(torch.equal(one, other) for other in drawn[:place])
@@ -73,7 +73,7 @@ def test_every_image_update_seed_and_purpose_has_its_own_dice():
 
 def test_draws_are_named_by_purpose_update_and_number():
     """Old runs must repeat, so the seeds of draws are part of the format."""
-    those = dice([False, True, False], update=7, seed=5)
+    those = rng([False, True, False], update=7, seed=5)
     drawn = draw_noise(those, SHAPE)
     assert torch.equal(drawn[2], torch.randn(SHAPE, generator=generator_for(5, "noise", 7, 1)))
     class_dice = generator_for(5, "noise of class", 7, 0)
@@ -85,12 +85,12 @@ def test_draws_are_named_by_purpose_update_and_number():
 def test_draws_leave_the_common_dice_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    draw_all(dice([False, True]))
+    draw_all(rng([False, True]))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_no_image_draws_nothing():
-    none = dice([])
+    none = rng([])
     assert draw_noise(none, SHAPE).shape == (0, *SHAPE)
     assert draw_timesteps(none, 10).shape == (0,)
 
@@ -99,7 +99,7 @@ def test_no_image_draws_nothing():
 
 
 def test_an_offset_is_one_constant_per_image_and_channel():
-    those = dice([False] * 300)
+    those = rng([False] * 300)
     plain, moved = draw_noise(those, SHAPE), draw_noise(those, SHAPE, offset=0.1)
     shift = moved - plain
     assert torch.allclose(shift, shift[:, :, :1, :1].expand_as(shift), atol=1e-6)
@@ -112,7 +112,7 @@ def test_an_offset_is_one_constant_per_image_and_channel():
 
 
 def test_perturbed_noise_is_the_noise_and_a_little_more():
-    those = dice([False] * 300)
+    those = rng([False] * 300)
     noise = draw_noise(those, SHAPE)
     extra = perturb_noise(noise, those, 0.1) - noise
     assert extra.std().item() == pytest.approx(0.1, rel=0.05)
@@ -144,7 +144,7 @@ def share_below(kind, share):
 
 
 DRAWS = 3000
-MANY = [draw_timesteps(dice([False] * DRAWS), 1000, kind).double() for kind in KINDS]
+MANY = [draw_timesteps(rng([False] * DRAWS), 1000, kind).double() for kind in KINDS]
 
 
 @pytest.mark.parametrize(("kind", "drawn"), list(zip(KINDS, MANY, strict=True)), ids=KINDS)
@@ -166,7 +166,7 @@ def test_the_kinds_differ_where_they_should():
 
 
 def test_a_mean_leans_and_a_deviation_spreads():
-    many = dice([False] * 500)
+    many = rng([False] * 500)
     middle = draw_timesteps(many, 1000, "logit_normal").double()
     noisy = draw_timesteps(many, 1000, "logit_normal", mean=1.0).double()
     narrow = draw_timesteps(many, 1000, "logit_normal", deviation=0.3).double()
@@ -185,24 +185,24 @@ def test_timesteps_stay_within_the_span(kind, timesteps, edges):
     first, stop = round(timesteps * low), round(timesteps * high)
     if first >= stop:
         with pytest.raises(ValueError, match=f"at least one of {timesteps} timesteps"):
-            draw_timesteps(dice([False]), timesteps, kind, span=(low, high))
+            draw_timesteps(rng([False]), timesteps, kind, span=(low, high))
         return
-    drawn = draw_timesteps(dice([False] * 20), timesteps, kind, span=(low, high))
+    drawn = draw_timesteps(rng([False] * 20), timesteps, kind, span=(low, high))
     assert drawn.min() >= first
     assert drawn.max() < stop
 
 
 def test_every_timestep_of_a_span_can_come():
-    drawn = draw_timesteps(dice([False] * 200), 20, span=(0.25, 0.5))
+    drawn = draw_timesteps(rng([False] * 200), 20, span=(0.25, 0.5))
     assert set(drawn.tolist()) == {5, 6, 7, 8, 9}
 
 
 @pytest.mark.parametrize("span", [(-0.1, 0.5), (0.5, 1.1), (0.6, 0.5), (0.5, 0.5)])
 def test_a_span_that_is_none_is_refused(span):
     with pytest.raises(ValueError, match=f"got {span[0]} to {span[1]}"):
-        draw_timesteps(dice([False]), 1000, span=span)
+        draw_timesteps(rng([False]), 1000, span=span)
 
 
 def test_a_deviation_of_nothing_is_refused():
     with pytest.raises(ValueError, match="above 0, got 0"):
-        draw_timesteps(dice([False]), 1000, "logit_normal", deviation=0.0)
+        draw_timesteps(rng([False]), 1000, "logit_normal", deviation=0.0)

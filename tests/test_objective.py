@@ -28,8 +28,8 @@ def min_snr_weights(snr, gamma, velocity=False):
 
 
 def batch(size, seed=0):
-    dice = torch.Generator().manual_seed(seed)
-    guess, target = (torch.randn(size, 4, 3, 5, generator=dice) for _ in range(2))
+    rng = torch.Generator().manual_seed(seed)
+    guess, target = (torch.randn(size, 4, 3, 5, generator=rng) for _ in range(2))
     return guess, target
 
 
@@ -363,8 +363,8 @@ PREDICTIONS = ("noise", "velocity", "flow", "picture")
 @given(scheme=st.sampled_from(SCHEMES), ratio=st.floats(2e-3, 1e4), seed=st.integers(0, 100))
 def test_a_scheme_means_the_same_for_every_prediction(scheme, ratio, seed):
     """One and the same wrong guess weighs the same, whatever the model was trained to tell."""
-    dice = torch.Generator().manual_seed(seed)
-    picture, noise, guess = torch.randn(3, 1, 2, 4, 4, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    picture, noise, guess = torch.randn(3, 1, 2, 4, 4, generator=rng, dtype=torch.float64)
     signal, sigma = math.sqrt(ratio / (ratio + 1)), math.sqrt(1 / (ratio + 1))
     noisy = signal * picture + sigma * noise
     # On straight lines the same ratio is that of 1 − t to t.
@@ -455,9 +455,9 @@ def test_the_shares_of_processes_add_up_to_the_whole(kinds, processes, seed):
     guess, target = batch(len(kinds), seed)
     guess.requires_grad_()
     is_prior = torch.tensor(kinds)
-    dice = torch.Generator().manual_seed(seed)
-    weights = torch.rand(len(kinds), generator=dice)
-    holder = torch.randint(processes, (len(kinds),), generator=dice)
+    rng = torch.Generator().manual_seed(seed)
+    weights = torch.rand(len(kinds), generator=rng)
+    holder = torch.randint(processes, (len(kinds),), generator=rng)
     counts = {"photos_in_all": kinds.count(False), "priors_in_all": kinds.count(True)}
 
     def loss(rows, **counted):

@@ -40,8 +40,8 @@ def needs(name):
 
 
 def weights(*shapes, seed=0):
-    dice = torch.Generator().manual_seed(seed)
-    return [Parameter(torch.randn(shape, generator=dice)) for shape in shapes]
+    rng = torch.Generator().manual_seed(seed)
+    return [Parameter(torch.randn(shape, generator=rng)) for shape in shapes]
 
 
 def groups_of(name, *shapes, role="down"):
@@ -56,10 +56,10 @@ def test_every_optimizer_teaches_an_adapter(name):
     """A low-rank layer whose up factor begins at 0, as a LoRA does, with subnormals off."""
     needs(name)
     torch.set_flush_denormal(True)
-    dice = torch.Generator().manual_seed(0)
-    down = Parameter(torch.randn(4, 16, generator=dice) / 4)
+    rng = torch.Generator().manual_seed(0)
+    down = Parameter(torch.randn(4, 16, generator=rng) / 4)
     up, magnitude = Parameter(torch.zeros(16, 4)), Parameter(torch.ones(16))
-    wanted = torch.randn(16, 2, generator=dice) @ torch.randn(2, 16, generator=dice) / 4
+    wanted = torch.randn(16, 2, generator=rng) @ torch.randn(2, 16, generator=rng) / 4
 
     def loss():
         return ((up @ down) * magnitude[:, None] - wanted).square().mean()
@@ -127,8 +127,8 @@ def test_adamw_is_torchs_own():
     plain = torch.optim.AdamW(torchs, lr=0.01, weight_decay=0.1)
     for update in range(3):
         for weight in (*ours, *torchs):
-            dice = torch.Generator().manual_seed(update)
-            weight.grad = torch.randn(3, 4, generator=dice)
+            rng = torch.Generator().manual_seed(update)
+            weight.grad = torch.randn(3, 4, generator=rng)
         mine.step()
         plain.step()
     # Its one kernel rounds otherwise than the plain one.
@@ -163,8 +163,8 @@ def test_muon_takes_matrices_and_leaves_the_rest_to_adamw():
 def test_a_step_of_muon_is_about_as_long_as_one_of_adamw():
     """So that one learning rate does for both."""
     needs("muon")
-    dice = torch.Generator().manual_seed(1)
-    gradient = torch.randn(64, 256, generator=dice)
+    rng = torch.Generator().manual_seed(1)
+    gradient = torch.randn(64, 256, generator=rng)
 
     def step(name):
         taught = groups_of(name, (64, 256))
@@ -430,8 +430,8 @@ def learn(name, updates=10):
     optimizer = make_optimizer(name, taught, 0.0)
     (weight,) = taught[0]["params"]
     for update in range(updates):
-        dice = torch.Generator().manual_seed(update)
-        weight.grad = weight.detach() + torch.randn(4, 4, generator=dice)
+        rng = torch.Generator().manual_seed(update)
+        weight.grad = weight.detach() + torch.randn(4, 4, generator=rng)
         optimizer.step()
     return optimizer, weight
 

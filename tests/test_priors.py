@@ -48,8 +48,8 @@ class Painter:
 
     def paint(self, shot, sampler, side):
         recipe = repr((shot, sampler, self.identity.fingerprint)).encode()
-        dice = np.random.default_rng(list(sha256(recipe).digest()))
-        return Image.fromarray(dice.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        rng = np.random.default_rng(list(sha256(recipe).digest()))
+        return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -337,9 +337,9 @@ def test_fault_14_stale_class_images_are_reused_silently(run, change, named):
 def test_fault_14_class_images_of_the_users_own_are_taken_for_drawn_ones(run, tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(5):
-        colours = dice.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        colours = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(colours).save(folder / f"{number}.png")
     load_class_images(folder, run, 8, PROMPT)
     _, drawn, events = make(run)

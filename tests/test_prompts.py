@@ -174,8 +174,8 @@ def test_every_prompt_fits_clip():
 
 
 def test_the_embedded_model_knows_every_word_of_its_own_packs():
-    dice = random.Random("words of the world")
-    known = {word for seed in range(4000) for word in caption(sample_drawing(seed), dice).split()}
+    rng = random.Random("words of the world")
+    known = {word for seed in range(4000) for word in caption(sample_drawing(seed), rng).split()}
     asked = {
         word
         for name in ("picturebook-v1", "picturebook-class-v1")

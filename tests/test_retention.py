@@ -14,9 +14,9 @@ from dreamloom.evaluation.stats import intervals as statistics
 
 def features(*, towards: torch.Tensor, share: float, n: int = 12) -> torch.Tensor:
     """Vectors whose similarity to a reference is near a share, each a little different."""
-    dice = torch.Generator().manual_seed(round(1000 * share))
-    shares = share + 0.02 * torch.randn(n, 1, generator=dice)
-    across = torch.nn.functional.normalize(torch.randn(n, 8, generator=dice), dim=1)
+    rng = torch.Generator().manual_seed(round(1000 * share))
+    shares = share + 0.02 * torch.randn(n, 1, generator=rng)
+    across = torch.nn.functional.normalize(torch.randn(n, 8, generator=rng), dim=1)
     across = across - (across @ towards)[:, None] * towards
     across = torch.nn.functional.normalize(across, dim=1)
     return shares * towards + (1 - shares.square()).clamp(min=0).sqrt() * across

@@ -27,8 +27,8 @@ def signal_of(config: dict[str, Any] = BETAS) -> torch.Tensor:
 
 
 def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dice = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(3, 4, 2, 2, generator=dice) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(3, 4, 2, 2, generator=rng) for _ in range(2))
     return latents, noise, torch.tensor([0, 500, 999])
 
 

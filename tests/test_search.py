@@ -230,14 +230,14 @@ def distance(candidate: Candidate) -> float:
 
 def search_planted(seed: int, noise: float) -> list:
     """Search where the truth is known: a hill over the weights, and less noise for more shots."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def measure(candidates, one):
         found = {}
         for candidate in candidates:
             height = 1 - distance(candidate)
             found[candidate] = {
-                aim: height + noise * dice.normal() / np.sqrt(one.shots)
+                aim: height + noise * rng.normal() / np.sqrt(one.shots)
                 for aim in ("identity", "style", "prompt")
             }
         return found
@@ -338,9 +338,9 @@ def test_an_aim_without_room_or_encoder_is_left_out() -> None:
 
 
 def varied(gain: float, seed: int, prompts: int = 8) -> list[Look]:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     return [
-        look(0.4 + gain + 0.05 * dice.gauss(0, 1), 0.4 + 0.02 * dice.gauss(0, 1), 0.35)
+        look(0.4 + gain + 0.05 * rng.gauss(0, 1), 0.4 + 0.02 * rng.gauss(0, 1), 0.35)
         for _ in range(prompts)
     ]
 
@@ -478,7 +478,7 @@ def taught(model, tmp_path_factory):
 
 
 def make_adapter(model, seed: int, name: str, loud: float = 60.0) -> Adapter:
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     blocks = ("conv_in", "down_blocks.1", "mid_block", "up_blocks.1", "conv_out")
     layers = {}
     for layer, module in model._components["unet"].named_modules():
@@ -487,8 +487,8 @@ def make_adapter(model, seed: int, name: str, loud: float = 60.0) -> Adapter:
         ):
             continue
         weight = module.weight
-        up = torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=dice)
-        down = torch.randn(2, *weight.shape[1:], generator=dice)
+        up = torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=rng)
+        down = torch.randn(2, *weight.shape[1:], generator=rng)
         # What the judges of drawings can tell apart in pictures of noise is their colours.
         share = loud if layer == "conv_out" else 0.3
         scale = share * float(weight.detach().norm()) / float(up.norm() * down.norm())

@@ -57,8 +57,8 @@ def draw_by_hand(
     side = model.advice.resolution_px
     places = side // model.pixels_per_latent
     shape = (1, model.latent_channels, places, places)
-    dice = [torch.Generator("cpu").manual_seed(shot.seed) for shot in SHOTS]
-    latents = torch.cat([torch.randn(shape, generator=one) for one in dice])
+    rng = [torch.Generator("cpu").manual_seed(shot.seed) for shot in SHOTS]
+    latents = torch.cat([torch.randn(shape, generator=one) for one in rng])
     latents = latents * scheduler.init_noise_sigma
     times = torch.tensor([[side, side, 0, 0, side, side]] * len(SHOTS), dtype=torch.float32)
     nothing = chosen.tokens * 0, chosen.pooled * 0

@@ -83,9 +83,9 @@ def test_what_is_no_difference_is_refused(values: list[float]):
 
 @pytest.mark.parametrize("size", [6, 12, 25])
 def test_a_true_null_is_rejected_as_seldom_as_said(size: int):
-    dice = np.random.default_rng(size)
+    rng = np.random.default_rng(size)
     rejected = np.mean(
-        [sign_flip_p(dice.standard_t(3, size), flips=499) <= 0.05 for _ in range(1500)]
+        [sign_flip_p(rng.standard_t(3, size), flips=499) <= 0.05 for _ in range(1500)]
     )
     assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1500)
 

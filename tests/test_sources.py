@@ -263,9 +263,9 @@ def same_weights(first: Any, second: Any) -> bool:
 
 def draw(pipeline: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
-    dice = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     size = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
-    return np.asarray(pipeline("a dog", generator=dice, output_type="np", **size).images[0])
+    return np.asarray(pipeline("a dog", generator=rng, output_type="np", **size).images[0])
 
 
 def refusal(base: object, configs: Path | None = None) -> str:

@@ -23,8 +23,8 @@ from dreamloom.evaluation.stats.intervals import (
 
 def coverage(draw_values, clusters, trials=800):
     """Share of simulated samples whose interval holds the true mean, which is 0."""
-    dice = np.random.default_rng(7)
-    samples = [draw_values(dice) for _ in range(trials)]
+    rng = np.random.default_rng(7)
+    samples = [draw_values(rng) for _ in range(trials)]
     photos = samples[0].shape[1] if samples[0].ndim == 2 else 0
     draws = draw(clusters, photos, resamples=500)
     ends = [interval(sample_mean(own, draws), draws.independent, 0.95) for own in samples]
@@ -33,29 +33,29 @@ def coverage(draw_values, clusters, trials=800):
 
 def nest(prompts, seeds, effect):
     """Draw pictures whose prompts have effects of their own."""
-    return lambda dice: np.repeat(effect(dice, prompts), seeds) + effect(dice, prompts * seeds)
+    return lambda rng: np.repeat(effect(rng, prompts), seeds) + effect(rng, prompts * seeds)
 
 
 def cross(prompts, seeds, photos):
     """Draw pictures of prompts, compared with photos that have effects of their own."""
 
-    def values(dice):
-        pictures = nest(prompts, seeds, normal)(dice)[:, None]
-        return pictures + normal(dice, photos) + 0.3 * normal(dice, (prompts * seeds, photos))
+    def values(rng):
+        pictures = nest(prompts, seeds, normal)(rng)[:, None]
+        return pictures + normal(rng, photos) + 0.3 * normal(rng, (prompts * seeds, photos))
 
     return values
 
 
-def normal(dice, size):
-    return dice.normal(size=size)
+def normal(rng, size):
+    return rng.normal(size=size)
 
 
-def skewed(dice, size):
-    return dice.exponential(size=size) - 1
+def skewed(rng, size):
+    return rng.exponential(size=size) - 1
 
 
-def near_one(dice, size):
-    return dice.beta(18, 2, size=size) - 0.9
+def near_one(rng, size):
+    return rng.beta(18, 2, size=size) - 0.9
 
 
 def in_prompts(prompts, seeds):
@@ -69,13 +69,13 @@ def test_the_examples_run():
 @pytest.mark.parametrize(
     ("draw_values", "clusters"),
     [
-        (lambda dice: normal(dice, 8), [0] * 8),
-        (lambda dice: near_one(dice, 8), [0] * 8),
+        (lambda rng: normal(rng, 8), [0] * 8),
+        (lambda rng: near_one(rng, 8), [0] * 8),
         (nest(3, 8, normal), in_prompts(3, 8)),
         (nest(6, 4, normal), in_prompts(6, 4)),
         (nest(6, 2, skewed), in_prompts(6, 2)),
         (nest(12, 2, near_one), in_prompts(12, 2)),
-        (lambda dice: normal(dice, 48), in_prompts(6, 8)),
+        (lambda rng: normal(rng, 48), in_prompts(6, 8)),
         (cross(10, 2, 6), in_prompts(10, 2)),
     ],
     ids=[
@@ -99,18 +99,18 @@ def test_the_simulation_finds_intervals_that_are_too_narrow():
 
 
 def test_pictures_of_one_prompt_are_not_independent():
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(6), 8)
-    values = dice.normal(0, 1, 6)[prompts] + dice.normal(0, 0.1, 48)
+    values = rng.normal(0, 1, 6)[prompts] + rng.normal(0, 0.1, 48)
     clustered = mean_with_interval(values, prompts.tolist()).interval
     naive = mean_with_interval(values).interval
     assert clustered[1] - clustered[0] > 2 * (naive[1] - naive[0])
 
 
 def test_photos_are_a_sample_too():
-    dice = np.random.default_rng(0)
-    by_photo = dice.normal(0, 1, 6)
-    values = by_photo + dice.normal(0, 0.1, (24, 6))
+    rng = np.random.default_rng(0)
+    by_photo = rng.normal(0, 1, 6)
+    values = by_photo + rng.normal(0, 0.1, (24, 6))
     with_photos = mean_with_interval(values).interval
     without = mean_with_interval(values.mean(axis=1)).interval
     assert with_photos[1] - with_photos[0] > 3 * (without[1] - without[0])
@@ -241,8 +241,8 @@ def test_the_mean_over_photo_pairs_ignores_the_diagonal():
 
 
 def test_lift_is_paired():
-    dice = np.random.default_rng(0)
-    by_prompt = np.repeat(dice.normal(0, 0.3, 10), 4)
+    rng = np.random.default_rng(0)
+    by_prompt = np.repeat(rng.normal(0, 0.3, 10), 4)
     prompts = np.repeat(np.arange(10), 4).tolist()
     draws = draw(prompts, 6)
     floor = sample_mean(by_prompt[:, None] + np.zeros((40, 6)), draws)
@@ -257,8 +257,8 @@ def test_lift_is_paired():
 
 @pytest.mark.parametrize("top", [0.3, 0.25, 0.29])
 def test_lift_needs_room_between_floor_and_ceiling(top):
-    dice = np.random.default_rng(0)
-    noisy = Sampled(0.3, 0.3 + dice.normal(0, 0.1, 500))
+    rng = np.random.default_rng(0)
+    noisy = Sampled(0.3, 0.3 + rng.normal(0, 0.1, 500))
     found = lift(noisy, noisy, Sampled(top, np.full(500, top)), 8, 0.95)
     assert (found.value, found.interval) == (None, None)
     assert found.reason == "the ceiling does not lie clearly above the floor"
@@ -309,6 +309,6 @@ def test_the_mean_over_trainings_has_students_interval():
 
 
 def test_three_trainings_cover_the_truth_as_often_as_they_say():
-    dice = np.random.default_rng(3)
-    ends = [mean_over_runs(dice.normal(0, 1, 3).tolist()).interval for _ in range(2000)]
+    rng = np.random.default_rng(3)
+    ends = [mean_over_runs(rng.normal(0, 1, 3).tolist()).interval for _ in range(2000)]
     assert 0.93 < np.mean([low <= 0 <= high for low, high in ends]) < 0.97

@@ -477,16 +477,16 @@ WORDS = set(
 
 
 def test_answers_know_four_words_and_no_others() -> None:
-    dice = random.Random(0)
+    rng = random.Random(0)
 
     def some(names: tuple[str, ...] = NAMES) -> dict[str, str]:
-        return {name: dice.choice([BETTER, WORSE, SAME, FEW]) for name in names}
+        return {name: rng.choice([BETTER, WORSE, SAME, FEW]) for name in names}
 
     for _ in range(500):
-        seeds = dice.choice([1, 2, 3])
+        seeds = rng.choice([1, 2, 3])
         pairs = [contrast(f"arm {n}", **some()) for n in range(3)]
         kinds = {"style": pairs[0], "view": pairs[1]}
-        groups = [{n: figure(dice.random(), 0.1, dice.choice([2, 20])) for n in kinds}]
+        groups = [{n: figure(rng.random(), 0.1, rng.choice([2, 20])) for n in kinds}]
         for told in (
             answer_compare(pairs, seeds, NAMES),
             answer_plateau(pairs, seeds, NAMES),
@@ -539,11 +539,11 @@ def test_an_arm_is_chosen_by_likeness_and_obedience_together() -> None:
 
 
 def test_the_chosen_ones_own_score_is_too_high_and_that_on_other_seeds_is_not() -> None:
-    dice = random.Random(1)
+    rng = random.Random(1)
     chosen, reported = [], []
     for _ in range(300):
         # Sixteen arms that do not differ at all, each measured twice with noise.
-        first, second = ([dice.gauss(0.5, 0.1) for _ in range(16)] for _ in range(2))
+        first, second = ([rng.gauss(0.5, 0.1) for _ in range(16)] for _ in range(2))
         best = choose_arm([[card(value)] for value in first], ["identity"])
         chosen.append(first[best])
         reported.append(second[best])

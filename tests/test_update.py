@@ -47,8 +47,8 @@ def studio(request: pytest.FixtureRequest, tiny_sdxl: Path, tmp_path_factory) ->
     photos, priors = make_sets(model, folder.parent / "sets")
     for weights in model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0)):
         for number, parameter in enumerate(weights.parameters):
-            dice = torch.Generator().manual_seed(number)
-            parameter.data = torch.randn(parameter.shape, generator=dice) * 0.1
+            rng = torch.Generator().manual_seed(number)
+            parameter.data = torch.randn(parameter.shape, generator=rng) * 0.1
     adapter = folder.parent / "adapter.safetensors"
     write_adapter(adapter, model.read_adapter())
     return Studio(folder, adapter, model, photos, priors)
@@ -64,7 +64,7 @@ class Reference:
         self.untaught = StableDiffusionXLPipeline.from_pretrained(studio.folder)
         self.schedule = DDPMScheduler.from_pretrained(studio.folder, subfolder="scheduler")
 
-    def dice(self, purpose: str, sample: Sample) -> torch.Generator:
+    def rng(self, purpose: str, sample: Sample) -> torch.Generator:
         words = f"{purpose} of class" if sample.is_prior else purpose
         return generator_for(self.config.seed, words, UPDATE, sample.number)
 
@@ -93,11 +93,11 @@ class Reference:
         posterior = vae.encode(self.pixels(sample)).latent_dist
         shape = posterior.mean.shape[1:]
         latents = posterior.mean + posterior.std * torch.randn(
-            shape, generator=self.dice("posterior", sample)
+            shape, generator=self.rng("posterior", sample)
         )
         latents = latents * vae.config.scaling_factor
-        noise = torch.randn(shape, generator=self.dice("noise", sample))[None]
-        timestep = torch.randint(1000, (1,), generator=self.dice("timestep", sample))
+        noise = torch.randn(shape, generator=self.rng("noise", sample))[None]
+        timestep = torch.randint(1000, (1,), generator=self.rng("timestep", sample))
         noisy = self.schedule.add_noise(latents, noise, timestep)
         target = noise
         if self.schedule.config.prediction_type == "v_prediction":

@@ -220,11 +220,11 @@ def photo_records(person: Identity, number: int, count: int) -> list[Drawing]:
 
     Whatever all photos share is learned as part of the subject; hats and glasses are not.
     """
-    dice = random.Random(f"photos of subject {number}")
+    rng = random.Random(f"photos of subject {number}")
     return [
         vary(
             person,
-            dice,
+            rng,
             medium="photo",
             scene=_PHOTO_SCENES[place % len(_PHOTO_SCENES)],
             view="side" if place == _SIDE_VIEW else "front",

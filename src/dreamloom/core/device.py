@@ -1,4 +1,4 @@
-"""Where and how precisely to compute, and which dice to throw."""
+"""Device, precision and seeds: where and how precisely to compute, which random numbers to draw."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def scale_box(box: Sequence[float], size_px: Size, scaled_px: Size) -> Box:
 
 
 def place_crop(
-    scaled_px: Size, crop_px: Size, grid_px: int, dice: random.Random, box: Box | None = None
+    scaled_px: Size, crop_px: Size, grid_px: int, rng: random.Random, box: Box | None = None
 ) -> tuple[int, int]:
     """Choose at random where to cut a crop, among the places of `list_places`.
 
@@ -154,7 +154,7 @@ def place_crop(
         scaled_px: Height and width of the picture.
         crop_px: Height and width of the crop.
         grid_px: Tops and lefts are multiples of it wherever the box allows.
-        dice: Throws; the same dice give the same place.
+        rng: Throws; the same dice give the same place.
         box: What the crop must keep, where known.
 
     Returns:
@@ -164,7 +164,7 @@ def place_crop(
         ValueError: As `list_places`.
     """
     tops, lefts = list_places(scaled_px, crop_px, grid_px, box)
-    return dice.choice(tops), dice.choice(lefts)
+    return rng.choice(tops), rng.choice(lefts)
 
 
 def list_places(

@@ -339,8 +339,8 @@ def _read(source: Source, faults: Faults) -> Image.Image:
 
 def draw_mosaics(side_px: int, count: int = _MOSAICS) -> list[Image.Image]:
     """Draw squares of random colours, the same every time: pictures of nothing."""
-    dice = np.random.default_rng(0)
-    cells = dice.integers(0, 256, (count, _MOSAIC_CELLS, _MOSAIC_CELLS, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 256, (count, _MOSAIC_CELLS, _MOSAIC_CELLS, 3), dtype=np.uint8)
     size = (side_px, side_px)
     return [Image.fromarray(cell).resize(size, Image.Resampling.NEAREST) for cell in cells]
 

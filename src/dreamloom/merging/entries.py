@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from dreamloom.merging.dice import make_dice
 from dreamloom.merging.factors import Factors, norm
 from dreamloom.merging.method import Context, Merged, Option, Part
+from dreamloom.merging.rng import make_rng
 from dreamloom.merging.spaces import Space, enter_space
 
 NUMBERS_PER_BLOCK = 2**18
@@ -118,8 +118,8 @@ def merge_entries(
     if not alive:
         return make_nothing(parts)
     place, tables = open_entries(alive, space)
-    dice = make_dice(alive, context)
-    trims = [make_trim(table, die) for table, die in zip(tables, dice, strict=True)]
+    rng = make_rng(alive, context)
+    trims = [make_trim(table, die) for table, die in zip(tables, rng, strict=True)]
     weights = [table.weight for table in tables]
     merged = torch.empty(tables[0].update.shape)
     for rows in tables[0].slices():

@@ -180,10 +180,10 @@ def find_nearest(matrix: Float[Tensor, "outputs inputs"], rank: int, seed: str =
     """
     if rank + _MORE > _WORTH_IT * min(matrix.shape):
         return truncate_matrix(matrix, rank)
-    dice = torch.Generator().manual_seed(
+    rng = torch.Generator().manual_seed(
         int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
     )
-    start = torch.randn(matrix.shape[1], rank + _MORE, generator=dice)
+    start = torch.randn(matrix.shape[1], rank + _MORE, generator=rng)
     basis = torch.linalg.qr(matrix @ start).Q
     for _ in range(_TURNS):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q

@@ -415,8 +415,8 @@ def _search(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Factors | Non
     block, most = rank + _MORE, int(_WORTH_IT * len(wide))
     if _LEAST_STEPS * block > most:
         return None
-    dice = torch.Generator().manual_seed(0)
-    start = torch.randn(wide.shape[1], block, generator=dice, dtype=matrix.dtype)
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(wide.shape[1], block, generator=rng, dtype=matrix.dtype)
     basis = _Basis(wide, start.to(matrix.device))
     whole, kept, gain = measure(matrix) ** 2, 0.0, 0.0
     rounding = torch.finfo(matrix.dtype).eps ** 2 * whole

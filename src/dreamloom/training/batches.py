@@ -383,9 +383,9 @@ def prepare_batches(
 
 def choose_place(photo: Photo, grid_px: int, plan: BatchPlan, number: int, round_: int) -> Place:
     """Choose how a photo is cut in one round: a fresh crop that keeps the subject, and a flip."""
-    dice = random.Random(seed_for(plan.seed, "crop", number, round_))
-    top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, dice, photo.box_px)
-    return top, left, plan.flip and dice.random() < 0.5
+    rng = random.Random(seed_for(plan.seed, "crop", number, round_))
+    top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, rng, photo.box_px)
+    return top, left, plan.flip and rng.random() < 0.5
 
 
 def make_batches(

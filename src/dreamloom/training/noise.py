@@ -27,7 +27,7 @@ _MODE_SCALE = 1.29
 
 
 @dataclass(frozen=True)
-class Dice:
+class Rng:
     """The dice of the images of one update.
 
     Args:
@@ -43,9 +43,9 @@ class Dice:
     is_prior: Bool[Tensor, " images"]
     numbers: Int[Tensor, " images"]
 
-    def take(self, rows: Int[Tensor, " some"]) -> Dice:
+    def take(self, rows: Int[Tensor, " some"]) -> Rng:
         """Select the dice of some images, in the given order."""
-        return Dice(self.seed, self.update, self.is_prior[rows], self.numbers[rows])
+        return Rng(self.seed, self.update, self.is_prior[rows], self.numbers[rows])
 
     def generators(self, purpose: str) -> list[Generator]:
         """Make one CPU generator for each image."""
@@ -69,19 +69,19 @@ def number_images(is_prior: Bool[Tensor, " images"]) -> Int[Tensor, " images"]:
     return torch.where(is_prior, priors, photos) - 1
 
 
-def draw_normal(dice: Dice, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "images ..."]:
+def draw_normal(rng: Rng, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "images ..."]:
     """Draw standard normal numbers of one shape for each image, in float32 on the CPU."""
-    drawn = [torch.randn(shape, generator=one) for one in dice.generators(purpose)]
+    drawn = [torch.randn(shape, generator=one) for one in rng.generators(purpose)]
     return torch.stack(drawn) if drawn else torch.empty(0, *shape)
 
 
 def draw_noise(
-    dice: Dice, shape: tuple[int, int, int], offset: float = 0.0
+    rng: Rng, shape: tuple[int, int, int], offset: float = 0.0
 ) -> Float[Tensor, "images channels height width"]:
     """Draw the noise that the images are mixed with and the model learns to tell.
 
     Args:
-        dice: Whose noise.
+        rng: Whose noise.
         shape: Channels, height and width of the latents.
         offset: Deviation of a constant for each image and channel that is added to the noise, so
             that the model also learns to change an image's overall light and colour; 0 for none,
@@ -90,14 +90,14 @@ def draw_noise(
     Source:
         Guttenberg, Diffusion with Offset Noise (crosslabs.org, 2023).
     """
-    noise = draw_normal(dice, "noise", shape)
+    noise = draw_normal(rng, "noise", shape)
     if offset:
-        noise = noise + offset * draw_normal(dice, "noise offset", (shape[0], 1, 1))
+        noise = noise + offset * draw_normal(rng, "noise offset", (shape[0], 1, 1))
     return noise
 
 
 def perturb_noise(
-    noise: Float[Tensor, "images channels height width"], dice: Dice, strength: float
+    noise: Float[Tensor, "images channels height width"], rng: Rng, strength: float
 ) -> Float[Tensor, "images channels height width"]:
     """Make the noise that the model's input is mixed with; the target keeps the first one.
 
@@ -106,7 +106,7 @@ def perturb_noise(
 
     Args:
         noise: What `draw_noise` gave.
-        dice: The same images.
+        rng: The same images.
         strength: Deviation of what is added, 0 or more; the paper takes 0.1.
 
     Returns:
@@ -123,12 +123,12 @@ def perturb_noise(
     if not strength:
         return noise
     shape = (noise.shape[1], noise.shape[2], noise.shape[3])
-    extra = draw_normal(dice, "input perturbation", shape)
+    extra = draw_normal(rng, "input perturbation", shape)
     return noise + strength * extra.to(noise.device, noise.dtype)
 
 
 def draw_timesteps(
-    dice: Dice,
+    rng: Rng,
     train_timesteps: int,
     kind: TimestepKind = "uniform",
     *,
@@ -147,7 +147,7 @@ def draw_timesteps(
     - ``cubic``: 1 − u³, most often near noise, where a picture's layout is made.
 
     Args:
-        dice: Whose timesteps.
+        rng: Whose timesteps.
         train_timesteps: How many timesteps the base model has.
         kind: The distribution.
         span: First share and the share to stop before: the distribution is squeezed into
@@ -171,7 +171,7 @@ def draw_timesteps(
         )
     if deviation <= 0:
         raise ValueError(f"deviation must be above 0, got {deviation}")
-    generators = dice.generators("timestep")
+    generators = rng.generators("timestep")
     if kind == "uniform":
         drawn = [int(torch.randint(low, high, (1,), generator=one)) for one in generators]
     else:
@@ -186,15 +186,15 @@ def _share_drawer(
 ) -> Callable[[Generator], float]:
     """Make the function from a generator to a share in [0, 1]."""
 
-    def logit_normal(dice: Generator) -> float:
-        z = torch.randn((), generator=dice, dtype=torch.float64)
+    def logit_normal(rng: Generator) -> float:
+        z = torch.randn((), generator=rng, dtype=torch.float64)
         return torch.sigmoid(mean + deviation * z).item()
 
-    def mode(dice: Generator) -> float:
-        u = torch.rand((), generator=dice, dtype=torch.float64).item()
+    def mode(rng: Generator) -> float:
+        u = torch.rand((), generator=rng, dtype=torch.float64).item()
         return 1 - u - _MODE_SCALE * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
 
-    def cubic(dice: Generator) -> float:
-        return 1 - torch.rand((), generator=dice, dtype=torch.float64).item() ** 3
+    def cubic(rng: Generator) -> float:
+        return 1 - torch.rand((), generator=rng, dtype=torch.float64).item() ** 3
 
     return {"logit_normal": logit_normal, "mode": mode, "cubic": cubic}[kind]

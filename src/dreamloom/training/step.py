@@ -21,7 +21,7 @@ from dreamloom.training.losses import (
     subject_weights,
     timestep_weights,
 )
-from dreamloom.training.noise import Dice, draw_noise, draw_normal, draw_timesteps, perturb_noise
+from dreamloom.training.noise import Rng, draw_noise, draw_normal, draw_timesteps, perturb_noise
 
 
 @dataclass(frozen=True)
@@ -155,19 +155,19 @@ def measure_batch(
     """
     settings = config.objective
     device = model.runtime.device
-    dice = _throw(batch, update, config.seed)
+    rng = _throw(batch, update, config.seed)
     _, channels, height, width = batch.latents.mean.shape
     shape = (channels, height, width)
-    drawn = send(draw_normal(dice, "posterior", shape), device)
+    drawn = send(draw_normal(rng, "posterior", shape), device)
     latents = batch.latents.mean + batch.latents.deviation * drawn
-    noise = draw_noise(dice, shape, settings.noise_offset)
+    noise = draw_noise(rng, shape, settings.noise_offset)
     mixed = noise
     if settings.input_perturbation:
-        mixed = perturb_noise(noise, dice, settings.input_perturbation)
+        mixed = perturb_noise(noise, rng, settings.input_perturbation)
     noise, mixed = send(noise, device), send(mixed, device)
     timesteps = send(
         draw_timesteps(
-            dice, model.train_timesteps, settings.timesteps, span=settings.timestep_range
+            rng, model.train_timesteps, settings.timesteps, span=settings.timestep_range
         ),
         device,
     )
@@ -201,8 +201,8 @@ def measure_batch(
     return Errors(batch.samples, values, weights)
 
 
-def _throw(batch: Batch, update: int, seed: int) -> Dice:
-    return Dice(seed, update, batch.is_prior, torch.tensor([c.number for c in batch.samples]))
+def _throw(batch: Batch, update: int, seed: int) -> Rng:
+    return Rng(seed, update, batch.is_prior, torch.tensor([c.number for c in batch.samples]))
 
 
 def _remember(

@@ -137,16 +137,16 @@ def draw(
             f"resamples must be 1 or more and confidence between 0 and 1, "
             f"got {resamples} and {confidence}"
         )
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     of_unit = np.array([numbers[name] for name in clusters])
     prompts = len(numbers)
     rows = prompts if prompts > 1 else len(clusters)
-    drawn = dice.multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+    drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
     units = drawn[:, of_unit] / np.bincount(of_unit)[of_unit] if prompts > 1 else drawn
     weights = np.zeros((resamples, 0))
     if photos:
-        weights = dice.multinomial(photos, np.full(photos, 1 / photos), size=resamples) / photos
+        weights = rng.multinomial(photos, np.full(photos, 1 / photos), size=resamples) / photos
     return Draws(units, weights, tuple(of_unit.tolist()), confidence)
 
 

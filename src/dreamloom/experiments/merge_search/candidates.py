@@ -127,10 +127,10 @@ def draw_design(
         Scrambled Sobol points: Owen, Scrambling Sobol' and Niederreiter-Xing Points (1998).
     """
     dimensions = 2 * (len(GROUPS) if by_block else 1)
-    dice = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed % 2**31)
+    rng = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed % 2**31)
     chosen = list(dict.fromkeys(always))[:count]
     while len(chosen) < count:
-        point = dice.draw(1)[0].tolist()
+        point = rng.draw(1)[0].tolist()
         made = _place(point, between)
         if made not in chosen:
             chosen.append(made)
@@ -154,7 +154,7 @@ def propose_near(
         seed: The same seed proposes the same.
     """
     low, high = between
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     dimensions = 2 * len(leaders[0].subject)
     apart = 1 / max(2.0, len(known) ** (1 / dimensions))
     proposed: list[Candidate] = []
@@ -163,7 +163,7 @@ def propose_near(
         if len(proposed) == count:
             break
         leader = leaders[attempt % len(leaders)]
-        steps = (2 * torch.rand(dimensions, generator=dice) - 1) * apart
+        steps = (2 * torch.rand(dimensions, generator=rng) - 1) * apart
         start = [(w - low) / (high - low) for w in (*leader.subject, *leader.style)]
         point = [
             min(1.0, max(0.0, at + step)) for at, step in zip(start, steps.tolist(), strict=True)

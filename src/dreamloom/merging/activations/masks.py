@@ -240,8 +240,8 @@ def _descend(
     updates = int(options["updates"])
     for update in range(updates):
         optimizer.zero_grad(set_to_none=True)
-        dice = generator_for(inquiry.seed, "masks", update)
-        draws = torch.rand(_PER_UPDATE, generator=dice)
+        rng = generator_for(inquiry.seed, "masks", update)
+        draws = torch.rand(_PER_UPDATE, generator=rng)
         for examples, said, share in taught:
             # The same places for each adapter, so that their order does not matter.
             picked = (draws * len(examples)).long()

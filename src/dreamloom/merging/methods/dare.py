@@ -20,21 +20,21 @@ from dreamloom.merging.method import Context, Merged, Method, Part
 from dreamloom.merging.spaces import space_option
 
 
-def drop_at_random(density: float, dice: torch.Generator) -> Trim:
+def drop_at_random(density: float, rng: torch.Generator) -> Trim:
     """Keep each entry with a chance, and divide it by that: the expected update stays.
 
     With p = 1 - density, the noise has p / (1 - p) times the update's energy.
 
     Args:
         density: The chance, above 0, up to 1.
-        dice: Thrown once for each entry, in the order of rows.
+        rng: Thrown once for each entry, in the order of rows.
 
     Source:
         DARE (Yu et al., arXiv:2311.03099), drop and rescale: m ~ Bernoulli(p), (1 - m) δ / (1 - p).
     """
 
     def trim(block: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        kept = torch.rand(block.shape, generator=dice) < density
+        kept = torch.rand(block.shape, generator=rng) < density
         return block.where(kept, 0) / density
 
     return trim if density < 1 else lambda block: block
@@ -49,7 +49,7 @@ def merge_dare(parts: Sequence[Part], context: Context) -> Merged:
     """
     density = context.number("density")
     return merge_entries(
-        parts, context, context.word("space"), lambda _, dice: drop_at_random(density, dice)
+        parts, context, context.word("space"), lambda _, rng: drop_at_random(density, rng)
     )
 
 

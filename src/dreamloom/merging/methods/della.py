@@ -39,13 +39,13 @@ def keep_chances(
     return chances.scatter_(1, order, torch.as_tensor(steps).expand(block.shape))
 
 
-def drop_small_ones(density: float, spread: float, dice: torch.Generator) -> Trim:
+def drop_small_ones(density: float, spread: float, rng: torch.Generator) -> Trim:
     """Keep each entry with its chance, and divide it by that: the expected update stays.
 
     Args:
         density: The mean chance, above 0, up to 1; at 1 all are kept.
         spread: How much more the largest of a row has, and how much less the smallest.
-        dice: Thrown once for each entry, in the order of rows.
+        rng: Thrown once for each entry, in the order of rows.
 
     Raises:
         ConfigError: If a chance would be 0 or less, or above 1.
@@ -64,7 +64,7 @@ def drop_small_ones(density: float, spread: float, dice: torch.Generator) -> Tri
 
     def trim(block: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
         chances = keep_chances(block, density, spread)
-        kept = torch.rand(block.shape, generator=dice) < chances
+        kept = torch.rand(block.shape, generator=rng) < chances
         return block.where(kept, 0) / chances
 
     return trim
@@ -81,7 +81,7 @@ def merge_della(parts: Sequence[Part], context: Context) -> Merged:
         parts,
         context,
         context.word("space"),
-        lambda _, dice: drop_small_ones(density, spread, dice),
+        lambda _, rng: drop_small_ones(density, spread, rng),
     )
 
 

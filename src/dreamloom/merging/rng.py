@@ -1,4 +1,4 @@
-"""Dice of a merge: they depend on nothing that a user may turn around without meaning to."""
+"""Rng of a merge: they depend on nothing that a user may turn around without meaning to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamloom.merging.factors import norm
 from dreamloom.merging.method import Context, Part
 
 
-def make_dice(parts: Sequence[Part], context: Context) -> list[torch.Generator]:
+def make_rng(parts: Sequence[Part], context: Context) -> list[torch.Generator]:
     """Give each adapter dice of its own in a layer.
 
     They are seeded by the seed, the layer and the adapter's place among the others by the size of
@@ -23,9 +23,9 @@ def make_dice(parts: Sequence[Part], context: Context) -> list[torch.Generator]:
     """
     sizes = [(norm(part.factors), part.weight) for part in parts]
     order = sorted(range(len(parts)), key=sizes.__getitem__)
-    dice = []
+    rng = []
     for number in range(len(parts)):
         text = f"{context.seed}/{context.layer}/{order.index(number)}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-        dice.append(torch.Generator().manual_seed(seed))
-    return dice
+        rng.append(torch.Generator().manual_seed(seed))
+    return rng
