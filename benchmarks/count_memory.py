@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dreamloom.memory.measure import count_table
 from dreamloom.memory.phases import Case, count_phases
-from dreamloom.memory.predict import GIB, Setting, predict_footprint
+from dreamloom.memory.predict import GIB, Setting, predict_memory_use
 from dreamloom.memory.table import SDXL_FILE, read_table
-from dreamloom.models.base import AdapterSpec, Thrift
+from dreamloom.models.base import AdapterSpec, MemoryOptions
 
 COMMAND = "python benchmarks/count_memory.py --write"
 # Checkpointing, storage, whether parts take turns: from roomy to tight.
@@ -35,7 +35,7 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
     rows = []
     for levels, kind, in_turn in SETTINGS:
         spec = AdapterSpec(16, 16.0, "attention", 0, text_encoders=True)
-        counted = count_phases(Case(resolution_px, spec, levels, Thrift(kind, in_turn)))
+        counted = count_phases(Case(resolution_px, spec, levels, MemoryOptions(kind, in_turn)))
         setting = Setting(
             resolution_px,
             text_encoders=True,
@@ -43,7 +43,7 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
             quantization=kind,
             cpu_offload=in_turn,
         )
-        predicted = predict_footprint(read_table(), setting).phases
+        predicted = predict_memory_use(read_table(), setting).phases
         row = {"checkpointing": levels, "base": kind, "in turn": in_turn}
         for phase, size in counted.items():
             row[phase] = [round(size / GIB, 2), round(predicted[phase] / GIB, 2)]

@@ -46,7 +46,7 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.memory.choose import CONTEXT_BYTES
 from dreamloom.memory.plan import apply_plan, plan_run, read_memory
 from dreamloom.memory.predict import GIB
-from dreamloom.models.base import BaseIdentity, Sampler, Shot, Thrift
+from dreamloom.models.base import BaseIdentity, MemoryOptions, Sampler, Shot
 from dreamloom.models.families import load_model
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.sdxl import SDXLModel
@@ -169,8 +169,8 @@ class Watch:
 def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Go through class images, caching, training, sampling and saving of one case."""
     runtime = pick_runtime(given.device, "auto")
-    config, thrift, planned = _settle_case(case, given)
-    model = _make_model(given, runtime, thrift, case.limit_gib)
+    config, memory_options, planned = _settle_case(case, given)
+    model = _make_model(given, runtime, memory_options, case.limit_gib)
     watch = Watch(runtime.device)
     run = RunDir(folder / "run")
     run.claim()
@@ -199,7 +199,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
 
 def _settle_case(
     case: Case, given: argparse.Namespace
-) -> tuple[LoomConfig, Thrift, dict[str, float] | None]:
+) -> tuple[LoomConfig, MemoryOptions, dict[str, float] | None]:
     common = (
         f"train.steps={given.updates}",
         *("train.rank=16", "train.lr_scheduler=constant", "priors.count=2", "priors.steps=2"),
@@ -217,21 +217,24 @@ def _settle_case(
         memory = read_memory(f"{case.limit_gib or 80}GiB")
         plan = plan_run(config.model_copy(update={"base": "sdxl"}), memory, photos=4)
         config = apply_plan(config, plan)
-        sizes = plan.choice.footprint.phases
+        sizes = plan.choice.memory_use.phases
         planned = {phase: round(size / GIB, 3) for phase, size in sizes.items()}
         drawn = plan.choice.setting.drawn_at_once
     else:
         drawn = None
     memory_settings = config.memory
     quantization = "whole" if memory_settings.base == "auto" else memory_settings.base
-    return config, Thrift(quantization, memory_settings.cpu_offload is True, drawn), planned
+    return config, MemoryOptions(quantization, memory_settings.cpu_offload is True, drawn), planned
 
 
 def _make_model(
-    given: argparse.Namespace, runtime: Runtime, thrift: Thrift, limit_gib: float | None
+    given: argparse.Namespace,
+    runtime: Runtime,
+    memory_options: MemoryOptions,
+    limit_gib: float | None,
 ) -> SDXLModel:
     if given.small:
-        model = load_model(str(make_small_sdxl(given.work / "small")), runtime, thrift)
+        model = load_model(str(make_small_sdxl(given.work / "small")), runtime, memory_options)
         if not isinstance(model, SDXLModel):
             raise TypeError("the small model is an SDXL")
         return model
@@ -241,7 +244,9 @@ def _make_model(
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
     _hold_to(limit_gib, runtime.device)
-    return SDXLModel(pipeline, BaseIdentity("random", "sdxl", "random"), runtime, thrift=thrift)
+    return SDXLModel(
+        pipeline, BaseIdentity("random", "sdxl", "random"), runtime, memory_options=memory_options
+    )
 
 
 def _hold_to(limit_gib: float | None, device: torch.device) -> None:

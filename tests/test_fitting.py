@@ -19,7 +19,7 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory import fit as fitting
 from dreamloom.memory.fit import fit_drawing, fit_run
-from dreamloom.models.base import Model, Thrift
+from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.train import settle
 from dreamloom.training.train import check_training, train_adapter
@@ -65,7 +65,7 @@ def test_an_update_is_the_same_in_however_many_passes(
 def test_parts_that_take_turns_learn_the_same_bit_for_bit(
     model: Model, sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
-    thrifty = load_model(str(tiny_sdxl), CPU, Thrift(cpu_offload=True))
+    thrifty = load_model(str(tiny_sdxl), CPU, MemoryOptions(cpu_offload=True))
     config = small_config(model)
     (roomy, _), (in_turn, _) = (
         train(tmp_path / name, one, sets, config)
@@ -78,7 +78,7 @@ def test_parts_that_take_turns_learn_the_same_bit_for_bit(
 def test_the_record_and_the_file_say_how_the_base_was_kept(
     sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
-    stored = load_model(str(tiny_sdxl), CPU, Thrift("nf4"))
+    stored = load_model(str(tiny_sdxl), CPU, MemoryOptions("nf4"))
     config = remember(small_config(stored), base_quantization="nf4")
     train(tmp_path, stored, sets, config)
     record = json.loads((tmp_path / "records" / "train.json").read_text())
@@ -94,7 +94,7 @@ def test_the_record_and_the_file_say_how_the_base_was_kept(
 
 
 def test_what_takes_a_part_of_the_base_is_refused_where_it_is_stored(tiny_sdxl: Path) -> None:
-    stored = load_model(str(tiny_sdxl), CPU, Thrift("int8"))
+    stored = load_model(str(tiny_sdxl), CPU, MemoryOptions("int8"))
     config = small_config(stored)
     config = config.model_copy(
         update={"adapter": config.adapter.model_copy(update={"init_lora_weights": "pissa"})}
@@ -110,11 +110,13 @@ def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
     config = load_config(overrides={"base": "sdxl"})
     fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
     assert fitted.lines == ()
-    assert fitted.thrift == Thrift()
+    assert fitted.memory_options == MemoryOptions()
     assert fitted.config.memory.base_quantization == "whole"
     assert fitted.config.memory.gradient_checkpointing == "auto"
     asked = load_config(sets=["memory.base_quantization=int8", "memory.cpu_offload=true"])
-    assert fit_run(RunDir(tmp_path), asked, CPU, 6).thrift == Thrift("int8", cpu_offload=True)
+    assert fit_run(RunDir(tmp_path), asked, CPU, 6).memory_options == MemoryOptions(
+        "int8", cpu_offload=True
+    )
 
 
 @pytest.mark.usefixtures("twelve_gib")
@@ -144,14 +146,14 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
     assert (
         fitted.config.memory.base_quantization == fitted.lasting.memory.base_quantization == "nf4"
     )
-    assert fitted.thrift.quantization == "nf4"
+    assert fitted.memory_options.quantization == "nf4"
 
 
 @pytest.mark.usefixtures("twelve_gib")
 def test_a_small_base_is_not_planned_for(tmp_path: Path) -> None:
     fitted = fit_run(RunDir(tmp_path), load_config(), CPU, photos=6)
     assert fitted.lines == ()
-    assert fitted.thrift == Thrift()
+    assert fitted.memory_options == MemoryOptions()
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:
@@ -163,7 +165,7 @@ def test_the_rate_of_matrix_products_is_measured() -> None:
 def test_picturebook_in_fewer_bits_learns_nearly_as_well(kind: str, near: float, tmp_path: Path):
     last = {}
     for quantization in ("whole", kind):
-        model = load_model("picturebook", pick_runtime("cpu"), Thrift(quantization))  # type: ignore[arg-type]
+        model = load_model("picturebook", pick_runtime("cpu"), MemoryOptions(quantization))  # type: ignore[arg-type]
         asked = ["train.steps=24", "priors.kind=none", "train.lr_scheduler=constant"]
         config = settle(
             load_config(sets=[*asked, f"memory.base_quantization={quantization}"]), model

@@ -73,7 +73,7 @@ def test_a_plan_fills_in_what_is_left_open_and_nothing_else():
 def test_the_limit_in_the_settings_goes_before_the_devices_memory():
     plan = plan_run(config("memory.limit=12GB"), read_memory("80GiB"))
     assert plan.memory.said == "12GB (11.18 GiB)"
-    assert plan.choice.footprint.peak_bytes < 12 * 10**9
+    assert plan.choice.memory_use.peak_bytes < 12 * 10**9
 
 
 def test_work_grows_with_what_is_asked():

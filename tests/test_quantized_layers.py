@@ -8,7 +8,7 @@ from torch import nn
 
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.memory.tensor_counter import MemoryCounter
-from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, Thrift
+from dreamloom.models.base import AdapterSpec, Framing, MemoryOptions, Sampler, Shot
 from dreamloom.models.families import load_model
 from dreamloom.models.offload import PartOffload
 from dreamloom.models.quantization import QUANTIZATIONS, Quantization
@@ -21,8 +21,10 @@ SPEC = AdapterSpec(rank=2, alpha=2.0, target_modules="attention", seed=0, text_e
 FAST = Sampler("ddim", steps=2, guidance=3.0)
 
 
-def load(folder: Path, thrift: Thrift, dtype: torch.dtype = torch.float32) -> SDXLModel:
-    model = load_model(str(folder), Runtime(torch.device("cpu"), dtype), thrift)
+def load(
+    folder: Path, memory_options: MemoryOptions, dtype: torch.dtype = torch.float32
+) -> SDXLModel:
+    model = load_model(str(folder), Runtime(torch.device("cpu"), dtype), memory_options)
     assert isinstance(model, SDXLModel)
     return model
 
@@ -69,7 +71,7 @@ def test_nothing_of_the_whole_weight_is_kept_for_the_backward_pass():
 
 
 def test_small_layers_that_all_depends_on_stay_whole(tiny_sdxl: Path):
-    model = load(tiny_sdxl, Thrift("nf4"))
+    model = load(tiny_sdxl, MemoryOptions("nf4"))
     names = {n for n, m in model._pipeline.unet.named_modules() if isinstance(m, QuantizedLinear)}
     assert any(name.endswith("attn1.to_q") for name in names)
     assert not any("time_embedding" in name or "add_embedding" in name for name in names)
@@ -82,7 +84,7 @@ def test_small_layers_that_all_depends_on_stay_whole(tiny_sdxl: Path):
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
 def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, kind: Quantization):
-    model = load(tiny_sdxl, Thrift(kind))
+    model = load(tiny_sdxl, MemoryOptions(kind))
     side = model.advice.resolution_px
     parameters = [p for one in model.attach_adapter(SPEC, "low") for p in one.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
@@ -100,7 +102,7 @@ def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, 
     assert losses[-1] < losses[0]
     adapter = model.read_adapter()
     model.detach_adapter()
-    whole = load(tiny_sdxl, Thrift())
+    whole = load(tiny_sdxl, MemoryOptions())
     shots = [Shot("a dog", 0)]
     plain = whole.sample(shots, FAST)[0]
     with whole.apply_adapters([(adapter, 1.0)]):
@@ -116,15 +118,15 @@ def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, 
 
 def test_an_8_bit_base_draws_nearly_what_the_whole_one_draws(tiny_sdxl: Path):
     shots = [Shot("a dog", 0), Shot("a photo of a person", 1)]
-    whole = load(tiny_sdxl, Thrift()).sample(shots, FAST)
-    quantized = load(tiny_sdxl, Thrift("int8")).sample(shots, FAST)
+    whole = load(tiny_sdxl, MemoryOptions()).sample(shots, FAST)
+    quantized = load(tiny_sdxl, MemoryOptions("int8")).sample(shots, FAST)
     assert all(psnr_db(a, b) > 35 for a, b in zip(whole, quantized, strict=True))
 
 
 def test_parts_that_take_turns_draw_and_teach_the_same(tiny_sdxl: Path):
     shots = [Shot("a dog", seed) for seed in range(3)]
-    roomy = load(tiny_sdxl, Thrift())
-    thrifty = load(tiny_sdxl, Thrift(cpu_offload=True, drawn_at_once=2))
+    roomy = load(tiny_sdxl, MemoryOptions())
+    thrifty = load(tiny_sdxl, MemoryOptions(cpu_offload=True, drawn_at_once=2))
     pairs = zip(
         roomy.sample(shots, FAST, batch=2), thrifty.sample(shots, FAST, batch=8), strict=True
     )
@@ -143,12 +145,12 @@ class Watched(PartOffload):
 
 def test_parts_that_take_turns_never_meet(tiny_sdxl: Path):
     Watched.together = []
-    loaded = load(tiny_sdxl, Thrift())
+    loaded = load(tiny_sdxl, MemoryOptions())
     model = SDXLModel(
         loaded._pipeline,
         loaded.identity,
         pick_runtime("cpu"),
-        thrift=Thrift(cpu_offload=True),
+        memory_options=MemoryOptions(cpu_offload=True),
         offload=Watched,
     )
     side = model.advice.resolution_px

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from dreamloom.memory.predict import GIB, Footprint, Setting, predict_footprint
+from dreamloom.memory.predict import GIB, MemoryUse, Setting, predict_memory_use
 from dreamloom.memory.table import Table
 
 LADDER = ("none", "high", "low", "full")
@@ -62,14 +62,14 @@ class Choice:
 
     Args:
         setting: Everything that memory depends on.
-        footprint: What it needs.
+        memory_use: What it needs.
         fits: Whether that is no more than there is; otherwise this is the least of all.
         refused: What was faster and did not fit: the setting that was varied, its value and the
             bytes that it would need.
     """
 
     setting: Setting
-    footprint: Footprint
+    memory_use: MemoryUse
     fits: bool
     refused: list[tuple[str, str, int]] = field(default_factory=list)
 
@@ -94,12 +94,12 @@ def choose_setting(table: Table, work: Work, memory_bytes: int, limits: Limits) 
     smallest: Choice | None = None
     for setting in _list_settings(work, limits):
         settled = _draw_as_many_as_fit(table, setting, work.drawn_at_once, usable)
-        found = predict_footprint(table, settled)
+        found = predict_memory_use(table, settled)
         choice = Choice(settled, found, found.peak_bytes <= usable)
         if choice.fits and _ends_below_its_middle(found, settled, limits):
             refused = _explain(table, work, limits, settled, usable)
             return replace(choice, refused=refused)
-        if smallest is None or found.peak_bytes < smallest.footprint.peak_bytes:
+        if smallest is None or found.peak_bytes < smallest.memory_use.peak_bytes:
             smallest = choice
     if smallest is None:
         raise ValueError("there is nothing to choose from")
@@ -140,14 +140,14 @@ def _draw_as_many_as_fit(table: Table, setting: Setting, most: int, usable: int)
     number = most
     while number > 1:
         tried = replace(setting, drawn_at_once=number)
-        found = predict_footprint(table, tried).phases
+        found = predict_memory_use(table, tried).phases
         if max(found["class images"], found["sampling"]) <= min(usable, found["training"]):
             return tried
         number //= 2
     return replace(setting, drawn_at_once=1)
 
 
-def _ends_below_its_middle(found: Footprint, setting: Setting, limits: Limits) -> bool:
+def _ends_below_its_middle(found: MemoryUse, setting: Setting, limits: Limits) -> bool:
     """Say whether drawing and saving need no more than training, where that can be had."""
     ends = max(found.phases["sampling"], found.phases["saving"])
     can_take_turns = not setting.cpu_offload and True in limits.cpu_offload
@@ -169,6 +169,6 @@ def _explain(
         here = values.index(getattr(chosen, name))
         for value in values[:here]:
             tried = replace(chosen, **{name: value}, drawn_at_once=1)  # type: ignore[arg-type]
-            needed = predict_footprint(table, tried).peak_bytes
+            needed = predict_memory_use(table, tried).peak_bytes
             refused.append((name, str(value), needed))
     return refused

@@ -17,7 +17,7 @@ from dreamloom.memory.plan import (
     read_memory,
 )
 from dreamloom.memory.predict import Setting
-from dreamloom.models.base import ROOMY, Thrift
+from dreamloom.models.base import NO_SAVINGS, MemoryOptions
 from dreamloom.picturebook import weights_folder
 
 # A base whose weights are this small beside a GPU's memory is not worth a plan.
@@ -32,13 +32,13 @@ class Fitted:
         config: With everything that was chosen.
         lasting: With what the result depends on, as a run's folder keeps it; what depends on this
             device alone stays as it was given.
-        thrift: How the base model is to be loaded.
+        memory_options: How the base model is to be loaded.
         lines: What was chosen, and why.
     """
 
     config: LoomConfig
     lasting: LoomConfig
-    thrift: Thrift
+    memory_options: MemoryOptions
     lines: tuple[str, ...] = ()
 
 
@@ -56,7 +56,7 @@ def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> F
         chosen = (
             config if config.memory.base_quantization != "auto" else _with_base(config, "whole")
         )
-        return Fitted(chosen, chosen, _read_thrift(chosen))
+        return Fitted(chosen, chosen, _read_memory_options(chosen))
     rate = measure_matrix_rate(runtime.device, runtime.dtype)
     plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
     chosen = apply_plan(config, plan)
@@ -65,11 +65,11 @@ def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> F
     return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
 
 
-def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> Thrift:
+def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> MemoryOptions:
     """Choose how a base model is loaded to draw with."""
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(base, memory):
-        return _read_thrift(config)
+        return _read_memory_options(config)
     return _spare_as(plan_drawing(config.model_copy(update={"base": base}), memory))
 
 
@@ -105,14 +105,18 @@ def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
     )
 
 
-def _spare_as(setting: Setting) -> Thrift:
+def _spare_as(setting: Setting) -> MemoryOptions:
     """How a base model is loaded as was planned."""
-    return Thrift(setting.quantization, setting.cpu_offload, setting.drawn_at_once)  # type: ignore[arg-type]
+    return MemoryOptions(setting.quantization, setting.cpu_offload, setting.drawn_at_once)  # type: ignore[arg-type]
 
 
-def _read_thrift(config: LoomConfig) -> Thrift:
+def _read_memory_options(config: LoomConfig) -> MemoryOptions:
     """What was asked for, where nothing is planned."""
     asked = config.memory
     quantization = "whole" if asked.base_quantization == "auto" else asked.base_quantization
     in_turn = asked.cpu_offload is True
-    return ROOMY if (quantization, in_turn) == ("whole", False) else Thrift(quantization, in_turn)
+    return (
+        NO_SAVINGS
+        if (quantization, in_turn) == ("whole", False)
+        else MemoryOptions(quantization, in_turn)
+    )

@@ -15,7 +15,7 @@ from dreamloom.memory.phases import Case, Run, counted_run
 from dreamloom.memory.table import Table
 from dreamloom.memory.tensor_counter import tensors_of
 from dreamloom.models import sdxl_configs
-from dreamloom.models.base import AdapterSpec, Checkpointing, Reach, Thrift
+from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, Reach
 from dreamloom.models.quantization import QUANTIZATIONS
 
 _RANK = 16
@@ -81,7 +81,9 @@ def count_table(
     stored: dict[str, int] = {}
     for kind in QUANTIZATIONS[1:]:
         on_case(f"training on {kind}")
-        found = _train(replace(plain, gradient_checkpointing="full", thrift=Thrift(kind)))
+        found = _train(
+            replace(plain, gradient_checkpointing="full", memory_options=MemoryOptions(kind))
+        )
         served["unet"][kind] = found["unet"]
         served["text"]["int8"] = found["text"]
         stored[kind] = max(0, found["passes"] - training["full"])

@@ -20,7 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreamloom.core.device import Runtime
 from dreamloom.memory.predict import Phase
 from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
-from dreamloom.models.base import AdapterSpec, BaseIdentity, Checkpointing, Framing, Thrift, Weights
+from dreamloom.models.base import (
+    AdapterSpec,
+    BaseIdentity,
+    Checkpointing,
+    Framing,
+    MemoryOptions,
+    Weights,
+)
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.offload import PartOffload
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
@@ -39,7 +46,7 @@ class Case:
         resolution_px: Side of the pictures, a multiple of what the base model asks for.
         spec: The adapter that is taught.
         gradient_checkpointing: What the backward pass recomputes.
-        thrift: How the base model is kept and whether its parts take turns.
+        memory_options: How the base model is kept and whether its parts take turns.
         micro_batch_size: Images that go through the model at once in training.
         passes: Such passes an update has; more than one keeps gradients in between.
         drawn_at_once: Pictures that are denoised at a time.
@@ -51,7 +58,7 @@ class Case:
     resolution_px: int
     spec: AdapterSpec
     gradient_checkpointing: Checkpointing = "none"
-    thrift: Thrift = field(default_factory=Thrift)
+    memory_options: MemoryOptions = field(default_factory=MemoryOptions)
     micro_batch_size: int = 1
     passes: int = 2
     drawn_at_once: int = 1
@@ -131,7 +138,7 @@ def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
         pipeline,
         BaseIdentity("counted", "sdxl", ""),
         runtime,
-        thrift=case.thrift,
+        memory_options=case.memory_options,
         offload=Counted,
     )
 

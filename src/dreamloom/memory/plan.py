@@ -20,7 +20,7 @@ from dreamloom.memory.choose import (
     choose_setting,
     usable_bytes,
 )
-from dreamloom.memory.predict import GIB, PHASES, Setting, count_flops, predict_footprint
+from dreamloom.memory.predict import GIB, PHASES, Setting, count_flops, predict_memory_use
 from dreamloom.memory.table import Table, read_table
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class Plan:
             "memory_gib": round(self.memory.gib, 3),
             "usable_gib": round(usable_bytes(self.memory.nbytes) / GIB, 3),
             "fits": self.choice.fits,
-            "peak_gib": round(self.choice.footprint.peak_bytes / GIB, 3),
+            "peak_gib": round(self.choice.memory_use.peak_bytes / GIB, 3),
             "phases_gib": {
-                phase: round(size / GIB, 3) for phase, size in self.choice.footprint.phases.items()
+                phase: round(size / GIB, 3) for phase, size in self.choice.memory_use.phases.items()
             },
             "settings": {
                 "memory.gradient_checkpointing": setting.gradient_checkpointing,
@@ -125,13 +125,13 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Say it in words, one line each."""
-        setting, footprint = self.choice.setting, self.choice.footprint
+        setting, memory_use = self.choice.setting, self.choice.memory_use
         usable = usable_bytes(self.memory.nbytes)
         lines = [
             f"{self.base} at {setting.resolution_px} px, rank {setting.rank}"
             f"{', both text encoders' if setting.text_encoders else ''}, in {self.memory.said}: "
-            f"{_gib(footprint.peak_bytes)} at most, of {_gib(usable)} that tensors may hold",
-            ", ".join(f"{phase} {_gib(footprint.phases[phase])}" for phase in PHASES),
+            f"{_gib(memory_use.peak_bytes)} at most, of {_gib(usable)} that tensors may hold",
+            ", ".join(f"{phase} {_gib(memory_use.phases[phase])}" for phase in PHASES),
         ]
         lines += self._reasons()
         lines.append(self._tell_time())
@@ -286,7 +286,7 @@ def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:
                     cpu_offload=in_turn,
                     drawn_at_once=number,
                 )
-                needed = predict_footprint(table, tried).phases["class images"]
+                needed = predict_memory_use(table, tried).phases["class images"]
                 if needed <= usable:
                     return tried
                 least = min(needed, least or needed)
@@ -399,7 +399,7 @@ def _count_work(
 
 
 def _nothing_fits(config: LoomConfig, memory: Memory, choice: Choice) -> ConfigError:
-    needed, usable = choice.footprint.peak_bytes, usable_bytes(memory.nbytes)
+    needed, usable = choice.memory_use.peak_bytes, usable_bytes(memory.nbytes)
     setting = choice.setting
     ways = []
     if setting.resolution_px > 512:
@@ -415,7 +415,7 @@ def _nothing_fits(config: LoomConfig, memory: Memory, choice: Choice) -> ConfigE
         ways.append("--set train.rank=16")
     return ConfigError(
         f"Nothing fits in {memory.said}: the least that {config.base} can do with needs "
-        f"{_gib(needed)} in its phase {choice.footprint.peak_phase!r}, {_gib(needed - usable)} "
+        f"{_gib(needed)} in its phase {choice.memory_use.peak_phase!r}, {_gib(needed - usable)} "
         f"more than the {_gib(usable)} that tensors may hold there.",
         f"Try {' or '.join(ways)}." if ways else "Take a GPU with more memory.",
     )

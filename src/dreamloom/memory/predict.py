@@ -67,7 +67,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryUse:
     """Bytes that each phase holds at most.
 
     Args:
@@ -89,7 +89,7 @@ class Footprint:
         return max(PHASES, key=lambda phase: self.phases[phase])
 
 
-def predict_footprint(table: Table, setting: Setting) -> Footprint:
+def predict_memory_use(table: Table, setting: Setting) -> MemoryUse:
     """Predict the most bytes that each phase of a run holds at once."""
     area = (setting.resolution_px / table.resolution_px) ** 2
     wide = setting.base_bytes / 2
@@ -128,7 +128,7 @@ def predict_footprint(table: Table, setting: Setting) -> Footprint:
         "adapter and optimizer": beside + gradients,
         "activations": passes,
     }
-    return Footprint({phase: round(size) for phase, size in phases.items()}, parts)
+    return MemoryUse({phase: round(size) for phase, size in phases.items()}, parts)
 
 
 def count_parameters(table: Table, setting: Setting) -> int:

@@ -102,7 +102,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Thrift:
+class MemoryOptions:
     """How a model spares its device's memory.
 
     Args:
@@ -118,7 +118,7 @@ class Thrift:
     drawn_at_once: int | None = None
 
 
-ROOMY = Thrift()
+NO_SAVINGS = MemoryOptions()
 """Everything stays on the device as it is."""
 
 
@@ -226,7 +226,7 @@ class Model(Protocol):
     identity: BaseIdentity
     runtime: Runtime
     advice: Advice
-    thrift: Thrift
+    memory_options: MemoryOptions
     schedulers: tuple[str, ...]
     pixels_per_latent: int
     train_timesteps: int
@@ -386,7 +386,9 @@ class Family(Protocol):
         """Say whether this family can load what ``--base`` names."""
         ...
 
-    def load(self, base: str, runtime: Runtime, thrift: Thrift = ROOMY) -> Model:
+    def load(
+        self, base: str, runtime: Runtime, memory_options: MemoryOptions = NO_SAVINGS
+    ) -> Model:
         """Load a base model, sparing memory or not.
 
         Raises:

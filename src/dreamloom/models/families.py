@@ -8,7 +8,7 @@ from dreamloom.core.errors import BaseModelError
 
 if TYPE_CHECKING:
     from dreamloom.core.device import Runtime
-    from dreamloom.models.base import Family, Model, Thrift
+    from dreamloom.models.base import Family, MemoryOptions, Model
 
 
 def families() -> tuple[Family, ...]:
@@ -18,22 +18,22 @@ def families() -> tuple[Family, ...]:
     return (SDXLFamily(),)
 
 
-def load_model(base: str, runtime: Runtime, thrift: Thrift | None = None) -> Model:
+def load_model(base: str, runtime: Runtime, memory_options: MemoryOptions | None = None) -> Model:
     """Load a base model with the first family that recognises its name.
 
     Args:
         base: What ``--base`` names.
         runtime: Where to compute.
-        thrift: How it spares memory; None keeps everything on the device as it is.
+        memory_options: How it spares memory; None keeps everything on the device as it is.
 
     Raises:
         BaseModelError: If no family recognises it, or it cannot be found or read.
     """
-    from dreamloom.models.base import ROOMY
+    from dreamloom.models.base import NO_SAVINGS
 
     for family in families():
         if family.recognises(base):
-            return family.load(base, runtime, thrift or ROOMY)
+            return family.load(base, runtime, memory_options or NO_SAVINGS)
     raise BaseModelError(
         f"--base {base} is no base model that DreamLoom knows how to load.",
         "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "

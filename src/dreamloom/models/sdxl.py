@@ -20,7 +20,7 @@ from dreamloom.core.device import Runtime, send
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import gather_words
 from dreamloom.models.base import (
-    ROOMY,
+    NO_SAVINGS,
     AdapterSpec,
     Advice,
     BaseIdentity,
@@ -28,11 +28,11 @@ from dreamloom.models.base import (
     Conditioning,
     Framing,
     Latents,
+    MemoryOptions,
     OnPicture,
     Prediction,
     Sampler,
     Shot,
-    Thrift,
     Weights,
     nothing,
 )
@@ -87,11 +87,13 @@ class SDXLFamily:
             or _HUB_ID.fullmatch(base) is not None
         )
 
-    def load(self, base: str, runtime: Runtime, thrift: Thrift = ROOMY) -> SDXLModel:
+    def load(
+        self, base: str, runtime: Runtime, memory_options: MemoryOptions = NO_SAVINGS
+    ) -> SDXLModel:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
         source = load_source(base, runtime)
         identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
-        return SDXLModel(source.pipeline, identity, runtime, source.notes, thrift)
+        return SDXLModel(source.pipeline, identity, runtime, source.notes, memory_options)
 
 
 class SDXLModel:
@@ -103,13 +105,13 @@ class SDXLModel:
         identity: BaseIdentity,
         runtime: Runtime,
         notes: tuple[str, ...] = (),
-        thrift: Thrift = ROOMY,
+        memory_options: MemoryOptions = NO_SAVINGS,
         offload: type[PartOffload] = PartOffload,
     ) -> None:
         self.identity = identity
         self.runtime = runtime
         self.notes = notes
-        self.thrift = thrift
+        self.memory_options = memory_options
         self._pipeline: Any = pipeline
         self._pipeline.set_progress_bar_config(disable=True)
         self._components: dict[str, nn.Module] = {
@@ -121,7 +123,7 @@ class SDXLModel:
             module.requires_grad_(False).eval()
         self._store_weights()
         self._offload = offload(
-            {**self._components, "vae": pipeline.vae}, runtime.device, thrift.cpu_offload
+            {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )
         self._plan_noise(
             dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
@@ -135,7 +137,7 @@ class SDXLModel:
         self._teaching: TextTeaching | None = None
 
     def _store_weights(self) -> None:
-        kind, device = self.thrift.quantization, self.runtime.device
+        kind, device = self.memory_options.quantization, self.runtime.device
         if kind == "whole":
             return
         quantize_linears(self._pipeline.unet, kind, device)
@@ -331,7 +333,7 @@ class SDXLModel:
         name = self.identity.name
         with ExitStack() as stack:
             stack.enter_context(self._follow(scheduled))
-            if self.runtime.dtype == torch.float32 and self.thrift.quantization == "whole":
+            if self.runtime.dtype == torch.float32 and self.memory_options.quantization == "whole":
                 stack.enter_context(fused_adapters(self._components, plain, name))
             else:
                 others = [
@@ -402,8 +404,8 @@ class SDXLModel:
         self._pipeline.scheduler = make_scheduler(sampler.scheduler, self._scheduler_config)
         prompts = sorted({shot.prompt for shot in shots})
         encoded = self.encode_prompts(prompts)
-        batch = min(batch, self.thrift.drawn_at_once or batch)
-        at_once = len(shots) if self.thrift.cpu_offload else batch
+        batch = min(batch, self.memory_options.drawn_at_once or batch)
+        at_once = len(shots) if self.memory_options.cpu_offload else batch
         pictures: list[Image.Image] = []
         with laid_out_for_drawing(self._pipeline.unet):
             for start in range(0, len(shots), at_once):

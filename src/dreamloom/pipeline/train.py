@@ -143,7 +143,7 @@ def prepare_run(
     fitted = fit_run(run, config, runtime, len(captions))
     for line in fitted.lines:
         observe(Note("train", line))
-    model = load_model(config.base, runtime, fitted.thrift)
+    model = load_model(config.base, runtime, fitted.memory_options)
     config = settle(fitted.config, model)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():

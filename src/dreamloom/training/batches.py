@@ -279,7 +279,7 @@ class TrainingBatches:
                 if self.store:
                     self.store.keep(pixels, latents)
             # Where parts take turns there is no room on the device for what is not at work.
-            in_turn = self.model.thrift.cpu_offload
+            in_turn = self.model.memory_options.cpu_offload
             place = torch.device("cpu") if in_turn else self.model.runtime.device
             self._encoded[self._key(sample)] = Latents(
                 latents.mean.to(place), latents.deviation.to(place)

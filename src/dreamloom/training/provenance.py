@@ -87,7 +87,7 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.base": model.identity.name,
             "dreamloom.base_fingerprint": model.identity.fingerprint,
             "dreamloom.base_revision": model.identity.revision,
-            "dreamloom.base_storage": model.thrift.quantization,
+            "dreamloom.base_storage": model.memory_options.quantization,
             "dreamloom.resolution_px": str(photos.resolution_px),
             "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),

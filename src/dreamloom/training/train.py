@@ -181,7 +181,7 @@ def _check_range(config: LoomConfig, model: Model) -> None:
 
 
 def _check_quantization(config: LoomConfig, model: Model) -> None:
-    initial, quantization = config.adapter.init_lora_weights, model.thrift.quantization
+    initial, quantization = config.adapter.init_lora_weights, model.memory_options.quantization
     if quantization != "whole" and config.adapter.splits_base:
         raise ConfigError(
             f"adapter.init_lora_weights = {initial} takes a part of the base's weights, which a "
@@ -234,7 +234,7 @@ def _prepare_batches(
         lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
         store,
     )
-    if model.thrift.cpu_offload:
+    if model.memory_options.cpu_offload:
         # The autoencoder and the denoiser have no room beside each other, so every crop that will
         # be dealt is encoded now.
         context = TrainContext(model, batches, config, processes, observe)

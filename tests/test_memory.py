@@ -11,12 +11,12 @@ from dreamloom.core.device import Runtime
 from dreamloom.memory.choose import EIGHT_BIT, Limits, Work, choose_setting, usable_bytes
 from dreamloom.memory.measure import count_folder
 from dreamloom.memory.phases import Case, Run, count_phases, counted_run
-from dreamloom.memory.predict import GIB, PHASES, Setting, predict_footprint
+from dreamloom.memory.predict import GIB, PHASES, Setting, predict_memory_use
 from dreamloom.memory.table import read_table
 from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
 from dreamloom.models import sdxl_configs
 from dreamloom.models.attention import AttentionMaps
-from dreamloom.models.base import AdapterSpec, Thrift
+from dreamloom.models.base import AdapterSpec, MemoryOptions
 from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLModel
 
@@ -35,7 +35,7 @@ TAUGHT = Setting(1024, text_encoders=True, cpu_offload=True)
 @pytest.mark.parametrize(("levels", "quantization", "at_most"), BARS)
 def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
     setting = replace(TAUGHT, gradient_checkpointing=levels, quantization=quantization)
-    found = predict_footprint(read_table(), setting)
+    found = predict_memory_use(read_table(), setting)
     assert found.peak_bytes < at_most * GIB
     assert found.peak_phase == "training"
 
@@ -46,7 +46,7 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
     [
         (Case(1024, TEXT), Setting(1024, text_encoders=True)),
         (
-            Case(1024, TEXT, "low", Thrift(cpu_offload=True), drawn_at_once=2),
+            Case(1024, TEXT, "low", MemoryOptions(cpu_offload=True), drawn_at_once=2),
             replace(TAUGHT, gradient_checkpointing="low", drawn_at_once=2),
         ),
         (
@@ -60,11 +60,11 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
             ),
         ),
         (
-            Case(1024, TEXT, "full", Thrift("nf4", cpu_offload=True)),
+            Case(1024, TEXT, "full", MemoryOptions("nf4", cpu_offload=True)),
             replace(TAUGHT, gradient_checkpointing="full", quantization="nf4"),
         ),
         (
-            Case(1024, TEXT, "full", Thrift("int8", cpu_offload=True), micro_batch_size=4),
+            Case(1024, TEXT, "full", MemoryOptions("int8", cpu_offload=True), micro_batch_size=4),
             replace(TAUGHT, gradient_checkpointing="full", quantization="int8", micro_batch_size=4),
         ),
         (
@@ -75,7 +75,7 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
 )
 def test_what_is_predicted_of_sdxl_is_what_is_counted(case, setting):
     counted = count_phases(case)
-    predicted = predict_footprint(read_table(), setting)
+    predicted = predict_memory_use(read_table(), setting)
     assert predicted.peak_bytes == pytest.approx(max(counted.values()), rel=0.1)
     assert predicted.phases["training"] == pytest.approx(counted["training"], rel=0.1)
 
@@ -95,7 +95,7 @@ def tiny_table(tiny_sdxl: Path):
 )
 def test_another_base_is_predicted_from_its_own_counts(tiny_sdxl, tiny_table, case, setting):
     counted = count_phases(replace(case, folder=tiny_sdxl))
-    predicted = predict_footprint(tiny_table, setting).phases
+    predicted = predict_memory_use(tiny_table, setting).phases
     for phase in ("class images", "caching", "training"):
         assert predicted[phase] == pytest.approx(counted[phase], rel=0.15), phase
 
@@ -154,8 +154,8 @@ def test_less_memory_is_met_by_recomputing_first_and_fewer_bits_last():
 def test_what_is_chosen_fits_and_its_end_needs_no_more_than_its_middle(gib):
     choice = choose(gib)
     assert choice.fits
-    assert choice.footprint.peak_bytes <= usable_bytes(round(gib * GIB))
-    phases = choice.footprint.phases
+    assert choice.memory_use.peak_bytes <= usable_bytes(round(gib * GIB))
+    phases = choice.memory_use.phases
     assert set(phases) == set(PHASES)
     if choice.setting.cpu_offload:
         assert max(phases["sampling"], phases["saving"]) <= phases["training"]
@@ -198,7 +198,7 @@ def test_states_in_8_bits_are_the_last_resort():
 def test_where_nothing_fits_the_least_is_told():
     choice = choose(2)
     assert not choice.fits
-    assert choice.footprint.peak_bytes > usable_bytes(2 * GIB)
+    assert choice.memory_use.peak_bytes > usable_bytes(2 * GIB)
     assert (choice.setting.quantization, choice.setting.gradient_checkpointing) == ("nf4", "full")
 
 
