@@ -45,7 +45,7 @@ from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import prepare_run, settle, teach
+from dreamloom.pipeline.train import prepare_run, resolve_defaults, teach
 
 SUBJECT, TRIGGER = "rraj person", "pixel"
 WHILE_DRAWING = {"switch": Composition("switch"), "k-lora": Composition("k-lora")}
@@ -114,7 +114,9 @@ def settings(task: Task) -> LoomConfig:
     """Settings of drawing and scoring, settled for picturebook."""
     drawn = {"steps": (task.steps,), "images_per_prompt": task.seeds, "schedulers": ("ddim",)}
     overrides = {f"generate.{name}": value for name, value in drawn.items()}
-    return settle(load_config(overrides={**overrides, "evaluate.detectors": False}), load())
+    return resolve_defaults(
+        load_config(overrides={**overrides, "evaluate.detectors": False}), load()
+    )
 
 
 @cache

@@ -50,7 +50,7 @@ from dreamloom.models.base import BaseIdentity, MemoryOptions, Sampler, Shot
 from dreamloom.models.families import load_model
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.sdxl import SDXLModel
-from dreamloom.pipeline.train import settle
+from dreamloom.pipeline.train import resolve_defaults
 from dreamloom.training.train import train_adapter
 
 HERE = Path(__file__).parent
@@ -174,7 +174,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
     watch = Watch(runtime.device)
     run = RunDir(folder / "run")
     run.claim()
-    config = settle(config, model)
+    config = resolve_defaults(config, model)
     side = int(config.photos.resolution_px)
     photos = load_photos(make_pictures(folder / "photos", 4, side, seed=0), run, side)
     watch.end("loading")

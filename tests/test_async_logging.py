@@ -101,7 +101,7 @@ def test_numbers_that_travel_are_read_in_order_and_not_too_late(
     # The second is there, but the first is not, and they come in order.
     write(loss_log, 2, (True, True), 2.0)
     assert [one.update for one in told] == [0, 1]
-    loss_log.settle()
+    loss_log.flush()
     assert [one.update for one in told] == [0, 1, 2]
 
 

@@ -25,7 +25,7 @@ from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
-from dreamloom.pipeline.train import open_run, settle
+from dreamloom.pipeline.train import open_run, resolve_defaults
 from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.trial import choose_people, photo_records
@@ -124,7 +124,7 @@ class Taught(NamedTuple):
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     work = tmp_path_factory.mktemp("taught")
     model = load_model("picturebook", pick_runtime("cpu"))
-    config = settle(load_config("quick"), model)
+    config = resolve_defaults(load_config("quick"), model)
     root = open_run(work / "root", config)
     priors = make_priors(root, model, config.class_prompt(), config.priors, config.seed, 128)
     none = config.model_copy(update={"priors": config.priors.model_copy(update={"kind": "none"})})

@@ -21,7 +21,7 @@ from dreamloom.memory import fit as fitting
 from dreamloom.memory.fit import fit_drawing, fit_run
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import settle
+from dreamloom.pipeline.train import resolve_defaults
 from dreamloom.training.train import check_training, train_adapter
 from studio_set import claimed, small_config
 
@@ -167,7 +167,7 @@ def test_picturebook_in_fewer_bits_learns_nearly_as_well(kind: str, near: float,
     for quantization in ("whole", kind):
         model = load_model("picturebook", pick_runtime("cpu"), MemoryOptions(quantization))  # type: ignore[arg-type]
         asked = ["train.steps=24", "priors.kind=none", "train.lr_scheduler=constant"]
-        config = settle(
+        config = resolve_defaults(
             load_config(sets=[*asked, f"memory.base_quantization={quantization}"]), model
         )
         run = claimed(tmp_path / quantization)

@@ -27,7 +27,7 @@ from dreamloom.pipeline.train import (
     name_folder,
     open_run,
     prepare_run,
-    settle,
+    resolve_defaults,
     teach,
 )
 from studio_set import make_photos
@@ -151,7 +151,7 @@ def test_resume_takes_the_runs_own_settings(
 
 def test_settling_leaves_nothing_automatic(tiny_sdxl: Path, runtime: Runtime) -> None:
     model = load_model(str(tiny_sdxl), runtime)
-    config = settle(load_config(), model)
+    config = resolve_defaults(load_config(), model)
     assert config.photos.resolution_px == 64
     assert config.train.target_modules == "all"
     assert config.train.alpha == 16.0

@@ -15,7 +15,7 @@ from dreamloom.experiments.demo import examples_folder
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import settle
+from dreamloom.pipeline.train import resolve_defaults
 from dreamloom.training.optimizers import OPTIMIZERS
 from dreamloom.training.train import train_adapter
 
@@ -72,7 +72,7 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
     told: list[Event] = []
     run = RunDir(tmp_path)
     run.claim()
-    train_adapter(run, model, photos, None, settle(asked, model), told.append)
+    train_adapter(run, model, photos, None, resolve_defaults(asked, model), told.append)
     if any("instead of adamw8bit" in event.text for event in told if isinstance(event, Note)):
         pytest.skip("bitsandbytes does not work on this machine")
     before, after = (event.loss for event in told if isinstance(event, Validated))

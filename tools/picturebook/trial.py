@@ -50,7 +50,7 @@ from dreamloom.picturebook.world import (
     sample_drawing,
     vary,
 )
-from dreamloom.pipeline.train import open_run, settle
+from dreamloom.pipeline.train import open_run, resolve_defaults
 from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.measurements import Row, at_least, at_most
@@ -420,7 +420,7 @@ def _likenesses(card: Scorecard) -> list[float]:
 
 def _prepare(plan: TrialPlan) -> tuple[Model, LoomConfig]:
     model = _load(plan.config.base)
-    return model, settle(plan.config, model)
+    return model, resolve_defaults(plan.config, model)
 
 
 @cache

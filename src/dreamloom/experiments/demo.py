@@ -29,7 +29,7 @@ from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import open_run, settle
+from dreamloom.pipeline.train import open_run, resolve_defaults
 from dreamloom.report.render import write_report
 from dreamloom.training.train import train_adapter
 
@@ -60,7 +60,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
         TrainingError: If it was stopped while teaching.
     """
     model = load_model(config.base, runtime)
-    config = settle(config, model)
+    config = resolve_defaults(config, model)
     root = open_run(out, config)
     observe = tee(observe, root.observer())
     side = model.advice.resolution_px

@@ -22,7 +22,7 @@ from dreamloom.inference.generate import (
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import settle
+from dreamloom.pipeline.train import resolve_defaults
 
 
 def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
@@ -117,7 +117,7 @@ def draw(
     run.refuse_strangers()
     base = _choose_base(config, stories)
     model = load_model(base, runtime, fit_drawing(config, base, runtime))
-    config = settle(config, model)
+    config = resolve_defaults(config, model)
     settings, name = config.generate, wish.name
     check_wish(model, prompts, settings, active, name, composition)
     run.claim()

@@ -49,7 +49,7 @@ from dreamloom.training.train import Judge, check_training, train_adapter
 _GLANCE_PX = 32
 
 
-def settle(config: LoomConfig, model: Model) -> LoomConfig:
+def resolve_defaults(config: LoomConfig, model: Model) -> LoomConfig:
     """Replace every ``auto`` by what suits the base model, and check names that it must know.
 
     Raises:
@@ -144,14 +144,14 @@ def prepare_run(
     for line in fitted.lines:
         observe(Note("train", line))
     model = load_model(config.base, runtime, fitted.memory_options)
-    config = settle(fitted.config, model)
+    config = resolve_defaults(fitted.config, model)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():
         if config.train.compile == "blocks":
             observe(Note("train", "blocks are compiled, which takes a while for the first time"))
         check_training(model, captions, config)
     with join_processes().main_first():
-        return open_run(out, settle(fitted.lasting, model)), model, config
+        return open_run(out, resolve_defaults(fitted.lasting, model)), model, config
 
 
 def _read_captions(run: RunDir, folder: Path) -> list[str]:

@@ -105,7 +105,7 @@ class AsyncLossLog:
         while self._lines and (len(self._lines) > self._behind or _has_arrived(self._lines[0])):
             self._read()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Hand on everything that was written down: before weights are looked at or saved."""
         while self._lines:
             self._read()

@@ -89,7 +89,7 @@ def teach(
             if update - updates.start == _WARM_UPDATES:
                 gc.freeze()
             if hooks.is_validation_due(update):
-                loss_log.settle()
+                loss_log.flush()
                 hooks.run_validation(update)
             trainable.set_rates(update)
             gathered = _gather_gradients(context, trainable, update)
@@ -101,7 +101,7 @@ def teach(
             stop = context.processes.any_says(stop_asked.is_set(), context.model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
             if stop or done % context.config.train.checkpointing_steps == 0 or done == updates.stop:
-                loss_log.settle()
+                loss_log.flush()
                 hooks.save(done)
             if stop:
                 raise TrainingError(

@@ -30,7 +30,7 @@ from dreamloom.experiments.merge_search.request import (
 )
 from dreamloom.experiments.merge_search.work import Table, load_base
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish
-from dreamloom.pipeline.train import settle
+from dreamloom.pipeline.train import resolve_defaults
 
 SUM, USUAL = "the plain sum", "0.8 and 1.0"
 """What the winner is compared with, as a sentence calls it."""
@@ -76,7 +76,7 @@ class Job:
         }
 
 
-def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
+def resolve_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
     """Read the adapters, plan, load the base model, and refuse what cannot be searched.
 
     Nothing is written.
@@ -96,7 +96,7 @@ def settle_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
         notes.append("There is one prompt only: its seeds alone are held out.")
     model = load_base(config.base, config.device, config.precision)
     subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
-    config = settle(config.model_copy(update={"subject": subject}), model)
+    config = resolve_defaults(config.model_copy(update={"subject": subject}), model)
     active = [ActiveAdapter(path) for path in wish.files]
     check_wish(model, [Prompt(text) for text in prompts], config.generate, active, "search")
     kind = _choose_encoders(config, model.identity.name)

@@ -29,7 +29,7 @@ from dreamloom.experiments.merge_search import work
 from dreamloom.experiments.merge_search.candidates import Candidate, draw_design
 from dreamloom.experiments.merge_search.embeddings import Look
 from dreamloom.experiments.merge_search.findings import Findings, write_page
-from dreamloom.experiments.merge_search.job import Job, settings_file, settle_job
+from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
 from dreamloom.experiments.merge_search.plan import Round
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import Wish
@@ -70,7 +70,7 @@ def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Fi
     start = time.perf_counter()
     run = RunDir(wish.out.absolute())
     run.refuse_strangers()
-    job = settle_job(wish, config, run)
+    job = resolve_job(wish, config, run)
     if run.finished(STAGE, job.inputs):
         observe(StageSkipped(STAGE, "already done"))
         return Findings.model_validate_json((run.path / "search.json").read_text("utf-8"))

@@ -30,7 +30,7 @@ from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish, gene
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import find_priors, open_run, settle
+from dreamloom.pipeline.train import find_priors, open_run, resolve_defaults
 from dreamloom.training.train import check_training, train_adapter
 
 SET = "pictures"
@@ -154,7 +154,7 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
         for seed in study.train_seeds:
             asked = study.configure(arm, seed)
             model = _load(asked)
-            config = configs[arm.name, seed] = settle(asked, model)
+            config = configs[arm.name, seed] = resolve_defaults(asked, model)
         check_wish(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
     RunDir(root).claim()
