@@ -29,7 +29,7 @@ from merge_vs_peft import RANK, SHAPES, WEIGHTS, make_layer
 
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
-from dreamloom.merging.merging import Wish, combine, merge_uncut
+from dreamloom.merging.merging import GenerateRequest, combine, merge_uncut
 from dreamloom.merging.method import Context, Part
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.ranks import parse_rank
@@ -169,21 +169,21 @@ def measure_layer(way: str, name: str, rank: int, repeats: int, shape: tuple[int
         Adapter({"unet.x": make_layer(shape, torch.Generator().manual_seed(seed))})
         for seed in (1, 2)
     ]
-    wish = Wish(WEIGHTS, name, {"space": "dense"}, parse_rank(str(rank)))
+    request = GenerateRequest(WEIGHTS, name, {"space": "dense"}, parse_rank(str(rank)))
 
     def merge_and_cut() -> tuple[torch.Tensor, torch.Tensor]:
         if way == "before":
-            return cut_by_all(next(merge_uncut(adapters, wish)).update, rank)
-        layer = combine(adapters, wish).adapter.layers["unet.x"]
+            return cut_by_all(next(merge_uncut(adapters, request)).update, rank)
+        layer = combine(adapters, request).adapter.layers["unet.x"]
         return layer.up, layer.down
 
     (up, down), seconds, peak = take_time(merge_and_cut)
     # The peak is that of the first time: later on, the process keeps what it has freed.
-    whole = next(merge_uncut(adapters, wish)).update
-    merging = take_time(lambda: next(merge_uncut(adapters, wish)))[1]
+    whole = next(merge_uncut(adapters, request)).update
+    merging = take_time(lambda: next(merge_uncut(adapters, request)))[1]
     for _ in range(repeats - 1):
         seconds = min(seconds, take_time(merge_and_cut)[1])
-        merging = min(merging, take_time(lambda: next(merge_uncut(adapters, wish)))[1])
+        merging = min(merging, take_time(lambda: next(merge_uncut(adapters, request)))[1])
     error = float((whole.double() - up.double() @ down.double()).norm() / whole.double().norm())
     print(json.dumps({"seconds": seconds, "merging": merging, "peak": peak, "error": error}))
 

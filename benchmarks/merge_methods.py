@@ -39,7 +39,7 @@ from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import GenerateRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
@@ -175,7 +175,7 @@ def merge(task: Task) -> tuple[Path, Done]:
         if known["parts"] == hashes:
             return path, Done(seconds=known["seconds"], rank=known["rank"], lost=known["lost"])
     adapters = [read_adapter(file) for file in task.files]
-    wish = Wish([1.0, 1.0], task.name)
+    request = GenerateRequest([1.0, 1.0], task.name)
     prepared = None
     start = time.perf_counter()
     if METHODS[task.name].needs in {"activations", "training"}:
@@ -183,9 +183,9 @@ def merge(task: Task) -> tuple[Path, Done]:
             from dreamloom.merging.activations.prepare import prepare_merge
         except ImportError:
             return path, Done(skipped="it needs the base model, which cannot be asked yet")
-        preparation = prepare_merge(load(), adapters, wish)
+        preparation = prepare_merge(load(), adapters, request)
         prepared = preparation.layers if preparation else None
-    combined = combine(adapters, wish, prepared)
+    combined = combine(adapters, request, prepared)
     seconds = time.perf_counter() - start
     metadata = {
         name: text

@@ -23,7 +23,7 @@ from torch import nn
 
 from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import GenerateRequest, combine
 from dreamloom.merging.ranks import parse_rank
 
 SHAPES = {
@@ -97,16 +97,16 @@ def multiply(layer: Layer) -> torch.Tensor:
 
 def measure_ours(adapters: list[Adapter], repeats: int) -> dict[str, object]:
     """Merge all layers, and tell time, memory and errors."""
-    wish = Wish(list(WEIGHTS), rank=parse_rank(str(RANK)))
-    full = Wish(list(WEIGHTS))
+    request = GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
+    full = GenerateRequest(list(WEIGHTS))
     cpu, wall = [], []
     forget_peak()
     before = read_memory_mib("VmRSS")
-    merged = combine(adapters, wish)
+    merged = combine(adapters, request)
     peak = read_memory_mib("VmHWM") - before
     for _ in range(repeats):
         begun, begun_cpu = time.perf_counter(), time.process_time()
-        merged = combine(adapters, wish)
+        merged = combine(adapters, request)
         wall.append(time.perf_counter() - begun)
         cpu.append(time.process_time() - begun_cpu)
     begun_cpu = time.process_time()
@@ -138,8 +138,8 @@ def stays_finite(adapters: list[Adapter]) -> bool:
         layer = second[name]
         second[name] = Layer(layer.down, torch.zeros_like(layer.up))
     first[some[1]] = Layer(first[some[1]].down, torch.zeros_like(first[some[1]].up))
-    wish = Wish(list(WEIGHTS), rank=parse_rank(str(RANK)))
-    merged = combine([Adapter(first), Adapter(second)], wish).adapter
+    request = GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
+    merged = combine([Adapter(first), Adapter(second)], request).adapter
     return all(
         bool(torch.isfinite(layer.up).all() and torch.isfinite(layer.down).all())
         for layer in merged.layers.values()
@@ -151,7 +151,7 @@ def measure_peft(shape: tuple[int, int], adapters: list[Adapter]) -> dict[str, f
     name = name_layer(shape, 0)
     ours = combine(
         [Adapter({name: adapter.layers[name]}) for adapter in adapters],
-        Wish(list(WEIGHTS), rank=parse_rank(str(RANK))),
+        GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK))),
     ).adapter.layers[name]
     found = {}
     for kind, whole in (("default", True), ("thin", False)):

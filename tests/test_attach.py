@@ -14,7 +14,7 @@ from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
 from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
@@ -534,7 +534,7 @@ def test_a_word_of_several_vectors_is_spelled_out_in_prompts(tiny: SDXLModel) ->
 def test_merging_refuses_other_kinds_by_name(tiny: SDXLModel) -> None:
     lora, dora = strengthen(tiny, PLAIN), strengthen(tiny, replace(PLAIN, kind="dora"))
     with pytest.raises(AdapterError, match="DoRA; only a LoRA"):
-        combine([lora, dora], Wish([1.0, 1.0]))
+        combine([lora, dora], MergeRequest([1.0, 1.0]))
     with pytest.raises(AdapterError, match=r"x\.safetensors is a DoRA"):
         refuse_other_kinds(dora, "x.safetensors", "can be merged")
     with pytest.raises(AdapterError, match="norm"):
@@ -544,11 +544,11 @@ def test_merging_refuses_other_kinds_by_name(tiny: SDXLModel) -> None:
 def test_a_merge_keeps_the_words_of_its_parts(tiny: SDXLModel) -> None:
     one = strengthen(tiny, replace(PLAIN, tokens={"<me>": "person"}))
     two = strengthen(tiny, replace(PLAIN, tokens={"<it>": "dog"}))
-    assert list(combine([one, two], Wish([1.0, 0.5])).adapter.tokens) == ["<me>", "<it>"]
-    assert list(combine([one, two], Wish([1.0, 0.0])).adapter.tokens) == ["<me>"]
+    assert list(combine([one, two], MergeRequest([1.0, 0.5])).adapter.tokens) == ["<me>", "<it>"]
+    assert list(combine([one, two], MergeRequest([1.0, 0.0])).adapter.tokens) == ["<me>"]
     clash = replace(two, tokens={"<me>": two.tokens["<it>"]})
     with pytest.raises(AdapterError, match="<me>"):
-        combine([one, clash], Wish([1.0, 1.0]))
+        combine([one, clash], MergeRequest([1.0, 1.0]))
 
 
 def test_an_adapter_that_cannot_be_attached_leaves_the_base(

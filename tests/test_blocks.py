@@ -21,7 +21,7 @@ from dreamloom.merging.blocks import (
     parse_blocks,
     read_blocks,
 )
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from merges import assert_same, random_adapter
 
 # How the web interface's extension finds a layer's number: by Stability AI's name of its block.
@@ -243,7 +243,7 @@ def test_nothing_is_weight_1_everywhere():
 def test_a_word_that_is_in_no_layer_is_refused(word):
     one = random_adapter(1, {"linear": 2})
     with pytest.raises(ConfigError, match=r"in no layer that changes.*unet\.linear"):
-        combine([one], Wish([1.0], blocks=[parse_blocks(word)]))
+        combine([one], MergeRequest([1.0], blocks=[parse_blocks(word)]))
 
 
 def test_a_block_weight_counts_once_and_its_sign_stays():
@@ -251,9 +251,9 @@ def test_a_block_weight_counts_once_and_its_sign_stays():
     one = random_adapter(1, {"linear": 2, "conv": 3})
     for weight in (0.5, -1.0, 3.0):
         blocks = parse_blocks(f"all={weight}")
-        merged = combine([one], Wish([2.0], blocks=[blocks])).adapter
-        assert_same(merged, combine([one], Wish([2.0 * weight])).adapter)
-    kept = combine([one], Wish([1.0], blocks=[parse_blocks("conv=0")])).adapter
+        merged = combine([one], MergeRequest([2.0], blocks=[blocks])).adapter
+        assert_same(merged, combine([one], MergeRequest([2.0 * weight])).adapter)
+    kept = combine([one], MergeRequest([1.0], blocks=[parse_blocks("conv=0")])).adapter
     assert_same(kept, Adapter({"unet.linear": one.layers["unet.linear"]}))
 
 

@@ -23,7 +23,7 @@ from dreamloom.merging.activations.prompts import find_prompts
 from dreamloom.merging.activations.targets import measure_missed, record_examples
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.prepared import JOINT, name_down, name_gram
 from dreamloom.models.activation_hooks import add_changes, hook_activations
@@ -65,10 +65,10 @@ def small(model):
 
 
 def inquire(model, some, weights=(1.0, 1.0), joint=False, **options):
-    wish = Wish(list(weights), **options)
+    request = MergeRequest(list(weights), **options)
     prompts = find_prompts(some, 2, PROMPTS)
-    asks = list_asks(weigh_adapters(some, wish), prompts, joint)
-    return Inquiry(model, some, wish, asks, 2, 0)
+    asks = list_asks(weigh_adapters(some, request), prompts, joint)
+    return Inquiry(model, some, request, asks, 2, 0)
 
 
 def answer(model):
@@ -205,7 +205,7 @@ def test_a_layer_that_is_given_too_few_inputs_gets_the_plain_sum(model, pair):
         assert bool(gram.any()) == (name not in few)
         assert bool(dropped[name][name_gram(ask.number)].any())
     merged, plain = (
-        combine(inquiry.adapters, Wish([0.5, 1.0], method), kept).adapter
+        combine(inquiry.adapters, MergeRequest([0.5, 1.0], method), kept).adapter
         for method in ("ssr", "sum")
     )
     for name in few:
@@ -229,7 +229,9 @@ def test_block_weights_count_while_listening(model, pair):
     inquiry = inquire(model, pair, blocks=[off, BlockWeights()])
     assert not any(name.startswith("unet.up_blocks") for name in inquiry.shared)
     assert all(not n.startswith("unet.up_blocks") for n in inquiry.weighed[0].layers)
-    halved = weigh_adapters(pair, Wish([0.5, 1.0], blocks=[BlockWeights((("*", 0.5),))] * 2))
+    halved = weigh_adapters(
+        pair, MergeRequest([0.5, 1.0], blocks=[BlockWeights((("*", 0.5),))] * 2)
+    )
     name = next(iter(pair[0].layers))
     torch.testing.assert_close(dense(halved[0], name), 0.25 * dense(pair[0], name))
 
@@ -315,7 +317,7 @@ def test_a_layer_that_is_never_asked_gets_the_plain_sum(model, small):
     asks = [replace(ask, active=()) for ask in inquiry.asks]
     prepared = hear_signals(replace_asks(inquiry, asks), {"unseen": "sum"}).layers
     assert float(prepared[unheard][name_gram(1)].norm()) == 0
-    merged = combine(inquiry.adapters, Wish([0.5, 1.0], "ssr"), prepared).adapter
+    merged = combine(inquiry.adapters, MergeRequest([0.5, 1.0], "ssr"), prepared).adapter
     expected = 1.5 * torch.ones(4, 3).double()
     torch.testing.assert_close(dense(merged, unheard), expected)
 
@@ -328,10 +330,10 @@ def replace_asks(inquiry, asks):
 
 @pytest.mark.parametrize("method", ["ssr", "regmean"])
 def test_the_merge_answers_each_adapters_prompts_better_than_the_sum(model, pair, method):
-    wish = Wish([1.0, 1.0], method, QUICK)
-    prepared = prepare_merge(model, pair, wish, PROMPTS)
+    request = MergeRequest([1.0, 1.0], method, QUICK)
+    prepared = prepare_merge(model, pair, request, PROMPTS)
     merged, plain = (
-        combine(pair, replace(wish, method=m, options=o), prepared.layers).adapter
+        combine(pair, replace(request, method=m, options=o), prepared.layers).adapter
         for m, o in ((method, QUICK), ("sum", {}))
     )
     examples = record_examples(inquire(model, pair))
@@ -360,29 +362,29 @@ FEW = {**QUICK, "updates": 12, "learning_rate": 0.03}
 @pytest.fixture(scope="module", params=LEARNED)
 def learned(request, model, small):
     before = answer(model)
-    wish = Wish([1.0, 0.8], request.param, FEW)
+    request = MergeRequest([1.0, 0.8], request.param, FEW)
     events = []
-    prepared = prepare_merge(model, small, wish, PROMPTS, observe=events.append)
+    prepared = prepare_merge(model, small, request, PROMPTS, observe=events.append)
     assert torch.equal(answer(model), before)
-    return wish, prepared, events
+    return request, prepared, events
 
 
 def test_masks_move_and_less_is_missed(learned):
     """An optimizer that hardly moves gives the plain sum under another name."""
-    wish, prepared, _ = learned
+    request, prepared, _ = learned
     masks = torch.cat([mask for own in prepared.layers.values() for mask in own.values()])
     assert (masks - 1).abs().mean() > 0.02
     assert sum(prepared.told.missed) < 0.95 * sum(prepared.told.missed_by_sum)
-    assert wish.method in METHODS
+    assert request.method in METHODS
 
 
 def test_the_file_says_what_the_masked_model_said(model, small, learned):
     """The exported LoRA misses as much as was measured while learning, and ranks only add up."""
-    wish, prepared, _ = learned
-    merged = combine(small, wish, prepared.layers).adapter
+    request, prepared, _ = learned
+    merged = combine(small, request, prepared.layers).adapter
     wished = find_prompts(small, 2, PROMPTS)
-    asks = list_asks(weigh_adapters(small, wish), wished, False)
-    examples = record_examples(Inquiry(model, small, wish, asks, 2, 0))
+    asks = list_asks(weigh_adapters(small, request), wished, False)
+    examples = record_examples(Inquiry(model, small, request, asks, 2, 0))
     assert measure_missed(model, examples, merged) == pytest.approx(prepared.told.missed, rel=1e-3)
     assert set(merged.ranks.values()) == {4}
 
@@ -399,16 +401,16 @@ def test_progress_is_told_without_a_gap(learned):
 @pytest.mark.parametrize("method", LEARNED)
 def test_learning_does_not_depend_on_order_or_on_how_an_update_is_split(model, small, method):
     options = {**QUICK, "updates": 3}
-    wish = Wish([1.0, 0.8], method, options)
+    request = MergeRequest([1.0, 0.8], method, options)
 
     def merge(some, weights, prompts):
-        wish = Wish(weights, method, options)
-        return combine(some, wish, prepare_merge(model, some, wish, prompts).layers).adapter
+        request = MergeRequest(weights, method, options)
+        return combine(some, request, prepare_merge(model, some, request, prompts).layers).adapter
 
     merged = merge(small, [1.0, 0.8], PROMPTS)
     turned = merge(small[::-1], [0.8, 1.0], PROMPTS[::-1])
     rewritten = merge([rewrite(a, 5) for a in small], [1.0, 0.8], PROMPTS)
-    plain = combine(small, Wish(wish.weights)).adapter
+    plain = combine(small, MergeRequest(request.weights)).adapter
     moved = max((dense(merged, n) - dense(plain, n)).abs().max() for n in merged.layers)
     assert moved > 1e-2
     assert_same(turned, merged, atol=0.1 * float(moved))
@@ -417,11 +419,11 @@ def test_learning_does_not_depend_on_order_or_on_how_an_update_is_split(model, s
 
 def test_masks_that_help_nothing_stay_1(model, small):
     same = [small[0], Adapter({n: Layer(x.down, 0 * x.up) for n, x in small[1].layers.items()})]
-    wish = Wish([1.0, 1.0], "ziprank", {**QUICK, "updates": 2, "learning_rate": 1.0})
-    prepared = prepare_merge(model, same, wish, (PROMPTS[0], PROMPTS[0]))
+    request = MergeRequest([1.0, 1.0], "ziprank", {**QUICK, "updates": 2, "learning_rate": 1.0})
+    prepared = prepare_merge(model, same, request, (PROMPTS[0], PROMPTS[0]))
     # Nothing is missed by the sum: whatever is learned is worse.
     assert prepared.told.missed_by_sum[0] < 1e-6
-    assert_same(combine(same, wish, prepared.layers).adapter, small[0])
+    assert_same(combine(same, request, prepared.layers).adapter, small[0])
 
 
 def test_text_encoders_are_added_up_unmasked(model):
@@ -429,10 +431,10 @@ def test_text_encoders_are_added_up_unmasked(model):
         make_adapter(model, seed, blocks=BLOCK, target_modules="attention", text=True)
         for seed in (7, 8)
     ]
-    wish = Wish([1.0, 1.0], "ziprank", {**QUICK, "updates": 1})
-    prepared = prepare_merge(model, some, wish, PROMPTS)
-    merged = combine(some, wish, prepared.layers).adapter
-    plain = combine(some, Wish([1.0, 1.0])).adapter
+    request = MergeRequest([1.0, 1.0], "ziprank", {**QUICK, "updates": 1})
+    prepared = prepare_merge(model, some, request, PROMPTS)
+    merged = combine(some, request, prepared.layers).adapter
+    plain = combine(some, MergeRequest([1.0, 1.0])).adapter
     text = [name for name in merged.layers if name.startswith("text_encoder")]
     assert text
     for name in text:
@@ -476,7 +478,7 @@ def test_every_method_that_needs_it_is_prepared_here():
 
 
 def test_a_method_of_factors_needs_nothing(model, pair):
-    assert prepare_merge(model, pair, Wish([1.0, 1.0])) is None
+    assert prepare_merge(model, pair, MergeRequest([1.0, 1.0])) is None
 
 
 @pytest.mark.parametrize("method", PREPARERS)
@@ -485,16 +487,16 @@ def test_layers_of_one_alone_need_nothing(model, method):
         make_adapter(model, 1, blocks="mid_block", target_modules="attention"),
         make_adapter(model, 2, blocks=BLOCK, target_modules="attention"),
     ]
-    wish = Wish([1.0, 1.0], method, QUICK)
-    prepared = prepare_merge(model, apart, wish, PROMPTS)
+    request = MergeRequest([1.0, 1.0], method, QUICK)
+    prepared = prepare_merge(model, apart, request, PROMPTS)
     assert prepared.layers == {}
-    merged = combine(apart, wish, prepared.layers).adapter
-    assert_same(merged, combine(apart, Wish([1.0, 1.0])).adapter)
+    merged = combine(apart, request, prepared.layers).adapter
+    assert_same(merged, combine(apart, MergeRequest([1.0, 1.0])).adapter)
 
 
 def test_numbers_must_match(model, pair):
     with pytest.raises(ConfigError, match="2 adapters need as many weights, got 1"):
-        prepare_merge(model, pair, Wish([1.0], "ssr"))
+        prepare_merge(model, pair, MergeRequest([1.0], "ssr"))
 
 
 def test_an_adapter_of_another_base_is_refused(model, pair):
@@ -503,17 +505,17 @@ def test_an_adapter_of_another_base_is_refused(model, pair):
         metadata={"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "other"},
     )
     with pytest.raises(AdapterError, match="Adapter 2 was made for the base model sdxl, not for"):
-        prepare_merge(model, [pair[0], other], Wish([1.0, 1.0], "ssr"), PROMPTS)
+        prepare_merge(model, [pair[0], other], MergeRequest([1.0, 1.0], "ssr"), PROMPTS)
     strange = Adapter({"unet.nowhere": next(iter(pair[1].layers.values()))})
     with pytest.raises(AdapterError, match=r"does not fit .* unet\.nowhere"):
-        prepare_merge(model, [pair[0], strange], Wish([1.0, 1.0], "ssr", QUICK), PROMPTS)
+        prepare_merge(model, [pair[0], strange], MergeRequest([1.0, 1.0], "ssr", QUICK), PROMPTS)
 
 
 @pytest.mark.parametrize("method", ["ssr", "ziprank"])
 def test_numbers_out_of_range_are_told_and_the_base_stays(model, pair, method):
     before = answer(model)
     with pytest.raises(TrainingError, match=r"wore adapter 2, .* not finite.*Lower the weight"):
-        prepare_merge(model, pair, Wish([1.0, 1e38], method, QUICK), PROMPTS)
+        prepare_merge(model, pair, MergeRequest([1.0, 1e38], method, QUICK), PROMPTS)
     assert torch.equal(answer(model), before)
 
 
@@ -532,9 +534,9 @@ def test_hooks_go_when_a_block_fails(model, pair):
 def test_a_half_precision_base_says_nearly_the_same(tiny_sdxl, model, small, method):
     half = load_model(str(tiny_sdxl), pick_runtime("cpu", "bf16"))
     options = {**QUICK, "updates": 1} if method in LEARNED else QUICK
-    wish = Wish([1.0, 1.0], method, options)
+    request = MergeRequest([1.0, 1.0], method, options)
     exact, rough = (
-        combine(small, wish, prepare_merge(m, small, wish, PROMPTS).layers).adapter
+        combine(small, request, prepare_merge(m, small, request, PROMPTS).layers).adapter
         for m in (model, half)
     )
     for name in exact.layers:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import dreamloom.merging.merging
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.ranks import FULL, parse_rank
 from merges import (
@@ -25,7 +25,7 @@ from merges import (
 
 
 def weighted_sum(adapters, weights):
-    return combine(adapters, Wish(weights)).adapter
+    return combine(adapters, MergeRequest(weights)).adapter
 
 
 @settings(max_examples=25)
@@ -167,8 +167,10 @@ EXACT = [name for name, method in METHODS.items() if method.needs in {"factors",
 def merged_by(method, some, weights, rank=None):
     """Merge as many of some adapters as a method takes: two, or more if it needs more."""
     count = min(len(some), max(2, METHODS[method].least))
-    wish = Wish(weights[:count], method, rank=FULL if rank is None else parse_rank(str(rank)))
-    return combine(some[:count], wish).adapter
+    request = MergeRequest(
+        weights[:count], method, rank=FULL if rank is None else parse_rank(str(rank))
+    )
+    return combine(some[:count], request).adapter
 
 
 @pytest.fixture
@@ -235,12 +237,12 @@ def test_zeros_are_finite(method, some):
 @given(merges(), st.integers(1, 7))
 def test_cutting_is_the_best_that_a_rank_can_do(merge, rank):
     adapters, weights = merge
-    whole = combine(adapters, Wish(weights)).adapter
+    whole = combine(adapters, MergeRequest(weights)).adapter
     assume(whole.norm() > 1e-3)
     existing = max(
         min(*layer.up.shape[:2], *layer.down.flatten(1).shape) for layer in whole.layers.values()
     )
-    done = combine(adapters, Wish(weights, rank=parse_rank(str(min(rank, existing)))))
+    done = combine(adapters, MergeRequest(weights, rank=parse_rank(str(min(rank, existing)))))
     for name in whole.layers:
         exact = dense(whole, name).flatten(1)
         left, values, right = torch.linalg.svd(exact, full_matrices=False)

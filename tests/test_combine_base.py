@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import flatten
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.methods.regmean import InputShares
 from dreamloom.merging.methods.ssr import solve_routing
@@ -108,7 +108,7 @@ def make_masks(method, some, make):
 def merged_by(method, some, weights, inputs, masks=None, **options):
     options = options_of(method, **options)
     prepared = prepare(method, some, inputs, weights, masks, **options)
-    return combine(some, Wish(weights, method, options), prepared).adapter
+    return combine(some, MergeRequest(weights, method, options), prepared).adapter
 
 
 def missed(some, weights, merged, inputs):
@@ -141,20 +141,24 @@ def test_a_method_tells_its_formula_and_source(method):
 @pytest.mark.parametrize("method", ASKING)
 def test_without_a_base_model_it_says_so(method, some):
     with pytest.raises(ConfigError, match=r"nothing was prepared for unet\.conv.*--base"):
-        combine(some, Wish([1.0, 1.0], method))
+        combine(some, MergeRequest([1.0, 1.0], method))
 
 
 @pytest.mark.parametrize("method", ASKING)
 def test_one_adapter_and_layers_of_one_alone_need_no_base_model(method, some):
-    assert_same(combine(some[:1], Wish([0.5], method)).adapter, _half(some[0]))
+    assert_same(combine(some[:1], MergeRequest([0.5], method)).adapter, _half(some[0]))
     alone = random_adapter(3, {"pointwise": 2})
-    apart = combine([alone, random_adapter(4, {"linear": 2})], Wish([0.5, 0.5], method)).adapter
+    apart = combine(
+        [alone, random_adapter(4, {"linear": 2})], MergeRequest([0.5, 0.5], method)
+    ).adapter
     assert torch.equal(apart.layers["unet.pointwise"].down, alone.layers["unet.pointwise"].down)
-    assert_same(combine([some[0], some[1]], Wish([0.5, 0.0], method)).adapter, _half(some[0]))
+    assert_same(
+        combine([some[0], some[1]], MergeRequest([0.5, 0.0], method)).adapter, _half(some[0])
+    )
 
 
 def _half(adapter):
-    return combine([adapter], Wish([0.5])).adapter
+    return combine([adapter], MergeRequest([0.5])).adapter
 
 
 @pytest.mark.parametrize("method", ASKING)
@@ -225,7 +229,7 @@ def test_twice_the_adapters_are_twice_the_result(method, some, seed, factor):
     options = {"joint": 0.3, "ridge": 1e-2}
     once = merged_by(method, some, weights, inputs, masks, **options)
     more = merged_by(method, stronger, weights, inputs, masks, **options)
-    assert_same(more, combine([once], Wish([factor])).adapter, atol=3e-4)
+    assert_same(more, combine([once], MergeRequest([factor])).adapter, atol=3e-4)
 
 
 @pytest.mark.parametrize("method", LINEAR)
@@ -235,7 +239,7 @@ def test_nothing_near_it_answers_better(method, some):
     inputs = draw_inputs(some, 5)
     merged = merged_by(method, some, weights, inputs, **EXACT)
     least = missed(some, weights, merged, inputs)
-    plain = missed(some, weights, combine(some, Wish(weights)).adapter, inputs)
+    plain = missed(some, weights, combine(some, MergeRequest(weights)).adapter, inputs)
     assert least < 0.9 * plain
     rng = torch.Generator().manual_seed(6)
     for size in (1e-3, 1e-2, 0.1, -1e-3, -1e-2, -0.1) * 5:
@@ -278,14 +282,14 @@ def test_inputs_at_right_angles_are_answered_as_by_each_alone(method):
     merged = merged_by(method, some, weights, inputs, **EXACT)
     assert missed(some, weights, merged, inputs) < 1e-8
     # The plain sum answers with both.
-    assert missed(some, weights, combine(some, Wish(weights)).adapter, inputs) > 1
+    assert missed(some, weights, combine(some, MergeRequest(weights)).adapter, inputs) > 1
 
 
 @pytest.mark.parametrize("method", LINEAR)
 def test_prompts_for_both_draw_to_the_plain_sum(method, some):
     inputs = draw_inputs(some, 10)
     weights = [0.8, 1.3]
-    plain = combine(some, Wish(weights)).adapter
+    plain = combine(some, MergeRequest(weights)).adapter
 
     def distance(joint):
         merged = merged_by(method, some, weights, inputs, joint=joint, **EXACT)
@@ -392,7 +396,7 @@ def test_masks_of_ones_give_the_plain_sum(method, some):
     masks = make_masks(method, some, torch.ones)
     inputs = {name: {} for name in names_of(some)}
     merged = merged_by(method, some, weights, inputs, masks)
-    assert_same(merged, combine(some, Wish(weights)).adapter, atol=2e-5)
+    assert_same(merged, combine(some, MergeRequest(weights)).adapter, atol=2e-5)
 
 
 @pytest.mark.parametrize("method", ["ziprank", "ziplora"])

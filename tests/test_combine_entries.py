@@ -13,7 +13,7 @@ from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging import entries, spaces
 from dreamloom.merging.entries import add_agreeing, elect_signs, find_magnitudes
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
-from dreamloom.merging.merging import Wish, combine, merge_uncut
+from dreamloom.merging.merging import MergeRequest, combine, merge_uncut
 from dreamloom.merging.method import Context, Part
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.methods.della import keep_chances
@@ -317,10 +317,10 @@ def test_where_all_signs_agree_and_all_stays_it_is_the_sum(seed, name):
 def test_in_a_space_of_its_own_nothing_is_cut_off():
     some = [random_adapter(seed, {"linear": 2, "conv": 3}) for seed in (12, 13)]
     for method in ("knots", "core"):
-        done = combine(some, Wish([1.0, 0.5], method))
+        done = combine(some, MergeRequest([1.0, 0.5], method))
         assert done.error == 0
         assert done.adapter.ranks == {"unet.linear": 4, "unet.conv": 6}
-    assert combine(some, Wish([1.0, 0.5], "ties", {"space": "dense"})).error > 0
+    assert combine(some, MergeRequest([1.0, 0.5], "ties", {"space": "dense"})).error > 0
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5])
@@ -353,10 +353,10 @@ def test_the_error_told_is_that_of_what_is_written(rank):
         )
         for _ in range(2)
     ]
-    wish = Wish([1.0, 0.8], "ties", {"space": "dense"}, parse_rank(rank))
-    done = combine(some, wish)
+    request = MergeRequest([1.0, 0.8], "ties", {"space": "dense"}, parse_rank(rank))
+    done = combine(some, request)
     lost = whole = 0.0
-    for uncut in merge_uncut(some, wish):
+    for uncut in merge_uncut(some, request):
         written = done.adapter.layers[uncut.layer].update().flatten(1).double()
         rest, size = (written - uncut.update.double()).norm(), uncut.update.double().norm()
         report = done.reports[uncut.layer]
@@ -684,7 +684,7 @@ def test_trimming_factors_depends_on_how_an_update_is_split():
         return up @ down
 
     def by_updates(adapters):
-        done = combine(adapters, Wish([1.0, 1.0], "ties", {"density": 0.5}))
+        done = combine(adapters, MergeRequest([1.0, 1.0], "ties", {"density": 0.5}))
         return done.adapter.layers["unet.linear"].update()
 
     assert_close(by_updates(again), by_updates(some), 2e-4)

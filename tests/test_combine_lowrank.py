@@ -27,7 +27,7 @@ from dreamloom.merging.factors import (
     stack,
     truncate_matrix,
 )
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.methods.equal import choose_equal_energy
 from dreamloom.merging.methods.karcher import choose_mean_direction
@@ -64,7 +64,7 @@ def draw_adapters(seed, count=2, ranks=(3, 2, 4), kinds=("linear", "conv")):
 
 
 def merged_by(method, some, weights, rank="full", blocks=(), **options):
-    return combine(some, Wish(weights, method, options, parse_rank(rank), blocks)).adapter
+    return combine(some, MergeRequest(weights, method, options, parse_rank(rank), blocks)).adapter
 
 
 def count_for(method):
@@ -496,8 +496,8 @@ def test_a_budget_is_told_as_it_is_typed(text):
 )
 def test_a_rank_is_read_back_as_it_is_told(text):
     """A certificate keeps the rank as a word, and verifying reads it again."""
-    wish = parse_rank(text)
-    assert parse_rank(str(wish)) == wish
+    request = parse_rank(text)
+    assert parse_rank(str(request)) == request
 
 
 @settings(max_examples=50)
@@ -518,7 +518,7 @@ def test_a_rank_cuts_what_the_method_says_to_the_best_of_that_rank(method):
     for rank in (1, 3, 40):
         if rank > max(whole.ranks.values()):
             continue
-        done = combine(some, Wish(weights, method, rank=parse_rank(str(rank))))
+        done = combine(some, MergeRequest(weights, method, rank=parse_rank(str(rank))))
         for name in whole.layers:
             exact = dense(whole, name).flatten(1)
             values = torch.linalg.svdvals(exact)
@@ -533,7 +533,7 @@ def test_a_rank_cuts_what_the_method_says_to_the_best_of_that_rank(method):
 def test_the_error_over_all_layers_is_what_was_lost_of_what_there_was():
     some = draw_adapters(2)
     whole = merged_by("sum", some, [1.0, 1.0])
-    done = combine(some, Wish([1.0, 1.0], rank=parse_rank("2")))
+    done = combine(some, MergeRequest([1.0, 1.0], rank=parse_rank("2")))
     names = names_of([whole])
     lost = vector(done.adapter, names) - vector(whole, names)
     assert done.error == pytest.approx(float(lost.norm() / vector(whole, names).norm()))
@@ -895,7 +895,7 @@ def test_who_is_protected_and_how_widely_can_be_chosen():
     merged = merged_by("np", some, [1.0, 1.0, 1.0], projection="hard", protected=1)
     expected = first + project(second + third, row_space(first, 3))
     torch.testing.assert_close(dense(merged, "unet.linear"), expected, rtol=0, atol=1e-9)
-    narrow = combine(some, Wish([1.0] * 3, "np", {"projection": "hard", "energy": 0.0}))
+    narrow = combine(some, MergeRequest([1.0] * 3, "np", {"projection": "hard", "energy": 0.0}))
     expected = third + project(first + second, row_space(third, 1))
     torch.testing.assert_close(dense(narrow.adapter, "unet.linear"), expected, rtol=0, atol=1e-9)
     assert narrow.reports["unet.linear"].notes == {"protected directions": 1.0}
@@ -935,7 +935,7 @@ def tsv_dense(matrices, ranks, weights):
 @given(seed=seeds, weights=st.lists(st.floats(-2, 2).filter(bool), min_size=2, max_size=2))
 def test_whitened_singular_vectors_are_those_of_the_dense_method(seed, weights):
     some = draw_adapters(seed, 2, ranks=(2, 1))
-    merged = combine(some, Wish(weights, "tsv"))
+    merged = combine(some, MergeRequest(weights, "tsv"))
     for name in names_of(some):
         matrices = [dense(adapter, name).flatten(1) for adapter in some]
         expected = tsv_dense(matrices, [2, 1], weights)
@@ -949,7 +949,7 @@ def test_whitened_singular_vectors_are_those_of_the_dense_method(seed, weights):
 
 def test_a_direction_that_is_shared_makes_no_noise():
     one = draw_adapters(19, 1)[0]
-    twice = combine([one, one], Wish([1.0, 1.0], "tsv"))
+    twice = combine([one, one], MergeRequest([1.0, 1.0], "tsv"))
     # What both say counts once, not twice.
     assert_same(twice.adapter, one, atol=1e-6)
     assert all(report.notes["condition"] > 1e12 for report in twice.reports.values())

@@ -20,7 +20,7 @@ from dreamloom.evaluation.scoring import Floor
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.draw import Wish, draw, pack_prompts
+from dreamloom.pipeline.draw import GenerateRequest, draw, pack_prompts
 from dreamloom.pipeline.score import score
 from dreamloom.pipeline.train import (
     name_differences,
@@ -67,10 +67,10 @@ def test_photos_to_adapter_to_pictures_to_scores(
         assert run.read_record(name) is not None
     assert run.events_file.read_text().count("LossLogged") == 2
 
-    wish = Wish(
+    request = GenerateRequest(
         (str(run.adapter),), ("a {subject} at night",), ("seed-v1",), None, True, "p", run.path
     )
-    pictures, floor = draw(wish, load_config(overrides=SMALL), runtime)
+    pictures, floor = draw(request, load_config(overrides=SMALL), runtime)
     drawn = read_image_set(pictures)
     assert drawn.pictures[0].prompt == "a sks dog at night"
     assert len(drawn.pictures) == 1 + len(read_pack("seed-v1").prompts)
@@ -195,10 +195,10 @@ def test_packs_are_filled_with_the_subject() -> None:
 
 
 def test_a_prompt_that_names_nobody_is_explained(tmp_path: Path, runtime: Runtime) -> None:
-    nobody = Wish((), ("a photo of {subject}",), (), None, False, "p", tmp_path / "out")
+    nobody = GenerateRequest((), ("a photo of {subject}",), (), None, False, "p", tmp_path / "out")
     with pytest.raises(ConfigError, match="nobody is named"):
         draw(nobody, load_config(), runtime)
-    nothing = Wish((), (), (), None, False, "p", tmp_path / "out")
+    nothing = GenerateRequest((), (), (), None, False, "p", tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to draw"):
         draw(nothing, load_config(), runtime)
     assert not (tmp_path / "out").exists()
@@ -211,10 +211,12 @@ def test_an_adapter_that_does_not_fit_leaves_no_folder(
     write_adapter(tmp_path / "foreign.safetensors", foreign)
     config = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
     out = tmp_path / "out"
-    wish = Wish((str(tmp_path / "foreign.safetensors"),), ("x",), (), None, False, "p", out)
+    request = GenerateRequest(
+        (str(tmp_path / "foreign.safetensors"),), ("x",), (), None, False, "p", out
+    )
     with pytest.raises(AdapterError, match="does not fit"):
-        draw(wish, config, runtime)
-    bad_name = Wish((), ("x",), (), None, False, "../p", out)
+        draw(request, config, runtime)
+    bad_name = GenerateRequest((), ("x",), (), None, False, "../p", out)
     with pytest.raises(ConfigError, match="cannot name a set"):
         draw(bad_name, config, runtime)
     assert not out.exists()

@@ -22,7 +22,7 @@ from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.blocks import parse_blocks, read_blocks
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.prepared import LEARNING_RATE, name_mask
 from dreamloom.merging.ranks import parse_rank
@@ -40,7 +40,7 @@ def draw(*shape, seed=0):
 
 
 def merged_by(method, some, weights, rank="full", blocks=(), **options):
-    return combine(some, Wish(weights, method, options, parse_rank(rank), blocks)).adapter
+    return combine(some, MergeRequest(weights, method, options, parse_rank(rank), blocks)).adapter
 
 
 def scaled(adapter, factor):
@@ -137,7 +137,7 @@ def test_d4_a_dora_is_not_merged_as_if_it_were_a_lora(tmp_path):
     adapter = make_one(6)
     dora = Adapter({}, peft=make_dora(dict(adapter.layers), {TO_Q: torch.ones(30)}))
     with pytest.raises(AdapterError, match="only a LoRA can be merged"):
-        combine([dora, adapter], Wish([1.0, 1.0]))
+        combine([dora, adapter], MergeRequest([1.0, 1.0]))
 
 
 # Products of factors: D5, D7, D8, D9, D11, D18.
@@ -325,7 +325,7 @@ def test_d17_zip_masks_are_learned_at_a_rate_that_moves_them_and_stay_factors():
     some = [make_one(16, (3,)), make_one(17, (2,))]
     masks = [draw(20, seed=18), draw(20, seed=19)]
     prepared = {TO_Q: {name_mask(i + 1): mask for i, mask in enumerate(masks)}}
-    merged = combine(some, Wish([1.0, 0.5], "ziplora"), prepared).adapter
+    merged = combine(some, MergeRequest([1.0, 0.5], "ziplora"), prepared).adapter
     assert merged.ranks == {TO_Q: 5}
     expected = dense(some[0], TO_Q) * masks[0] + 0.5 * dense(some[1], TO_Q) * masks[1]
     torch.testing.assert_close(dense(merged, TO_Q), expected, rtol=0, atol=1e-5)

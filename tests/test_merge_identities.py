@@ -20,7 +20,7 @@ from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.merging.files.merge import merge_adapters
 from dreamloom.merging.files.recipe import Part
 from dreamloom.merging.files.verify import verify_merge
-from dreamloom.merging.merging import Wish, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.ranks import parse_rank
 from merges import SHAPES, adapters, assert_same, dense, names_of, random_layer, rewrite
@@ -71,8 +71,8 @@ def count_for(method: str) -> int:
 
 
 def merged_by(method, some, weights, rank="full", **options):
-    wish = Wish(weights[: len(some)], method, options, parse_rank(rank))
-    return combine(some, wish).adapter
+    request = MergeRequest(weights[: len(some)], method, options, parse_rank(rank))
+    return combine(some, request).adapter
 
 
 WEIGHTS = [0.8, -0.6, 1.1]

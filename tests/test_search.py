@@ -48,7 +48,12 @@ from dreamloom.experiments.merge_search.front import (
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
 from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
 from dreamloom.experiments.merge_search.plot import draw_front
-from dreamloom.experiments.merge_search.request import Wish, Words, list_prompts, name_class
+from dreamloom.experiments.merge_search.request import (
+    SearchRequest,
+    Words,
+    list_prompts,
+    name_class,
+)
 from dreamloom.experiments.merge_search.retention import Ends
 from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
 from dreamloom.experiments.merge_search.running import run_search
@@ -408,8 +413,8 @@ def test_the_verdict_says_when_searching_was_for_nothing(outcome: str, says: str
 
 def test_prompts_call_the_style_and_those_of_other_styles_are_left_out() -> None:
     words = Words("rraj person", "person", "pixel")
-    wish = Wish(Path("a"), Path("b"), Path("p"), Path("o"))
-    prompts, notes = list_prompts(wish, words, "picturebook")
+    request = SearchRequest(Path("a"), Path("b"), Path("p"), Path("o"))
+    prompts, notes = list_prompts(request, words, "picturebook")
     assert len(prompts) == 17
     assert all(text.startswith("pixel, a ") and "rraj person" in text for text in prompts)
     assert not any("Van Gogh" in text for text in prompts)
@@ -417,13 +422,15 @@ def test_prompts_call_the_style_and_those_of_other_styles_are_left_out() -> None
         "3 prompts of picturebook-v1 ask for another style, or not for the subject, and are left "
         "out."
     ]
-    own = replace(wish, prompts=("a pixel {subject}", "a photo of {subject}", "a photo of a dog"))
+    own = replace(
+        request, prompts=("a pixel {subject}", "a photo of {subject}", "a photo of a dog")
+    )
     assert list_prompts(own, words, "picturebook")[0] == [
         "a pixel rraj person",
         "pixel, a photo of rraj person",
     ]
     with pytest.raises(ConfigError, match="No prompt names the subject, rraj person"):
-        list_prompts(replace(wish, prompts=("a photo of a dog",)), words, "picturebook")
+        list_prompts(replace(request, prompts=("a photo of a dog",)), words, "picturebook")
     assert name_class(["a photo of Rraj person"], Words("rraj person", "owl", "")) == [
         "a photo of an owl"
     ]
@@ -505,8 +512,8 @@ def make_adapter(model, seed: int, name: str, loud: float = 60.0) -> Adapter:
     )
 
 
-def make_wish(home: Path, out: Path, **changes) -> Wish:
-    wish = Wish(
+def make_request(home: Path, out: Path, **changes) -> SearchRequest:
+    request = SearchRequest(
         subject=home / "subject.safetensors",
         style=home / "style.safetensors",
         photos=home / "subject",
@@ -515,7 +522,7 @@ def make_wish(home: Path, out: Path, **changes) -> Wish:
         prompts=PROMPTS,
         budget=118,
     )
-    return replace(wish, **changes)
+    return replace(request, **changes)
 
 
 def settings(**changes) -> LoomConfig:
@@ -536,7 +543,7 @@ def list_pictures(out: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def searched(taught, tmp_path_factory):
     out = tmp_path_factory.mktemp("searched") / "search"
-    return out, run_search(make_wish(taught, out), settings())
+    return out, run_search(make_request(taught, out), settings())
 
 
 def test_a_search_draws_no_more_than_its_budget_and_says_what_it_found(searched) -> None:
@@ -590,18 +597,18 @@ def test_a_stopped_search_goes_on_and_ends_the_same(searched, taught, tmp_path) 
         if done == 14:
             raise Stopped
 
-    wish = make_wish(taught, tmp_path / "search")
+    request = make_request(taught, tmp_path / "search")
     with pytest.raises(Stopped):
-        run_search(wish, settings(), stop)
-    before = {path: path.stat().st_mtime_ns for path in list_pictures(wish.out)}
+        run_search(request, settings(), stop)
+    before = {path: path.stat().st_mtime_ns for path in list_pictures(request.out)}
     assert 0 < len(before) < found.pictures
-    looks = [path for path in wish.out.glob("looks/*/*.json")]
+    looks = [path for path in request.out.glob("looks/*/*.json")]
     assert looks
     assert all(read_looks(path) for path in looks)
-    again = run_search(wish, settings())
+    again = run_search(request, settings())
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert again == found.model_copy(update={"command": again.command})
-    assert again.command == found.command.replace(str(out), str(wish.out))
+    assert again.command == found.command.replace(str(out), str(request.out))
 
 
 def test_a_finished_search_is_not_done_again_and_another_does_not_take_its_place(
@@ -609,10 +616,10 @@ def test_a_finished_search_is_not_done_again_and_another_does_not_take_its_place
 ) -> None:
     out, found = searched
     events = []
-    assert run_search(make_wish(taught, out), settings(), events.append) == found
+    assert run_search(make_request(taught, out), settings(), events.append) == found
     assert [type(event) for event in events] == [StageSkipped]
     with pytest.raises(RunFolderError) as caught:
-        run_search(make_wish(taught, out, budget=130), settings())
+        run_search(make_request(taught, out, budget=130), settings())
     assert caught.value.problem == (
         f"{out} already holds another search: budget is 118 there and 130 here."
     )
@@ -623,7 +630,7 @@ def test_a_finished_search_is_not_done_again_and_another_does_not_take_its_place
 @pytest.mark.slow
 def test_without_pictures_in_the_style_its_own_drawings_stand_for_it(taught, tmp_path) -> None:
     out = tmp_path / "search"
-    found = run_search(make_wish(taught, out, style_photos=None, workers=2), settings())
+    found = run_search(make_request(taught, out, style_photos=None, workers=2), settings())
     assert found.pictures <= 118
     assert found.style_reference.startswith("8 pictures that the style's adapter drew")
     held = found.held_out["the winner"].kept["style"]
@@ -640,7 +647,7 @@ def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_pat
     with model.apply_adapters(candidate.dress(subject, style)):
         active = model.sample(shots, SAMPLER)
     path = tmp_path / "merged.safetensors"
-    write_adapter(path, combine([subject, style], candidate.wish()).adapter)
+    write_adapter(path, combine([subject, style], candidate.request()).adapter)
     with model.apply_adapters([(read_adapter(path), 1.0)]):
         merged = model.sample(shots, SAMPLER)
     with model.apply_adapters([(subject, 1.0), (style, 1.0)]):
@@ -661,7 +668,7 @@ def test_the_command_merges_with_the_winners_weights(taught, by_block, tmp_path)
     command = write_command(files, winner, out)
     done = CliRunner().invoke(main, ["--quiet", *shlex.split(command)[1:]])
     assert done.exit_code == 0, done.output
-    expected = combine([read_adapter(path) for path in files], winner.wish()).adapter
+    expected = combine([read_adapter(path) for path in files], winner.request()).adapter
     merged = read_adapter(out)
     assert set(merged.layers) == set(expected.layers)
     for name, layer in expected.layers.items():
@@ -706,39 +713,41 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
 # --- what cannot be searched -------------------------------------------------------------
 
 
-def refuse(wish: Wish, error: type[Exception], problem: str, **changes) -> None:
+def refuse(request: SearchRequest, error: type[Exception], problem: str, **changes) -> None:
     with pytest.raises(error) as caught:
-        run_search(wish, settings(**changes))
+        run_search(request, settings(**changes))
     assert problem in caught.value.problem
     assert caught.value.hint
     assert caught.value.problem.count(". ") == 0
-    assert not wish.out.exists()
+    assert not request.out.exists()
 
 
 def test_bad_wishes_are_refused_in_a_sentence_and_nothing_is_written(
     model, taught, tmp_path
 ) -> None:
-    wish = make_wish(taught, tmp_path / "out")
-    refuse(replace(wish, budget=20), ConfigError, "A budget of 20 pictures is too small")
-    refuse(replace(wish, budget=-1), ConfigError, "A budget of -1 pictures is too small")
-    refuse(replace(wish, between=(1.0, 0.5)), ConfigError, "between 1 and 0.5")
-    refuse(replace(wish, prompts=("a dog",)), ConfigError, "No prompt names the subject")
-    refuse(replace(wish, photos=tmp_path / "none"), PhotoError, "none")
-    refuse(replace(wish, packs=("none-v1",)), ConfigError, "There is no prompt pack 'none-v1'")
-    refuse(wish, ConfigError, "There is no scheduler 'none'", **{"generate.schedulers": ("none",)})
+    request = make_request(taught, tmp_path / "out")
+    refuse(replace(request, budget=20), ConfigError, "A budget of 20 pictures is too small")
+    refuse(replace(request, budget=-1), ConfigError, "A budget of -1 pictures is too small")
+    refuse(replace(request, between=(1.0, 0.5)), ConfigError, "between 1 and 0.5")
+    refuse(replace(request, prompts=("a dog",)), ConfigError, "No prompt names the subject")
+    refuse(replace(request, photos=tmp_path / "none"), PhotoError, "none")
+    refuse(replace(request, packs=("none-v1",)), ConfigError, "There is no prompt pack 'none-v1'")
+    refuse(
+        request, ConfigError, "There is no scheduler 'none'", **{"generate.schedulers": ("none",)}
+    )
     other = tmp_path / "other.safetensors"
     foreign = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "f00"}
     write_adapter(other, make_adapter(model, 3, "style").with_metadata(**foreign))
-    refuse(replace(wish, style=other), AdapterError, "were made for different base models")
-    refuse(replace(wish, style=tmp_path / "gone.safetensors"), AdapterError, "gone.safetensors")
+    refuse(replace(request, style=other), AdapterError, "were made for different base models")
+    refuse(replace(request, style=tmp_path / "gone.safetensors"), AdapterError, "gone.safetensors")
     nameless = tmp_path / "nameless.safetensors"
     write_adapter(nameless, Adapter(make_adapter(model, 1, "subject").layers))
-    refuse(replace(wish, subject=nameless), ConfigError, "does not say whom it shows")
+    refuse(replace(request, subject=nameless), ConfigError, "does not say whom it shows")
     text = tmp_path / "conv.safetensors"
     layers = {"unet.conv_in": make_adapter(model, 1, "style").layers["unet.conv_in"]}
     write_adapter(text, replace(make_adapter(model, 1, "style"), layers=layers))
     refuse(
-        replace(wish, style=text, by_block=True),
+        replace(request, style=text, by_block=True),
         ConfigError,
         "does not change layers in down, mid and up blocks alike",
     )
@@ -751,20 +760,20 @@ def test_an_adapter_that_shows_nothing_of_its_own_ends_the_search_early(
     layers = {name: Layer(one.down, 0 * one.up) for name, one in nothing.layers.items()}
     path = tmp_path / "nothing.safetensors"
     write_adapter(path, replace(nothing, layers=layers))
-    wish = make_wish(taught, tmp_path / "out", subject=path)
+    request = make_request(taught, tmp_path / "out", subject=path)
     with pytest.raises(EvaluationError) as caught:
-        run_search(wish, settings())
+        run_search(request, settings())
     assert caught.value.problem == (
         "There is nothing that a merge could keep: the subject's adapter alone is no more like "
         "the photos than the base model."
     )
-    assert len(list_pictures(wish.out)) == 3 * 8
+    assert len(list_pictures(request.out)) == 3 * 8
 
 
 def test_encoders_that_are_not_here_are_named(taught, tmp_path) -> None:
-    wish = make_wish(taught, tmp_path / "out")
+    request = make_request(taught, tmp_path / "out")
     changes = {"evaluate.encoders": "standard"}
-    refuse(wish, EvaluationError, "Nothing here can tell who is shown", **changes)
+    refuse(request, EvaluationError, "Nothing here can tell who is shown", **changes)
 
 
 def test_the_command_prints_what_it_found(searched, taught) -> None:

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from dreamloom.merging.files.recipe import Recipe
-    from dreamloom.merging.ranks import RankWish
+    from dreamloom.merging.ranks import RankRequest
 
 PATH = click.Path(path_type=Path)
 RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
@@ -228,12 +228,12 @@ def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> No
     from dreamloom.merging.files.convert import resize_adapter
     from dreamloom.merging.ranks import parse_rank
 
-    wish = parse_rank(rank)
+    request = parse_rank(rank)
     with watch(quiet) as observe:
         combined = resize_adapter(
             file,
             out,
-            wish,
+            request,
             given["file_format"],
             given["precision"],
             given["overwrite"],
@@ -256,7 +256,7 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
     from dreamloom.merging.files.convert import convert_file
     from dreamloom.merging.ranks import parse_rank
 
-    wish: RankWish | None = parse_rank(rank) if rank else None
+    request: RankRequest | None = parse_rank(rank) if rank else None
     with watch(quiet) as observe:
         adapter = convert_file(
             file,
@@ -264,11 +264,11 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
             given["file_format"],
             given["precision"],
             given["base"],
-            wish,
+            request,
             given["overwrite"],
             observe,
         )
-    approximated = adapter.metadata.get("dreamloom.approximation") if wish else None
+    approximated = adapter.metadata.get("dreamloom.approximation") if request else None
     lost = f", {json.loads(approximated)['relative_error']:.2%} off" if approximated else ""
     click.echo(f"The adapter: {out} ({len(adapter.layer_names)} layers{lost})")
 
@@ -302,12 +302,12 @@ def extract(
     from dreamloom.merging.files.convert import extract_file
     from dreamloom.merging.ranks import parse_rank
 
-    wish = parse_rank(rank)
+    request = parse_rank(rank)
     with watch(quiet) as observe:
         found = extract_file(
             (tuned, base),
             out,
-            wish,
+            request,
             given["file_format"],
             given["precision"],
             given["overwrite"],

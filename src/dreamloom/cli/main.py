@@ -207,12 +207,14 @@ def generate(quiet: bool, /, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
     from dataclasses import fields
 
-    from dreamloom.pipeline.draw import Wish, draw
+    from dreamloom.pipeline.draw import GenerateRequest, draw
 
-    wish = Wish(**{field.name: given.pop(field.name) for field in fields(Wish)})
+    request = GenerateRequest(
+        **{field.name: given.pop(field.name) for field in fields(GenerateRequest)}
+    )
     config = _settings(given)
     with _watch(quiet) as observe:
-        folders = draw(wish, config, _runtime(config), observe)
+        folders = draw(request, config, _runtime(config), observe)
     for folder in folders:
         click.echo(f"The pictures: {folder}")
 

@@ -64,7 +64,7 @@ def search(
     """
     from dreamloom.cli.console import print_note, say, watch
     from dreamloom.core.config.settings import load_config
-    from dreamloom.experiments.merge_search.request import Wish
+    from dreamloom.experiments.merge_search.request import SearchRequest
     from dreamloom.experiments.merge_search.running import run_search
 
     overrides = {
@@ -75,7 +75,7 @@ def search(
     }
     config = load_config(file=file, sets=sets, overrides=overrides, observe=print_note)
     with watch(quiet) as observe:
-        found = run_search(Wish(**given), config, observe)
+        found = run_search(SearchRequest(**given), config, observe)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return

@@ -141,7 +141,7 @@ def generate_images(
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
     """
-    adapters = check_wish(model, prompts, config, active, name, composition)
+    adapters = check_request(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
     listed = _list_active_adapters(active, composition)
     inputs = {
@@ -197,7 +197,7 @@ def generate_images(
     return images
 
 
-def check_wish(
+def check_request(
     model: Model,
     prompts: Sequence[Prompt],
     config: GenerateConfig,

@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.factors import Factors, truncate_matrix, unflatten
-from dreamloom.merging.ranks import RankWish, choose_rank, spend_budget
+from dreamloom.merging.ranks import RankRequest, choose_rank, spend_budget
 from dreamloom.models.weight_files import Weights, fingerprint_weights, open_weights
 
 OnLayer = Callable[[int, int], None]
@@ -48,7 +48,7 @@ class Extracted:
 def extract_adapter(
     tuned: str,
     base: str,
-    rank: RankWish,
+    rank: RankRequest,
     bytes_per_number: int = 4,
     on_layer: OnLayer = lambda done, total: None,
 ) -> Extracted:
@@ -119,15 +119,15 @@ class _Cutter:
     """Takes the differences of layers and cuts them to a rank."""
 
     def __init__(
-        self, new: Weights, old: Weights, names: list[str], wish: RankWish, on_layer: OnLayer
+        self, new: Weights, old: Weights, names: list[str], request: RankRequest, on_layer: OnLayer
     ) -> None:
-        self._new, self._old, self._names, self._wish = new, old, names, wish
+        self._new, self._old, self._names, self._request = new, old, names, request
         self._on_layer = on_layer
-        self._done, self._total = 0, len(names) * (2 if wish.kind == "budget" else 1)
+        self._done, self._total = 0, len(names) * (2 if request.kind == "budget" else 1)
         highest = max(min(_flat_shape(new, name)) for name in names)
-        if wish.kind == "fixed" and wish.amount > highest:
+        if request.kind == "fixed" and request.amount > highest:
             raise ConfigError(
-                f"Rank {wish.amount:.0f} is above what exists: the largest layer has {highest}.",
+                f"Rank {request.amount:.0f} is above what exists: the largest layer has {highest}.",
                 f"Ask for {highest} or less.",
             )
 
@@ -151,16 +151,18 @@ class _Cutter:
         """Choose the ranks of all layers together; of each only its singular values are kept."""
         values = {name: torch.linalg.svdvals(matrix) for name, matrix in self._list_differences()}
         costs = {name: sum(_flat_shape(self._new, name)) for name in values}
-        return spend_budget(values, costs, self._wish.amount / bytes_per_number) if values else {}
+        return (
+            spend_budget(values, costs, self._request.amount / bytes_per_number) if values else {}
+        )
 
     def cut_all(self, ranks: Mapping[str, int]) -> Iterator[tuple[str, Factors, float, float]]:
         """Give each layer's name, its cut difference, its norm, and the norm of what is lost."""
         for name, matrix in self._list_differences():
             rank = ranks.get(name)
-            if rank is None and self._wish.kind == "fixed":
-                rank = int(self._wish.amount)
+            if rank is None and self._request.kind == "fixed":
+                rank = int(self._request.amount)
             elif rank is None:
-                rank = choose_rank(torch.linalg.svdvals(matrix), self._wish)
+                rank = choose_rank(torch.linalg.svdvals(matrix), self._request)
             factors = find_nearest(matrix, min(rank, *matrix.shape), name)
             size = _measure(matrix)
             yield name, factors, size, _measure(matrix.addmm_(factors.up, factors.down, alpha=-1.0))

@@ -28,14 +28,14 @@ from dreamloom.merging.factors import (
 )
 from dreamloom.merging.method import Context, Merged, Method, Part, Value
 from dreamloom.merging.methods import METHODS, find_method
-from dreamloom.merging.ranks import FULL, RankWish, check_rank, choose_rank, spend_budget
+from dreamloom.merging.ranks import FULL, RankRequest, check_rank, choose_rank, spend_budget
 
 OnLayer = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class MergeRequest:
     """How adapters shall be merged.
 
     Args:
@@ -51,7 +51,7 @@ class Wish:
     weights: Sequence[float]
     method: str = "sum"
     options: Mapping[str, Value] = field(default_factory=dict)
-    rank: RankWish = FULL
+    rank: RankRequest = FULL
     blocks: Sequence[BlockWeights] = ()
     seed: int = 0
     bytes_per_number: int = 4
@@ -96,7 +96,7 @@ class Combined:
 
 def combine(
     adapters: Sequence[Adapter],
-    wish: Wish,
+    request: MergeRequest,
     prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
     on_layer: OnLayer = lambda done, total: None,
 ) -> Combined:
@@ -108,7 +108,7 @@ def combine(
 
     Args:
         adapters: One or more LoRAs.
-        wish: How.
+        request: How.
         prepared: What the base model told by layer, for methods that need it.
         on_layer: Told of progress.
 
@@ -121,17 +121,17 @@ def combine(
     Example:
         >>> a = Adapter({"unet.x": Layer(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0]]))})
         >>> b = Adapter({"unet.x": Layer(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0]]))})
-        >>> combine([a, b], Wish([1.0, 0.5])).adapter.layers["unet.x"].update()
+        >>> combine([a, b], MergeRequest([1.0, 0.5])).adapter.layers["unet.x"].update()
         tensor([[2.0000, 1.5000]])
     """
-    method = find_method(wish.method)
-    _check(adapters, wish, method)
-    merger = _Merger(adapters, wish, method, prepared or {})
+    method = find_method(request.method)
+    _check(adapters, request, method)
+    merger = _Merger(adapters, request, method, prepared or {})
     if not merger.names:
         raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
-    if wish.rank.kind == "fixed":
-        check_rank(wish.rank, [merger.existing_rank(name) for name in merger.names])
-    ranks = merger.spend_budget() if wish.rank.kind == "budget" else {}
+    if request.rank.kind == "fixed":
+        check_rank(request.rank, [merger.existing_rank(name) for name in merger.names])
+    ranks = merger.spend_budget() if request.rank.kind == "budget" else {}
     layers: dict[str, Layer] = {}
     reports: dict[str, LayerReport] = {}
     for done, name in enumerate(merger.names):
@@ -145,7 +145,7 @@ def combine(
         )
     words = [
         adapter.tokens
-        for adapter, weight in zip(adapters, wish.weights, strict=True)
+        for adapter, weight in zip(adapters, request.weights, strict=True)
         if weight != 0
     ]
     return Combined(Adapter(layers, tokens=gather_words(words)), reports)
@@ -168,7 +168,7 @@ class Uncut:
 
 def merge_uncut(
     adapters: Sequence[Adapter],
-    wish: Wish,
+    request: MergeRequest,
     prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Iterator[Uncut]:
     """Merge as `combine` does, but cut nothing off: what the error of a merge is measured by.
@@ -178,22 +178,24 @@ def merge_uncut(
     Raises:
         ConfigError, AdapterError: As `combine`.
     """
-    method = find_method(wish.method)
-    _check(adapters, wish, method)
-    merger = _Merger(adapters, wish, method, prepared or {})
+    method = find_method(request.method)
+    _check(adapters, request, method)
+    merger = _Merger(adapters, request, method, prepared or {})
     for name in merger.names:
         yield Uncut(name, merger.merge(name), merger.add_ranks(name))
 
 
-def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
+def _check(adapters: Sequence[Adapter], request: MergeRequest, method: Method) -> None:
     count = len(adapters)
-    if not adapters or count != len(wish.weights):
-        raise ConfigError(f"{count} adapters need as many weights, got {len(wish.weights)}.")
-    if wish.blocks and len(wish.blocks) != count:
-        raise ConfigError(f"{count} adapters need as many block weights, got {len(wish.blocks)}.")
-    if not all(torch.isfinite(torch.tensor(weight)) for weight in wish.weights):
+    if not adapters or count != len(request.weights):
+        raise ConfigError(f"{count} adapters need as many weights, got {len(request.weights)}.")
+    if request.blocks and len(request.blocks) != count:
         raise ConfigError(
-            f"Weights must be finite numbers, got {list(wish.weights)}.",
+            f"{count} adapters need as many block weights, got {len(request.blocks)}."
+        )
+    if not all(torch.isfinite(torch.tensor(weight)) for weight in request.weights):
+        raise ConfigError(
+            f"Weights must be finite numbers, got {list(request.weights)}.",
             "Give numbers below 1e38.",
         )
     if count < method.least or (method.most is not None and count > method.most):
@@ -208,7 +210,7 @@ def _check(adapters: Sequence[Adapter], wish: Wish, method: Method) -> None:
     for number, adapter in enumerate(adapters, 1):
         refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")
     layers = {name for adapter in adapters for name in adapter.layers}
-    for blocks in wish.blocks:
+    for blocks in request.blocks:
         blocks.check(layers)
 
 
@@ -218,16 +220,16 @@ class _Merger:
     def __init__(
         self,
         adapters: Sequence[Adapter],
-        wish: Wish,
+        request: MergeRequest,
         method: Method,
         prepared: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         self._adapters = adapters
-        self._wish = wish
+        self._request = request
         self._method = method
         self._prepared = prepared
-        self._options = method.read_options(wish.options)
-        self._blocks = wish.blocks or [NO_BLOCKS] * len(adapters)
+        self._options = method.read_options(request.options)
+        self._blocks = request.blocks or [NO_BLOCKS] * len(adapters)
         self.names = sorted(
             {
                 name
@@ -244,7 +246,7 @@ class _Merger:
         self._whole = self._sum_grams() if wanted else None
 
     def _weight(self, number: int, layer: str) -> float:
-        return self._wish.weights[number] * self._blocks[number].of(layer)
+        return self._request.weights[number] * self._blocks[number].of(layer)
 
     def _check_shapes(self, name: str) -> tuple[int, ...]:
         shapes = {
@@ -315,11 +317,11 @@ class _Merger:
         context = Context(
             layer=name,
             options=self._options,
-            seed=self._wish.seed,
+            seed=self._request.seed,
             adapters=len(self._adapters),
             whole=self._whole,
             prepared=self._prepared.get(name, {}),
-            weights=tuple(self._wish.weights),
+            weights=tuple(self._request.weights),
             notes={} if notes is None else notes,
         )
         return self._method.merge(self.parts(name), context)
@@ -328,16 +330,18 @@ class _Merger:
         """Choose the ranks of all layers together; what is merged is not kept meanwhile."""
         values = {name: _find_values(self.merge(name)) for name in self.names}
         costs = {name: sum(self.parts(name)[0].factors.shape) for name in self.names}
-        return spend_budget(values, costs, self._wish.rank.amount / self._wish.bytes_per_number)
+        return spend_budget(
+            values, costs, self._request.rank.amount / self._request.bytes_per_number
+        )
 
     def cut(self, name: str, rank: int | None) -> tuple[Factors, LayerReport]:
         """Merge a layer and cut it to the rank that was asked for."""
         notes: dict[str, float] = {}
         merged = self.merge(name, notes)
         if isinstance(merged, Factors):
-            factors, report = _cut_factors(merged, self._wish.rank, rank, self._method.ordered)
+            factors, report = _cut_factors(merged, self._request.rank, rank, self._method.ordered)
         else:
-            factors, report = _cut_matrix(merged, self._wish.rank, rank, self.add_ranks(name))
+            factors, report = _cut_matrix(merged, self._request.rank, rank, self.add_ranks(name))
         return factors, replace(report, notes=notes)
 
 
@@ -355,12 +359,12 @@ def _find_values(merged: Merged) -> Tensor:
 
 
 def _cut_factors(
-    factors: Factors, wish: RankWish, rank: int | None, ordered: bool
+    factors: Factors, request: RankRequest, rank: int | None, ordered: bool
 ) -> tuple[Factors, LayerReport]:
-    if wish.kind == "full" or (wish.kind == "fixed" and wish.amount >= factors.rank):
+    if request.kind == "full" or (request.kind == "fixed" and request.amount >= factors.rank):
         return factors, LayerReport(factors.rank, norm(factors), 0.0)
     spectrum = find_spectrum(factors)
-    rank = choose_rank(spectrum.values, wish) if rank is None else rank
+    rank = choose_rank(spectrum.values, request) if rank is None else rank
     whole = float(spectrum.values.norm())
     kept = float(spectrum.values[:rank].norm())
     error = spectrum.lost(rank) / whole if whole > 0 else 0.0
@@ -371,15 +375,15 @@ def _cut_factors(
 
 
 def _cut_matrix(
-    matrix: Tensor, wish: RankWish, rank: int | None, together: int
+    matrix: Tensor, request: RankRequest, rank: int | None, together: int
 ) -> tuple[Factors, LayerReport]:
     """Cut what a method of entries made; its ``full`` is the rank of its parts together."""
     matrix = matrix.float()
-    if rank is None and wish.kind == "energy":
+    if rank is None and request.kind == "energy":
         singular = find_singular(matrix)
-        cut = singular.truncate(choose_rank(singular.values, wish))
+        cut = singular.truncate(choose_rank(singular.values, request))
     else:
-        most = int(wish.amount) if wish.kind == "fixed" else together
+        most = int(request.amount) if request.kind == "fixed" else together
         cut = truncate_matrix(matrix, most if rank is None else rank)
     # Of the very factors that will be written, whichever way they were found.
     whole, lost = measure(matrix), measure_rest(matrix, cut)

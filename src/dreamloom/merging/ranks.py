@@ -18,7 +18,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2*
 
 
 @dataclass(frozen=True)
-class RankWish:
+class RankRequest:
     """What the user asked for.
 
     Args:
@@ -41,10 +41,10 @@ class RankWish:
         )
 
 
-FULL = RankWish("full")
+FULL = RankRequest("full")
 
 
-def parse_rank(text: str) -> RankWish:
+def parse_rank(text: str) -> RankRequest:
     """Read ``full``, ``32``, ``energy:0.995`` or ``budget:100MB``.
 
     Raises:
@@ -54,13 +54,13 @@ def parse_rank(text: str) -> RankWish:
     if text == "full":
         return FULL
     if text.isdigit() and int(text) > 0:
-        return RankWish("fixed", float(text))
+        return RankRequest("fixed", float(text))
     share = re.fullmatch(r"energy:([0-9.eE+-]+)", text)
     if share and _is_share(share[1]):
-        return RankWish("energy", float(share[1]))
+        return RankRequest("energy", float(share[1]))
     size = re.fullmatch(r"budget:([0-9.]+)\s*([kmg]i?b|b)?", text)
     if size and size[1].count(".") < 2 and float(size[1]) > 0:
-        return RankWish("budget", float(size[1]) * _UNITS.get(size[2] or "b", 1))
+        return RankRequest("budget", float(size[1]) * _UNITS.get(size[2] or "b", 1))
     raise ConfigError(
         f"{text!r} is no rank.",
         "Give full, a whole number such as 32, energy:0.995, or budget:100MB.",
@@ -179,36 +179,37 @@ def _fill(
     return ranks
 
 
-def choose_rank(values: Float[Tensor, " k"], wish: RankWish, full: int | None = None) -> int:
+def choose_rank(values: Float[Tensor, " k"], request: RankRequest, full: int | None = None) -> int:
     """Choose one layer's rank; a budget is chosen over all layers by `spend_budget`.
 
     Args:
         values: The layer's singular values, descending.
-        wish: What the user asked for.
+        request: What the user asked for.
         full: What ``full`` means; all of ``values`` if not given.
     """
-    if wish.kind == "fixed":
-        return min(int(wish.amount), len(values))
-    if wish.kind == "energy":
-        return keep_energy(values, wish.amount)
-    if wish.kind == "full":
+    if request.kind == "fixed":
+        return min(int(request.amount), len(values))
+    if request.kind == "energy":
+        return keep_energy(values, request.amount)
+    if request.kind == "full":
         return len(values) if full is None else min(full, len(values))
     raise ValueError("a budget concerns all layers together")
 
 
-def check_rank(wish: RankWish, existing: Sequence[int]) -> None:
+def check_rank(request: RankRequest, existing: Sequence[int]) -> None:
     """Refuse a rank above what exists in every layer.
 
     Args:
-        wish: What the user asked for.
+        request: What the user asked for.
         existing: The rank that each layer's merged update has.
 
     Raises:
-        ConfigError: If ``wish`` is a rank that no layer has.
+        ConfigError: If ``request`` is a rank that no layer has.
     """
     highest = max(existing, default=0)
-    if wish.kind == "fixed" and wish.amount > highest:
+    if request.kind == "fixed" and request.amount > highest:
         raise ConfigError(
-            f"Rank {wish.amount:.0f} is above what exists: no layer has more than rank {highest}.",
+            f"Rank {request.amount:.0f} is above what exists: no layer has more than rank "
+            f"{highest}.",
             f"Ask for {highest} or less, or for full.",
         )

@@ -14,7 +14,7 @@ from dreamloom.core.run_folder import RunDir
 from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
-    check_wish,
+    check_request,
     generate_images,
     parse_active_adapter,
     read_composition,
@@ -68,7 +68,7 @@ def _drop_repeats(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerateRequest:
     """What the user wants drawn.
 
     Args:
@@ -98,7 +98,7 @@ class Wish:
 
 
 def draw(
-    wish: Wish, config: LoomConfig, runtime: Runtime, observe: Observer = silent
+    request: GenerateRequest, config: LoomConfig, runtime: Runtime, observe: Observer = silent
 ) -> list[Path]:
     """Draw what is wished into ``out/images``; return the folders of the sets.
 
@@ -109,36 +109,38 @@ def draw(
         ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
-    active = [parse_active_adapter(text) for text in wish.adapters]
-    composition = read_composition(wish.compose, wish.conditional_only)
+    active = [parse_active_adapter(text) for text in request.adapters]
+    composition = read_composition(request.compose, request.conditional_only)
     stories = [read_adapter(part.path).metadata for part in active]
-    prompts = _ask(wish, config, stories)
-    run = RunDir(wish.out)
+    prompts = _ask(request, config, stories)
+    run = RunDir(request.out)
     run.refuse_strangers()
     base = _choose_base(config, stories)
     model = load_model(base, runtime, fit_drawing(config, base, runtime))
     config = resolve_defaults(config, model)
-    settings, name = config.generate, wish.name
-    check_wish(model, prompts, settings, active, name, composition)
+    settings, name = config.generate, request.name
+    check_request(model, prompts, settings, active, name, composition)
     run.claim()
     observe = tee(observe, run.observer())
     sets = [generate_images(run, model, prompts, settings, active, name, observe, composition)]
-    if wish.floor and active:
+    if request.floor and active:
         sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
     return [images.folder for images in sets]
 
 
-def _ask(wish: Wish, config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> list[Prompt]:
+def _ask(
+    request: GenerateRequest, config: LoomConfig, stories: Sequence[Mapping[str, str]]
+) -> list[Prompt]:
     """Put the subject's words into the wished prompts and packs."""
     told = next((story for story in stories if "dreamloom.subject" in story), {})
-    subject = wish.subject or told.get("dreamloom.subject")
-    noun = wish.class_noun
+    subject = request.subject or told.get("dreamloom.subject")
+    noun = request.class_noun
     if not subject:
         noun = noun or config.subject.class_noun
     elif subject == told.get("dreamloom.subject"):
         noun = noun or told.get("dreamloom.class_noun")
-    prompts = _fill(wish.prompts, subject)
-    for pack in wish.packs:
+    prompts = _fill(request.prompts, subject)
+    for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")

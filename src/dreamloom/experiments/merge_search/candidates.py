@@ -10,7 +10,7 @@ import torch
 
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.blocks import NO_BLOCKS, parse_blocks
-from dreamloom.merging.merging import Wish
+from dreamloom.merging.merging import MergeRequest
 
 GROUPS = ("down", "mid", "up")
 """Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""
@@ -50,10 +50,10 @@ class Candidate:
         """The subject's weights and the style's, as a merge takes them."""
         return _read_side(self.subject), _read_side(self.style)
 
-    def wish(self) -> Wish:
+    def request(self) -> MergeRequest:
         """How to merge two adapters as this candidate wears them."""
         blocks = [parse_blocks(side.blocks) if side.blocks else NO_BLOCKS for side in self.sides]
-        return Wish([side.weight for side in self.sides], blocks=blocks)
+        return MergeRequest([side.weight for side in self.sides], blocks=blocks)
 
     def dress(self, subject: Adapter, style: Adapter) -> list[tuple[Adapter, float]]:
         """Both adapters with their weights, to be worn without a merge; those of 0 are left out."""

@@ -20,7 +20,7 @@ from dreamloom.experiments.merge_search.candidates import Candidate, spread
 from dreamloom.experiments.merge_search.embeddings import require_encoders
 from dreamloom.experiments.merge_search.plan import Plan, plan_search, split_prompts
 from dreamloom.experiments.merge_search.request import (
-    Wish,
+    SearchRequest,
     choose_base,
     compare_settings,
     find_words,
@@ -29,7 +29,7 @@ from dreamloom.experiments.merge_search.request import (
     read_parts,
 )
 from dreamloom.experiments.merge_search.work import Table, load_base
-from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish
+from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request
 from dreamloom.pipeline.train import resolve_defaults
 
 SUM, USUAL = "the plain sum", "0.8 and 1.0"
@@ -43,7 +43,7 @@ class Job:
     """A search, settled.
 
     Args:
-        wish: What was asked.
+        request: What was asked.
         config: Settled settings.
         plan: How the budget is spent.
         table: What all pieces of work share.
@@ -55,7 +55,7 @@ class Job:
         notes: What the user should know beforehand.
     """
 
-    wish: Wish
+    request: SearchRequest
     config: LoomConfig
     plan: Plan
     table: Table
@@ -76,7 +76,7 @@ class Job:
         }
 
 
-def resolve_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
+def resolve_job(request: SearchRequest, config: LoomConfig, run: RunDir) -> Job:
     """Read the adapters, plan, load the base model, and refuse what cannot be searched.
 
     Nothing is written.
@@ -84,37 +84,39 @@ def resolve_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
     Raises:
         DreamLoomError: See `running.run_search`.
     """
-    parts = read_parts(wish)
+    parts = read_parts(request)
     config = choose_base(config, parts)
-    words = find_words(wish, config, parts)
-    prompts, notes = list_prompts(wish, words, config.base)
+    words = find_words(request, config, parts)
+    prompts, notes = list_prompts(request, words, config.base)
     searched, held = split_prompts(prompts)
     leaking = name_class(held, words)
     steps, first_seed = config.generate.steps[0], config.generate.first_seed
-    plan = plan_search(wish.budget, (searched, held, leaking), steps, wish.parameters, first_seed)
+    plan = plan_search(
+        request.budget, (searched, held, leaking), steps, request.parameters, first_seed
+    )
     if len(prompts) == 1:
         notes.append("There is one prompt only: its seeds alone are held out.")
     model = load_base(config.base, config.device, config.precision)
     subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
     config = resolve_defaults(config.model_copy(update={"subject": subject}), model)
-    active = [ActiveAdapter(path) for path in wish.files]
-    check_wish(model, [Prompt(text) for text in prompts], config.generate, active, "search")
+    active = [ActiveAdapter(path) for path in request.files]
+    check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
     kind = _choose_encoders(config, model.identity.name)
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
     require_encoders(encoders)
-    hashes = file_sha256(wish.subject), file_sha256(wish.style)
+    hashes = file_sha256(request.subject), file_sha256(request.style)
     side_px = model.advice.resolution_px
     settings = {
-        "budget": wish.budget,
+        "budget": request.budget,
         "the subject's adapter": hashes[0],
         "the style's adapter": hashes[1],
         "base": model.identity.fingerprint,
-        "photos": _fingerprint(wish.photos, side_px),
-        "style photos": _fingerprint(wish.style_photos, side_px) if wish.style_photos else "",
+        "photos": _fingerprint(request.photos, side_px),
+        "style photos": _fingerprint(request.style_photos, side_px) if request.style_photos else "",
         "prompts": prompts,
         "subject": [words.phrase, words.class_noun],
-        "between": list(wish.between),
-        "blocks": wish.by_block,
+        "between": list(request.between),
+        "blocks": request.by_block,
         "scheduler": config.generate.schedulers[0],
         "steps": steps,
         "guidance": config.generate.guidance,
@@ -126,19 +128,19 @@ def resolve_job(wish: Wish, config: LoomConfig, run: RunDir) -> Job:
     table = Table(
         root=run.path,
         config=config,
-        files=(wish.subject.absolute(), wish.style.absolute()),
+        files=(request.subject.absolute(), request.style.absolute()),
         hashes=hashes,
         prompts=(tuple(searched), tuple(held), tuple(leaking)),
         encoders=kind,
         eyes=fingerprint(encoders.keys()),
-        has_style_photos=wish.style_photos is not None,
+        has_style_photos=request.style_photos is not None,
     )
     return Job(
-        wish=wish,
+        request=request,
         config=config,
         plan=plan,
         table=table,
-        rivals={name: spread(*weights, wish.by_block) for name, weights in _WEIGHTS.items()},
+        rivals={name: spread(*weights, request.by_block) for name, weights in _WEIGHTS.items()},
         encoders=encoders,
         base=model.identity.as_dict(),
         side_px=side_px,

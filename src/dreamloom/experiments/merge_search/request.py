@@ -22,7 +22,7 @@ _MOST_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
-class Wish:
+class SearchRequest:
     """What the user wants searched.
 
     Args:
@@ -78,7 +78,7 @@ class Words:
     trigger: str
 
 
-def read_parts(wish: Wish) -> tuple[Adapter, Adapter]:
+def read_parts(request: SearchRequest) -> tuple[Adapter, Adapter]:
     """Read both adapters and check that they can be merged, and searched as is wished.
 
     Raises:
@@ -86,16 +86,18 @@ def read_parts(wish: Wish) -> tuple[Adapter, Adapter]:
         ConfigError: If the weights to search between are not usable, or blocks are asked for that
             an adapter does not change.
     """
-    low, high = wish.between
-    if not (low > 0 and high > low and count_candidates(False, wish.between) >= _MOST_CANDIDATES):
+    low, high = request.between
+    if not (
+        low > 0 and high > low and count_candidates(False, request.between) >= _MOST_CANDIDATES
+    ):
         raise ConfigError(
             f"Weights cannot be searched between {low:g} and {high:g}.",
             "Give two numbers above 0, the lower one first, such as 0.3 and 1.5.",
         )
-    subject, style = (read_adapter(path) for path in wish.files)
-    for path, adapter in zip(wish.files, (subject, style), strict=True):
+    subject, style = (read_adapter(path) for path in request.files)
+    for path, adapter in zip(request.files, (subject, style), strict=True):
         refuse_other_kinds(adapter, str(path), "can be merged")
-        if wish.by_block and not has_blocks(adapter):
+        if request.by_block and not has_blocks(adapter):
             raise ConfigError(
                 f"{path} does not change layers in down, mid and up blocks alike.",
                 "Leave out --blocks.",
@@ -104,8 +106,8 @@ def read_parts(wish: Wish) -> tuple[Adapter, Adapter]:
     if None not in made_for and made_for[0] != made_for[1]:
         bases = [a.metadata.get("dreamloom.base", "unknown") for a in (subject, style)]
         raise AdapterError(
-            f"The adapters were made for different base models: {wish.subject} ({bases[0]}), "
-            f"{wish.style} ({bases[1]}).",
+            f"The adapters were made for different base models: {request.subject} ({bases[0]}), "
+            f"{request.style} ({bases[1]}).",
             "Only adapters of one base model can be merged.",
         )
     return subject, style
@@ -119,23 +121,23 @@ def choose_base(config: LoomConfig, parts: Sequence[Adapter]) -> LoomConfig:
     return config.model_copy(update={"base": told[0]})
 
 
-def find_words(wish: Wish, config: LoomConfig, parts: tuple[Adapter, Adapter]) -> Words:
+def find_words(request: SearchRequest, config: LoomConfig, parts: tuple[Adapter, Adapter]) -> Words:
     """Name the subject and the style as the user does, or else as their adapters do."""
     subject, style = (adapter.metadata for adapter in parts)
     given = config.subject if "subject" in config.model_fields_set else None
-    phrase = wish.phrase or (given.phrase if given else subject.get("dreamloom.subject", ""))
+    phrase = request.phrase or (given.phrase if given else subject.get("dreamloom.subject", ""))
     if not phrase:
         raise ConfigError(
-            f"{wish.subject} does not say whom it shows.", 'Give --subject, like "rraj person".'
+            f"{request.subject} does not say whom it shows.", 'Give --subject, like "rraj person".'
         )
-    noun = wish.class_noun or (given.class_noun if given else "")
+    noun = request.class_noun or (given.class_noun if given else "")
     if not noun and phrase == subject.get("dreamloom.subject"):
         noun = subject.get("dreamloom.class_noun", "")
-    trigger = wish.trigger if wish.trigger is not None else style.get("dreamloom.subject", "")
+    trigger = request.trigger if request.trigger is not None else style.get("dreamloom.subject", "")
     return Words(phrase, noun or phrase.split()[-1], trigger)
 
 
-def list_prompts(wish: Wish, words: Words, base: str) -> tuple[list[str], list[str]]:
+def list_prompts(request: SearchRequest, words: Words, base: str) -> tuple[list[str], list[str]]:
     """List what is drawn, and why some prompts of the packs are not.
 
     Returns:
@@ -144,9 +146,9 @@ def list_prompts(wish: Wish, words: Words, base: str) -> tuple[list[str], list[s
     Raises:
         ConfigError: If a pack is unknown, or no prompt is left that shows the subject.
     """
-    texts = [text.replace("{subject}", words.phrase) for text in wish.prompts]
+    texts = [text.replace("{subject}", words.phrase) for text in request.prompts]
     notes = []
-    packs = wish.packs or (() if texts else (_choose_pack(base, words.class_noun),))
+    packs = request.packs or (() if texts else (_choose_pack(base, words.class_noun),))
     for pack in packs:
         listed = pack_prompts(find_pack(pack).name, words.phrase, words.class_noun)
         fit = [prompt.text for prompt in listed if prompt.category not in _CONTRADICTING]

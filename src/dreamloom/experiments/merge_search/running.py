@@ -32,7 +32,7 @@ from dreamloom.experiments.merge_search.findings import Findings, write_page
 from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
 from dreamloom.experiments.merge_search.plan import Round
 from dreamloom.experiments.merge_search.plot import draw_front
-from dreamloom.experiments.merge_search.request import Wish
+from dreamloom.experiments.merge_search.request import SearchRequest
 from dreamloom.experiments.merge_search.retention import Ends, explain_no_room
 from dreamloom.experiments.merge_search.rounds import Ranked, halve
 from dreamloom.experiments.merge_search.summarise import WINNER, Searched, tell_search
@@ -42,7 +42,7 @@ from dreamloom.models.base import Shot
 STAGE = "search"
 
 
-def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Findings:
+def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = silent) -> Findings:
     """Find weights by which two adapters merge best, and say whether that was worth it.
 
     Candidates are worn, not merged, which draws the same. All of a round draw the same prompts
@@ -50,7 +50,7 @@ def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Fi
     seeds that the search has not seen. A search that was stopped goes on where it was.
 
     Args:
-        wish: What is searched.
+        request: What is searched.
         config: Settings of drawing and scoring: the first of ``generate.schedulers`` and of
             ``generate.steps`` count.
         observe: Told of progress.
@@ -68,20 +68,20 @@ def run_search(wish: Wish, config: LoomConfig, observe: Observer = silent) -> Fi
         BaseModelError: If the base model cannot be found or read.
     """
     start = time.perf_counter()
-    run = RunDir(wish.out.absolute())
+    run = RunDir(request.out.absolute())
     run.refuse_strangers()
-    job = resolve_job(wish, config, run)
+    job = resolve_job(request, config, run)
     if run.finished(STAGE, job.inputs):
         observe(StageSkipped(STAGE, "already done"))
         return Findings.model_validate_json((run.path / "search.json").read_text("utf-8"))
     run.claim()
     write_json(settings_file(run), job.settings)
     observe = tee(observe, run.observer())
-    observe(StageStarted(STAGE, f"{job.plan.pictures} pictures at most, of {wish.budget}"))
+    observe(StageStarted(STAGE, f"{job.plan.pictures} pictures at most, of {request.budget}"))
     for text in job.notes:
         observe(Note(STAGE, text))
     job = replace(job, notes=(*job.notes, *_load_photos(job, run, observe)))
-    with open_crew(wish.workers) as crew:
+    with open_crew(request.workers) as crew:
         told = tell_search(_Search(job, crew, observe).run())
     outputs = _write(run, job, told)
     seconds = time.perf_counter() - start
@@ -105,8 +105,8 @@ def _load_photos(job: Job, run: RunDir, observe: Observer) -> list[str]:
     """Prepare photos and pictures in the style; return what is wrong with their number."""
     counts = []
     for folder, name in (
-        (job.wish.photos, work.SUBJECT_PHOTOS),
-        (job.wish.style_photos, work.STYLE_PHOTOS),
+        (job.request.photos, work.SUBJECT_PHOTOS),
+        (job.request.style_photos, work.STYLE_PHOTOS),
     ):
         if folder is not None:
             place = RunDir(run.path / name)
@@ -150,12 +150,12 @@ class _Search:
 
         design = draw_design(
             job.plan.rounds[0].candidates,
-            job.wish.by_block,
-            job.wish.between,
+            job.request.by_block,
+            job.request.between,
             seed_for(job.config.seed, "search design"),
             list(job.rivals.values()),
         )
-        ranked = halve(design, job.plan.rounds, measure, job.wish.between, job.config.seed)
+        ranked = halve(design, job.plan.rounds, measure, job.request.between, job.config.seed)
         return self._hold_out(ranked, scale, notes)
 
     def _draw_style(self) -> None:

@@ -73,7 +73,7 @@ def tell_search(found: Searched) -> Findings:
     return Findings(
         verdict=tell_verdict(winner, comparisons, job.rivals),
         winner=tried,
-        command=write_command(job.wish.files, winner, job.wish.out / "merged.safetensors"),
+        command=write_command(job.request.files, winner, job.request.out / "merged.safetensors"),
         front=_find_front(on_same),
         compared_on=_tell_round(on_same, 0),
         rounds=tuple(rounds),
@@ -81,7 +81,7 @@ def tell_search(found: Searched) -> Findings:
         held_out=held_out,
         comparisons=comparisons,
         changes=_compare_scores(found),
-        budget=job.wish.budget,
+        budget=job.request.budget,
         pictures=found.pictures,
         prompts=tuple(dict.fromkeys(shot.prompt for shot in plan.shots)),
         held_out_prompts=tuple(dict.fromkeys(shot.prompt for shot in plan.held_out)),
@@ -89,7 +89,8 @@ def tell_search(found: Searched) -> Findings:
         held_out_seeds=tuple(dict.fromkeys(shot.seed for shot in plan.held_out)),
         style_reference=_name_style_reference(found),
         adapters={
-            str(path): sha256 for path, sha256 in zip(job.wish.files, job.table.hashes, strict=True)
+            str(path): sha256
+            for path, sha256 in zip(job.request.files, job.table.hashes, strict=True)
         },
         base=dict(job.base),
         keys=_name_keys(job),

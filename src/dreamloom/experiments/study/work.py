@@ -26,7 +26,7 @@ from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_run
 from dreamloom.experiments.study.question import Arm, Study, count_updates
-from dreamloom.inference.generate import ActiveAdapter, Prompt, check_wish, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
@@ -155,7 +155,7 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
             asked = study.configure(arm, seed)
             model = _load(asked)
             config = configs[arm.name, seed] = resolve_defaults(asked, model)
-        check_wish(model, list_prompts(study, config), config.generate, [], SET)
+        check_request(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
     RunDir(root).claim()
     teachings: dict[tuple[str, int], Teaching] = {}

@@ -13,7 +13,7 @@ from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.activations.denoising import Look, count_looks, look_at_drawings
 from dreamloom.merging.activations.prompts import MergePrompts
-from dreamloom.merging.merging import Wish
+from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.prepared import JOINT
 from dreamloom.models.base import Model
 
@@ -59,7 +59,7 @@ class Inquiry:
     Args:
         model: The base model, with nothing worn.
         adapters: As they are.
-        wish: How they shall be merged: weights and block weights count here.
+        request: How they shall be merged: weights and block weights count here.
         asks: What is asked.
         steps: Of each drawing.
         seed: Of every dice.
@@ -68,7 +68,7 @@ class Inquiry:
 
     model: Model
     adapters: Sequence[Adapter]
-    wish: Wish
+    request: MergeRequest
     asks: Sequence[Ask]
     steps: int
     seed: int
@@ -76,12 +76,12 @@ class Inquiry:
 
     def weight_of(self, number: int, layer: str) -> float:
         """The weight of an adapter, numbered from 1, in a layer."""
-        return weight_of(self.wish, number, layer)
+        return weight_of(self.request, number, layer)
 
     @cached_property
     def weighed(self) -> list[Adapter]:
         """The adapters with their weights folded in."""
-        return weigh_adapters(self.adapters, self.wish)
+        return weigh_adapters(self.adapters, self.request)
 
     @cached_property
     def shared(self) -> dict[str, list[int]]:
@@ -123,23 +123,23 @@ class Inquiry:
         return looks
 
 
-def weigh_adapters(adapters: Sequence[Adapter], wish: Wish) -> list[Adapter]:
+def weigh_adapters(adapters: Sequence[Adapter], request: MergeRequest) -> list[Adapter]:
     """Fold weights and block weights into updates; layers and adapters at weight 0 have none."""
     weighed = []
-    for number, (adapter, weight) in enumerate(zip(adapters, wish.weights, strict=True), 1):
+    for number, (adapter, weight) in enumerate(zip(adapters, request.weights, strict=True), 1):
         layers = {
-            name: Layer(layer.down, layer.up * weight_of(wish, number, name))
+            name: Layer(layer.down, layer.up * weight_of(request, number, name))
             for name, layer in adapter.layers.items()
-            if weight_of(wish, number, name) != 0
+            if weight_of(request, number, name) != 0
         }
         weighed.append(replace(adapter, layers=layers, tokens=adapter.tokens if weight else {}))
     return weighed
 
 
-def weight_of(wish: Wish, number: int, layer: str) -> float:
+def weight_of(request: MergeRequest, number: int, layer: str) -> float:
     """The weight of an adapter, numbered from 1, in a layer: its own times that of the block."""
-    block = wish.blocks[number - 1].of(layer) if wish.blocks else 1.0
-    return wish.weights[number - 1] * block
+    block = request.blocks[number - 1].of(layer) if request.blocks else 1.0
+    return request.weights[number - 1] * block
 
 
 def list_asks(weighed: Sequence[Adapter], prompts: MergePrompts, joint: bool) -> list[Ask]:

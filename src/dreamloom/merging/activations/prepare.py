@@ -20,7 +20,7 @@ from dreamloom.merging.activations.forward_passes import (
 from dreamloom.merging.activations.gram import hear_inputs, hear_signals
 from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
 from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
-from dreamloom.merging.merging import Wish
+from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method
 from dreamloom.models.base import Model
@@ -54,7 +54,7 @@ class Preparation:
 def prepare_merge(
     model: Model,
     adapters: Sequence[Adapter],
-    wish: Wish,
+    request: MergeRequest,
     prompts: Sequence[Sequence[str]] = (),
     joint: Sequence[str] = (),
     observe: Observer = silent,
@@ -63,8 +63,8 @@ def prepare_merge(
 
     Args:
         model: The base model of the adapters, with nothing worn.
-        adapters: As many LoRAs as ``wish`` has weights.
-        wish: How they shall be merged; the same is then given to `combine.combine`.
+        adapters: As many LoRAs as ``request`` has weights.
+        request: How they shall be merged; the same is then given to `combine.combine`.
         prompts: For each adapter the prompts that ask for it; an empty list lets the adapter tell.
         joint: Prompts that ask for all adapters at once.
         observe: Told of progress.
@@ -79,24 +79,24 @@ def prepare_merge(
         AdapterError: If an adapter is no LoRA, or belongs to another base model.
         TrainingError: If numbers leave their range.
     """
-    method = find_method(wish.method)
+    method = find_method(request.method)
     if method.needs not in ("activations", "training"):
         return None
-    options = method.read_options(wish.options)
-    _check_adapters(model, adapters, wish)
+    options = method.read_options(request.options)
+    _check_adapters(model, adapters, request)
     if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
         model.rescale_to_zero_terminal_snr()
     asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
     wants_joint = float(options.get("joint", 0.0)) > 0
-    asks = list_asks(weigh_adapters(adapters, wish), asked, wants_joint)
-    inquiry = Inquiry(model, adapters, wish, asks, int(options["steps"]), wish.seed, observe)
+    asks = list_asks(weigh_adapters(adapters, request), asked, wants_joint)
+    inquiry = Inquiry(model, adapters, request, asks, int(options["steps"]), request.seed, observe)
     return Preparation(asked, PREPARERS[method.name](inquiry, options))
 
 
-def _check_adapters(model: Model, adapters: Sequence[Adapter], wish: Wish) -> None:
-    if len(adapters) != len(wish.weights):
+def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeRequest) -> None:
+    if len(adapters) != len(request.weights):
         raise ConfigError(
-            f"{len(adapters)} adapters need as many weights, got {len(wish.weights)}."
+            f"{len(adapters)} adapters need as many weights, got {len(request.weights)}."
         )
     for number, adapter in enumerate(adapters, 1):
         refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")

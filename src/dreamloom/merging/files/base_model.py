@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer
 from dreamloom.lora.adapter import Adapter
-from dreamloom.merging.merging import Wish
+from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.methods import find_method
 
 Prepared = Mapping[str, Mapping[str, Tensor]]
@@ -61,7 +61,7 @@ def asks_base(method: str) -> bool:
 
 
 def ask_base(
-    question: Question, adapters: Sequence[Adapter], wish: Wish, observe: Observer
+    question: Question, adapters: Sequence[Adapter], request: MergeRequest, observe: Observer
 ) -> Answer:
     """Load the base model and ask it what the method must know.
 
@@ -72,14 +72,14 @@ def ask_base(
         BaseModelError: If it cannot be loaded.
         AdapterError: If an adapter was made for another base model.
     """
-    if not asks_base(wish.method) or sum(weight != 0 for weight in wish.weights) < 2:
+    if not asks_base(request.method) or sum(weight != 0 for weight in request.weights) < 2:
         return Answer()
     base = question.base or next(
         (a.metadata["dreamloom.base"] for a in adapters if "dreamloom.base" in a.metadata), ""
     )
     if not base:
         raise ConfigError(
-            f"The method {wish.method} asks the base model, and no adapter says which it is.",
+            f"The method {request.method} asks the base model, and no adapter says which it is.",
             "Name it with --base.",
         )
     # The libraries of models take seconds to load, and most methods need none of them.
@@ -88,7 +88,7 @@ def ask_base(
     from dreamloom.models.families import load_model
 
     model = load_model(base, pick_runtime(question.device))
-    preparation = prepare_merge(model, adapters, wish, question.prompts, question.joint, observe)
+    preparation = prepare_merge(model, adapters, request, question.prompts, question.joint, observe)
     assert preparation is not None
     return Answer(
         preparation.layers,

@@ -24,7 +24,7 @@ from dreamloom.lora.token_embeddings import words_file
 from dreamloom.lora.writing import FileFormat, write_adapter
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.files.recipe import BYTES, Precision, Value
-from dreamloom.merging.merging import LayerReport, Wish
+from dreamloom.merging.merging import LayerReport, MergeRequest
 from dreamloom.merging.ranks import parse_rank
 
 RECIPE_KEY = "dreamloom.recipe"
@@ -85,9 +85,9 @@ class Told(_Closed):
     """What it was asked for all parts at once."""
     versions: dict[str, str]
 
-    def wish(self) -> Wish:
+    def request(self) -> MergeRequest:
         """How the adapters were merged, as `combine` takes it."""
-        return Wish(
+        return MergeRequest(
             weights=[part.weight for part in self.parts],
             method=self.method,
             options=self.options,
@@ -194,7 +194,7 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
             dict(zip(held, map(int, _spread(row, len(held))), strict=True))
             for row in json.loads(adapter.metadata.get(SLICES_KEY, "[]"))
         ]
-        told.wish()
+        told.request()
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"What {path} says of how it was merged does not fit the file.",

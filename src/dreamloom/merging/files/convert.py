@@ -19,8 +19,8 @@ from dreamloom.merging.files.certificate import DTYPES, forget_certificate
 from dreamloom.merging.files.inputs import hash_input
 from dreamloom.merging.files.merge import check_out
 from dreamloom.merging.files.recipe import BYTES, Precision
-from dreamloom.merging.merging import Combined, Wish, combine
-from dreamloom.merging.ranks import RankWish
+from dreamloom.merging.merging import Combined, MergeRequest, combine
+from dreamloom.merging.ranks import RankRequest
 from dreamloom.models.weight_files import TensorFile, open_weights
 
 _PRECISIONS: dict[str, Precision] = {"F16": "fp16", "BF16": "bf16"}
@@ -29,7 +29,7 @@ _PRECISIONS: dict[str, Precision] = {"F16": "fp16", "BF16": "bf16"}
 def resize_adapter(
     source: Path,
     out: Path,
-    rank: RankWish,
+    rank: RankRequest,
     format: FileFormat | None = None,
     precision: Precision | None = None,
     overwrite: bool = False,
@@ -62,7 +62,7 @@ def resize_adapter(
         precision = precision or find_precision(source)
         combined = combine(
             [adapter],
-            Wish([1.0], rank=rank, bytes_per_number=BYTES[precision]),
+            MergeRequest([1.0], rank=rank, bytes_per_number=BYTES[precision]),
             on_layer=lambda done, total: observe(Progress("resize", "layers", done, total)),
         )
         told = {
@@ -84,7 +84,7 @@ def convert_file(
     format: FileFormat = "peft",
     precision: Precision | None = None,
     base: str = "",
-    rank: RankWish | None = None,
+    rank: RankRequest | None = None,
     overwrite: bool = False,
     observe: Observer = silent,
 ) -> Adapter:
@@ -144,7 +144,7 @@ def convert_file(
 def extract_file(
     models: tuple[str, str],
     out: Path,
-    rank: RankWish,
+    rank: RankRequest,
     format: FileFormat = "peft",
     precision: Precision = "fp16",
     overwrite: bool = False,

@@ -16,7 +16,7 @@ from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_
 from dreamloom.merging.files.certificate import Certificate, Told, ToldPart, write_sealed
 from dreamloom.merging.files.inputs import Loaded, load_parts
 from dreamloom.merging.files.recipe import BYTES, Part, Recipe
-from dreamloom.merging.merging import Combined, Wish, combine
+from dreamloom.merging.merging import Combined, MergeRequest, combine
 from dreamloom.merging.methods import find_method
 
 # Float32 factors cancel to about this share of themselves, not to 0.
@@ -64,17 +64,17 @@ def carry_out(
     observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
-        wish = make_wish(recipe, loaded)
-        answer = ask_base(_make_question(recipe), loaded.adapters, wish, observe)
+        request = make_request(recipe, loaded)
+        answer = ask_base(_make_question(recipe), loaded.adapters, request, observe)
         combined = combine(
             loaded.adapters,
-            wish,
+            request,
             answer.layers,
             on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
         )
         refuse_cancelled(loaded, combined)
         told = _tell(recipe, loaded, answer)
-        certificate = Certificate(told, combined.reports, cut_slices(wish, loaded.adapters))
+        certificate = Certificate(told, combined.reports, cut_slices(request, loaded.adapters))
         story = {
             **_tell_base(loaded.adapters),
             "dreamloom.kind": "merge",
@@ -135,9 +135,9 @@ def _make_question(recipe: Recipe) -> Question:
     return Question(recipe.base, recipe.device, prompts if any(prompts) else (), recipe.joint)
 
 
-def make_wish(recipe: Recipe, loaded: Loaded) -> Wish:
+def make_request(recipe: Recipe, loaded: Loaded) -> MergeRequest:
     """Say how the adapters shall be merged, as `combine` takes it; options are complete."""
-    return Wish(
+    return MergeRequest(
         weights=[part.weight for part in loaded.parts],
         method=recipe.method,
         options=find_method(recipe.method).read_options(recipe.options),
@@ -168,19 +168,21 @@ def refuse_cancelled(loaded: Loaded, combined: Combined) -> None:
         )
 
 
-def cut_slices(wish: Wish, adapters: Sequence[Adapter]) -> list[Mapping[str, int]]:
+def cut_slices(request: MergeRequest, adapters: Sequence[Adapter]) -> list[Mapping[str, int]]:
     """Tell each part's share of each layer's rank in a plain sum at full rank.
 
     There the parts' factors stand side by side, in their order. Anything else cannot be taken
     apart again, and gives an empty list.
     """
-    if wish.method != "sum" or wish.rank.kind != "full":
+    if request.method != "sum" or request.rank.kind != "full":
         return []
     return [
         {
             name: rank
             for name, rank in adapter.ranks.items()
-            if wish.weights[number] * (wish.blocks[number].of(name) if wish.blocks else 1.0) != 0
+            if request.weights[number]
+            * (request.blocks[number].of(name) if request.blocks else 1.0)
+            != 0
         }
         for number, adapter in enumerate(adapters)
     ]

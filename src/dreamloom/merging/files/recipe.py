@@ -17,7 +17,7 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.lora.writing import FileFormat
 from dreamloom.merging.blocks import read_blocks
 from dreamloom.merging.methods import find_method
-from dreamloom.merging.ranks import FULL, RankWish, parse_rank
+from dreamloom.merging.ranks import FULL, RankRequest, parse_rank
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Of the numbers in the file; what is computed is computed in float32 and float64."""
@@ -75,7 +75,7 @@ class Recipe:
     parts: tuple[Part, ...]
     method: str = "sum"
     options: Mapping[str, Value] = field(default_factory=dict)
-    rank: RankWish = FULL
+    rank: RankRequest = FULL
     seed: int = 0
     format: FileFormat = "peft"
     precision: Precision = "fp32"

@@ -20,7 +20,7 @@ from dreamloom.merging.files.base_model import Answer, Question, ask_base
 from dreamloom.merging.files.certificate import Certificate, Told, read_certificate, refuse_unsealed
 from dreamloom.merging.files.inputs import find_inputs, read_input
 from dreamloom.merging.files.recipe import Precision
-from dreamloom.merging.merging import Uncut, Wish, merge_uncut
+from dreamloom.merging.merging import MergeRequest, Uncut, merge_uncut
 from dreamloom.merging.ranks import choose_rank, spend_budget
 
 # Half the distance from 1 to the next number, and half that of the least number from 0.
@@ -136,7 +136,7 @@ def verify_merge(
         adapters = [read_input(found) for found in find_inputs(told, path, folder, files)]
         answer = _ask_again(path, told, adapters, question or Question(), observe)
         layers: dict[str, _Layer] = {}
-        for uncut in merge_uncut(adapters, told.wish(), answer.layers):
+        for uncut in merge_uncut(adapters, told.request(), answer.layers):
             layers[uncut.layer] = _compare(uncut, merged, told)
             observe(Progress("verify", "layers", len(layers), len(certificate.reports)))
         verified = _judge(path, certificate, layers)
@@ -150,7 +150,7 @@ def _ask_again(
     """Ask the base model what it was asked before, and see that it is the same."""
     prompts = [part.prompts for part in told.parts]
     asked = Question(question.base or told.base, question.device, prompts, told.joint)
-    answer = ask_base(asked, adapters, told.wish(), observe)
+    answer = ask_base(asked, adapters, told.request(), observe)
     if answer.fingerprint != told.base_fingerprint:
         raise AdapterError(
             f"{path} was merged with the help of {told.base}, and {answer.base} has other weights.",
@@ -211,7 +211,7 @@ def _judge(path: Path, certificate: Certificate, layers: Mapping[str, _Layer]) -
     if set(layers) != set(reports):
         example = sorted(set(layers) ^ set(reports))[0]
         raise _refuse(path, told, f"by its recipe it has other layers, such as {example}")
-    ranks = _choose_ranks(told.wish(), layers)
+    ranks = _choose_ranks(told.request(), layers)
     for name, layer in layers.items():
         why = _find_fault(layer, ranks[name], reports[name].error)
         if why:
@@ -253,14 +253,15 @@ def _find_fault(layer: _Layer, rank: int, told_error: float) -> str:
     return ""
 
 
-def _choose_ranks(wish: Wish, layers: Mapping[str, _Layer]) -> dict[str, int]:
+def _choose_ranks(request: MergeRequest, layers: Mapping[str, _Layer]) -> dict[str, int]:
     """Choose the ranks anew, from what the method says and what was wished."""
-    if wish.rank.kind == "budget":
+    if request.rank.kind == "budget":
         values = {name: layer.values for name, layer in layers.items()}
         costs = {name: sum(layer.sides) for name, layer in layers.items()}
-        return spend_budget(values, costs, wish.rank.amount / wish.bytes_per_number)
+        return spend_budget(values, costs, request.rank.amount / request.bytes_per_number)
     return {
-        name: choose_rank(layer.values, wish.rank, layer.together) for name, layer in layers.items()
+        name: choose_rank(layer.values, request.rank, layer.together)
+        for name, layer in layers.items()
     }
 
 
