@@ -221,8 +221,8 @@ def measure_drawings(count: int) -> None:
         photos = [draw(plain(vary(drawing, rng))) for _ in range(5)]
         pictures = [draw(plain(vary(drawing, rng))) for _ in range(3)]
         same.append(judge_drawings(pictures, photos)[1])
-        strangers = [draw(plain(recolour(vary(drawing, rng), rng))) for _ in range(3)]
-        other.append(judge_drawings(strangers, photos)[1])
+        impostors = [draw(plain(recolour(vary(drawing, rng), rng))) for _ in range(3)]
+        other.append(judge_drawings(impostors, photos)[1])
     for name, results in (("false alarms", same), ("found, both irises recoloured", other)):
         flagged, judged = sum(len(one.flagged) for one in results), sum(r.judged for r in results)
         show(f"{name}: {results[0].label}", flagged, judged, f"{len(results)} persons, 5 photos")

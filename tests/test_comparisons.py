@@ -23,12 +23,12 @@ from dreamloom.evaluation.metrics.scorecard import Group, PictureScores, Score, 
 from dreamloom.evaluation.scorecard_files import find_scorecard
 
 KEY = "encoder@1f3a/224"
-Values = Mapping[str, np.ndarray]
+PerImageValues = Mapping[str, np.ndarray]
 """By score: a row for each prompt, a column for each seed."""
 
 
 def make_card(
-    values: Values,
+    values: PerImageValues,
     *,
     keys: Mapping[str, str] | None = None,
     samplers: tuple[tuple[str, int], ...] = (("ddim", 25),),

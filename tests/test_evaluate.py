@@ -633,9 +633,9 @@ def test_the_floor_of_likeness_is_never_lower_than_that_of_strangers(tmp_path, p
     peculiar = make_watched(
         tmp_path / "peculiar", (BLUE, BLUE, VIOLET, GREEN), seeds=8, offset=50_000
     )
-    stranger = make_watched(tmp_path / "stranger", (VIOLET, VIOLET, VIOLET, GREEN), seeds=8)
+    impostor = make_watched(tmp_path / "stranger", (VIOLET, VIOLET, VIOLET, GREEN), seeds=8)
     taught = make_watched(tmp_path / "taught", (RED, RED, VIOLET, GREEN), seeds=8)
-    other, own = (score(images, photos, peculiar) for images in (stranger, taught))
+    other, own = (score(images, photos, peculiar) for images in (impostor, taught))
     persons = [cosine(path, photo) for path in peculiar.paths()[16:24] for photo in photos.paths()]
     found = other.scores["identity"]
     assert found.floor == pytest.approx(np.mean(persons), abs=1e-5)
@@ -653,14 +653,14 @@ def test_the_floor_of_likeness_is_never_lower_than_that_of_strangers(tmp_path, p
     assert copied.value == pytest.approx(copied.floor)
     # Other strangers join those of the floor, each of them one of the persons.
     few = make_watched(tmp_path / "few", (BLUE, BLUE, VIOLET, GREEN), seeds=7, offset=50_000)
-    flat = score(stranger, photos, Floor(few, peculiar.paths()[16:24]))
+    flat = score(impostor, photos, Floor(few, peculiar.paths()[16:24]))
     assert "floor: 15 pictures" in flat.scores["identity"].note
     assert flat.floors["identity"].n == 15
-    assert flat.floors["clip_t"] == score(stranger, photos, few).floors["clip_t"]
+    assert flat.floors["clip_t"] == score(impostor, photos, few).floors["clip_t"]
     # With few persons, or persons less like the photos, it stays with the pictures' own prompts.
     unlike = make_watched(tmp_path / "unlike", (VIOLET, VIOLET, BLUE, GREEN), seeds=8)
     for beneath in (few, unlike):
-        assert "floor:" not in score(stranger, photos, beneath).scores["identity"].note
+        assert "floor:" not in score(impostor, photos, beneath).scores["identity"].note
 
 
 def test_drift_is_what_has_moved_beside_the_subject(tmp_path, photos, watched_floor):

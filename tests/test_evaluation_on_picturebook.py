@@ -90,7 +90,7 @@ def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_p
     photos = load_photos(photos_folder, run, 128)
     rng = random.Random(1)
     same = draw_pictures(tmp_path / "same", [vary(person, rng, medium="photo") for _ in range(12)])
-    strangers, others = (
+    impostors, others = (
         draw_pictures(
             tmp_path / name,
             [
@@ -100,7 +100,7 @@ def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_p
         )
         for name, start in (("strangers", 800_000), ("others", 810_000))
     )
-    alike, unlike = score(same, photos, strangers), score(others, photos, strangers)
+    alike, unlike = score(same, photos, impostors), score(others, photos, impostors)
     assert alike.scores["identity"].lift_interval[0] > 0.5
     assert alike.scores["verified"].value > 0.8
     assert alike.scores["rank_1"].value > 0.8
@@ -155,14 +155,14 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
 
 @pytest.mark.slow
 def test_a_taught_person_lies_above_the_floor_and_a_strangers_adapter_does_not(taught: Taught):
-    for person, stranger in ((0, 1), (1, 0)):
+    for person, impostor in ((0, 1), (1, 0)):
         own, other = (
             score(
                 taught.sets[f"with_{who}"],
                 taught.photos[person],
                 Floor(taught.sets["base"], taught.priors.paths()),
             )
-            for who in (person, stranger)
+            for who in (person, impostor)
         )
         assert own.scores["identity"].lift_interval[0] > 0
         assert other.scores["identity"].lift_interval[0] <= 0

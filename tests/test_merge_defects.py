@@ -223,7 +223,7 @@ def test_d10_nothing_is_clamped():
     assert far(clamped, exact) > 0.1
 
 
-# ActiveAdapter and taken off: D12, D13.
+# Applied and taken off: D12, D13.
 
 
 def look(model):

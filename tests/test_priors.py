@@ -374,7 +374,7 @@ def test_fault_14_class_images_have_another_size_than_training(run):
 
 
 def test_fault_15_class_images_change_how_often_photos_are_seen():
-    def seen(priors):
+    def looked_at(priors):
         """Deal 6 photos, and as many class images as there are, one of each an update."""
         share = Share(photos=1, priors=1)
         updates = range(120)
@@ -382,7 +382,7 @@ def test_fault_15_class_images_change_how_often_photos_are_seen():
         images = [deal(priors, update, 1, share, 0, "class images")[0][1] for update in updates]
         return photos, images
 
-    few, many = seen(6), seen(100)
+    few, many = looked_at(6), looked_at(100)
     assert few[0] == many[0]
     assert set(Counter(many[0]).values()) == {20}
     assert len(set(many[1][:100])) == 100

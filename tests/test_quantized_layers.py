@@ -108,7 +108,7 @@ def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, 
     with whole.apply_adapters([(adapter, 1.0)]):
         active = whole.sample(shots, FAST)[0]
     assert psnr_db(plain, active) < 60
-    # ActiveAdapter on the stored base it acts as well, although there is no weight to write into.
+    # Applied to the stored base it acts as well, although there is no weight to write into.
     untaught = model.sample(shots, FAST)[0]
     with model.apply_adapters([(adapter, 1.0)]):
         on_stored = model.sample(shots, FAST)[0]

@@ -216,7 +216,7 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
 def test_a_folder_with_settings_alone_is_a_run(tmp_path):
     (tmp_path / "loom.toml").touch()
     (tmp_path / "other.txt").touch()
-    RunDir(tmp_path).refuse_strangers()
+    RunDir(tmp_path).refuse_other_folders()
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path):
@@ -237,7 +237,7 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 
 def test_looking_does_not_make_the_folder(tmp_path):
-    RunDir(tmp_path / "run").refuse_strangers()
+    RunDir(tmp_path / "run").refuse_other_folders()
     assert listing(tmp_path) == []
 
 

@@ -215,7 +215,7 @@ class RunDir:
         """The page that tells the run's story."""
         return self.path / "report.html"
 
-    def refuse_strangers(self) -> None:
+    def refuse_other_folders(self) -> None:
         """Check that the folder can be this run's, without making it.
 
         Raises:
@@ -232,8 +232,8 @@ class RunDir:
             )
 
     def claim(self) -> None:
-        """Make the folder, or accept it if it is empty or already a run; see `refuse_strangers`."""
-        self.refuse_strangers()
+        """Make the folder, or accept an empty one or a run; see `refuse_other_folders`."""
+        self.refuse_other_folders()
         self.records.mkdir(parents=True, exist_ok=True)
 
     def is_run(self) -> bool:

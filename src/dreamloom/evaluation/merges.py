@@ -14,7 +14,7 @@ from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarte
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunDir, fingerprint
 from dreamloom.evaluation.encoders.base import Encoders, Missing
-from dreamloom.evaluation.metrics.embed import look_at
+from dreamloom.evaluation.metrics.embed import embed_images
 from dreamloom.evaluation.metrics.retention import (
     Retention,
     choose_cells,
@@ -78,12 +78,12 @@ def evaluate_merge(
             "Draw the same prompts with the base model, each part alone, and the merge.",
         )
     base, subject, style, merged = (
-        look_at([images.paths()[row] for row in rows], encoders).features
+        embed_images([images.paths()[row] for row in rows], encoders).features
         for images, rows in zip(sets.all(), chosen, strict=True)
     )
     prompts = [cells[0][row][0] for row in chosen[0]]
-    known = look_at(photos.paths(), encoders).features
-    wanted = look_at(style_pictures.paths(), encoders).features if style_pictures else style
+    known = embed_images(photos.paths(), encoders).features
+    wanted = embed_images(style_pictures.paths(), encoders).features if style_pictures else style
     identity = _retain("identity", encoders, (merged, base, subject), known, prompts, config)
     styled = _retain(
         "style",

@@ -41,9 +41,9 @@ from dreamloom.evaluation.detectors.judges import Wanted
 from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
-from dreamloom.evaluation.metrics.build_scorecard import fill_card
-from dreamloom.evaluation.metrics.embed import Seen, look_at
-from dreamloom.evaluation.metrics.evaluator import Bench
+from dreamloom.evaluation.metrics.build_scorecard import build_scorecard
+from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
+from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.measures import Role
 from dreamloom.evaluation.metrics.roles import assign_roles
 from dreamloom.evaluation.metrics.scorecard import Scorecard
@@ -59,13 +59,13 @@ class Floor:
 
     Args:
         images: The base model's pictures of the same prompts, seeds, schedulers and steps.
-        strangers: Pictures of others of the subject's class, each of them somebody else, such as
+        impostors: Pictures of others of the subject's class, each of them somebody else, such as
             class images. They join the floor's pictures of the class: the threshold of verification
             is set by them, and where they are nearer to the photos they are the floor of identity.
     """
 
     images: ImageSet
-    strangers: Sequence[Path] = ()
+    impostors: Sequence[Path] = ()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -75,13 +75,13 @@ class Floor:
     @property
     def fingerprint(self) -> str:
         """Hash over all pictures' bytes and the manifest."""
-        if not self.strangers:
+        if not self.impostors:
             return self.images.fingerprint
-        return fingerprint(self.images.fingerprint, [file_sha256(path) for path in self.strangers])
+        return fingerprint(self.images.fingerprint, [file_sha256(path) for path in self.impostors])
 
     def paths(self) -> list[Path]:
         """The base model's pictures, and the strangers after them."""
-        return [*self.images.paths(), *self.strangers]
+        return [*self.images.paths(), *self.impostors]
 
 
 def evaluate_run(
@@ -297,13 +297,13 @@ def evaluate_images(
     """
     _require(images, photos, floor)
     loaded = encoders or pick_encoders(config, images)
-    strangers = floor.strangers if isinstance(floor, Floor) else ()
+    impostors = floor.impostors if isinstance(floor, Floor) else ()
     sets = [images.paths(), photos.paths(), floor.paths() if floor else []]
     total, done = sum(map(len, sets)), 0
-    seen = []
+    embeddings = []
     for task, paths in zip(("pictures", "photos", "floor"), sets, strict=True):
-        seen.append(
-            look_at(
+        embeddings.append(
+            embed_images(
                 paths,
                 loaded,
                 lambda now, task=task, done=done: observe(  # type: ignore[misc]
@@ -314,7 +314,7 @@ def evaluate_images(
         )
         done += len(paths)
     words = subject.phrase, subject.class_noun
-    others: list[Role] = ["class"] * len(strangers)
+    others: list[Role] = ["class"] * len(impostors)
     beneath = floor.pictures if floor else ()
     roles = assign_roles(
         [picture.prompt for picture in images.pictures],
@@ -322,20 +322,20 @@ def evaluate_images(
         *words,
     )
     partners = _pair_up(images, floor, subject)
-    nearness = correlate_layouts(seen[0].layouts, seen[1].views)
-    bench = Bench(
+    nearness = correlate_layouts(embeddings[0].layouts, embeddings[1].views)
+    evaluator = Evaluator(
         pictures=images.pictures,
         prompts=[replace_subject(picture.prompt, *words) for picture in images.pictures],
         roles=roles,
         partners=partners,
-        seen=seen[0],
-        photos=seen[1],
+        embeddings=embeddings[0],
+        photos=embeddings[1],
         nearness=nearness,
-        copied=_find_copies(images, photos, nearness, seen[0], seen[1]),
-        below=seen[2] if floor else None,
+        copied=_find_copies(images, photos, nearness, embeddings[0], embeddings[1]),
+        below=embeddings[2] if floor else None,
         below_prompts=[
             *(replace_subject(picture.prompt, *words) for picture in beneath),
-            *([""] * len(strangers)),
+            *([""] * len(impostors)),
         ],
         below_roles=[
             *assign_roles(
@@ -347,7 +347,7 @@ def evaluate_images(
         ],
         below_units=[
             *(f"seed {picture.seed}" for picture in beneath),
-            *(f"stranger {number}" for number in range(len(strangers))),
+            *(f"stranger {number}" for number in range(len(impostors))),
         ],
         encoders=loaded,
         resamples=config.resamples,
@@ -356,7 +356,7 @@ def evaluate_images(
     flaggings = (
         _flag(images, roles, photos, loaded, subject, observe, stage) if config.detectors else ()
     )
-    card = fill_card(bench, photos, subject.class_noun, flaggings)
+    card = build_scorecard(evaluator, photos, subject.class_noun, flaggings)
     for text in card.alarms:
         observe(Note(stage, text, warning=True))
     if card.warning:
@@ -412,8 +412,8 @@ def _find_copies(
     images: ImageSet,
     photos: PhotoSet,
     nearness: Float[Tensor, "images photos"],
-    seen: Seen,
-    known: Seen,
+    embeddings: Embeddings,
+    known: Embeddings,
 ) -> Bool[np.ndarray, " images"]:
     """Say which pictures repeat a photo: the same file, the same pixels, or the same layout."""
     among = correlate_layouts(known.layouts, known.views)
@@ -422,7 +422,7 @@ def _find_copies(
     return np.array(
         [
             bool(again) or shown in known.prints or file_sha256(path) in sources
-            for again, shown, path in zip(repeated, seen.prints, images.paths(), strict=True)
+            for again, shown, path in zip(repeated, embeddings.prints, images.paths(), strict=True)
         ]
     )
 

@@ -221,19 +221,19 @@ def audit_faults(
     Raises:
         PhotoError: If a picture cannot be read.
     """
-    bench = _Bench(pictures, photos, floor, clip, wording)
+    evaluator = _Evaluator(pictures, photos, floor, clip, wording)
     switches = _switches(wording)
     faults = replace(EVERY_FAULT, one_text="one_text" in switches)
-    rows = [AuditRow(fault="", says="every fault", scores=bench.score(faults))]
+    rows = [AuditRow(fault="", says="every fault", scores=evaluator.score(faults))]
     on_look(1)
     for name in switches:
         faults = replace(faults, **{name: False})
-        scores = bench.score(faults)
+        scores = evaluator.score(faults)
         rows.append(AuditRow(fault=name, says=FAULT_WORDS[name].mended, scores=scores))
         on_look(len(rows))
     alone = []
     for name in switches:
-        scores = bench.score(replace(Faults(), **{name: True}))
+        scores = evaluator.score(replace(Faults(), **{name: True}))
         alone.append(AuditRow(fault=name, says=FAULT_WORDS[name].wrong, scores=scores))
         on_look(len(rows) + len(alone))
     return Audit(
@@ -257,7 +257,7 @@ def score_with_faults(
     faults: Faults,
 ) -> AuditScores:
     """Score pictures in one way; arguments and errors are those of `audit_faults`."""
-    return _Bench(pictures, photos, (), clip, wording).score(faults)
+    return _Evaluator(pictures, photos, (), clip, wording).score(faults)
 
 
 def count_looks(wording: Wording) -> int:
@@ -346,7 +346,7 @@ def draw_mosaics(side_px: int, count: int = _MOSAICS) -> list[Image.Image]:
 
 
 @dataclass
-class _Bench:
+class _Evaluator:
     """What is scored, and what the encoder saw of it in each way of looking."""
 
     pictures: Sequence[Source]

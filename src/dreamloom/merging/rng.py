@@ -1,4 +1,4 @@
-"""Rng of a merge: they depend on nothing that a user may turn around without meaning to."""
+"""Random numbers of a merge: they depend on nothing that a user may turn around without meaning to."""
 
 from __future__ import annotations
 

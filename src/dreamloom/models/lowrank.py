@@ -219,7 +219,7 @@ class Memory:
     _MOST = 2
 
     def __init__(self) -> None:
-        self._seen: list[_Seen] = []
+        self._seen: list[_LastInput] = []
 
     @torch.no_grad()
     def find(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -231,12 +231,12 @@ class Memory:
                 if one.kept is None:
                     one.kept = compute(x)
                 return one.kept
-        self._seen = [*self._seen[1 - self._MOST :], _Seen(x, x._version)]
+        self._seen = [*self._seen[1 - self._MOST :], _LastInput(x, x._version)]
         return None
 
 
 @dataclass
-class _Seen:
+class _LastInput:
     """An input, and what the frozen weights make of it once it has come again."""
 
     x: Tensor

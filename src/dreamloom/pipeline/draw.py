@@ -114,7 +114,7 @@ def draw(
     stories = [read_adapter(part.path).metadata for part in active]
     prompts = _ask(request, config, stories)
     run = RunDir(request.out)
-    run.refuse_strangers()
+    run.refuse_other_folders()
     base = _choose_base(config, stories)
     model = load_model(base, runtime, fit_drawing(config, base, runtime))
     config = resolve_defaults(config, model)

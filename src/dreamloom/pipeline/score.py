@@ -30,7 +30,7 @@ def score(
     photos_folder: Path,
     config: LoomConfig,
     floor: Path | None = None,
-    strangers: Path | None = None,
+    impostors: Path | None = None,
     observe: Observer = silent,
 ) -> Scorecard:
     """Score a folder of pictures against a folder of photos.
@@ -50,8 +50,8 @@ def score(
     encoders = pick_encoders(settings, pictures, config.device)
     run = RunDir(images.parent.parent)
     in_run = images.parent == run.images and run.is_run()
-    if strangers:
-        others = list_pictures(strangers).paths()
+    if impostors:
+        others = list_pictures(impostors).paths()
     else:
         others = _list_class_images(run) if in_run else []
     beneath = Floor(read_pictures(floor), others) if floor else None

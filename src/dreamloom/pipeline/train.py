@@ -137,7 +137,7 @@ def prepare_run(
                 f"There is no run in {out} to go on with.", "Leave out --resume to start one."
             )
         config = load_config(file=run.settings_file)
-    run.refuse_strangers()
+    run.refuse_other_folders()
     captions = _read_captions(run, photos_folder)
     _try_class_images(config)
     fitted = fit_run(run, config, runtime, len(captions))

@@ -34,7 +34,7 @@ from dreamloom.training.step import (
 
 # After so many updates everything is compiled and remembered that will be.
 _WARM_UPDATES = 3
-# Rng of validation: no update has a negative number.
+# Seeds of validation: no update has a negative number.
 _VALIDATION_DRAWS = (-1, -2, -3, -4)
 
 

@@ -81,7 +81,7 @@ class PhotoCheck(_Report):
         return bool(self.photos) and not any(photo.unreadable for photo in self.photos)
 
 
-class Seen(NamedTuple):
+class PhotoLook(NamedTuple):
     """One photo: its pixels, how crops are cut from it, and what is to say about it."""
 
     image: Image.Image
@@ -134,7 +134,7 @@ def check_photos(
     """
     listing = list_photos(folder)
     shapes = list_shapes(resolution_px, shape, step_px)
-    rows, seen = [], []
+    rows, looked_at = [], []
     for done, path in enumerate(listing.pictures, start=1):
         try:
             photo = see_photo(path, listing.told[path], shapes)
@@ -142,18 +142,18 @@ def check_photos(
             rows.append(CheckedPhoto(file=path.name, unreadable=str(error)))
         else:
             rows.append(photo.checked)
-            seen.append(forget_pixels(photo))
+            looked_at.append(forget_pixels(photo))
         observe(Progress("photos", "look at photos", done, len(listing.pictures)))
     return PhotoCheck(
         folder=folder,
         resolution_px=resolution_px,
         photos=tuple(rows),
-        notes=(*listing.notes, *judge_set(seen)),
-        to_add=_what_to_add(seen),
+        notes=(*listing.notes, *judge_set(looked_at)),
+        to_add=_what_to_add(looked_at),
     )
 
 
-def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> Seen:
+def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> PhotoLook:
     """Read and judge one photo, and find out how crops of one of the shapes are cut from it.
 
     Raises:
@@ -179,10 +179,10 @@ def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> Seen:
         issues=judgement.issues,
         remarks=_remark(upright, box_px, bucket),
     )
-    return Seen(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
+    return PhotoLook(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
 
 
-def forget_pixels(photo: Seen) -> Seen:
+def forget_pixels(photo: PhotoLook) -> PhotoLook:
     """Let go of many megapixels; what judges the set needs none."""
     return photo._replace(image=Image.new("RGB", (1, 1)), mask=None)
 
@@ -234,44 +234,44 @@ def _remark(upright: Upright, box: Box | None, bucket: Size) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def judge_set(seen: Sequence[Seen]) -> list[str]:
+def judge_set(looked_at: Sequence[PhotoLook]) -> list[str]:
     """Say what is not ideal about the photos together."""
     notes = [
         f"{name_some([one.checked.file for one in alike])} are the same file: keep one of them"
-        for alike in group_alike(seen, _same_file)
+        for alike in group_alike(looked_at, _same_file)
     ]
     notes += [
         f"{name_some([one.checked.file for one in alike])} are nearly the same picture: "
         "keep the best of them"
-        for alike in group_alike(_one_of_each(seen), _same_look)
+        for alike in group_alike(_one_of_each(looked_at), _same_look)
     ]
-    if 0 < len(seen) < FEW_PHOTOS:
+    if 0 < len(looked_at) < FEW_PHOTOS:
         notes.append(
-            f"{count(seen, 'photo')} {'is' if len(seen) == 1 else 'are'} few: "
+            f"{count(looked_at, 'photo')} {'is' if len(looked_at) == 1 else 'are'} few: "
             f"{FEW_PHOTOS} to {MANY_PHOTOS} are usual, and about {USUAL_PHOTOS} good ones do well"
         )
-    if len(seen) > MANY_PHOTOS:
+    if len(looked_at) > MANY_PHOTOS:
         notes.append(
-            f"{len(seen)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose the "
-            "best, or raise train.steps"
+            f"{len(looked_at)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose "
+            "the best, or raise train.steps"
         )
     return notes
 
 
-def _same_file(one: Seen, other: Seen) -> bool:
+def _same_file(one: PhotoLook, other: PhotoLook) -> bool:
     return one.sha256 == other.sha256
 
 
-def _same_look(one: Seen, other: Seen) -> bool:
+def _same_look(one: PhotoLook, other: PhotoLook) -> bool:
     return nearly_same(one.look, other.look)
 
 
-def _one_of_each(seen: Sequence[Seen]) -> list[Seen]:
-    return list({one.sha256: one for one in reversed(seen)}.values())[::-1]
+def _one_of_each(looked_at: Sequence[PhotoLook]) -> list[PhotoLook]:
+    return list({one.sha256: one for one in reversed(looked_at)}.values())[::-1]
 
 
-def _what_to_add(seen: Sequence[Seen]) -> tuple[str, ...]:
-    distinct = _one_of_each(seen)
+def _what_to_add(looked_at: Sequence[PhotoLook]) -> tuple[str, ...]:
+    distinct = _one_of_each(looked_at)
     repeated = sum(len(alike) - 1 for alike in group_alike(distinct, _same_look))
     good = sum(not one.checked.issues for one in distinct) - repeated
     missing = USUAL_PHOTOS - max(0, good)

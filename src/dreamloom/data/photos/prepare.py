@@ -28,7 +28,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import Record, RunDir, atomic_folder
 from dreamloom.data.image_io import scale_mask, scale_to
-from dreamloom.data.photos.check import Seen, forget_pixels, judge_set, list_shapes, see_photo
+from dreamloom.data.photos.check import PhotoLook, forget_pixels, judge_set, list_shapes, see_photo
 from dreamloom.data.photos.listing import Listing, count, gather_facts, list_photos, refuse_own
 
 
@@ -94,16 +94,16 @@ def load_photos(
     shapes = list_shapes(resolution_px, shape, step_px)
     with atomic_folder(run.photos) as fresh:
         photos: list[Photo] = []
-        seen: list[Seen] = []
+        looked_at: list[PhotoLook] = []
 
         def prepare(path: Path, name: str) -> None:
             one = see_photo(path, listing.told[path], shapes)
             photos.append(_write_copy(one, facts[listing.pictures.index(path)], fresh / name))
             _tell(one, observe)
-            seen.append(forget_pixels(one))
+            looked_at.append(forget_pixels(one))
 
         prepare_each(listing.pictures, prepare, "photos", observe)
-        notes = (*listing.notes, *judge_set(seen))
+        notes = (*listing.notes, *judge_set(looked_at))
         for note in notes:
             observe(Note("photos", note, warning=note not in listing.notes))
         prepared = PhotoSet(
@@ -127,7 +127,7 @@ def load_photos(
             seconds=seconds,
         )
     )
-    troubled = sum(bool(one.checked.issues) for one in seen)
+    troubled = sum(bool(one.checked.issues) for one in looked_at)
     observe(StageDone("photos", seconds, f"{count(photos, 'photo')}, {troubled} with issues"))
     return prepared.model_copy(update={"folder": run.photos})
 
@@ -145,7 +145,7 @@ def _name_inputs(listing: Listing, facts: Sequence[PhotoFacts]) -> dict[str, str
     return inputs
 
 
-def _write_copy(one: Seen, facts: PhotoFacts, target: Path) -> Photo:
+def _write_copy(one: PhotoLook, facts: PhotoFacts, target: Path) -> Photo:
     """Write a photo's copy and mask, scaled; return what the manifest says of them."""
     scale_to(one.image, one.scaled_px).save(target)
     mask = target.with_suffix(".mask.png") if one.mask else None
@@ -167,7 +167,7 @@ def _write_copy(one: Seen, facts: PhotoFacts, target: Path) -> Photo:
     )
 
 
-def _tell(one: Seen, observe: Observer) -> None:
+def _tell(one: PhotoLook, observe: Observer) -> None:
     for text in one.checked.issues:
         observe(Note("photos", f"{one.checked.file} {text}", warning=True))
     for text in one.checked.remarks:

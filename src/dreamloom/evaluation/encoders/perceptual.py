@@ -80,15 +80,15 @@ class LpipsDistance:
 
     def distances(self, images: Sequence[Image.Image]) -> Float[Tensor, "images images"]:
         """Compare each picture with each: 0 for the same picture; about 0.7 for unlike ones."""
-        seen: list[list[Tensor]] = []
+        embeddings: list[list[Tensor]] = []
         for start in range(0, len(images), self._batch):
             pixels = self._preprocessing(images[start : start + self._batch]).to(self._device)
             with steady(self._device):
                 layers = read_layers(pixels, self._weights)
-            seen += [list(one) for one in zip(*layers, strict=True)]
+            embeddings += [list(one) for one in zip(*layers, strict=True)]
         found = torch.zeros(len(images), len(images))
-        for row, left in enumerate(seen):
-            for column, right in enumerate(seen[:row]):
+        for row, left in enumerate(embeddings):
+            for column, right in enumerate(embeddings[:row]):
                 found[row, column] = found[column, row] = self._compare(left, right)
         return found
 

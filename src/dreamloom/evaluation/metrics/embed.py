@@ -20,7 +20,7 @@ _FLAT = 2  # of 255 grey levels: what is left of a black picture after JPEG
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embeddings:
     """What the encoders saw in some pictures.
 
     Args:
@@ -46,14 +46,14 @@ class Seen:
     paths: tuple[Path, ...] = ()
 
 
-def look_at(
+def embed_images(
     paths: Sequence[Path],
     encoders: Encoders,
     on_pictures: Callable[[int], None] = lambda done: None,
     batch: int = 16,
     *,
     views: bool = False,
-) -> Seen:
+) -> Embeddings:
     """Show pictures to every encoder that is there: upright, and their largest centred square.
 
     Those that look for faces see whole pictures.
@@ -104,7 +104,7 @@ def look_at(
         & ~missed.get(name, torch.zeros(len(found), dtype=torch.bool))
         for name, found in features.items()
     }
-    return Seen(
+    return Embeddings(
         features=features,
         prints=prints,
         flat=flat,

@@ -13,13 +13,13 @@ from torch import Tensor
 from dreamloom.core.manifests import Picture
 from dreamloom.evaluation import copy_detection as copies
 from dreamloom.evaluation.encoders.base import Encoders, Missing
-from dreamloom.evaluation.metrics.embed import Seen
+from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.measures import PIXELS, Measure, Role, measures_of
 from dreamloom.evaluation.metrics.per_image import (
     Array,
     NotMeasured,
+    PerImageValues,
     Subjects,
-    Values,
     value_pictures,
 )
 from dreamloom.evaluation.metrics.perceptual import measure_distances
@@ -35,7 +35,7 @@ _ABSENT = {
 
 
 @dataclass
-class Bench:
+class Evaluator:
     """Everything seen in one evaluation, and the scores of any part of it.
 
     Args:
@@ -43,7 +43,7 @@ class Bench:
         prompts: For each picture, the text it is compared with; empty where it is unknown.
         roles: What each picture's prompt names.
         partners: For each picture, the place of its floor among the floor's pictures, or None.
-        seen: What the encoders saw in the pictures.
+        embeddings: What the encoders saw in the pictures.
         photos: What they saw in the photos.
         nearness: How closely each picture repeats each photo.
         copied: Whether each picture repeats a photo.
@@ -61,11 +61,11 @@ class Bench:
     prompts: Sequence[str]
     roles: Sequence[Role]
     partners: Sequence[int | None]
-    seen: Seen
-    photos: Seen
+    embeddings: Embeddings
+    photos: Embeddings
     nearness: Float[Tensor, "images photos"]
     copied: Bool[np.ndarray, " images"]
-    below: Seen | None
+    below: Embeddings | None
     below_prompts: Sequence[str]
     below_roles: Sequence[Role]
     below_units: Sequence[str]
@@ -93,11 +93,11 @@ class Bench:
         return None if isinstance(found, Missing) else found.key
 
     @cached_property
-    def values(self) -> dict[str, Values | str]:
+    def values(self) -> dict[str, PerImageValues | str]:
         """Each score's values for single pictures, or why there are none."""
         return {measure.name: self._value(measure) for measure in self.measures}
 
-    def _value(self, measure: Measure) -> Values | str:
+    def _value(self, measure: Measure) -> PerImageValues | str:
         name = self._encoder(measure)
         if name == "perceptual":
             if isinstance(self.encoders.perceptual, Missing):
@@ -106,8 +106,12 @@ class Bench:
             encoder = self.encoders.named()[name]
             if isinstance(encoder, Missing):
                 return encoder.reason
-            sets = [seen for seen in (self.seen, self.photos, self.below) if seen]
-            if any(name in seen.broken for seen in sets):
+            sets = [
+                embeddings
+                for embeddings in (self.embeddings, self.photos, self.below)
+                if embeddings
+            ]
+            if any(name in embeddings.broken for embeddings in sets):
                 return f"{encoder.key} gave no usable numbers for some pictures"
         try:
             return value_pictures(measure, name, self.subjects)
@@ -123,7 +127,7 @@ class Bench:
         cells = list(dict.fromkeys(self._cells(range(len(self.pictures)))))
         perceptual = self.encoders.perceptual
         return Subjects(
-            seen=self.seen,
+            embeddings=self.embeddings,
             photos=self.photos,
             below=self.below,
             partners=self.partners,
@@ -143,7 +147,7 @@ class Bench:
             copied=self.copied,
             distances=None
             if isinstance(perceptual, Missing)
-            else lambda seen, groups: measure_distances(perceptual, seen.paths, groups),
+            else lambda embeddings, groups: measure_distances(perceptual, embeddings.paths, groups),
         )
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -186,7 +190,7 @@ class Bench:
     def _place(
         self,
         measure: Measure,
-        values: Values,
+        values: PerImageValues,
         rows: Sequence[int],
         sampled: Sampled,
         draws: Draws,
@@ -224,7 +228,7 @@ class Bench:
         numbers = {unit: number for number, unit in enumerate(units)}
         return units, [numbers[noise] for noise in noises]
 
-    def _draw(self, rows: Sequence[int], values: Values) -> Draws:
+    def _draw(self, rows: Sequence[int], values: PerImageValues) -> Draws:
         photos = len(self.photos.prints)
         if values.among_photos is not None:
             photos = len(values.among_photos)
@@ -273,7 +277,7 @@ class Bench:
         )
 
     def _sample_floor(
-        self, measure: Measure, values: Values, paired: Sequence[int], draws: Draws
+        self, measure: Measure, values: PerImageValues, paired: Sequence[int], draws: Draws
     ) -> tuple[Sampled, Draws]:
         """Sample the base model's partners of pictures, or strangers where they count.
 
@@ -283,19 +287,19 @@ class Bench:
             The floor, and the draws that it comes from.
         """
         assert values.below is not None
-        if not values.strangers:
+        if not values.impostors:
             places = [place for row in paired if (place := self.partners[row]) is not None]
             return self._sample(measure, values.below, places, paired, draws), draws
         drawn = statistics.draw(
-            [self.below_units[place] for place in values.strangers],
+            [self.below_units[place] for place in values.impostors],
             resamples=self.resamples,
             confidence=self.confidence,
             seed=1,
         )
         drawn = replace(drawn, photos=draws.photos)
-        return statistics.sample_mean(values.below[list(values.strangers)], drawn), drawn
+        return statistics.sample_mean(values.below[list(values.impostors)], drawn), drawn
 
-    def _ceiling(self, values: Values, draws: Draws) -> Sampled | None:
+    def _ceiling(self, values: PerImageValues, draws: Draws) -> Sampled | None:
         apart = values.among_photos
         if apart is None or len(apart) < 2:
             return None
@@ -337,7 +341,7 @@ class Bench:
                 continue
             sampled, draws = self._sample_floor(measure, values, paired, self._draw(paired, values))
             if not np.isnan(sampled.value):
-                n = len(values.strangers) or len(paired)
+                n = len(values.impostors) or len(paired)
                 ends = self._interval(measure, sampled, draws, n)
                 found[measure.name] = Score(
                     value=sampled.value, n=n, interval=ends, key=self.key(measure)

@@ -27,19 +27,19 @@ def _tell_leakage(score: Score, class_noun: str, words: str) -> str:
     """Compare the class with what the base model draws for it, on the way to the subject."""
     if score.value is None or score.floor is None:
         return ""
-    seen = (
+    embeddings = (
         f"pictures of another {class_noun} have a likeness of {score.value:.3f} to the subject, "
         f"the base model's {score.floor:.3f} (n = {score.n}{words})."
     )
     if score.lift_interval is None:
-        return f"Leakage cannot be judged: {seen}"
+        return f"Leakage cannot be judged: {embeddings}"
     low, high = score.lift_interval
     if low > 0:
         share = f"{score.lift:.0%} of the way to the photos" if score.lift is not None else ""
-        return f"Leakage found: {seen[:-1]}: {share}."
+        return f"Leakage found: {embeddings[:-1]}: {share}."
     if high < 0:
-        return f"No leakage: the class has moved away from the subject; {seen}"
-    return f"No leakage detected: {seen}"
+        return f"No leakage: the class has moved away from the subject; {embeddings}"
+    return f"No leakage detected: {embeddings}"
 
 
 def _tell_drift(score: Score) -> str:

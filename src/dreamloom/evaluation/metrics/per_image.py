@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.evaluation.copy_detection import correlate_layouts
-from dreamloom.evaluation.metrics.embed import Seen
+from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.measures import Kind, Measure, Role
 from dreamloom.evaluation.metrics.recognition import (
     FEWEST_IMPOSTORS,
@@ -36,7 +36,7 @@ from dreamloom.evaluation.metrics.similarity import (
 Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 # The mean of fewer persons depends on who they happen to be.
-_FEWEST_STRANGERS = 8
+_FEWEST_IMPOSTORS = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Subjects:
     """Everything that a score of single pictures may look at.
 
     Args:
-        seen: What the encoders saw in the pictures.
+        embeddings: What the encoders saw in the pictures.
         photos: In the photos.
         below: In the base model's pictures; None without any.
         partners: For each picture, the place of its floor among the base model's, or None.
@@ -62,9 +62,9 @@ class Subjects:
         distances: Gives the perceptual distance of each picture with each; None without an encoder.
     """
 
-    seen: Seen
-    photos: Seen
-    below: Seen | None
+    embeddings: Embeddings
+    photos: Embeddings
+    below: Embeddings | None
     partners: Sequence[int | None]
     roles: Sequence[Role]
     roles_below: Sequence[Role]
@@ -76,19 +76,19 @@ class Subjects:
     own_text_below: Sequence[int]
     nearness: Float[Tensor, "images photos"]
     copied: Bool[np.ndarray, " images"]
-    distances: Callable[[Seen, Sequence[int]], Array] | None = None
+    distances: Callable[[Embeddings, Sequence[int]], Array] | None = None
 
 
 @dataclass(frozen=True)
-class Values:
+class PerImageValues:
     """A score of single pictures, photos or pairs.
 
     Args:
         own: One row per picture; one column per photo, or per picture for variety.
         below: The same for the base model's pictures; None without any.
         among_photos: The photos' own: pairs, or one value for each; None where it means nothing.
-        strangers: Places of those of the base model's pictures that are the floor instead of the
-            partners; see `_find_strangers`.
+        impostors: Places of those of the base model's pictures that are the floor instead of the
+            partners; see `_find_impostors`.
         note: What has to be known about it.
     """
 
@@ -96,14 +96,14 @@ class Values:
     below: Array | None = None
     among_photos: Array | None = None
     note: str = ""
-    strangers: tuple[int, ...] = ()
+    impostors: tuple[int, ...] = ()
 
 
 class NotMeasured(ValueError):
     """Why a score cannot be measured, as a clause to stand behind "not measured:"."""
 
 
-def value_pictures(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def value_pictures(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     """Compute a score for every picture.
 
     Args:
@@ -117,28 +117,28 @@ def value_pictures(measure: Measure, encoder: str, subjects: Subjects) -> Values
     return _KINDS[measure.kind](measure, encoder, subjects)
 
 
-def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     photos = _photos(encoder, subjects)
     below = None
     if subjects.below is not None:
         below = _fill(_similar(encoder, subjects.below, photos))
-    own = _similar(encoder, subjects.seen, photos)
+    own = _similar(encoder, subjects.embeddings, photos)
     if measure.needs_credit:
         own[subjects.copied] = np.nan
-    strangers = _find_strangers(measure, below, subjects)
-    return Values(
-        _give_no_credit(own, below, subjects, strangers),
+    impostors = _find_impostors(measure, below, subjects)
+    return PerImageValues(
+        _give_no_credit(own, below, subjects, impostors),
         below,
         _pairs(photos),
-        f"floor: {len(strangers)} pictures of anybody of the class, which are nearer to the photos "
+        f"floor: {len(impostors)} pictures of anybody of the class, which are nearer to the photos "
         "than the base model's pictures of these prompts"
-        if strangers
+        if impostors
         else "",
-        strangers,
+        impostors,
     )
 
 
-def _find_strangers(measure: Measure, below: Array | None, subjects: Subjects) -> tuple[int, ...]:
+def _find_impostors(measure: Measure, below: Array | None, subjects: Subjects) -> tuple[int, ...]:
     """Find the base model's pictures of anybody, where they are nearer to the photos.
 
     To the base model an identifier is a word like any other, and often means one peculiar person to
@@ -147,17 +147,17 @@ def _find_strangers(measure: Measure, below: Array | None, subjects: Subjects) -
     """
     if below is None or measure.encoder != "identity" or measure.roles != ("subject",):
         return ()
-    strangers = [place for place, role in enumerate(subjects.roles_below) if role == "class"]
+    impostors = [place for place, role in enumerate(subjects.roles_below) if role == "class"]
     partners = [
         place
         for place, role in zip(subjects.partners, subjects.roles, strict=True)
         if place is not None and role == "subject"
     ]
-    units = [subjects.units_below[place] for place in strangers]
-    if len(set(units)) < _FEWEST_STRANGERS or not partners:
+    units = [subjects.units_below[place] for place in impostors]
+    if len(set(units)) < _FEWEST_IMPOSTORS or not partners:
         return ()
-    nearer = _mean_of_units(below[strangers], units).mean() > below[partners].mean()
-    return tuple(strangers) if nearer else ()
+    nearer = _mean_of_units(below[impostors], units).mean() > below[partners].mean()
+    return tuple(impostors) if nearer else ()
 
 
 def _mean_of_units(values: Array, units: Sequence[str]) -> Array:
@@ -169,16 +169,16 @@ def _mean_of_units(values: Array, units: Sequence[str]) -> Array:
     return mean
 
 
-def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     photos = _photos(encoder, subjects)
     below = subjects.below
-    return Values(
-        _similar(encoder, subjects.seen, photos).max(axis=1),
+    return PerImageValues(
+        _similar(encoder, subjects.embeddings, photos).max(axis=1),
         None if below is None else _similar(encoder, below, photos).max(axis=1),
     )
 
 
-def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     found = _value_subject(measure, encoder, subjects)
     if found.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
@@ -195,7 +195,7 @@ def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Value
         others = (found.among_photos.sum(axis=1) - found.among_photos.diagonal()) / (n - 1)
         apart = (others >= threshold).astype(float)
     own = (found.own.mean(axis=1) >= threshold).astype(float)
-    return Values(
+    return PerImageValues(
         _never(own, encoder, subjects),
         (found.below.mean(axis=1) >= threshold).astype(float),
         apart,
@@ -203,7 +203,7 @@ def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> Value
     )
 
 
-def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     if subjects.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
     photos = _photos(encoder, subjects)
@@ -220,14 +220,14 @@ def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> Values:
         found[shown] = is_nearest(similar[shown], to_others[shown])
         return found.numpy().astype(float)
 
-    own, beneath = subjects.seen.features[encoder], subjects.below.features[encoder]
+    own, beneath = subjects.embeddings.features[encoder], subjects.below.features[encoder]
     to_others = _cosines(beneath, others)
     to_others[gallery, torch.arange(len(gallery))] = -torch.inf  # a picture is not its own rival
     apart = None
     if len(photos) > 1:
         similar = cosines(photos, photos).fill_diagonal_(-torch.inf)
         apart = is_nearest(similar, cosines(photos, others)).numpy().astype(float)
-    return Values(
+    return PerImageValues(
         _never(nearest(own, _cosines(own, photos), _cosines(own, others)), encoder, subjects),
         nearest(beneath, _cosines(beneath, photos), to_others),
         apart,
@@ -235,21 +235,21 @@ def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> Values:
     )
 
 
-def _value_prompt(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_prompt(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     texts = _texts(subjects)
 
-    def fits(seen: Seen, own: Sequence[int]) -> Array:
+    def fits(embeddings: Embeddings, own: Sequence[int]) -> Array:
         rows = texts[list(own)]
-        return prompt_fidelity(generated=seen.features[encoder], prompts=rows).numpy()
+        return prompt_fidelity(generated=embeddings.features[encoder], prompts=rows).numpy()
 
     below = subjects.below
-    return Values(
-        fits(subjects.seen, subjects.own_text),
+    return PerImageValues(
+        fits(subjects.embeddings, subjects.own_text),
         None if below is None else fits(below, subjects.own_text_below),
     )
 
 
-def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     texts = _texts(subjects)
     asked = sorted(
         {
@@ -262,58 +262,58 @@ def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> Valu
         raise NotMeasured("it needs two different prompts or more to choose from")
     columns = {text: column for column, text in enumerate(asked)}
 
-    def found(seen: Seen, own: Sequence[int]) -> Array:
-        fits = cosines(seen.features[encoder], texts[asked])
+    def found(embeddings: Embeddings, own: Sequence[int]) -> Array:
+        fits = cosines(embeddings.features[encoder], texts[asked])
         # What is no picture of the subject has no column; it is never read.
         places = torch.tensor([columns.get(text, 0) for text in own])
         return is_own_prompt_best(fits, places).numpy().astype(float)
 
     below = subjects.below
-    return Values(
-        found(subjects.seen, subjects.own_text),
+    return PerImageValues(
+        found(subjects.embeddings, subjects.own_text),
         None if below is None else found(below, subjects.own_text_below),
         note=f"among {len(asked)} prompts",
     )
 
 
-def _value_variety(measure: Measure, encoder: str, subjects: Subjects) -> Values:
-    def apart(seen: Seen, groups: Sequence[int]) -> Array:
-        if encoder in seen.features:
-            return differences(seen.features[encoder]).numpy()
+def _value_variety(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
+    def apart(embeddings: Embeddings, groups: Sequence[int]) -> Array:
+        if encoder in embeddings.features:
+            return differences(embeddings.features[encoder]).numpy()
         assert subjects.distances is not None
-        return subjects.distances(seen, groups)
+        return subjects.distances(embeddings, groups)
 
     below = subjects.below
-    return Values(
-        apart(subjects.seen, subjects.groups),
+    return PerImageValues(
+        apart(subjects.embeddings, subjects.groups),
         None if below is None else apart(below, subjects.groups_below),
     )
 
 
-def _value_copy(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_copy(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     def nearest(nearness: Tensor) -> Array:
         return nearness.amax(dim=1).numpy().astype(float)
 
     below = subjects.below
-    return Values(
+    return PerImageValues(
         nearest(subjects.nearness),
         None if below is None else nearest(correlate_layouts(below.layouts, subjects.photos.views)),
     )
 
 
-def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> Values:
+def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
     if subjects.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
-    own, beneath = subjects.seen.features[encoder], subjects.below.features[encoder]
+    own, beneath = subjects.embeddings.features[encoder], subjects.below.features[encoder]
     paired = [row for row, place in enumerate(subjects.partners) if place is not None]
     places = [place for place in subjects.partners if place is not None]
     moved = np.full(len(own), np.nan)
     if paired:
         moved[paired] = drift(before=beneath[places], after=own[paired]).numpy()
-    return Values(moved)
+    return PerImageValues(moved)
 
 
-_KINDS: Mapping[Kind, Callable[[Measure, str, Subjects], Values]] = {
+_KINDS: Mapping[Kind, Callable[[Measure, str, Subjects], PerImageValues]] = {
     "subject": _value_subject,
     "nearest": _value_nearest,
     "verified": _value_verified,
@@ -335,9 +335,9 @@ def _photos(encoder: str, subjects: Subjects) -> Tensor:
     return shown
 
 
-def _missed(encoder: str, seen: Seen) -> Tensor:
-    nobody = torch.zeros(len(seen.prints), dtype=torch.bool)
-    return seen.missed.get(encoder, nobody)
+def _missed(encoder: str, embeddings: Embeddings) -> Tensor:
+    nobody = torch.zeros(len(embeddings.prints), dtype=torch.bool)
+    return embeddings.missed.get(encoder, nobody)
 
 
 def _texts(subjects: Subjects) -> Tensor:
@@ -351,12 +351,12 @@ def _impostors(subjects: Subjects) -> list[int]:
     return [place for place, role in enumerate(subjects.roles_below) if role != "other"]
 
 
-def _similar(encoder: str, seen: Seen, photos: Tensor) -> Array:
+def _similar(encoder: str, embeddings: Embeddings, photos: Tensor) -> Array:
     """Compare pictures with photos; a row of nan where nobody was found."""
-    shown = ~_missed(encoder, seen)
+    shown = ~_missed(encoder, embeddings)
     found = np.full((len(shown), len(photos)), np.nan)
     if shown.any():
-        features = seen.features[encoder][shown]
+        features = embeddings.features[encoder][shown]
         found[shown.numpy()] = subject_fidelity(generated=features, photos=photos).numpy()
     return found
 
@@ -383,7 +383,7 @@ def _fill(values: Array) -> Array:
 
 
 def _give_no_credit(
-    own: Array, below: Array | None, subjects: Subjects, strangers: Sequence[int] = ()
+    own: Array, below: Array | None, subjects: Subjects, impostors: Sequence[int] = ()
 ) -> Array:
     """Give rows of nan what their floor has, or the mean floor, or 0 where there is none."""
     given = own.copy()
@@ -391,9 +391,9 @@ def _give_no_credit(
         place = subjects.partners[row]
         if below is None:
             given[row] = 0.0
-        elif strangers:
-            units = [subjects.units_below[stranger] for stranger in strangers]
-            given[row] = _mean_of_units(below[list(strangers)], units)
+        elif impostors:
+            units = [subjects.units_below[impostor] for impostor in impostors]
+            given[row] = _mean_of_units(below[list(impostors)], units)
         else:
             given[row] = below.mean(axis=0) if place is None else below[place]
     return given
@@ -401,5 +401,5 @@ def _give_no_credit(
 
 def _never(values: Array, encoder: str, subjects: Subjects) -> Array:
     """Count pictures that show nobody, or repeat a photo, as failures."""
-    failed = subjects.copied | _missed(encoder, subjects.seen).numpy()
+    failed = subjects.copied | _missed(encoder, subjects.embeddings).numpy()
     return np.where(failed, 0.0, values)

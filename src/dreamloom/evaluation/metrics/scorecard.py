@@ -177,10 +177,14 @@ def find_alarms(
         if name in MEASURE and MEASURE[name].is_share:
             continue
         values = [picture.values.get(name) for picture in pictures]
-        seen = {round(value, 6) for value in values if value is not None}
-        if len(seen) == 1 and len([v for v in values if v is not None]) > 2 and len(first) > 1:
+        embeddings = {round(value, 6) for value in values if value is not None}
+        if (
+            len(embeddings) == 1
+            and len([v for v in values if v is not None]) > 2
+            and len(first) > 1
+        ):
             found.append(
-                f"{name} is {seen.pop():.6f} for every picture: it does not depend on them."
+                f"{name} is {embeddings.pop():.6f} for every picture: it does not depend on them."
             )
         top = ceilings.get(name)
         if score.value is None or top is None or top.value is None:

@@ -14,7 +14,7 @@ from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
 from dreamloom.evaluation.encoders.base import Encoders, Missing
-from dreamloom.evaluation.metrics.embed import Seen, look_at
+from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
 from dreamloom.evaluation.metrics.similarity import cosines
 from dreamloom.evaluation.scoring import replace_subject
 
@@ -76,7 +76,7 @@ class Judge:
         self.encoders = encoders
         require_encoders(encoders)
         self._references = references
-        self._photos = look_at(references.photos.paths(), encoders, views=True)
+        self._photos = embed_images(references.photos.paths(), encoders, views=True)
         self._known = _select(self._photos, "identity")
         if len(self._known) == 0:
             raise EvaluationError(
@@ -84,7 +84,7 @@ class Judge:
             )
         style = references.style or references.drawn
         assert style is not None
-        self._style = look_at(style.paths(), encoders, views=references.style is not None)
+        self._style = embed_images(style.paths(), encoders, views=references.style is not None)
         self._texts = self._read_prompts()
 
     def _read_prompts(self) -> dict[str, Float[Tensor, " features"]]:
@@ -98,7 +98,7 @@ class Judge:
 
     def look(self, images: ImageSet) -> list[Look]:
         """Look at drawn pictures, in their order."""
-        seen = look_at(images.paths(), self.encoders)
+        seen = embed_images(images.paths(), self.encoders)
         prompts = [picture.prompt for picture in images.pictures]
         identity = _compare(seen, "identity", self._known)
         style = self._compare_style(seen, prompts)
@@ -127,7 +127,9 @@ class Judge:
             )
         return looks
 
-    def _compare_style(self, seen: Seen, prompts: Sequence[str]) -> list[tuple[float, ...] | None]:
+    def _compare_style(
+        self, seen: Embeddings, prompts: Sequence[str]
+    ) -> list[tuple[float, ...] | None]:
         """Compare with pictures in the style, or with drawings of other prompts than its own.
 
         Who is compared with the style adapter's drawing of its own prompt and seed gains most by
@@ -146,14 +148,16 @@ class Judge:
             means.append((sum(apart) / len(apart),) if apart else None)
         return means
 
-    def _compare_content(self, seen: Seen) -> list[float | None]:
+    def _compare_content(self, seen: Embeddings) -> list[float | None]:
         """Say how much of what the pictures in the style show has come along with it."""
         if self._references.style is None or "dino" not in seen.features:
             return [None] * len(seen.prints)
         found = _compare(seen, "dino", _select(self._style, "dino"))
         return [None if not row else sum(row) / len(row) for row in found]
 
-    def _read_picture(self, seen: Seen, row: int, prompt: str) -> tuple[float | None, float | None]:
+    def _read_picture(
+        self, seen: Embeddings, row: int, prompt: str
+    ) -> tuple[float | None, float | None]:
         """Say how well a picture fits its own prompt, and the others of its list."""
         if prompt not in self._texts or not _usable(seen, "clip")[row]:
             return None, None
@@ -179,23 +183,23 @@ def require_encoders(encoders: Encoders) -> None:
             )
 
 
-def _usable(seen: Seen, name: str) -> list[bool]:
+def _usable(seen: Embeddings, name: str) -> list[bool]:
     features = seen.features[name]
     usable: list[bool] = (torch.isfinite(features).all(dim=1) & (features.norm(dim=1) > 0)).tolist()
     return usable
 
 
-def _select(seen: Seen, name: str) -> Float[Tensor, "pictures features"]:
+def _select(seen: Embeddings, name: str) -> Float[Tensor, "pictures features"]:
     return seen.features[name][torch.tensor(_usable(seen, name), dtype=torch.bool)]
 
 
 def _compare(
-    seen: Seen, name: str, references: Float[Tensor, "references features"]
+    seen: Embeddings, name: str, references: Float[Tensor, "references features"]
 ) -> list[tuple[float, ...] | None]:
     """Compare each picture with each reference; None where nobody was found."""
     found = iter(cosines(_select(seen, name), references).tolist())
     return [tuple(next(found)) if usable else None for usable in _usable(seen, name)]
 
 
-def _among(seen: Seen) -> Float[Tensor, "pictures pictures"]:
+def _among(seen: Embeddings) -> Float[Tensor, "pictures pictures"]:
     return correlate_layouts(seen.layouts, seen.views)

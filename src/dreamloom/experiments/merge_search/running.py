@@ -69,7 +69,7 @@ def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = s
     """
     start = time.perf_counter()
     run = RunDir(request.out.absolute())
-    run.refuse_strangers()
+    run.refuse_other_folders()
     job = resolve_job(request, config, run)
     if run.finished(STAGE, job.inputs):
         observe(StageSkipped(STAGE, "already done"))

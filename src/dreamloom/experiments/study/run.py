@@ -62,7 +62,7 @@ def run_study(study: Study, out: Path, on: str = "here", observe: Observer = sil
     """
     start = time.perf_counter()
     run = RunDir(out.absolute())
-    run.refuse_strangers()
+    run.refuse_other_folders()
     arms = study.list_arms()
     observe(StageStarted(STAGE, f"{len(arms)} arms × {len(study.train_seeds)} training seeds"))
     with open_crew(study.workers, on) as crew:
