@@ -229,7 +229,7 @@ def run_ours(given: argparse.Namespace) -> None:
 def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Make a run, and load the model, the photos and the class images."""
     from dreamloom.core.device import pick_runtime
-    from dreamloom.core.manifests import PriorSet
+    from dreamloom.core.manifests import ClassImageSet
     from dreamloom.core.run_folder import RunDir
     from dreamloom.data.photos.prepare import load_photos
     from dreamloom.models.families import load_model
@@ -239,7 +239,7 @@ def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     model = load_model(str(given.model), pick_runtime("cpu", "fp32"))
     photos = load_photos(given.pictures / "photos", run, given.px)
     files = tuple(path.name for path in sorted((given.pictures / "priors").iterdir()))
-    priors = PriorSet(
+    priors = ClassImageSet(
         folder=given.pictures / "priors",
         files=files,
         prompt=CLASS_PROMPT,

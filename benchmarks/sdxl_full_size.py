@@ -41,7 +41,7 @@ from dreamloom.core.config.settings import LoomConfig, load_config, setting_name
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.events import Event, LossLogged, Progress, ValidationSampled
 from dreamloom.core.run_folder import RunDir, library_versions
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.memory.choose import CONTEXT_BYTES
 from dreamloom.memory.plan import apply_plan, plan_run, read_memory
@@ -178,7 +178,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
     side = int(config.photos.resolution_px)
     photos = load_photos(make_pictures(folder / "photos", 4, side, seed=0), run, side)
     watch.end("loading")
-    priors = make_priors(run, model, config.class_prompt(), config.priors, 0, side)
+    priors = make_class_images(run, model, config.class_prompt(), config.priors, 0, side)
     watch.end("class images")
     train_adapter(run, model, photos, priors, config, watch.observe)
     watch.end("saving")

@@ -5,9 +5,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from dreamloom.core.config.settings import LoomConfig, load_config
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
 from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
@@ -45,16 +45,16 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
     return load_config(overrides=settings).resolve(vars(model.advice))
 
 
-def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, PriorSet]:
+def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, ClassImageSet]:
     """Prepare a few photos and class images for the model, in a run of their own."""
     run, config = claimed(folder / "run"), small_config(model)
     side = model.advice.resolution_px
     photos = load_photos(make_photos(folder / "photos"), run, side)
-    return photos, make_priors(run, model, config.class_prompt(), config.priors, 0, side)
+    return photos, make_class_images(run, model, config.class_prompt(), config.priors, 0, side)
 
 
 def make_lesson(
-    model: Model, photos: PhotoSet, priors: PriorSet | None, config: LoomConfig
+    model: Model, photos: PhotoSet, priors: ClassImageSet | None, config: LoomConfig
 ) -> TrainingBatches:
     plan = BatchPlan(config.seed, config.photos.flip, config.validation.held_out_photos)
     return prepare_batches(

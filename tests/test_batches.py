@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.training.batches import BatchPlan, Share, TrainingBatches, choose_place, make_batches
@@ -16,7 +16,7 @@ from studio_set import claimed, make_lesson, make_photos, small_config
 
 
 def test_prompts_and_framings_stay_with_their_images(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     """The faults of others: tiled prompts, and class images with a photo's crop."""
     batches = make_lesson(model, *sets, small_config(model))
@@ -31,7 +31,7 @@ def test_prompts_and_framings_stay_with_their_images(
 
 
 def test_every_row_is_the_crop_that_its_card_names(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     """A cache that is read by place instead of by picture pairs photos with strangers' captions."""
     batches = make_lesson(model, *sets, small_config(model, photos__flip=True))
@@ -52,7 +52,9 @@ def test_every_row_is_the_crop_that_its_card_names(
             torch.testing.assert_close(batch.latents.mean[row], latents.mean[0])
 
 
-def test_captions_replace_the_common_prompt(model: Model, sets: tuple[PhotoSet, PriorSet]) -> None:
+def test_captions_replace_the_common_prompt(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
     photos, _ = sets
     captioned = photos.model_copy(
         update={
@@ -73,7 +75,7 @@ def test_captions_replace_the_common_prompt(model: Model, sets: tuple[PhotoSet, 
 
 
 def test_prompts_are_encoded_once_unless_they_are_taught(
-    model: Model, sets: tuple[PhotoSet, PriorSet], monkeypatch: pytest.MonkeyPatch
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = make_lesson(model, *sets, small_config(model))
     asked: list[list[str]] = []
@@ -93,7 +95,7 @@ def test_prompts_are_encoded_once_unless_they_are_taught(
 
 
 def test_mirrored_crops_are_framed_from_the_other_side(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     batches = make_lesson(model, sets[0], None, small_config(model, photos__flip=True))
     photo = sets[0].photos[0]
@@ -110,7 +112,7 @@ def test_mirrored_crops_are_framed_from_the_other_side(
 
 def test_crops_are_fresh_in_each_round_and_encoded_once(
     model: Model,
-    sets: tuple[PhotoSet, PriorSet],
+    sets: tuple[PhotoSet, ClassImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,7 +138,7 @@ def test_crops_are_fresh_in_each_round_and_encoded_once(
     assert not encoded
 
 
-def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, PriorSet]) -> None:
+def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, ClassImageSet]) -> None:
     photo = sets[0].photos[0].model_copy(update={"scaled_px": (64, 400)})
     plan = BatchPlan(seed=0)
     places = [choose_place(photo, 8, plan, 0, round_) for round_ in range(40)]
@@ -146,7 +148,9 @@ def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, Prio
     assert places != [choose_place(photo, 8, BatchPlan(seed=1), 0, r) for r in range(40)]
 
 
-def test_held_out_photos_are_never_dealt(model: Model, sets: tuple[PhotoSet, PriorSet]) -> None:
+def test_held_out_photos_are_never_dealt(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
     config = small_config(model, watch__held_out_photos=1)
     batches = make_lesson(model, *sets, config)
     last = sets[0].photos[-1]
@@ -162,7 +166,7 @@ def test_held_out_photos_are_never_dealt(model: Model, sets: tuple[PhotoSet, Pri
 
 
 def test_pictures_of_other_shapes_go_in_parts_of_their_own(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     photos, priors = sets
     wide = photos.photos[0].model_copy(update={"bucket_px": (64, 80)})
@@ -175,7 +179,7 @@ def test_pictures_of_other_shapes_go_in_parts_of_their_own(
 
 
 def test_masks_are_cut_like_their_pictures(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     photos = sets[0]
     width, height = photos.photos[0].scaled_px[::-1]
@@ -217,12 +221,12 @@ def test_the_shares_of_an_update_are_the_whole_of_it(batches: int) -> None:
         assert [sample for share in shares for sample in share] == whole
 
 
-def test_no_photo_left_is_an_error(model: Model, sets: tuple[PhotoSet, PriorSet]) -> None:
+def test_no_photo_left_is_an_error(model: Model, sets: tuple[PhotoSet, ClassImageSet]) -> None:
     with pytest.raises(ValueError, match="none is left"):
         make_lesson(model, sets[0], None, small_config(model, watch__held_out_photos=3))
 
 
-def test_encoding_is_told(model: Model, sets: tuple[PhotoSet, PriorSet]) -> None:
+def test_encoding_is_told(model: Model, sets: tuple[PhotoSet, ClassImageSet]) -> None:
     told: list[tuple[int, int]] = []
     batches: TrainingBatches = make_lesson(model, *sets, small_config(model))
     fresh = TrainingBatches(

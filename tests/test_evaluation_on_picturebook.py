@@ -14,9 +14,9 @@ import pytest
 
 from dreamloom.core.config.settings import EvaluateConfig, LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
-from dreamloom.core.manifests import ImageSet, PhotoSet, Picture, PriorSet, write_manifest
+from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.scorecard import Scorecard
@@ -116,7 +116,7 @@ class Taught(NamedTuple):
     config: LoomConfig
     root: RunDir
     photos: list[PhotoSet]
-    priors: PriorSet
+    priors: ClassImageSet
     sets: dict[str, ImageSet]
 
 
@@ -126,7 +126,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     model = load_model("picturebook", pick_runtime("cpu"))
     config = resolve_defaults(load_config("quick"), model)
     root = open_run(work / "root", config)
-    priors = make_priors(root, model, config.class_prompt(), config.priors, config.seed, 128)
+    priors = make_class_images(root, model, config.class_prompt(), config.priors, config.seed, 128)
     none = config.model_copy(update={"priors": config.priors.model_copy(update={"kind": "none"})})
     photos, adapters = [], {}
     for number, person in enumerate(choose_people(2)):

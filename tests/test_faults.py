@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, LossLogged
-from dreamloom.core.manifests import PhotoSet, PriorSet
-from dreamloom.data.class_images import make_priors
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Framing, Model
 from dreamloom.models.families import load_model
@@ -63,7 +63,7 @@ def train(path: Path, model: Model, sets: Any, config: LoomConfig) -> dict[str, 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_fault_01_every_picture_trains_with_its_own_prompt(
-    model: Model, sets: tuple[PhotoSet, PriorSet], told: Told, batch: int
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told, batch: int
 ) -> None:
     config = small_config(model, train__batch_photos=batch, train__batch_priors=batch)
     compute_loss(model, make_lesson(model, *sets, config), 0, config)
@@ -74,7 +74,7 @@ def test_fault_01_every_picture_trains_with_its_own_prompt(
 
 
 def test_fault_02_class_images_have_a_size_and_crop_of_their_own(
-    model: Model, sets: tuple[PhotoSet, PriorSet], told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told
 ) -> None:
     config = small_config(model)
     compute_loss(model, make_lesson(model, *sets, config), 0, config)
@@ -85,7 +85,7 @@ def test_fault_02_class_images_have_a_size_and_crop_of_their_own(
 
 
 def test_fault_03_each_picture_is_weighed_by_its_own_timestep(
-    model: Model, sets: tuple[PhotoSet, PriorSet], told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told
 ) -> None:
     plain = small_config(model)
     batches = make_lesson(model, *sets, plain)
@@ -119,7 +119,7 @@ def test_fault_04_adapters_are_taught_in_float32_on_a_half_precision_base(
 
 
 def test_fault_05_latents_captions_and_framings_stay_together(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     photos = sets[0].model_copy(
         update={
@@ -154,7 +154,7 @@ def test_fault_06_crops_change_from_round_to_round(model: Model, tmp_path: Path)
 
 
 def test_fault_07_faces_are_not_mirrored_unless_asked(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     batches = make_lesson(model, *sets, small_config(model))
     assert not any(
@@ -165,7 +165,10 @@ def test_fault_07_faces_are_not_mirrored_unless_asked(
 
 
 def test_fault_08_encoders_leave_the_device_before_each_prediction(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model,
+    sets: tuple[PhotoSet, ClassImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[str] = []
     for name in ("encode_images", "encode_prompts", "release_encoders", "predict"):
@@ -195,7 +198,7 @@ def test_fault_08_text_encoders_leave_the_device(tiny_sdxl: Path) -> None:
 
 
 def test_fault_09_the_autoencoder_rests_once_the_crops_are_known(
-    model: Model, sets: tuple[PhotoSet, PriorSet], monkeypatch: pytest.MonkeyPatch
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = make_lesson(model, *sets, small_config(model))
     for update in range(40):
@@ -210,7 +213,10 @@ def test_fault_09_the_autoencoder_rests_once_the_crops_are_known(
 
 
 def test_fault_10_the_end_loads_no_second_pipeline(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model,
+    sets: tuple[PhotoSet, ClassImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from diffusers import DiffusionPipeline
 
@@ -223,7 +229,7 @@ def test_fault_10_the_end_loads_no_second_pipeline(
 
 
 def test_fault_12_new_words_class_images_and_frozen_encoders_go_together(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     config = small_config(
         model,
@@ -254,7 +260,7 @@ def load_words(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_fault_13_a_resumed_run_meets_what_it_has_not_seen_yet(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path, told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, told: Told
 ) -> None:
     config = small_config(model, train__updates=6, train__checkpoint_every=2)
     train(tmp_path / "whole", model, sets, config)
@@ -278,10 +284,10 @@ def test_fault_14_class_images_of_another_prompt_are_never_reused(
 ) -> None:
     run, config = claimed(tmp_path), small_config(model)
     side = model.advice.resolution_px
-    cats = make_priors(run, model, "a photo of a cat", config.priors, 0, side)
+    cats = make_class_images(run, model, "a photo of a cat", config.priors, 0, side)
     old = [path.read_bytes() for path in cats.paths()]
     (run.priors / ".DS_Store").write_bytes(b"junk")
-    dogs = make_priors(run, model, "a photo of a dog", config.priors, 0, side)
+    dogs = make_class_images(run, model, "a photo of a dog", config.priors, 0, side)
     new = [path.read_bytes() for path in dogs.paths()]
     assert len(set(new)) == len(new) == config.priors.count
     assert not set(old) & set(new)
@@ -289,7 +295,7 @@ def test_fault_14_class_images_of_another_prompt_are_never_reused(
 
 
 def test_fault_15_class_images_neither_stretch_the_run_nor_have_a_photo_each(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     counted: list[Event] = []
     run, config = claimed(tmp_path), small_config(model)
@@ -304,7 +310,7 @@ def test_fault_15_class_images_neither_stretch_the_run_nor_have_a_photo_each(
 
 
 def test_fault_16_stray_files_do_no_harm_and_alpha_is_free(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     folder = make_photos(tmp_path / "photos")
     for stray in (".DS_Store", "Thumbs.db", "notes.md"):
@@ -320,7 +326,7 @@ def test_fault_16_stray_files_do_no_harm_and_alpha_is_free(
 
 
 def test_fault_17_frozen_embeddings_gather_no_gradient(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     config = small_config(model, adapter__text_encoders=True)
     batches = make_lesson(model, *sets, config)
@@ -343,7 +349,7 @@ def frozen_parts(model: Any) -> Iterator[torch.nn.Module]:
 
 
 def test_fault_18_the_file_says_how_it_was_made(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     train(tmp_path, model, sets, small_config(model))
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:

@@ -13,7 +13,7 @@ from dreamloom.core.config.settings import LoomConfig, load_config, to_toml
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunDir, write_text
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
@@ -34,7 +34,7 @@ def remember(config: LoomConfig, **memory: object) -> LoomConfig:
 
 
 def train(
-    path: Path, model: Model, sets: tuple[PhotoSet, PriorSet], config: LoomConfig
+    path: Path, model: Model, sets: tuple[PhotoSet, ClassImageSet], config: LoomConfig
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     told: list[Event] = []
     run = claimed(path)
@@ -51,7 +51,7 @@ def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_an_update_is_the_same_in_however_many_passes(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path, most: int
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, most: int
 ) -> None:
     whole, losses = train(tmp_path / "whole", model, sets, small_config(model))
     cut, other = train(
@@ -63,7 +63,7 @@ def test_an_update_is_the_same_in_however_many_passes(
 
 
 def test_parts_that_take_turns_learn_the_same_bit_for_bit(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
     thrifty = load_model(str(tiny_sdxl), CPU, MemoryOptions(cpu_offload=True))
     config = small_config(model)
@@ -76,7 +76,7 @@ def test_parts_that_take_turns_learn_the_same_bit_for_bit(
 
 
 def test_the_record_and_the_file_say_how_the_base_was_kept(
-    sets: tuple[PhotoSet, PriorSet], tiny_sdxl: Path, tmp_path: Path
+    sets: tuple[PhotoSet, ClassImageSet], tiny_sdxl: Path, tmp_path: Path
 ) -> None:
     stored = load_model(str(tiny_sdxl), CPU, MemoryOptions("nf4"))
     config = remember(small_config(stored), base_quantization="nf4")

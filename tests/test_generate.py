@@ -11,7 +11,7 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.inference.generate import (
     ActiveAdapter,
     Prompt,
@@ -302,8 +302,8 @@ def test_bad_wishes_are_explained_and_leave_nothing(
 def test_class_images_depend_on_their_number_not_on_how_many(model: Model, tmp_path: Path) -> None:
     config = small_config(model).priors
     side = model.advice.resolution_px
-    few = make_priors(claimed(tmp_path / "few"), model, "a person", config, 3, side)
-    more = make_priors(
+    few = make_class_images(claimed(tmp_path / "few"), model, "a person", config, 3, side)
+    more = make_class_images(
         claimed(tmp_path / "more"),
         model,
         "a person",
@@ -315,14 +315,16 @@ def test_class_images_depend_on_their_number_not_on_how_many(model: Model, tmp_p
         assert psnr_db(Image.open(first), Image.open(second)) > 45
     assert few.made_from == more.made_from
     told: list[Event] = []
-    again = make_priors(claimed(tmp_path / "few"), model, "a person", config, 3, side, told.append)
+    again = make_class_images(
+        claimed(tmp_path / "few"), model, "a person", config, 3, side, told.append
+    )
     assert isinstance(told[0], StageSkipped)
     assert again == few
-    other = make_priors(claimed(tmp_path / "few"), model, "a dog", config, 3, side)
+    other = make_class_images(claimed(tmp_path / "few"), model, "a dog", config, 3, side)
     assert other.made_from != few.made_from
 
 
 def test_an_unknown_scheduler_for_class_images_is_explained(model: Model, tmp_path: Path) -> None:
     config = small_config(model).priors.model_copy(update={"scheduler": "ddin"})
     with pytest.raises(ConfigError, match=r"priors\.scheduler = 'ddin' is unknown"):
-        make_priors(claimed(tmp_path), model, "a person", config, 0, 64)
+        make_class_images(claimed(tmp_path), model, "a person", config, 0, 64)

@@ -14,7 +14,7 @@ from dreamloom.core.errors import (
     PhotoError,
     RunFolderError,
 )
-from dreamloom.core.manifests import read_image_set, read_prior_set
+from dreamloom.core.manifests import read_class_image_set, read_image_set
 from dreamloom.data.prompts.packs import read_pack
 from dreamloom.evaluation.scoring import Floor
 from dreamloom.lora.adapter import Adapter, Layer
@@ -82,7 +82,7 @@ def test_photos_to_adapter_to_pictures_to_scores(
     assert card.scores["identity"].note
     # The run's class images are the strangers, until others are named.
     base = read_image_set(floor)
-    known = Floor(base, read_prior_set(run.priors).paths())
+    known = Floor(base, read_class_image_set(run.priors).paths())
     assert run.read_record(f"evaluate-{pictures.name}").inputs["floor"] == known.fingerprint
     score(pictures, photos, asked, floor, photos)
     others = Floor(base, sorted(photos.iterdir()))

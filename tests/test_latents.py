@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamloom.core.events import Event, LossLogged, Note
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.models.base import Latents, Model
 from dreamloom.training.latent_cache import LatentStore
 from dreamloom.training.train import train_adapter
@@ -80,7 +80,7 @@ def test_a_full_disk_stops_the_keeping_not_the_training(
 
 def test_a_training_that_goes_on_encodes_nothing_twice(
     model: Model,
-    sets: tuple[PhotoSet, PriorSet],
+    sets: tuple[PhotoSet, ClassImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageFilter
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
-from dreamloom.core.manifests import read_photo_set, read_prior_set
+from dreamloom.core.manifests import read_class_image_set, read_photo_set
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos
@@ -569,7 +569,7 @@ def test_class_images_become_centred_squares(folder, run):
     middle = scene(9).crop((30, 0, 210, 180)).resize((64, 64), Image.Resampling.LANCZOS)
     difference = np.abs(np.asarray(open_upright(priors.paths()[-1]), float) - np.asarray(middle))
     assert difference.mean() < 2
-    assert read_prior_set(run.priors) == priors
+    assert read_class_image_set(run.priors) == priors
     assert not texts(events)
     record = run.read_record("priors")
     assert record.inputs["class_images"] == priors.made_from

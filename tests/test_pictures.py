@@ -8,16 +8,16 @@ from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import (
     MANIFEST,
     AdapterEntry,
-    DrawnPrior,
+    ClassImageSet,
+    DrawnClassImage,
     ImageSet,
     Photo,
     PhotoSet,
     Picture,
-    PriorSet,
     image_files,
+    read_class_image_set,
     read_image_set,
     read_photo_set,
-    read_prior_set,
     write_manifest,
 )
 
@@ -69,17 +69,17 @@ def test_sets_come_back_as_they_were(tmp_path, images):
     )
     write_manifest(photos)
     assert read_photo_set(photos.folder) == photos
-    priors = PriorSet(
+    priors = ClassImageSet(
         folder=tmp_path / "priors",
         prompt="a person",
         resolution_px=64,
         files=("0000.png",),
         made_from="cd",
         recipe={"scheduler": "ddim", "steps": 25, "guidance": 4.0},
-        drawn=(DrawnPrior(file="0000.png", seed=2**62, sha256="ef"),),
+        drawn=(DrawnClassImage(file="0000.png", seed=2**62, sha256="ef"),),
     )
     write_manifest(priors)
-    again = read_prior_set(priors.folder)
+    again = read_class_image_set(priors.folder)
     assert again == priors
     assert [type(value) for value in again.recipe.values()] == [str, int, float]
 
@@ -125,7 +125,7 @@ def test_a_folder_without_a_manifest_is_told_as_such(tmp_path):
 @pytest.mark.parametrize(
     "damaged", ["", "{half", "3", "[]", "{}", '{"colour": 1}', '{"pictures": 3}', "[1, 2]"]
 )
-@pytest.mark.parametrize("read", [read_image_set, read_photo_set, read_prior_set])
+@pytest.mark.parametrize("read", [read_image_set, read_photo_set, read_class_image_set])
 def test_a_damaged_manifest_is_told_as_such(tmp_path, damaged, read):
     (tmp_path / MANIFEST).write_text(damaged)
     with pytest.raises(DreamLoomError, match="is damaged"):

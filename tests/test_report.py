@@ -18,11 +18,11 @@ from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import LossLogged, Note, StageDone, StageStarted
 from dreamloom.core.manifests import (
     AdapterEntry,
+    ClassImageSet,
     ImageSet,
     Photo,
     PhotoSet,
     Picture,
-    PriorSet,
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
@@ -106,7 +106,7 @@ class Folder:
         for index, file in enumerate(files):
             self.paint("priors", "", index).save(self.run.priors / file)
         write_manifest(
-            PriorSet(
+            ClassImageSet(
                 folder=self.run.priors,
                 prompt="a photo of a person",
                 resolution_px=32,

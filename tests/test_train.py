@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
 from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
-from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
@@ -23,7 +23,7 @@ from studio_set import claimed, make_lesson, small_config
 def train(
     path: Path,
     model: Model,
-    sets: tuple[PhotoSet, PriorSet | None],
+    sets: tuple[PhotoSet, ClassImageSet | None],
     config: LoomConfig | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[Event]]:
     told: list[Event] = []
@@ -37,7 +37,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 def test_training_moves_every_layer_and_signs_the_file(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     weights, told = train(tmp_path, model, sets)
     moved = [key for key in weights if key.endswith("lora_B.weight")]
@@ -53,7 +53,7 @@ def test_training_moves_every_layer_and_signs_the_file(
 
 
 def test_the_same_call_gives_the_same_weights_bit_for_bit(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     first, _ = train(tmp_path / "a", model, sets)
     torch.manual_seed(12345)
@@ -64,7 +64,7 @@ def test_the_same_call_gives_the_same_weights_bit_for_bit(
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     whole, _ = train(tmp_path / "whole", model, sets)
     run = claimed(tmp_path / "stopped")
@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     """SIGKILL leaves no time to save anything: what was saved before must be enough."""
     config = small_config(
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(
 
 
 def test_looking_changes_nothing_and_recommends(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     plain, _ = train(tmp_path / "plain", model, sets)
     config = small_config(model, watch__every=2, watch__images=1, watch__steps=2)
@@ -149,7 +149,7 @@ def test_looking_changes_nothing_and_recommends(
 
 
 def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     def validations(name: str, **settings: object) -> list[Validated]:
         watched = {"watch__every": 2, "watch__images": 1, "watch__steps": 2, **settings}
@@ -167,7 +167,7 @@ def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_kept(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     run = claimed(tmp_path)
 
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(
 
 
 def test_a_finished_run_is_not_done_again_nor_overwritten(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     first, _ = train(tmp_path, model, sets)
     again, told = train(tmp_path, model, sets)
@@ -196,7 +196,7 @@ def test_a_finished_run_is_not_done_again_nor_overwritten(
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_update_named(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     wild = small_config(model, train__learning_rate=1e30, train__warmup_updates=0)
     run = claimed(tmp_path)
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_update_named(
 
 def test_a_full_disk_at_the_end_loses_nothing(
     model: Model,
-    sets: tuple[PhotoSet, PriorSet],
+    sets: tuple[PhotoSet, ClassImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -229,7 +229,7 @@ def test_a_full_disk_at_the_end_loses_nothing(
 
 
 def test_a_held_out_photo_may_have_a_caption_of_its_own(
-    model: Model, sets: tuple[PhotoSet, PriorSet], tmp_path: Path
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     photos = sets[0].model_copy(
         update={
@@ -246,7 +246,7 @@ def test_a_held_out_photo_may_have_a_caption_of_its_own(
 
 def test_a_broken_photo_is_named_with_its_update(
     model: Model,
-    sets: tuple[PhotoSet, PriorSet],
+    sets: tuple[PhotoSet, ClassImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -269,7 +269,7 @@ def test_a_broken_photo_is_named_with_its_update(
 
 
 def test_photos_meet_the_same_dice_with_and_without_class_images(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     """Else a comparison of the two would compare luck as well."""
     config = small_config(model)
@@ -285,7 +285,7 @@ def test_photos_meet_the_same_dice_with_and_without_class_images(
 
 
 def test_base_predictions_stand_in_for_class_images(
-    model: Model, sets: tuple[PhotoSet, PriorSet]
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     config = small_config(model, priors__kind="base")
     batches = make_lesson(model, sets[0], None, config)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import generator_for, pick_runtime
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
@@ -33,7 +33,7 @@ class Studio:
     adapter: Path
     model: Model
     photos: PhotoSet
-    priors: PriorSet
+    priors: ClassImageSet
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])

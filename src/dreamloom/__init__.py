@@ -19,7 +19,7 @@ _DOORS = {
     "load_config": "core.config.settings",
     "load_model": "models.families",
     "load_photos": "data.photos.prepare",
-    "make_priors": "data.class_images",
+    "make_class_images": "data.class_images",
     "merge_adapters": "merging.files.merge",
     "pick_runtime": "core.device",
     "read_adapter": "lora.reading",

@@ -25,14 +25,14 @@ from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import (
+    ClassImageSet,
     ImageSet,
-    PriorSet,
+    read_class_image_set,
     read_image_set,
     read_photo_set,
-    read_prior_set,
 )
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
@@ -246,7 +246,7 @@ def draw_class_images(work: Path, plan: TrialPlan) -> None:
     """Draw the class images that all subjects share."""
     model, config = _prepare(plan)
     run, side = open_run(_base_folder(work), config), model.advice.resolution_px
-    make_priors(run, model, config.class_prompt(), config.priors, config.seed, side)
+    make_class_images(run, model, config.class_prompt(), config.priors, config.seed, side)
 
 
 def draw_base(work: Path, plan: TrialPlan) -> None:
@@ -265,9 +265,9 @@ def teach_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
         how: ``with_prior`` or ``without_prior``.
     """
     model, config = _prepare(plan)
-    priors: PriorSet | None = None
+    priors: ClassImageSet | None = None
     if how == _WITH:
-        priors = read_prior_set(RunDir(_base_folder(work)).priors)
+        priors = read_class_image_set(RunDir(_base_folder(work)).priors)
     else:
         none = config.priors.model_copy(update={"kind": "none"})
         config = config.model_copy(update={"priors": none})

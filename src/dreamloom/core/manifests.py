@@ -138,7 +138,7 @@ class PhotoSet(_Listed):
         return [self.folder / photo.mask if photo.mask else None for photo in self.photos]
 
 
-class DrawnPrior(_Listed):
+class DrawnClassImage(_Listed):
     """A class image that the base model drew."""
 
     file: str
@@ -148,7 +148,7 @@ class DrawnPrior(_Listed):
     """Hash of the file."""
 
 
-class PriorSet(_Listed):
+class ClassImageSet(_Listed):
     """Class images: square pictures at the training resolution."""
 
     folder: Path
@@ -160,7 +160,7 @@ class PriorSet(_Listed):
     """Fingerprint of base model, prompt, sampler and seeds; or of the user's files."""
     recipe: dict[str, str | int | float] = {}
     """What they were drawn from, by name; empty for the user's own."""
-    drawn: tuple[DrawnPrior, ...] = ()
+    drawn: tuple[DrawnClassImage, ...] = ()
     """All that were drawn so, which can be more than are used; none for the user's own."""
 
     def paths(self) -> list[Path]:
@@ -273,7 +273,7 @@ class ImageSet(_Listed):
 MANIFEST = "manifest.json"
 
 
-def write_manifest(images: PhotoSet | PriorSet | ImageSet) -> Path:
+def write_manifest(images: PhotoSet | ClassImageSet | ImageSet) -> Path:
     """Write a set's list of pictures beside them; return its path."""
     path = images.folder / MANIFEST
     write_text(path, images.model_dump_json(indent=2, exclude={"folder"}) + "\n")
@@ -294,12 +294,12 @@ def read_photo_set(folder: Path) -> PhotoSet:
     return _read(PhotoSet, folder)
 
 
-def read_prior_set(folder: Path) -> PriorSet:
+def read_class_image_set(folder: Path) -> ClassImageSet:
     """Read a folder of class images; raises like `read_image_set`."""
-    return _read(PriorSet, folder)
+    return _read(ClassImageSet, folder)
 
 
-_Set = TypeVar("_Set", PhotoSet, PriorSet, ImageSet)
+_Set = TypeVar("_Set", PhotoSet, ClassImageSet, ImageSet)
 
 
 def _read(kind: type[_Set], folder: Path) -> _Set:

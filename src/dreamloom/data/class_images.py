@@ -20,7 +20,13 @@ from dreamloom.core.events import (
     StageStarted,
     silent,
 )
-from dreamloom.core.manifests import MANIFEST, DrawnPrior, PriorSet, read_prior_set, write_manifest
+from dreamloom.core.manifests import (
+    MANIFEST,
+    ClassImageSet,
+    DrawnClassImage,
+    read_class_image_set,
+    write_manifest,
+)
 from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
 from dreamloom.models.base import Model, Sampler, Shot
 
@@ -64,7 +70,7 @@ class _Shelf:
     """Where images of a recipe lie, and which are there, with the bytes that were written."""
 
     folder: Path
-    drawn: dict[int, DrawnPrior]
+    drawn: dict[int, DrawnClassImage]
     replaces: str
     """Why images in the run cannot be used, if there are such."""
 
@@ -72,7 +78,7 @@ class _Shelf:
         return [number for number in numbers if number not in self.drawn]
 
 
-def make_priors(
+def make_class_images(
     run: RunDir,
     model: Model,
     prompt: str,
@@ -80,7 +86,7 @@ def make_priors(
     seed: int,
     resolution_px: int,
     observe: Observer = silent,
-) -> PriorSet:
+) -> ClassImageSet:
     """Draw the class images that are missing in ``priors/``, and put the set together.
 
     Each image has a seed of its own, derived from the run's seed and its number, so the set does
@@ -136,7 +142,7 @@ def make_priors(
     return priors
 
 
-def draw_priors(
+def draw_class_images(
     run: RunDir,
     model: Model,
     prompt: str,
@@ -146,13 +152,13 @@ def draw_priors(
     observe: Observer = silent,
     share: tuple[int, int] = (0, 1),
 ) -> int:
-    """Draw one process's share of the missing class images, for `make_priors` to put together.
+    """Draw one process's share of the class images; `make_class_images` puts them together.
 
     Several processes call this at the same time, each with its own share; when all have
-    returned, one calls `make_priors`, and after that the others may, too, to read the set.
+    returned, one calls `make_class_images`, and after that the others may, too, to read the set.
 
     Args:
-        run: As `make_priors`, like the other arguments.
+        run: As `make_class_images`, like the other arguments.
         model: The process's own copy of the base model.
         prompt: The class prompt.
         config: Resolved settings.
@@ -204,7 +210,7 @@ def _name(number: int) -> str:
 def _find_shelf(run: RunDir, recipe: _Recipe) -> _Shelf:
     """Find where images of a recipe lie or shall lie, and which of them are there unharmed."""
     try:
-        old = read_prior_set(run.priors)
+        old = read_class_image_set(run.priors)
     except DreamLoomError:
         old = None
     if old and old.made_from == recipe.made_from:
@@ -214,7 +220,7 @@ def _find_shelf(run: RunDir, recipe: _Recipe) -> _Shelf:
     return _Shelf(waiting, _find_unharmed(waiting, ()), replaces)
 
 
-def _find_unharmed(folder: Path, listed: Sequence[DrawnPrior]) -> dict[int, DrawnPrior]:
+def _find_unharmed(folder: Path, listed: Sequence[DrawnClassImage]) -> dict[int, DrawnClassImage]:
     """Find the images whose bytes are those that were written; the others do not count."""
     found = {}
     for one in (*listed, *_read_journals(folder)):
@@ -224,17 +230,17 @@ def _find_unharmed(folder: Path, listed: Sequence[DrawnPrior]) -> dict[int, Draw
     return dict(sorted(found.items()))
 
 
-def _read_journals(folder: Path) -> Iterator[DrawnPrior]:
+def _read_journals(folder: Path) -> Iterator[DrawnClassImage]:
     for path in sorted(folder.glob(_JOURNALS)):
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
-                yield DrawnPrior.model_validate_json(line)
+                yield DrawnClassImage.model_validate_json(line)
             except ValueError:
                 # Empty, or cut off when the process died: that image is drawn again.
                 continue
 
 
-def _name_differences(old: PriorSet | None, recipe: _Recipe) -> str:
+def _name_differences(old: ClassImageSet | None, recipe: _Recipe) -> str:
     if old is None:
         return "priors/ holds no set that can be read; a new one takes its place when complete"
     differing = [name for name, value in recipe.named.items() if old.recipe.get(name) != value]
@@ -252,10 +258,10 @@ def _draw(
     numbers: Sequence[int],
     share: tuple[int, int],
     observe: Observer,
-) -> dict[int, DrawnPrior]:
+) -> dict[int, DrawnClassImage]:
     """Draw those of the numbered images that the shelf lacks."""
     missing = shelf.lack(numbers)
-    drawn: dict[int, DrawnPrior] = {}
+    drawn: dict[int, DrawnClassImage] = {}
     kept = len(numbers) - len(missing)
     observe(Progress("priors", "drawing class images", kept, len(numbers)))
     if missing:
@@ -269,7 +275,9 @@ def _draw(
             path = shelf.folder / _name(number)
             with atomic_path(path) as temporary:
                 image.save(temporary)
-            drawn[number] = DrawnPrior(file=path.name, seed=shot.seed, sha256=file_sha256(path))
+            drawn[number] = DrawnClassImage(
+                file=path.name, seed=shot.seed, sha256=file_sha256(path)
+            )
             with journal.open("a", encoding="utf-8") as file:
                 # The line break comes first: it ends a line that was cut off.
                 file.write("\n" + json.dumps(drawn[number].model_dump()))
@@ -278,9 +286,9 @@ def _draw(
 
 
 def _describe_set(
-    folder: Path, recipe: _Recipe, drawn: dict[int, DrawnPrior], count: int
-) -> PriorSet:
-    return PriorSet(
+    folder: Path, recipe: _Recipe, drawn: dict[int, DrawnClassImage], count: int
+) -> ClassImageSet:
+    return ClassImageSet(
         folder=folder,
         prompt=recipe.prompt,
         resolution_px=recipe.resolution_px,

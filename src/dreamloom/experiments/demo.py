@@ -14,9 +14,9 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import ImageSet, PhotoSet, PriorSet, read_photo_set
+from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_photo_set
 from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
-from dreamloom.data.class_images import make_priors
+from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge_run
 from dreamloom.evaluation.metrics.retention import Retention
@@ -65,7 +65,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     observe = tee(observe, root.observer())
     side = model.advice.resolution_px
     photos = load_photos(examples_folder() / "rraj", root, side, observe)
-    priors = make_priors(
+    priors = make_class_images(
         root, model, config.class_prompt(), config.priors, config.seed, side, observe
     )
     without = _teach(root, "without_prior", model, photos, None, config, observe)
@@ -84,7 +84,7 @@ def _teach(
     name: str,
     model: Model,
     photos: PhotoSet,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     config: LoomConfig,
     observe: Observer,
 ) -> RunDir:
@@ -175,7 +175,7 @@ def _score(
     root: RunDir,
     sets: dict[str, ImageSet],
     photos: PhotoSet,
-    priors: PriorSet,
+    priors: ClassImageSet,
     config: LoomConfig,
     observe: Observer,
 ) -> dict[str, Scorecard]:

@@ -1,4 +1,4 @@
-"""Random numbers of a merge: they depend on nothing that a user may turn around without meaning to."""
+"""Random numbers of a merge, which depend on nothing that a user may turn around unawares."""
 
 from __future__ import annotations
 

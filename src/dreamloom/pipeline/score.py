@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import MANIFEST, ImageSet, read_prior_set
+from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
 from dreamloom.core.run_folder import RunDir
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Scorecard
@@ -84,7 +84,7 @@ def _list_class_images(run: RunDir) -> list[Path]:
     """List a run's class images: they show as many strangers; none where it has none."""
     if not (run.priors / MANIFEST).is_file():
         return []
-    return read_prior_set(run.priors).paths()
+    return read_class_image_set(run.priors).paths()
 
 
 def find_subject(config: LoomConfig, pictures: ImageSet) -> SubjectConfig:

@@ -24,15 +24,15 @@ from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Observer, silent, tee
 from dreamloom.core.manifests import (
     MANIFEST,
+    ClassImageSet,
     ImageSet,
     PhotoSet,
-    PriorSet,
     Shape,
     read_photo_set,
 )
 from dreamloom.core.run_folder import Record, RunDir, write_text
 from dreamloom.data.buckets import suggest_step
-from dreamloom.data.class_images import draw_priors, make_priors
+from dreamloom.data.class_images import draw_class_images, make_class_images
 from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
@@ -210,10 +210,10 @@ def teach(
         drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
         if drawn and processes.count > 1:
             share = (processes.index, processes.count)
-            draw_priors(*_ask_priors(run, model, config), observe, share=share)
+            draw_class_images(*_class_image_request(run, model, config), observe, share=share)
             processes.wait()
         with processes.main_first():
-            priors = find_priors(run, model, config, observe)
+            priors = find_class_images(run, model, config, observe)
         judge = (
             make_judge(photos, config, run)
             if config.validation.every and config.validation.scores
@@ -243,14 +243,14 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunDir) -> Judge:
     return judge
 
 
-def find_priors(
+def find_class_images(
     run: RunDir, model: Model, config: LoomConfig, observe: Observer = silent
-) -> PriorSet | None:
+) -> ClassImageSet | None:
     """Draw, read or do without class images, as ``priors.kind`` says."""
     if config.train.prior_weight == 0:
         return None
     if config.priors.kind == "generated":
-        return make_priors(*_ask_priors(run, model, config), observe)
+        return make_class_images(*_class_image_request(run, model, config), observe)
     if config.priors.kind == "folder":
         return load_class_images(
             Path(config.priors.folder), run, _resolution(config), config.class_prompt(), observe
@@ -258,7 +258,7 @@ def find_priors(
     return None
 
 
-def _ask_priors(
+def _class_image_request(
     run: RunDir, model: Model, config: LoomConfig
 ) -> tuple[RunDir, Model, str, PriorsConfig, int, int]:
     return run, model, config.class_prompt(), config.priors, config.seed, _resolution(config)

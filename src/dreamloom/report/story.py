@@ -13,12 +13,12 @@ from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.errors import DreamLoomError, RunFolderError
 from dreamloom.core.manifests import (
     MANIFEST,
+    ClassImageSet,
     ImageSet,
     PhotoSet,
-    PriorSet,
+    read_class_image_set,
     read_image_set,
     read_photo_set,
-    read_prior_set,
 )
 from dreamloom.core.run_folder import Record, RunDir
 from dreamloom.evaluation.verdicts import LABELS, Figure, read_figure
@@ -78,7 +78,7 @@ class Story:
     summary: dict[str, Any]
     photos: dict[str, PhotoSet]
     """Photos by run: a demo keeps the subject's beside its runs, and a style has its own."""
-    priors: dict[str, PriorSet]
+    priors: dict[str, ClassImageSet]
     sets: dict[str, ImageSet]
     cards: dict[str, dict[str, Any]]
     """Scorecards by image set, as the evaluation wrote them."""
@@ -235,7 +235,7 @@ def read_story(folder: Path) -> Story:
         runs={name: run for name, run in places.items() if run.is_run()},
         summary=_read_json(summary_file, damage),
         photos=_read_lists(read_photo_set, "photos", places, damage),
-        priors=_read_lists(read_prior_set, "priors", places, damage),
+        priors=_read_lists(read_class_image_set, "priors", places, damage),
         sets=_read_sets(places, damage),
         cards=_read_cards(places, damage),
         records=[(name, one) for name, run in places.items() for one in _records(run, damage)],

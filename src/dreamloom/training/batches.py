@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from dreamloom.core.device import seed_for, send
-from dreamloom.core.manifests import Photo, PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, Photo, PhotoSet
 from dreamloom.data.buckets import list_places, mirror_left, place_crop
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.models.base import Conditioning, Framing, Latents, Model, OnPicture, nothing
@@ -341,7 +341,7 @@ class TrainingBatches:
 def prepare_batches(
     model: Model,
     photos: PhotoSet,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     prompts: tuple[str, str],
     plan: BatchPlan,
     on_picture: OnPicture = nothing,

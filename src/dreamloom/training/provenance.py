@@ -8,7 +8,7 @@ from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunDir, fingerprint
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.modelspec import make_modelspec
@@ -21,7 +21,7 @@ _FREE = {"checkpointing_steps", "compile"}
 def name_inputs(
     model: Model,
     photos: PhotoSet,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     config: LoomConfig,
     processes: Processes,
 ) -> dict[str, str]:

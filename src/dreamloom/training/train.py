@@ -22,7 +22,7 @@ from dreamloom.core.events import (
     StageStarted,
     silent,
 )
-from dreamloom.core.manifests import PhotoSet, PriorSet
+from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunDir
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import words_file
@@ -53,7 +53,7 @@ def train_adapter(
     run: RunDir,
     model: Model,
     photos: PhotoSet,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     config: LoomConfig,
     observe: Observer = silent,
     judge: Judge | None = None,
@@ -218,7 +218,7 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
 def _prepare_batches(
     model: Model,
     photos: PhotoSet,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     config: LoomConfig,
     processes: Processes,
     observe: Observer,
@@ -344,7 +344,7 @@ def _compiles(config: LoomConfig, model: Model) -> bool:
 def _tell_results(
     config: LoomConfig,
     processes: Processes,
-    priors: PriorSet | None,
+    priors: ClassImageSet | None,
     adapter: Adapter,
     losses: list[float],
     validation: ValidationSampler,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamloom.core.events import Note, Observer, StageDone, StageSkipped, StageStarted, silent
-from dreamloom.core.manifests import PriorSet, read_prior_set, write_manifest
+from dreamloom.core.manifests import ClassImageSet, read_class_image_set, write_manifest
 from dreamloom.core.run_folder import Record, RunDir, atomic_folder, fingerprint
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
@@ -17,7 +17,7 @@ from dreamloom.data.photos.prepare import is_prepared, prepare_each
 
 def load_class_images(
     folder: Path, run: RunDir, resolution_px: int, prompt: str, observe: Observer = silent
-) -> PriorSet:
+) -> ClassImageSet:
     """Prepare class images of the user's own: centred squares of one size under ``run.priors``.
 
     If the same images were prepared before, nothing is done. ``run.priors`` appears whole or not
@@ -41,7 +41,7 @@ def load_class_images(
     if is_prepared(run, "priors", inputs):
         known = len(listing.pictures)
         observe(StageSkipped("priors", f"the {known} class images are prepared already"))
-        return read_prior_set(run.priors)
+        return read_class_image_set(run.priors)
     observe(StageStarted("priors", f"{count(listing.pictures, 'class image')} in {folder}"))
     with atomic_folder(run.priors) as fresh:
         names, small = _crop_squares(listing.pictures, fresh, resolution_px, observe)
@@ -53,7 +53,7 @@ def load_class_images(
             )
         for note in notes:
             observe(Note("priors", note))
-        prepared = PriorSet(
+        prepared = ClassImageSet(
             folder=fresh,
             prompt=prompt,
             resolution_px=resolution_px,

@@ -17,7 +17,7 @@ from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig
 from dreamloom.core.device import Precision, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import PhotoSet, PriorSet, read_image_set, read_photo_set
+from dreamloom.core.manifests import ClassImageSet, PhotoSet, read_image_set, read_photo_set
 from dreamloom.core.run_folder import Record, RunDir, fingerprint
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
@@ -30,7 +30,7 @@ from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request, g
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import find_priors, open_run, resolve_defaults
+from dreamloom.pipeline.train import find_class_images, open_run, resolve_defaults
 from dreamloom.training.train import check_training, train_adapter
 
 SET = "pictures"
@@ -274,13 +274,13 @@ def plan_drawing(
     )
 
 
-def draw_class_images(teaching: Teaching, observe: Observer = silent) -> PriorSet | None:
+def draw_class_images(teaching: Teaching, observe: Observer = silent) -> ClassImageSet | None:
     """Draw the class images of a training, unless they lie there."""
     run = teaching.class_run
     if run is None:
         return None
     run.claim()
-    return find_priors(run, _load(teaching.config), teaching.config, observe)
+    return find_class_images(run, _load(teaching.config), teaching.config, observe)
 
 
 def teach(teaching: Teaching, observe: Observer = silent) -> Record:

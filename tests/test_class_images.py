@@ -14,9 +14,9 @@ from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
-from dreamloom.core.manifests import MANIFEST, read_prior_set
+from dreamloom.core.manifests import MANIFEST, read_class_image_set
 from dreamloom.core.run_folder import RunDir
-from dreamloom.data.class_images import BATCH, draw_priors, make_priors
+from dreamloom.data.class_images import BATCH, draw_class_images, make_class_images
 from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.models.base import Sampler
 from dreamloom.models.families import load_model
@@ -72,7 +72,7 @@ def make(run, count=5, *, model=None, prompt=PROMPT, seed=0, side=8, **changes):
     model, events = model or Painter(), []
     before = len(model.shots)
     config = settings(count=count, **changes)
-    priors = make_priors(run, model, prompt, config, seed, side, events.append)
+    priors = make_class_images(run, model, prompt, config, seed, side, events.append)
     numbers = {seed_for(seed, "prior", number): number for number in range(200)}
     return priors, [numbers[shot.seed] for shot in model.shots[before:]], events
 
@@ -92,7 +92,7 @@ def test_the_manifest_says_what_each_image_was_drawn_from(run):
     priors, drawn, _ = make(run, 3)
     assert drawn == [0, 1, 2]
     assert priors.files == ("0000.png", "0001.png", "0002.png")
-    assert read_prior_set(run.priors) == priors
+    assert read_class_image_set(run.priors) == priors
     listed = json.loads((run.priors / MANIFEST).read_text())
     assert listed["recipe"] == {
         "prompt": PROMPT,
@@ -133,7 +133,7 @@ def test_an_image_does_not_depend_on_the_size_of_the_set(tmp_path):
 
 
 def test_an_unknown_scheduler_is_explained(run):
-    for draw in (make_priors, draw_priors):
+    for draw in (make_class_images, draw_class_images):
         with pytest.raises(ConfigError, match=r"priors\.scheduler = 'ddin' is unknown"):
             draw(run, Painter(), PROMPT, settings(scheduler="ddin"), 0, 8)
     assert not run.priors.exists()
@@ -161,7 +161,7 @@ def test_more_images_are_added_to_those_that_are_there(run):
     assert events[0].detail == f"4 of 7 pictures of “{PROMPT}”; the others were drawn before"
     assert events[1].done == 3
     assert more.made_from == first.made_from
-    assert len(read_prior_set(run.priors).drawn) == 7
+    assert len(read_class_image_set(run.priors).drawn) == 7
 
 
 def test_of_more_images_than_asked_for_the_first_are_used_and_none_is_deleted(run):
@@ -213,7 +213,7 @@ def test_an_interrupted_top_up_leaves_the_set_as_it_was_and_goes_on(run):
     model.stop_after = 2 + BATCH
     with pytest.raises(KeyboardInterrupt):
         make(run, 20, model=model)
-    assert read_prior_set(run.priors) == first
+    assert read_class_image_set(run.priors) == first
     model.stop_after = None
     assert make(run, 20, model=model)[1] == list(range(2 + BATCH, 20))
 
@@ -241,12 +241,12 @@ def test_the_old_set_stays_until_the_new_one_is_complete(run):
     model.stop_after = BATCH
     with pytest.raises(KeyboardInterrupt):
         make(run, 20, model=model, prompt="a dog")
-    assert read_prior_set(run.priors) == old
+    assert read_class_image_set(run.priors) == old
     assert contents(old) == kept
     model.stop_after = None
     new, drawn, _ = make(run, 20, model=model, prompt="a dog")
     assert drawn == list(range(BATCH, 20))
-    assert new.prompt == read_prior_set(run.priors).prompt == "a dog"
+    assert new.prompt == read_class_image_set(run.priors).prompt == "a dog"
     assert len(list(run.priors.iterdir())) == 21
 
 
@@ -256,7 +256,9 @@ def test_the_old_set_stays_until_the_new_one_is_complete(run):
 def share_out(run, count, processes):
     painters = [Painter() for _ in range(processes)]
     drawn = [
-        draw_priors(run, painter, PROMPT, settings(count=count), 0, 8, share=(rank, processes))
+        draw_class_images(
+            run, painter, PROMPT, settings(count=count), 0, 8, share=(rank, processes)
+        )
         for rank, painter in enumerate(painters)
     ]
     return painters, drawn
@@ -281,7 +283,7 @@ def test_a_share_tops_up_and_tells_of_its_own_images(run):
     events = []
     config = settings(count=11)
     painter = Painter()
-    assert draw_priors(run, painter, PROMPT, config, 0, 8, events.append, share=(1, 2)) == 3
+    assert draw_class_images(run, painter, PROMPT, config, 0, 8, events.append, share=(1, 2)) == 3
     assert [shot.seed for shot in painter.shots] == [seed_for(0, "prior", n) for n in (5, 7, 9)]
     assert [(event.done, event.total) for event in events] == [(2, 5), (5, 5)]
     assert make(run, 11)[1] == [6, 8, 10]
@@ -289,7 +291,7 @@ def test_a_share_tops_up_and_tells_of_its_own_images(run):
 
 def test_a_process_that_does_not_exist_is_refused(run):
     with pytest.raises(ValueError, match="the rank must be from 0 to 1, got 2"):
-        draw_priors(run, Painter(), PROMPT, settings(), 0, 8, share=(2, 2))
+        draw_class_images(run, Painter(), PROMPT, settings(), 0, 8, share=(2, 2))
 
 
 # The faults of others
@@ -346,7 +348,7 @@ def test_fault_14_class_images_of_the_users_own_are_taken_for_drawn_ones(run, tm
     assert drawn == [0, 1, 2, 3, 4]
     assert "were made otherwise" in notes(events)[0]
     own = load_class_images(folder, run, 8, PROMPT)
-    assert read_prior_set(run.priors) == own
+    assert read_class_image_set(run.priors) == own
 
 
 def test_fault_14_class_images_lose_quality_as_jpeg(run):
@@ -407,11 +409,11 @@ def test_two_processes_draw_what_one_draws(tiny_sdxl, tmp_path):
     model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
     side = model.advice.resolution_px
     config = settings(count=3)
-    alone = make_priors(claim(tmp_path / "alone"), model, "a person", config, 0, side)
+    alone = make_class_images(claim(tmp_path / "alone"), model, "a person", config, 0, side)
     shared = claim(tmp_path / "shared")
     for rank in range(2):
-        draw_priors(shared, model, "a person", config, 0, side, share=(rank, 2))
-    together = make_priors(shared, model, "a person", config, 0, side)
+        draw_class_images(shared, model, "a person", config, 0, side, share=(rank, 2))
+    together = make_class_images(shared, model, "a person", config, 0, side)
     assert together.made_from == alone.made_from
     for one, other in zip(alone.paths(), together.paths(), strict=True):
         assert psnr_db(Image.open(one), Image.open(other)) > 45
