@@ -16,7 +16,7 @@ import torch
 
 from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.manifests import ImageSet, Picture
-from dreamloom.core.run_folder import RunDir, library_versions
+from dreamloom.core.run_folder import RunFolder, library_versions
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing
@@ -64,7 +64,7 @@ def main() -> None:
         work = Path(scratch)
         images = draw_set(work / "pictures", given.pictures, given.side)
         draw_set(work / "photos", PHOTOS, given.side)
-        photos = load_photos(work / "photos", RunDir(work / "run"), given.side)
+        photos = load_photos(work / "photos", RunFolder(work / "run"), given.side)
         config = EvaluateConfig()
         seconds = []
         for _ in range(2):

@@ -24,7 +24,7 @@ from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import ImageSet, PhotoSet
-from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
+from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge
@@ -136,7 +136,7 @@ def do_task(task: Task, observe: object = None) -> Done:
 
 def draw(task: Task) -> Done:
     """Merge, unless it was done, and draw what is missing."""
-    run, config = RunDir(task.out), settings(task)
+    run, config = RunFolder(task.out), settings(task)
     active, done, composition = list_worn(task)
     if done.skipped:
         return done
@@ -283,9 +283,9 @@ def compare(ends: Ends, looks: dict[str, list[Look]], name: str) -> Comparison |
     return correct_together({name: compare_kept(ends, looks["sum"], looks[name])})[name]
 
 
-def claim(path: Path) -> RunDir:
+def claim(path: Path) -> RunFolder:
     """Make a folder for prepared photos."""
-    run = RunDir(path)
+    run = RunFolder(path)
     run.claim()
     return run
 
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     start = time.perf_counter()
-    RunDir(given.out).claim()
+    RunFolder(given.out).claim()
     files = find_parts(given.run) if given.run else teach_parts(given.out / "taught")
     ways = given.method or [*METHODS, *WHILE_DRAWING]
     shape = (files, given.prompts, given.seeds, given.steps)

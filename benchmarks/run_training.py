@@ -230,11 +230,11 @@ def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Make a run, and load the model, the photos and the class images."""
     from dreamloom.core.device import pick_runtime
     from dreamloom.core.manifests import ClassImageSet
-    from dreamloom.core.run_folder import RunDir
+    from dreamloom.core.run_folder import RunFolder
     from dreamloom.data.photos.prepare import load_photos
     from dreamloom.models.families import load_model
 
-    run = RunDir(given.out / "ours")
+    run = RunFolder(given.out / "ours")
     run.claim()
     model = load_model(str(given.model), pick_runtime("cpu", "fp32"))
     photos = load_photos(given.pictures / "photos", run, given.px)

@@ -40,7 +40,7 @@ from small_sdxl import make_pictures, make_small_sdxl
 from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.events import Event, LossLogged, Progress, ValidationSampled
-from dreamloom.core.run_folder import RunDir, library_versions
+from dreamloom.core.run_folder import RunFolder, library_versions
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.memory.choose import CONTEXT_BYTES
@@ -172,7 +172,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
     config, memory_options, planned = _settle_case(case, given)
     model = _make_model(given, runtime, memory_options, case.limit_gib)
     watch = Watch(runtime.device)
-    run = RunDir(folder / "run")
+    run = RunFolder(folder / "run")
     run.claim()
     config = resolve_defaults(config, model)
     side = int(config.photos.resolution_px)

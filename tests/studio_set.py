@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
@@ -62,7 +62,7 @@ def make_lesson(
     )
 
 
-def claimed(path: Path) -> RunDir:
-    run = RunDir(path)
+def claimed(path: Path) -> RunFolder:
+    run = RunFolder(path)
     run.claim()
     return run

@@ -11,7 +11,7 @@ from PIL import Image
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Model
-from dreamloom.training.batches import BatchPlan, Share, TrainingBatches, choose_place, make_batches
+from dreamloom.training.batches import BatchPlan, Share, TrainingBatches, choose_place, draw_numbers
 from studio_set import claimed, make_lesson, make_photos, small_config
 
 
@@ -204,7 +204,7 @@ def test_every_photo_is_dealt_equally_often() -> None:
     drawn = [
         sample
         for update in range(9)
-        for _, sample, _ in make_batches(6, update, 4, Share(4, 0), 0, "x")
+        for _, sample, _ in draw_numbers(6, update, 4, Share(4, 0), 0, "x")
     ]
     assert {drawn.count(sample) for sample in range(6)} == {6}
     assert drawn[:6] != drawn[6:12]
@@ -214,9 +214,9 @@ def test_every_photo_is_dealt_equally_often() -> None:
 @pytest.mark.parametrize("batches", [2, 3])
 def test_the_shares_of_an_update_are_the_whole_of_it(batches: int) -> None:
     for update in range(5):
-        whole = make_batches(7, update, 2 * batches, Share(2 * batches, 0), 0, "photos")
+        whole = draw_numbers(7, update, 2 * batches, Share(2 * batches, 0), 0, "photos")
         shares = [
-            make_batches(7, update, 2, Share(2, 0, batches, i), 0, "photos") for i in range(batches)
+            draw_numbers(7, update, 2, Share(2, 0, batches, i), 0, "photos") for i in range(batches)
         ]
         assert [sample for share in shares for sample in share] == whole
 

@@ -15,12 +15,12 @@ from dreamloom.core.device import pick_runtime, seed_for
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import MANIFEST, read_class_image_set
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import BATCH, draw_class_images, make_class_images
 from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.models.base import Sampler
 from dreamloom.models.families import load_model
-from dreamloom.training.batches import Share, deal
+from dreamloom.training.batches import Share, draw_numbers
 from looks import psnr_db
 
 PROMPT = "a photo of a person"
@@ -58,7 +58,7 @@ def run(tmp_path):
 
 
 def claim(path):
-    run = RunDir(path)
+    run = RunFolder(path)
     run.claim()
     return run
 
@@ -380,8 +380,10 @@ def test_fault_15_class_images_change_how_often_photos_are_seen():
         """Deal 6 photos, and as many class images as there are, one of each an update."""
         share = Share(photos=1, priors=1)
         updates = range(120)
-        photos = [deal(6, update, 1, share, 0, "photos")[0][1] for update in updates]
-        images = [deal(priors, update, 1, share, 0, "class images")[0][1] for update in updates]
+        photos = [draw_numbers(6, update, 1, share, 0, "photos")[0][1] for update in updates]
+        images = [
+            draw_numbers(priors, update, 1, share, 0, "class images")[0][1] for update in updates
+        ]
         return photos, images
 
     few, many = looked_at(6), looked_at(100)
@@ -395,7 +397,7 @@ def test_fault_15_a_class_image_always_meets_the_same_photo():
     partners = {}
     for update in range(120):
         (_, photo, _), (_, image, _) = (
-            deal(cards, update, 1, share, 0, purpose)[0]
+            draw_numbers(cards, update, 1, share, 0, purpose)[0]
             for cards, purpose in ((6, "photos"), (12, "class images"))
         )
         partners.setdefault(image, set()).add(photo)

@@ -12,7 +12,7 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_image_set, read_photo_set
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.experiments.demo import QUICK_TABLE, examples_folder, run_demo
 from dreamloom.lora.reading import read_adapter
 
@@ -65,7 +65,9 @@ def test_the_summary_tells_programs_what_was_measured(demo: Path) -> None:
 
 
 def test_photos_are_seen_equally_often_with_and_without_class_images(demo: Path) -> None:
-    records = [RunDir(demo / name).read_record("train") for name in ("without_prior", "with_prior")]
+    records = [
+        RunFolder(demo / name).read_record("train") for name in ("without_prior", "with_prior")
+    ]
     exposures = {record.results["photo_exposures"] for record in records if record}
     assert len(exposures) == 1
     assert [record.results["class_images"] for record in records if record] == [0, 2]

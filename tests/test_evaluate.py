@@ -13,7 +13,7 @@ from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.errors import DreamLoomError, EvaluationError, PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
-from dreamloom.core.run_folder import RunDir, file_sha256
+from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.evaluation import scoring
 from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.measures import MEASURES
@@ -515,7 +515,7 @@ def in_run(run, images, photos, **given):
 
 
 def test_a_run_keeps_its_scores_and_resumes(tmp_path, images, photos, floor):
-    run, seen = RunDir(tmp_path / "run"), []
+    run, seen = RunFolder(tmp_path / "run"), []
     run.claim()
     card = in_run(run, images, photos, floor=floor, observe=seen.append)
     assert isinstance(seen[-1], StageDone)
@@ -532,7 +532,7 @@ def test_a_run_keeps_its_scores_and_resumes(tmp_path, images, photos, floor):
 
 @pytest.mark.parametrize("change", ["picture", "photo", "floor", "encoder", "setting", "scores"])
 def test_any_change_is_scored_again(tmp_path, images, photos, floor, change):
-    run, seen = RunDir(tmp_path / "run"), []
+    run, seen = RunFolder(tmp_path / "run"), []
     run.claim()
     in_run(run, images, photos, floor=floor)
     given = {"floor": floor}

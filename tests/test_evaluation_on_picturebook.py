@@ -15,7 +15,7 @@ import pytest
 from dreamloom.core.config.settings import EvaluateConfig, LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture, write_manifest
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge
@@ -86,7 +86,7 @@ def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_p
     photos_folder.mkdir()
     for number, record in enumerate(photo_records(person, 0, 6)):
         draw(record, 256).save(photos_folder / f"{number}.png")
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     photos = load_photos(photos_folder, run, 128)
     rng = random.Random(1)
     same = draw_pictures(tmp_path / "same", [vary(person, rng, medium="photo") for _ in range(12)])
@@ -114,7 +114,7 @@ def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_p
 class Taught(NamedTuple):
     model: Model
     config: LoomConfig
-    root: RunDir
+    root: RunFolder
     photos: list[PhotoSet]
     priors: ClassImageSet
     sets: dict[str, ImageSet]

@@ -19,7 +19,7 @@ from dreamloom.merging.files.fuse import fuse_into_checkpoint
 from dreamloom.merging.files.recipe import Part
 from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
-from test_sources import original_layout
+from test_loading import original_layout
 
 LAYERS = (
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",

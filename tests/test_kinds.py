@@ -9,7 +9,7 @@ from dreamloom.core.config.settings import load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note, Validated
 from dreamloom.core.manifests import PhotoSet
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.experiments.demo import examples_folder
 from dreamloom.lora.reading import read_adapter
@@ -43,7 +43,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def photos(model: Model, tmp_path_factory: pytest.TempPathFactory) -> PhotoSet:
-    run = RunDir(tmp_path_factory.mktemp("photos"))
+    run = RunFolder(tmp_path_factory.mktemp("photos"))
     run.claim()
     return load_photos(examples_folder() / "rraj", run, model.advice.resolution_px)
 
@@ -70,7 +70,7 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
         }
     )
     told: list[Event] = []
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     run.claim()
     train_adapter(run, model, photos, None, resolve_defaults(asked, model), told.append)
     if any("instead of adamw8bit" in event.text for event in told if isinstance(event, Note)):

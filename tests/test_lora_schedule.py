@@ -293,7 +293,7 @@ def test_a_pace_is_told_completely() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "manner"),
+    ("text", "composition"),
     [
         ("sum", TOGETHER),
         ("switch", Composition("switch")),
@@ -327,7 +327,7 @@ def test_a_manner_that_is_none_is_explained(text: str, complaint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manner", "count", "complaint"),
+    ("composition", "count", "complaint"),
     [
         (Composition("switch"), 1, "two adapters or more, not 1"),
         (Composition("k-lora"), 3, "two adapters, subject and style, not 3"),

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageFilter
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_class_image_set, read_photo_set
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos
 from dreamloom.data.photos.class_images import load_class_images
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    return RunDir(tmp_path / "run")
+    return RunFolder(tmp_path / "run")
 
 
 def load(folder, run, resolution_px=128):

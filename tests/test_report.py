@@ -25,7 +25,7 @@ from dreamloom.core.manifests import (
     Picture,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
+from dreamloom.core.run_folder import Record, RunFolder, write_json, write_text
 from dreamloom.evaluation.metrics.scorecard import Flags, Group, PictureScores, Score, Scorecard
 from dreamloom.evaluation.verdicts import (
     Change,
@@ -72,7 +72,7 @@ class Folder:
     """Builds what the stages write, with the classes that they write it with."""
 
     def __init__(self, path: Path, paint: Painter = plain, seeds: int = len(SEEDS)):
-        self.run, self.paint, self.seeds = RunDir(path), paint, range(seeds)
+        self.run, self.paint, self.seeds = RunFolder(path), paint, range(seeds)
         path.mkdir(parents=True, exist_ok=True)
 
     def settings(self, **overrides: object):
@@ -571,7 +571,7 @@ def test_a_single_run(tmp_path: Path):
 
 
 def test_an_empty_run_says_what_was_not_measured(tmp_path: Path):
-    RunDir(tmp_path).records.mkdir()
+    RunFolder(tmp_path).records.mkdir()
     text = visible(write_report(tmp_path).read_text())
     assert text.count("Not measured") == 3
     assert "No pictures have been drawn" in text

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from dreamloom.core.config.settings import load_config
 from dreamloom.core.events import Event, Progress
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.picturebook.judges import load_attribute_reader
@@ -102,7 +102,7 @@ def write_drawings(folder: Path, drawings: Sequence[Drawing], prompts: Sequence[
 def test_true_likeness_is_lifted_to_the_photos_and_strangers_are_not(tmp_path: Path):
     person, other = trial.choose_people(2)
     trial.draw_photos(person, 0, 6, tmp_path / "photos")
-    taught = RunDir(tmp_path / "run")
+    taught = RunFolder(tmp_path / "run")
     taught.claim()
     load_photos(tmp_path / "photos", taught, 128)
     prompts = ["a photo of rraj person"] * 8
@@ -227,7 +227,7 @@ def test_a_trial_judges_everybody_and_some_without_class_images(tried):
 def test_all_are_taught_with_the_same_class_images_and_seed(tried):
     work, _, _ = tried
     records = {
-        (number, how): RunDir(work / f"subject-{number}" / how).read_record("train")
+        (number, how): RunFolder(work / f"subject-{number}" / how).read_record("train")
         for number, how in ((0, "with_prior"), (1, "with_prior"), (0, "without_prior"))
     }
     images = [record.inputs["class images"] for record in records.values()]

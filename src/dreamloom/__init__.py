@@ -13,7 +13,7 @@ _DOORS = {
     "Adapter": "lora.adapter",
     "DreamLoomError": "core.errors",
     "LoomConfig": "core.config.settings",
-    "RunDir": "core.run_folder",
+    "RunFolder": "core.run_folder",
     "evaluate_images": "evaluation.scoring",
     "generate_images": "inference.generate",
     "load_config": "core.config.settings",

@@ -31,7 +31,7 @@ from dreamloom.core.manifests import (
     read_image_set,
     read_photo_set,
 )
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.data.photos.prepare import load_photos
@@ -267,7 +267,7 @@ def teach_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
     model, config = _prepare(plan)
     priors: ClassImageSet | None = None
     if how == _WITH:
-        priors = read_class_image_set(RunDir(_base_folder(work)).priors)
+        priors = read_class_image_set(RunFolder(_base_folder(work)).priors)
     else:
         none = config.priors.model_copy(update={"kind": "none"})
         config = config.model_copy(update={"priors": none})
@@ -278,7 +278,7 @@ def teach_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
 
 
 def _draw_sets(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     config: LoomConfig,
     plan: TrialPlan,
@@ -335,7 +335,7 @@ def judge_likeness(
     images = read_image_set(drawn)
     return evaluate_images(
         images,
-        read_photo_set(RunDir(taught).photos),
+        read_photo_set(RunFolder(taught).photos),
         floor=read_image_set(floor) if floor else None,
         config=plan.config.evaluate,
         subject=plan.config.subject,

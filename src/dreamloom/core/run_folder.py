@@ -141,7 +141,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=_plain, ensure_ascii=False) + "\n")
 
 
-class RunDir:
+class RunFolder:
     """One run's folder: where everything lies, and what has been done."""
 
     def __init__(self, path: Path | str) -> None:

@@ -27,7 +27,7 @@ from dreamloom.core.manifests import (
     read_class_image_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
+from dreamloom.core.run_folder import Record, RunFolder, atomic_path, file_sha256, fingerprint
 from dreamloom.models.base import Model, Sampler, Shot
 
 BATCH = 8
@@ -79,7 +79,7 @@ class _Shelf:
 
 
 def make_class_images(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     prompt: str,
     config: PriorsConfig,
@@ -143,7 +143,7 @@ def make_class_images(
 
 
 def draw_class_images(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     prompt: str,
     config: PriorsConfig,
@@ -207,7 +207,7 @@ def _name(number: int) -> str:
     return f"{number:04d}.png"
 
 
-def _find_shelf(run: RunDir, recipe: _Recipe) -> _Shelf:
+def _find_shelf(run: RunFolder, recipe: _Recipe) -> _Shelf:
     """Find where images of a recipe lie or shall lie, and which of them are there unharmed."""
     try:
         old = read_class_image_set(run.priors)
@@ -299,7 +299,7 @@ def _describe_set(
     )
 
 
-def _put_in_place(folder: Path, run: RunDir) -> None:
+def _put_in_place(folder: Path, run: RunFolder) -> None:
     """Let a complete set take the place of the old one, and clear away what helped to make it."""
     if folder != run.priors:
         old = run.path / f"{_WAITING}old"

@@ -12,7 +12,7 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import ImageSet, PhotoSet
-from dreamloom.core.run_folder import Record, RunDir, fingerprint
+from dreamloom.core.run_folder import Record, RunFolder, fingerprint
 from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.embed import embed_images
 from dreamloom.evaluation.metrics.retention import (
@@ -104,7 +104,7 @@ def evaluate_merge(
 
 
 def evaluate_merge_run(
-    run: RunDir,
+    run: RunFolder,
     sets: MergeSets,
     photos: PhotoSet,
     style_pictures: PhotoSet | None,

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dreamloom.core.errors import EvaluationError
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 
 _HOW = "Name a file that 'dreamloom evaluate --json' wrote, or RUN:SET, a run and a set of it."
@@ -35,7 +35,7 @@ def find_scorecard(where: str) -> Scorecard:
 
 
 def _file_of(place: Path) -> Path:
-    file = RunDir(place).scores if place.is_dir() else place
+    file = RunFolder(place).scores if place.is_dir() else place
     if not file.is_file():
         raise EvaluationError(f"{place} has no scores.", "Evaluate its pictures first.")
     return file

@@ -32,7 +32,7 @@ from dreamloom.core.manifests import (
     image_files,
     read_image_set,
 )
-from dreamloom.core.run_folder import Record, RunDir, file_sha256, fingerprint, write_json
+from dreamloom.core.run_folder import Record, RunFolder, file_sha256, fingerprint, write_json
 from dreamloom.data.prompts.packs import is_person
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
 from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
@@ -85,7 +85,7 @@ class Floor:
 
 
 def evaluate_run(
-    run: RunDir,
+    run: RunFolder,
     images: ImageSet,
     photos: PhotoSet,
     *,
@@ -176,7 +176,7 @@ def pick_encoders(config: EvaluateConfig, images: ImageSet, device: str = "auto"
     return load_encoders(kind, pick_runtime(device, "fp32").device)
 
 
-def read_scorecards(run: RunDir) -> dict[str, Scorecard]:
+def read_scorecards(run: RunFolder) -> dict[str, Scorecard]:
     """Read a run's scorecards by the name of their set; none if the file is absent or damaged."""
     try:
         found = json.loads(run.scores.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from dreamloom.core.device import Runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_photo_set
-from dreamloom.core.run_folder import RunDir, file_sha256, library_versions, write_json
+from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge_run
@@ -80,14 +80,14 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
 
 
 def _teach(
-    root: RunDir,
+    root: RunFolder,
     name: str,
     model: Model,
     photos: PhotoSet,
     priors: ClassImageSet | None,
     config: LoomConfig,
     observe: Observer,
-) -> RunDir:
+) -> RunFolder:
     if priors is None:
         config = config.model_copy(
             update={"priors": config.priors.model_copy(update={"kind": "none"})}
@@ -97,7 +97,7 @@ def _teach(
     return run
 
 
-def _teach_style(root: RunDir, model: Model, config: LoomConfig, observe: Observer) -> RunDir:
+def _teach_style(root: RunFolder, model: Model, config: LoomConfig, observe: Observer) -> RunFolder:
     """Teach pixel art from captioned pictures; its trigger is the word ``pixel``."""
     subject = config.subject.model_copy(
         update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
@@ -116,7 +116,7 @@ def _teach_style(root: RunDir, model: Model, config: LoomConfig, observe: Observ
     return run
 
 
-def _merge(root: RunDir, subject: RunDir, style: RunDir, observe: Observer) -> Path:
+def _merge(root: RunFolder, subject: RunFolder, style: RunFolder, observe: Observer) -> Path:
     parts = [Part(subject.adapter, SUBJECT_WEIGHT), Part(style.adapter, STYLE_WEIGHT)]
     out = root.path / "merged.safetensors"
     inputs = {f"part{number}": file_sha256(part.path) for number, part in enumerate(parts)}
@@ -128,10 +128,10 @@ def _merge(root: RunDir, subject: RunDir, style: RunDir, observe: Observer) -> P
 
 
 def _draw(
-    root: RunDir,
+    root: RunFolder,
     model: Model,
     config: LoomConfig,
-    adapters: tuple[RunDir, RunDir, RunDir, Path],
+    adapters: tuple[RunFolder, RunFolder, RunFolder, Path],
     observe: Observer,
 ) -> dict[str, ImageSet]:
     """Draw every set; sets that are compared share prompts, seeds and samplers."""
@@ -172,7 +172,7 @@ _FLOORS = {
 
 
 def _score(
-    root: RunDir,
+    root: RunFolder,
     sets: dict[str, ImageSet],
     photos: PhotoSet,
     priors: ClassImageSet,
@@ -196,7 +196,7 @@ def _score(
 
 
 def _score_merge(
-    root: RunDir,
+    root: RunFolder,
     sets: dict[str, ImageSet],
     photos: PhotoSet,
     style_pictures: PhotoSet,
@@ -217,7 +217,7 @@ def _score_merge(
 
 
 def _summarise(
-    root: RunDir, config: LoomConfig, scorecards: dict[str, Scorecard], kept: Retention
+    root: RunFolder, config: LoomConfig, scorecards: dict[str, Scorecard], kept: Retention
 ) -> None:
     """Write what programs read: scores of the headline prompt, and seconds per stage."""
     headline = pack_prompts("seed-v1", config.subject.phrase)[0].text
@@ -252,11 +252,12 @@ def _prompt_scores(card: Scorecard, prompt: str) -> dict[str, Any]:
     return {name: score.model_dump(mode="json") for name, score in group.scores.items()}
 
 
-def collect_seconds(root: RunDir) -> dict[str, float]:
+def collect_seconds(root: RunFolder) -> dict[str, float]:
     """Read how long each stage took from the records of the demo and its runs."""
     seconds: dict[str, float] = {}
     for run, suffix in [(root, "")] + [
-        (RunDir(root.path / name), f"-{name}") for name in ("without_prior", "with_prior", "style")
+        (RunFolder(root.path / name), f"-{name}")
+        for name in ("without_prior", "with_prior", "style")
     ]:
         for path in sorted(run.records.glob("*.json")):
             record = run.read_record(path.stem)

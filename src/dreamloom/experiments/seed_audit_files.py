@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.events import Observer, Progress, silent
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.scoring import pick_encoders, read_pictures, replace_subject
 from dreamloom.experiments.seed_audit import (
@@ -66,7 +66,7 @@ def score_as_seed(
     total = count_looks(wording)
     with TemporaryDirectory() as scratch:
         side = pictures.resolution_px or PHOTO_SIDE_PX
-        photos = load_photos(photos_folder, RunDir(scratch), side, observe)
+        photos = load_photos(photos_folder, RunFolder(scratch), side, observe)
         return audit_faults(
             [Source(path, path) for path in pictures.paths()],
             [

@@ -25,7 +25,7 @@ from dreamloom.core.manifests import (
     read_image_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunDir, atomic_path, file_sha256, fingerprint
+from dreamloom.core.run_folder import Record, RunFolder, atomic_path, file_sha256, fingerprint
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -111,7 +111,7 @@ def read_composition(text: str, conditional_only: bool = False) -> Composition:
 
 
 def generate_images(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     prompts: Sequence[Prompt],
     config: GenerateConfig,

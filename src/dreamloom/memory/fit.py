@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import Runtime, measure_matrix_rate
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.memory.plan import (
     Memory,
     apply_plan,
@@ -42,7 +42,7 @@ class Fitted:
     lines: tuple[str, ...] = ()
 
 
-def fit_run(run: RunDir, config: LoomConfig, runtime: Runtime, photos: int) -> Fitted:
+def fit_run(run: RunFolder, config: LoomConfig, runtime: Runtime, photos: int) -> Fitted:
     """Choose what the settings leave open, from the device's memory; on a processor, nothing.
 
     A run that was begun keeps its base as it is stored there, whatever would fit now.
@@ -88,7 +88,7 @@ def _is_small(base: str, memory: Memory) -> bool:
     return size < memory.nbytes * _SMALL_SHARE
 
 
-def _go_on_as_begun(run: RunDir, config: LoomConfig) -> LoomConfig:
+def _go_on_as_begun(run: RunFolder, config: LoomConfig) -> LoomConfig:
     if config.memory.base_quantization != "auto" or not run.settings_file.is_file():
         return config
     begun = load_config(file=run.settings_file)

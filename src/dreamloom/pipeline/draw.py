@@ -10,7 +10,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
@@ -113,7 +113,7 @@ def draw(
     composition = read_composition(request.compose, request.conditional_only)
     stories = [read_adapter(part.path).metadata for part in active]
     prompts = _ask(request, config, stories)
-    run = RunDir(request.out)
+    run = RunFolder(request.out)
     run.refuse_other_folders()
     base = _choose_base(config, stories)
     model = load_model(base, runtime, fit_drawing(config, base, runtime))

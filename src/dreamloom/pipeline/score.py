@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import (
@@ -48,7 +48,7 @@ def score(
     subject = find_subject(config, pictures)
     settings = config.evaluate
     encoders = pick_encoders(settings, pictures, config.device)
-    run = RunDir(images.parent.parent)
+    run = RunFolder(images.parent.parent)
     in_run = images.parent == run.images and run.is_run()
     if impostors:
         others = list_pictures(impostors).paths()
@@ -57,7 +57,7 @@ def score(
     beneath = Floor(read_pictures(floor), others) if floor else None
     with TemporaryDirectory() as scratch:
         side = pictures.resolution_px or PHOTO_SIDE_PX
-        photos = load_photos(photos_folder, RunDir(scratch), side, observe)
+        photos = load_photos(photos_folder, RunFolder(scratch), side, observe)
         if in_run:
             return evaluate_run(
                 run,
@@ -80,7 +80,7 @@ def score(
         )
 
 
-def _list_class_images(run: RunDir) -> list[Path]:
+def _list_class_images(run: RunFolder) -> list[Path]:
     """List a run's class images: they show as many strangers; none where it has none."""
     if not (run.priors / MANIFEST).is_file():
         return []

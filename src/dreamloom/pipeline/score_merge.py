@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.events import Observer, silent
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.retention import Retention
@@ -40,7 +40,7 @@ def score_merge(
     side = sets.merged.resolution_px or PHOTO_SIDE_PX
     with TemporaryDirectory() as scratch:
         photos, style = (
-            load_photos(folder, RunDir(Path(scratch) / name), side, observe) if folder else None
+            load_photos(folder, RunFolder(Path(scratch) / name), side, observe) if folder else None
             for name, folder in (("subject", photos_folder), ("style", style_folder))
         )
         assert photos is not None

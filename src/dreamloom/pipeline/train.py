@@ -30,7 +30,7 @@ from dreamloom.core.manifests import (
     Shape,
     read_photo_set,
 )
-from dreamloom.core.run_folder import Record, RunDir, write_text
+from dreamloom.core.run_folder import Record, RunFolder, write_text
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.class_images import draw_class_images, make_class_images
 from dreamloom.data.photos.class_images import load_class_images
@@ -73,13 +73,13 @@ def name_folder(config: LoomConfig) -> Path:
     return Path("runs") / (re.sub(r"\W+", "-", config.subject.phrase.lower()).strip("-") or "run")
 
 
-def open_run(out: Path, config: LoomConfig) -> RunDir:
+def open_run(out: Path, config: LoomConfig) -> RunFolder:
     """Claim a run's folder and write its settings, or go on with a run of the same settings.
 
     Raises:
         RunFolderError: If the folder holds other files, or a run whose settings differ.
     """
-    run = RunDir(out)
+    run = RunFolder(out)
     run.claim()
     if run.settings_file.is_file():
         differing = name_differences(load_config(file=run.settings_file), config)
@@ -110,7 +110,7 @@ def prepare_run(
     photos_folder: Path,
     resume: bool = False,
     observe: Observer = silent,
-) -> tuple[RunDir, Model, LoomConfig]:
+) -> tuple[RunFolder, Model, LoomConfig]:
     """Check everything that can be checked, load the base model, and only then make the folder.
 
     Args:
@@ -130,7 +130,7 @@ def prepare_run(
         RunFolderError: If ``out`` holds something else, or is no run although ``resume`` is asked.
         BaseModelError: If the base model cannot be found or read.
     """
-    run = RunDir(out)
+    run = RunFolder(out)
     if resume:
         if not run.settings_file.is_file():
             raise RunFolderError(
@@ -154,12 +154,14 @@ def prepare_run(
         return open_run(out, resolve_defaults(fitted.lasting, model)), model, config
 
 
-def _read_captions(run: RunDir, folder: Path) -> list[str]:
+def _read_captions(run: RunFolder, folder: Path) -> list[str]:
     """Read every photo of a new run through to its end, before anything is made of it."""
     if (run.photos / MANIFEST).is_file():
         return [photo.caption for photo in read_photo_set(run.photos).photos]
     with TemporaryDirectory() as scratch:
-        return [photo.caption for photo in load_photos(folder, RunDir(scratch), _GLANCE_PX).photos]
+        return [
+            photo.caption for photo in load_photos(folder, RunFolder(scratch), _GLANCE_PX).photos
+        ]
 
 
 def _try_class_images(config: LoomConfig) -> None:
@@ -169,10 +171,10 @@ def _try_class_images(config: LoomConfig) -> None:
     if not config.priors.folder:
         raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
     with TemporaryDirectory() as scratch:
-        load_class_images(Path(config.priors.folder), RunDir(scratch), _GLANCE_PX, "")
+        load_class_images(Path(config.priors.folder), RunFolder(scratch), _GLANCE_PX, "")
 
 
-def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: Model) -> None:
+def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model: Model) -> None:
     if not (run.photos / MANIFEST).is_file():
         return
     shape, step_px = _shape(config), _step(config, model)
@@ -185,7 +187,11 @@ def _refuse_other_photos(run: RunDir, folder: Path, config: LoomConfig, model: M
 
 
 def teach(
-    run: RunDir, model: Model, photos_folder: Path, config: LoomConfig, observe: Observer = silent
+    run: RunFolder,
+    model: Model,
+    photos_folder: Path,
+    config: LoomConfig,
+    observe: Observer = silent,
 ) -> Record:
     """Go from a folder of photos to an adapter: photos, class images, training."""
     processes = join_processes()
@@ -222,7 +228,7 @@ def teach(
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
 
 
-def make_judge(photos: PhotoSet, config: LoomConfig, run: RunDir) -> Judge:
+def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> Judge:
     """Make what scores the pictures that are drawn while a training of the run goes on."""
     encoders: Encoders | None = None
 
@@ -244,7 +250,7 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunDir) -> Judge:
 
 
 def find_class_images(
-    run: RunDir, model: Model, config: LoomConfig, observe: Observer = silent
+    run: RunFolder, model: Model, config: LoomConfig, observe: Observer = silent
 ) -> ClassImageSet | None:
     """Draw, read or do without class images, as ``priors.kind`` says."""
     if config.train.prior_weight == 0:
@@ -259,8 +265,8 @@ def find_class_images(
 
 
 def _class_image_request(
-    run: RunDir, model: Model, config: LoomConfig
-) -> tuple[RunDir, Model, str, PriorsConfig, int, int]:
+    run: RunFolder, model: Model, config: LoomConfig
+) -> tuple[RunFolder, Model, str, PriorsConfig, int, int]:
     return run, model, config.class_prompt(), config.priors, config.seed, _resolution(config)
 
 

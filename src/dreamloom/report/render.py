@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dreamloom.core.events import Observer, StageDone, StageStarted, silent
-from dreamloom.core.run_folder import RunDir, write_text
+from dreamloom.core.run_folder import RunFolder, write_text
 from dreamloom.evaluation.verdicts import Verdict, tell
 from dreamloom.report.page import lay_out
 from dreamloom.report.plots import Bar, score_bars
@@ -46,7 +46,7 @@ def write_report(folder: Path, observe: Observer = silent) -> Path:
     """
     started = time.monotonic()
     observe(StageStarted("report", str(folder)))
-    path = RunDir(folder).report
+    path = RunFolder(folder).report
     write_text(path, render(read_story(folder)))
     observe(StageDone("report", time.monotonic() - started, str(path)))
     return path

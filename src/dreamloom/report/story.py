@@ -20,7 +20,7 @@ from dreamloom.core.manifests import (
     read_image_set,
     read_photo_set,
 )
-from dreamloom.core.run_folder import Record, RunDir
+from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.evaluation.verdicts import LABELS, Figure, read_figure
 
 TABLE = "table"
@@ -73,7 +73,7 @@ class Story:
     """A run's or a demo's folder, read."""
 
     folder: Path
-    runs: dict[str, RunDir]
+    runs: dict[str, RunFolder]
     """The runs by name; the folder itself, where it is a run, has the name ''."""
     summary: dict[str, Any]
     photos: dict[str, PhotoSet]
@@ -220,7 +220,7 @@ def read_story(folder: Path) -> Story:
     """
     if not folder.is_dir():
         raise RunFolderError(f"There is no folder {folder}.", "Name the folder of a run.")
-    here, damage = RunDir(folder), list[str]()
+    here, damage = RunFolder(folder), list[str]()
     summary_file = folder / "summary.json"
     if not summary_file.is_file() and not here.is_run():
         raise RunFolderError(
@@ -228,7 +228,9 @@ def read_story(folder: Path) -> Story:
             "Name the folder that was given with --out.",
         )
     inside = sorted(folder.iterdir(), key=lambda path: order_of(path.name))
-    runs = {path.name: RunDir(path) for path in inside if path.is_dir() and RunDir(path).is_run()}
+    runs = {
+        path.name: RunFolder(path) for path in inside if path.is_dir() and RunFolder(path).is_run()
+    }
     places = {"": here, **runs}
     return Story(
         folder=folder,
@@ -260,7 +262,7 @@ def _try(read: Callable[[Path], T], folder: Path, damage: list[str]) -> T | None
 
 
 def _read_lists(
-    read: Callable[[Path], T], kind: str, places: Mapping[str, RunDir], damage: list[str]
+    read: Callable[[Path], T], kind: str, places: Mapping[str, RunFolder], damage: list[str]
 ) -> dict[str, T]:
     found = {}
     for name, run in places.items():
@@ -270,7 +272,7 @@ def _read_lists(
     return found
 
 
-def _try_config(run: RunDir, damage: list[str]) -> LoomConfig | None:
+def _try_config(run: RunFolder, damage: list[str]) -> LoomConfig | None:
     if not run.settings_file.is_file():
         return None
     try:
@@ -280,7 +282,7 @@ def _try_config(run: RunDir, damage: list[str]) -> LoomConfig | None:
         return None
 
 
-def _read_sets(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, ImageSet]:
+def _read_sets(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, ImageSet]:
     sets = {}
     for name, run in places.items():
         folders = [path.parent for path in run.images.glob(f"*/{MANIFEST}")]
@@ -291,7 +293,7 @@ def _read_sets(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, Ima
     return sets
 
 
-def _read_cards(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, dict[str, Any]]:
+def _read_cards(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, dict[str, Any]]:
     cards = {}
     for name, run in places.items():
         for set_name, card in _read_json(run.scores, damage).items():
@@ -300,7 +302,7 @@ def _read_cards(places: Mapping[str, RunDir], damage: list[str]) -> dict[str, di
     return cards
 
 
-def _records(run: RunDir, damage: list[str]) -> Iterator[Record]:
+def _records(run: RunFolder, damage: list[str]) -> Iterator[Record]:
     for path in sorted(run.records.glob("*.json")):
         record = run.read_record(path.stem)
         if record is None:
@@ -309,7 +311,7 @@ def _records(run: RunDir, damage: list[str]) -> Iterator[Record]:
             yield record
 
 
-def _events(run: RunDir) -> list[dict[str, Any]]:
+def _events(run: RunFolder) -> list[dict[str, Any]]:
     """Read what was logged; a line that was cut off when the run stopped is passed over."""
     if not run.events_file.is_file():
         return []

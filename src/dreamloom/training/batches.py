@@ -178,7 +178,7 @@ class TrainingBatches:
 
     def _draw_photos(self, update: int, share: Share) -> list[Sample]:
         samples = []
-        for number, photo, round_ in make_batches(
+        for number, photo, round_ in draw_numbers(
             len(self.photos), update, share.photos, share, self.plan.seed, "photos"
         ):
             place = choose_place(
@@ -192,7 +192,7 @@ class TrainingBatches:
             return []
         return [
             Sample("class image", image, (0, 0, False), number)
-            for number, image, _ in make_batches(
+            for number, image, _ in draw_numbers(
                 len(self.priors), update, share.priors, share, self.plan.seed, "class images"
             )
         ]
@@ -388,7 +388,7 @@ def choose_place(photo: Photo, grid_px: int, plan: BatchPlan, number: int, round
     return top, left, plan.flip and rng.random() < 0.5
 
 
-def make_batches(
+def draw_numbers(
     samples: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
 ) -> list[tuple[int, int, int]]:
     """Deal one batch's cards of one update from freshly shuffled packs, one after the other.

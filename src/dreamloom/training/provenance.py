@@ -9,7 +9,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import RunDir, fingerprint
+from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.modelspec import make_modelspec
 from dreamloom.models.base import Model
@@ -55,7 +55,7 @@ def _name_quantization(config: LoomConfig) -> tuple[str, ...]:
     )
 
 
-def refuse_other_run(run: RunDir, inputs: dict[str, str]) -> None:
+def refuse_other_run(run: RunFolder, inputs: dict[str, str]) -> None:
     """Keep a finished adapter from being overwritten by another one.
 
     Raises:

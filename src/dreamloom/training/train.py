@@ -23,7 +23,7 @@ from dreamloom.core.events import (
     silent,
 )
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import Record, RunDir
+from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import words_file
 from dreamloom.lora.writing import write_adapter
@@ -50,7 +50,7 @@ _LEAST_COMPILED = 500
 
 
 def train_adapter(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     photos: PhotoSet,
     priors: ClassImageSet | None,
@@ -300,7 +300,7 @@ def _try_kohya(model: Model) -> None:
         write_adapter(Path(scratch) / "try.safetensors", model.read_adapter(), format="kohya")
 
 
-def _write(run: RunDir, adapter: Adapter, config: LoomConfig) -> None:
+def _write(run: RunFolder, adapter: Adapter, config: LoomConfig) -> None:
     try:
         write_adapter(run.adapter, adapter)
         if config.adapter.format == "kohya":
@@ -313,7 +313,7 @@ def _write(run: RunDir, adapter: Adapter, config: LoomConfig) -> None:
         ) from error
 
 
-def _list_outputs(run: RunDir) -> list[Path]:
+def _list_outputs(run: RunFolder) -> list[Path]:
     """List the adapter's files: with new words, and for other programs, there are more than one."""
     adapters = (run.adapter, run.kohya_adapter)
     return [path for file in adapters for path in (file, words_file(file)) if path.is_file()]
@@ -369,7 +369,7 @@ def _tell_results(
 
 
 def _record(
-    run: RunDir,
+    run: RunFolder,
     model: Model,
     config: LoomConfig,
     inputs: dict[str, str],

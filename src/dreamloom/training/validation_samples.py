@@ -11,7 +11,7 @@ from typing import TypeAlias
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.events import Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
-from dreamloom.core.run_folder import RunDir, atomic_folder, write_json
+from dreamloom.core.run_folder import RunFolder, atomic_folder, write_json
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.verdicts import Candidate, Recommendation, recommend_checkpoint
 from dreamloom.lora.adapter import Adapter
@@ -38,7 +38,7 @@ class ValidationSampler:
         observe: Told of progress and of each look.
     """
 
-    run: RunDir
+    run: RunFolder
     model: Model
     config: LoomConfig
     sign: Callable[[Adapter], Adapter]

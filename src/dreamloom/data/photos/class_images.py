@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreamloom.core.events import Note, Observer, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import ClassImageSet, read_class_image_set, write_manifest
-from dreamloom.core.run_folder import Record, RunDir, atomic_folder, fingerprint
+from dreamloom.core.run_folder import Record, RunFolder, atomic_folder, fingerprint
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
@@ -16,7 +16,7 @@ from dreamloom.data.photos.prepare import is_prepared, prepare_each
 
 
 def load_class_images(
-    folder: Path, run: RunDir, resolution_px: int, prompt: str, observe: Observer = silent
+    folder: Path, run: RunFolder, resolution_px: int, prompt: str, observe: Observer = silent
 ) -> ClassImageSet:
     """Prepare class images of the user's own: centred squares of one size under ``run.priors``.
 

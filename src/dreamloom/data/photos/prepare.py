@@ -26,7 +26,7 @@ from dreamloom.core.manifests import (
     read_photo_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunDir, atomic_folder
+from dreamloom.core.run_folder import Record, RunFolder, atomic_folder
 from dreamloom.data.image_io import scale_mask, scale_to
 from dreamloom.data.photos.check import PhotoLook, forget_pixels, judge_set, list_shapes, see_photo
 from dreamloom.data.photos.listing import Listing, count, gather_facts, list_photos, refuse_own
@@ -48,7 +48,7 @@ def fingerprint_photos(
 
 def load_photos(
     folder: Path,
-    run: RunDir,
+    run: RunFolder,
     resolution_px: int,
     observe: Observer = silent,
     *,
@@ -196,7 +196,7 @@ def prepare_each(
         )
 
 
-def is_prepared(run: RunDir, stage: str, inputs: dict[str, str]) -> bool:
+def is_prepared(run: RunFolder, stage: str, inputs: dict[str, str]) -> bool:
     """Say whether the stage was done from just these inputs, and its files are unchanged."""
     record = run.finished(stage, inputs)
     if record is None:

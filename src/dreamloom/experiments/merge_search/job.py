@@ -11,7 +11,7 @@ from typing import Any
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
-from dreamloom.core.run_folder import RunDir, file_sha256, fingerprint
+from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
@@ -76,7 +76,7 @@ class Job:
         }
 
 
-def resolve_job(request: SearchRequest, config: LoomConfig, run: RunDir) -> Job:
+def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> Job:
     """Read the adapters, plan, load the base model, and refuse what cannot be searched.
 
     Nothing is written.
@@ -149,7 +149,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunDir) -> Job:
     )
 
 
-def settings_file(run: RunDir) -> Path:
+def settings_file(run: RunFolder) -> Path:
     """Where a search's settings lie."""
     return run.path / "wish.json"
 
@@ -166,7 +166,7 @@ def _fingerprint(folder: Path, side_px: int) -> str:
     return fingerprint_photos(folder, side_px, "square", 64)
 
 
-def _refuse_another(run: RunDir, settings: Mapping[str, Any]) -> None:
+def _refuse_another(run: RunFolder, settings: Mapping[str, Any]) -> None:
     try:
         there = json.loads(settings_file(run).read_text(encoding="utf-8"))
     except FileNotFoundError:

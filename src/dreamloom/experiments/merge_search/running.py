@@ -21,7 +21,7 @@ from dreamloom.core.events import (
     tee,
 )
 from dreamloom.core.manifests import ImageSet, read_photo_set
-from dreamloom.core.run_folder import Record, RunDir, write_json, write_text
+from dreamloom.core.run_folder import Record, RunFolder, write_json, write_text
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_images
@@ -68,7 +68,7 @@ def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = s
         BaseModelError: If the base model cannot be found or read.
     """
     start = time.perf_counter()
-    run = RunDir(request.out.absolute())
+    run = RunFolder(request.out.absolute())
     run.refuse_other_folders()
     job = resolve_job(request, config, run)
     if run.finished(STAGE, job.inputs):
@@ -101,7 +101,7 @@ def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = s
     return told
 
 
-def _load_photos(job: Job, run: RunDir, observe: Observer) -> list[str]:
+def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
     """Prepare photos and pictures in the style; return what is wrong with their number."""
     counts = []
     for folder, name in (
@@ -109,7 +109,7 @@ def _load_photos(job: Job, run: RunDir, observe: Observer) -> list[str]:
         (job.request.style_photos, work.STYLE_PHOTOS),
     ):
         if folder is not None:
-            place = RunDir(run.path / name)
+            place = RunFolder(run.path / name)
             place.claim()
             counts.append(len(load_photos(folder, place, job.side_px, observe).photos))
     if counts[1:] == [1]:
@@ -117,7 +117,7 @@ def _load_photos(job: Job, run: RunDir, observe: Observer) -> list[str]:
     return []
 
 
-def _write(run: RunDir, job: Job, told: Findings) -> dict[str, str]:
+def _write(run: RunFolder, job: Job, told: Findings) -> dict[str, str]:
     paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
     names = {candidate.name: name for name, candidate in job.rivals.items()}
     drawing = draw_front(told.compared_on.candidates, told.front, told.winner.name, names)
@@ -258,7 +258,7 @@ class _Search:
 
         return evaluate_images(
             select(candidate.name),
-            read_photo_set(RunDir(job.table.root / work.SUBJECT_PHOTOS).photos),
+            read_photo_set(RunFolder(job.table.root / work.SUBJECT_PHOTOS).photos),
             floor=select("base"),
             config=job.config.evaluate.model_copy(update={"detectors": False}),
             subject=job.config.subject,

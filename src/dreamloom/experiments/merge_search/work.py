@@ -24,7 +24,7 @@ from dreamloom.core.manifests import (
     read_photo_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import RunDir, atomic_path, write_json
+from dreamloom.core.run_folder import RunFolder, atomic_path, write_json
 from dreamloom.evaluation.encoders.base import EncoderKind
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.experiments.merge_search.candidates import Candidate
@@ -75,7 +75,7 @@ class Table:
 
     def folder(self, name: str) -> Path:
         """Where the pictures of a candidate, or of an end, lie."""
-        return RunDir(self.root).images / name
+        return RunFolder(self.root).images / name
 
     def looks_file(self, name: str) -> Path:
         """What was seen in them."""
@@ -136,7 +136,7 @@ def read_looks(path: Path) -> dict[str, Look]:
 
 def count_pictures(table: Table) -> int:
     """Count every picture that a search has drawn, in this call or an earlier one."""
-    folders = RunDir(table.root).images.glob(f"*/{MANIFEST}")
+    folders = RunFolder(table.root).images.glob(f"*/{MANIFEST}")
     return sum(len(read_image_set(path.parent).pictures) for path in folders)
 
 
@@ -268,15 +268,15 @@ def _seat_once(
 ) -> Judge:
     del eyes
     kind, device, phrase, class_noun = how
-    run, style = RunDir(root), None
+    run, style = RunFolder(root), None
     if not has_style_photos:
         every = read_image_set(run.images / "style")
         style = every.model_copy(
             update={"pictures": tuple(one for one in every.pictures if one.file in drawn)}
         )
     references = References(
-        photos=read_photo_set(RunDir(root / SUBJECT_PHOTOS).photos),
-        style=read_photo_set(RunDir(root / STYLE_PHOTOS).photos) if has_style_photos else None,
+        photos=read_photo_set(RunFolder(root / SUBJECT_PHOTOS).photos),
+        style=read_photo_set(RunFolder(root / STYLE_PHOTOS).photos) if has_style_photos else None,
         drawn=style,
         prompts=prompts,
         phrase=phrase,

@@ -15,7 +15,7 @@ from pathlib import Path
 from dreamloom.core.events import Note, Observer, StageDone, StageStarted, silent, tee
 from dreamloom.core.run_folder import (
     Record,
-    RunDir,
+    RunFolder,
     fingerprint,
     library_versions,
     write_json,
@@ -61,7 +61,7 @@ def run_study(study: Study, out: Path, on: str = "here", observe: Observer = sil
         BaseModelError: If the base model cannot be found or read.
     """
     start = time.perf_counter()
-    run = RunDir(out.absolute())
+    run = RunFolder(out.absolute())
     run.refuse_other_folders()
     arms = study.list_arms()
     observe(StageStarted(STAGE, f"{len(arms)} arms × {len(study.train_seeds)} training seeds"))

@@ -18,7 +18,7 @@ from dreamloom.core.device import Precision, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import ClassImageSet, PhotoSet, read_image_set, read_photo_set
-from dreamloom.core.run_folder import Record, RunDir, fingerprint
+from dreamloom.core.run_folder import Record, RunFolder, fingerprint
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
@@ -60,7 +60,7 @@ class Teaching:
     @property
     def photos(self) -> PhotoSet:
         """The photos that are taught."""
-        every = read_photo_set(RunDir(self.prepared).photos)
+        every = read_photo_set(RunFolder(self.prepared).photos)
         taught = tuple(photo for photo in every.photos if photo.file in self.files)
         return every.model_copy(update={"photos": taught})
 
@@ -75,19 +75,19 @@ class Teaching:
         return fingerprint(settings, self.base, self.photos.fingerprint)[:_KEY_DIGITS]
 
     @property
-    def run(self) -> RunDir:
+    def run(self) -> RunFolder:
         """Where the adapter goes."""
-        return RunDir(self.root / "runs" / self.key)
+        return RunFolder(self.root / "runs" / self.key)
 
     @property
-    def class_run(self) -> RunDir | None:
+    def class_run(self) -> RunFolder | None:
         """Where its class images go, which trainings may share; None if it needs none."""
         config = self.config
         if config.priors.kind not in {"generated", "folder"} or config.train.prior_weight == 0:
             return None
         parts = (config.class_prompt(), config.priors, config.photos.resolution_px, config.seed)
         key = fingerprint(self.base, *parts)[:_KEY_DIGITS]
-        return RunDir(self.root / "class-images" / key)
+        return RunFolder(self.root / "class-images" / key)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class Drawing:
     floor: Drawing | None = None
 
     @property
-    def run(self) -> RunDir:
+    def run(self) -> RunFolder:
         """Where the pictures and their scores go, named by what they are drawn from."""
         how = self.config.generate.drawn_with
         active = [str(self.adapter.relative_to(self.root)), self.weight] if self.adapter else []
         key = fingerprint(self.base, active, how, self.prompts)[:_KEY_DIGITS]
-        return RunDir(self.root / "pictures" / key)
+        return RunFolder(self.root / "pictures" / key)
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
             config = configs[arm.name, seed] = resolve_defaults(asked, model)
         check_request(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
-    RunDir(root).claim()
+    RunFolder(root).claim()
     teachings: dict[tuple[str, int], Teaching] = {}
     prepared: dict[str, Path] = {}
     for (name, seed), config in configs.items():
         model, how = _load(config), fingerprint(config.photos)
         if how not in prepared:
             prepared[how] = _prepare_photos(root, Path(study.photos), config, model, observe)
-        every = read_photo_set(RunDir(prepared[how]).photos)
+        every = read_photo_set(RunFolder(prepared[how]).photos)
         chosen = choose_photos(every, counts[name], seed).photos
         files = tuple(photo.file for photo in chosen)
         base = model.identity.fingerprint
@@ -188,14 +188,16 @@ def _check_trainings(study: Study, teachings: Mapping[tuple[str, int], Teaching]
             check_training(_load(teaching.config), captions, teaching.config)
 
 
-def _find_photos(root: Path, folder: Path, config: LoomConfig, model: Model) -> tuple[RunDir, int]:
+def _find_photos(
+    root: Path, folder: Path, config: LoomConfig, model: Model
+) -> tuple[RunFolder, int]:
     """Read the photos, and name the folder of their prepared copies and the step of their sides."""
     side, shape = config.photos.resolution_px, config.photos.shape
     if side == "auto" or shape == "auto":
         raise ValueError("settings must be settled first")
     step_px = suggest_step(side, model.pixels_per_latent)
     key = fingerprint_photos(folder, side, shape, step_px)[:_KEY_DIGITS]
-    return RunDir(root / "photos" / key), step_px
+    return RunFolder(root / "photos" / key), step_px
 
 
 def _prepare_photos(
@@ -313,7 +315,7 @@ def score(drawing: Drawing, observe: Observer = silent) -> Scorecard:
     return evaluate_run(
         drawing.run,
         images,
-        read_photo_set(RunDir(drawing.references).photos),
+        read_photo_set(RunFolder(drawing.references).photos),
         floor=read_image_set(floor.run.images / SET) if floor else None,
         config=config.evaluate,
         subject=config.subject,

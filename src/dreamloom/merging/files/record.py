@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamloom.core.run_folder import Record, RunDir, file_sha256
+from dreamloom.core.run_folder import Record, RunFolder, file_sha256
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.files.recipe import Part
 
 
 def record_merge(
-    run: RunDir, parts: Sequence[Part], out: Path, merged: Adapter, seconds: float
+    run: RunFolder, parts: Sequence[Part], out: Path, merged: Adapter, seconds: float
 ) -> Record:
     """Write the record of a merge that lies inside a run."""
     record = Record(
@@ -34,7 +34,7 @@ def record_merge(
     return record
 
 
-def _name_within(run: RunDir, path: Path) -> str:
+def _name_within(run: RunFolder, path: Path) -> str:
     """Name a file of the run by its place there, for every run calls its adapter the same."""
     inside = path.resolve().is_relative_to(run.path.resolve())
     return path.resolve().relative_to(run.path.resolve()).as_posix() if inside else path.name

@@ -12,7 +12,7 @@ from torch import nn
 
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Progress, StageDone, StageStarted
-from dreamloom.core.run_folder import RunDir, file_sha256
+from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
@@ -238,7 +238,7 @@ def test_only_safetensors_are_written(parts, out):
 
 
 def test_a_merge_inside_a_run_is_recorded(parts, tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.claim()
     out = run.path / "merged.safetensors"
     merged = merge_adapters(parts, out)
@@ -256,7 +256,7 @@ def test_a_merge_inside_a_run_is_recorded(parts, tmp_path):
 
 
 def test_the_record_tells_parts_of_one_name_apart(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.claim()
     parts = [Part(run.path / name / "adapter.safetensors") for name in ("with_prior", "style")]
     for seed, part in enumerate(parts):

@@ -14,7 +14,7 @@ from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import RunDir, write_text
+from dreamloom.core.run_folder import RunFolder, write_text
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory import fit as fitting
@@ -88,7 +88,7 @@ def test_the_record_and_the_file_say_how_the_base_was_kept(
     # Another base teaches something else, so what lies there is kept.
     assert record["inputs"]["settings"] != ""
     whole = load_model(str(tiny_sdxl), CPU)
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     with pytest.raises(Exception, match="already holds an adapter made with other settings"):
         train_adapter(run, whole, *sets, remember(config, base_quantization="whole"))
 
@@ -108,13 +108,13 @@ def test_what_takes_a_part_of_the_base_is_refused_where_it_is_stored(tiny_sdxl: 
 
 def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
     config = load_config(overrides={"base": "sdxl"})
-    fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
+    fitted = fit_run(RunFolder(tmp_path), config, CPU, photos=6)
     assert fitted.lines == ()
     assert fitted.memory_options == MemoryOptions()
     assert fitted.config.memory.base_quantization == "whole"
     assert fitted.config.memory.gradient_checkpointing == "auto"
     asked = load_config(sets=["memory.base_quantization=int8", "memory.cpu_offload=true"])
-    assert fit_run(RunDir(tmp_path), asked, CPU, 6).memory_options == MemoryOptions(
+    assert fit_run(RunFolder(tmp_path), asked, CPU, 6).memory_options == MemoryOptions(
         "int8", cpu_offload=True
     )
 
@@ -125,7 +125,7 @@ def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_p
         sets=["adapter.text_encoders=true", "train.batch_photos=1", "train.batch_priors=1"],
         overrides={"base": "sdxl"},
     )
-    fitted = fit_run(RunDir(tmp_path), config, CPU, photos=6)
+    fitted = fit_run(RunFolder(tmp_path), config, CPU, photos=6)
     assert fitted.lines[0].startswith("sdxl at 1024 px")
     assert "at 25 TFLOP/s" in fitted.lines[-1]
     assert fitted.config.memory.gradient_checkpointing == "low"
@@ -138,7 +138,7 @@ def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_p
 
 @pytest.mark.usefixtures("twelve_gib")
 def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     config = load_config(overrides={"base": "sdxl"})
     run.claim()
     write_text(run.settings_file, to_toml(remember(config, base_quantization="nf4")))
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("twelve_gib")
 def test_a_small_base_is_not_planned_for(tmp_path: Path) -> None:
-    fitted = fit_run(RunDir(tmp_path), load_config(), CPU, photos=6)
+    fitted = fit_run(RunFolder(tmp_path), load_config(), CPU, photos=6)
     assert fitted.lines == ()
     assert fitted.memory_options == MemoryOptions()
 

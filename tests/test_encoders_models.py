@@ -34,8 +34,8 @@ from dreamloom.evaluation.encoders.store import (
     models_folder,
 )
 from test_architecture import loaded_after
-from test_features_faces import make_sface, make_yunet
-from test_features_networks import LPIPS_SHAPES, random_weights
+from test_encoders_faces import make_sface, make_yunet
+from test_encoders_networks import LPIPS_SHAPES, random_weights
 
 BY_NAME = {model.name: model for model in MODELS}
 
@@ -362,7 +362,7 @@ def test_face_models_without_opencv_are_missing(fetched_faces, monkeypatch):
 
 
 def test_clip_needs_its_three_files_only(pin, tmp_path):
-    from test_features import make_clip
+    from test_encoders import make_clip
 
     folder = make_clip(tmp_path / "clip")
     files = [folder / name for name in ("model.safetensors", "config.json", "tokenizer.json")]

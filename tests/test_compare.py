@@ -11,7 +11,7 @@ from scipy import stats
 
 from dreamloom.cli.main import main
 from dreamloom.core.errors import EvaluationError
-from dreamloom.core.run_folder import RunDir, write_json
+from dreamloom.core.run_folder import RunFolder, write_json
 from dreamloom.evaluation.compare import (
     Comparison,
     compare_cards,
@@ -427,13 +427,13 @@ def test_files_are_compared_on_the_terminal(cards: tuple[Path, Path], tmp_path: 
 def test_sets_of_runs_are_compared(cards: tuple[Path, Path], tmp_path: Path):
     first, second = (find_scorecard(str(path)) for path in cards)
     folder = tmp_path / "run"
-    write_json(RunDir(folder).scores, {"base": first, "pictures": second})
+    write_json(RunFolder(folder).scores, {"base": first, "pictures": second})
     done = run(f"{folder}:base", f"{folder}:pictures")
     assert done.exit_code == 0, done.output
     assert "Identity: better" in done.output
     alone = tmp_path / "alone"
-    write_json(RunDir(alone).scores, {"pictures": second})
-    assert find_scorecard(str(alone)) == second == find_scorecard(str(RunDir(alone).scores))
+    write_json(RunFolder(alone).scores, {"pictures": second})
+    assert find_scorecard(str(alone)) == second == find_scorecard(str(RunFolder(alone).scores))
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_what_cannot_be_found_is_told_in_a_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     card = find_scorecard(str(cards[0]))
-    write_json(RunDir(tmp_path / "run").scores, {"base": card, "pictures": card})
+    write_json(RunFolder(tmp_path / "run").scores, {"base": card, "pictures": card})
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     write_json(tmp_path / "older.json", {"scores": {"identity": 0.5}})

@@ -15,7 +15,7 @@ from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import LossLogged, Note, StageStarted
 from dreamloom.core.run_folder import (
     Record,
-    RunDir,
+    RunFolder,
     atomic_path,
     file_sha256,
     fingerprint,
@@ -201,7 +201,7 @@ def test_what_has_no_plain_form_is_refused(value):
 
 
 def test_claiming_makes_a_folder_that_is_a_run(tmp_path):
-    run = RunDir(tmp_path / "deep" / "run")
+    run = RunFolder(tmp_path / "deep" / "run")
     assert not run.is_run()
     run.claim()
     assert run.is_run()
@@ -209,20 +209,20 @@ def test_claiming_makes_a_folder_that_is_a_run(tmp_path):
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path):
-    RunDir(tmp_path).claim()
-    assert RunDir(tmp_path).is_run()
+    RunFolder(tmp_path).claim()
+    assert RunFolder(tmp_path).is_run()
 
 
 def test_a_folder_with_settings_alone_is_a_run(tmp_path):
     (tmp_path / "loom.toml").touch()
     (tmp_path / "other.txt").touch()
-    RunDir(tmp_path).refuse_other_folders()
+    RunFolder(tmp_path).refuse_other_folders()
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunFolderError) as caught:
-        RunDir(tmp_path).claim()
+        RunFolder(tmp_path).claim()
     assert caught.value.problem == (
         f"{tmp_path} already holds other files and is not a run of DreamLoom."
     )
@@ -233,11 +233,11 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path):
 def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "run").write_text("text")
     with pytest.raises(RunFolderError, match="run is a file, not a folder"):
-        RunDir(tmp_path / "run").claim()
+        RunFolder(tmp_path / "run").claim()
 
 
 def test_looking_does_not_make_the_folder(tmp_path):
-    RunDir(tmp_path / "run").refuse_other_folders()
+    RunFolder(tmp_path / "run").refuse_other_folders()
     assert listing(tmp_path) == []
 
 
@@ -246,7 +246,7 @@ def test_looking_does_not_make_the_folder(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.claim()
     return run
 

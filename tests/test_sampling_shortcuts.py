@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamloom.core.config.settings import GenerateConfig, load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.manifests import read_image_set
-from dreamloom.core.run_folder import RunDir
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.inference.generate import Prompt, generate_images
 from dreamloom.models.base import Sampler, Shot
 from dreamloom.models.schedulers import make_scheduler
@@ -209,7 +209,7 @@ def settings() -> GenerateConfig:
 
 
 def draw_set(model: SDXLModel, folder: Path, settings: GenerateConfig) -> Any:
-    run = RunDir(folder)
+    run = RunFolder(folder)
     run.claim()
     return generate_images(run, model, [Prompt("a dog")], settings)
 
