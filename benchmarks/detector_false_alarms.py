@@ -23,7 +23,7 @@ from dreamloom.evaluation.detectors.colour import LUMINANCE, to_lab, to_light
 from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
 from dreamloom.evaluation.detectors.eyes import iris_difference, read_iris
 from dreamloom.evaluation.detectors.flagging import Flagging, Shown, flag_pictures
-from dreamloom.evaluation.detectors.judges import PHOTO, DetectorName, Look, Wanted, usable_eyes
+from dreamloom.evaluation.detectors.judges import PHOTO, DetectorName, FaceView, Wanted, usable_eyes
 from dreamloom.evaluation.detectors.landmarks import Eye, FaceSource
 from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
 from dreamloom.evaluation.encoders.base import Missing
@@ -105,8 +105,8 @@ def measure_photos(source: FaceSource, people: list[Path], objects: list[Path]) 
         for path in people:
             image = open_upright(path)
             image.thumbnail((LARGEST_PX, LARGEST_PX))
-            look = Look.at(image, source.find(image), PHOTO, source.least_iris_px)
-            for broken in break_it(image, look):
+            view = FaceView.at(image, source.find(image), PHOTO, source.least_iris_px)
+            for broken in break_it(image, view):
                 one = flag_one(broken, source, detector)
                 seen += one.judged
                 caught += len(one.flagged)
@@ -123,16 +123,16 @@ def flag_one(image: Image.Image, source: FaceSource, detector: DetectorName) -> 
     return next(one for one in flaggings if one.detector == detector)
 
 
-def eyes_of(look: Look) -> tuple[Eye, ...]:
+def eyes_of(view: FaceView) -> tuple[Eye, ...]:
     """Give the eyes that can be judged; none where they cannot."""
-    eyes = usable_eyes(look)
+    eyes = usable_eyes(view)
     return eyes if isinstance(eyes, tuple) else ()
 
 
-def recolour_irises(image: Image.Image, look: Look) -> Iterator[Image.Image]:
+def recolour_irises(image: Image.Image, view: FaceView) -> Iterator[Image.Image]:
     """Paint one iris in turn with each colour that is clearly not its own, in the eye's light."""
-    for eye in eyes_of(look):
-        own = read_iris(look.pixels, eye)
+    for eye in eyes_of(view):
+        own = read_iris(view.pixels, eye)
         if not isinstance(own, tuple):
             continue
         for paint in IRIS_PAINT.values():
@@ -176,20 +176,20 @@ def warp(image: Image.Image, eye: Eye, zoom: float, move: float) -> Image.Image:
     return Image.fromarray(pixels[y, x])
 
 
-def enlarge_irises(image: Image.Image, look: Look) -> Iterator[Image.Image]:
+def enlarge_irises(image: Image.Image, view: FaceView) -> Iterator[Image.Image]:
     """Enlarge one iris in turn."""
-    for eye in eyes_of(look):
+    for eye in eyes_of(view):
         yield warp(image, eye, 1.5, 0.0)
 
 
-def move_irises(image: Image.Image, look: Look) -> Iterator[Image.Image]:
+def move_irises(image: Image.Image, view: FaceView) -> Iterator[Image.Image]:
     """Move one iris in turn, to either side."""
-    for eye in eyes_of(look):
+    for eye in eyes_of(view):
         yield warp(image, eye, 1.0, 0.7)
         yield warp(image, eye, 1.0, -0.7)
 
 
-def double(image: Image.Image, _: Look) -> Iterator[Image.Image]:
+def double(image: Image.Image, _: FaceView) -> Iterator[Image.Image]:
     """Set the photo beside itself."""
     both = Image.new("RGB", (2 * image.width, image.height))
     both.paste(image, (0, 0))
@@ -197,9 +197,9 @@ def double(image: Image.Image, _: Look) -> Iterator[Image.Image]:
     yield both
 
 
-def cover_face(image: Image.Image, look: Look) -> Iterator[Image.Image]:
+def cover_face(image: Image.Image, view: FaceView) -> Iterator[Image.Image]:
     """Lay a grey box over the face."""
-    for face in look.found.faces[:1]:
+    for face in view.found.faces[:1]:
         covered = image.copy()
         covered.paste((128, 128, 128), tuple(round(end) for end in face.box))
         yield covered

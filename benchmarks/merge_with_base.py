@@ -21,7 +21,7 @@ import torch
 from dreamloom.core.device import measure_effort, pick_runtime
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
-from dreamloom.merging.activations.forward_passes import Inquiry, list_asks, weigh_adapters
+from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
 from dreamloom.merging.activations.prepare import prepare_merge
 from dreamloom.merging.activations.prompts import MergePrompts
 from dreamloom.merging.activations.targets import measure_missed, record_examples
@@ -72,8 +72,8 @@ def measure(model: Model, adapters: list[Adapter], out: Path | None) -> None:
     from dreamloom.lora.writing import write_adapter
 
     plain = GenerateRequest([1.0, 1.0])
-    asks = list_asks(weigh_adapters(adapters, plain), HELD_OUT, joint=True)
-    recorded = record_examples(Inquiry(model, adapters, plain, asks, STEPS, SEED))
+    passes = list_passes(weigh_adapters(adapters, plain), HELD_OUT, joint=True)
+    recorded = record_examples(ForwardPasses(model, adapters, plain, passes, STEPS, SEED))
     print("| method | seconds | misses of subject | misses of style | from the sum, both asked |")
     print("|---|---|---|---|---|")
     for method, options in WAYS:

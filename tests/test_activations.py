@@ -15,9 +15,14 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.activations.denoising import look_at_drawings, predict, step_down
-from dreamloom.merging.activations.forward_passes import Inquiry, list_asks, weigh_adapters
-from dreamloom.merging.activations.gram import find_sources, hear_inputs, hear_signals, plan_rounds
+from dreamloom.merging.activations.denoising import denoise_steps, predict, step_down
+from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
+from dreamloom.merging.activations.gram import (
+    find_sources,
+    gather_inputs,
+    gather_signals,
+    plan_rounds,
+)
 from dreamloom.merging.activations.prepare import PREPARERS, prepare_merge
 from dreamloom.merging.activations.prompts import find_prompts
 from dreamloom.merging.activations.targets import measure_missed, record_examples
@@ -67,8 +72,8 @@ def small(model):
 def inquire(model, some, weights=(1.0, 1.0), joint=False, **options):
     request = MergeRequest(list(weights), **options)
     prompts = find_prompts(some, 2, PROMPTS)
-    asks = list_asks(weigh_adapters(some, request), prompts, joint)
-    return Inquiry(model, some, request, asks, 2, 0)
+    passes = list_passes(weigh_adapters(some, request), prompts, joint)
+    return ForwardPasses(model, some, request, passes, 2, 0)
 
 
 def answer(model):
@@ -83,21 +88,24 @@ def recorded(layers):
     """Keep every input of some layers, in rows that fit their flattened weight."""
     kept = {name: [] for name in layers}
 
-    def hear(name, layer, rows):
+    def gather(name, layer, rows):
         if isinstance(layer, nn.Conv2d):
             size = {"padding": layer.padding, "stride": layer.stride}
             rows = unfold(rows, layer.kernel_size, **size).transpose(1, 2)
         kept[name].append(rows.double().reshape(-1, rows.shape[-1]))
 
-    with torch.no_grad(), hook_activations(layers, hear):
+    with torch.no_grad(), hook_activations(layers, gather):
         yield kept
 
 
-def inputs_by_hand(inquiry, ask):
-    model = inquiry.model
-    with recorded(inquiry.layers) as kept, model.apply_adapters([(a, 1.0) for a in ask.active]):
-        said = model.encode_prompts(ask.prompts)
-        for _ in look_at_drawings(model, said, inquiry.steps, inquiry.seed):
+def inputs_by_hand(forward_passes, one_pass):
+    model = forward_passes.model
+    with (
+        recorded(forward_passes.layers) as kept,
+        model.apply_adapters([(a, 1.0) for a in one_pass.active]),
+    ):
+        said = model.encode_prompts(one_pass.prompts)
+        for _ in denoise_steps(model, said, forward_passes.steps, forward_passes.seed):
             pass
     return {name: torch.cat(rows) for name, rows in kept.items()}
 
@@ -161,14 +169,14 @@ def test_a_right_prediction_leads_to_the_same_picture_with_less_noise(prediction
 
 def test_drawings_begin_with_the_same_noise_and_go_down(model):
     said = model.encode_prompts(["a dog", "a person", "a painting", "snow", "a photo"])
-    looks = list(look_at_drawings(model, said, 3, 7))
-    assert [look.rows.tolist() for look in looks] == [[0, 1, 2, 3]] * 3 + [[4]] * 3
-    assert [int(look.timesteps[0]) for look in looks] == [999, 666, 333] * 2
+    denoised = list(denoise_steps(model, said, 3, 7))
+    assert [step.rows.tolist() for step in denoised] == [[0, 1, 2, 3]] * 3 + [[4]] * 3
+    assert [int(step.timesteps[0]) for step in denoised] == [999, 666, 333] * 2
     other = model.encode_prompts(["a painting", "snow"])
-    first = next(look_at_drawings(model, other, 1, 7))
-    assert torch.equal(first.noisy, looks[0].noisy[:2])
-    assert not torch.equal(first.prediction, looks[0].prediction[:2])
-    assert not torch.equal(next(look_at_drawings(model, other, 1, 8)).noisy, first.noisy)
+    first = next(denoise_steps(model, other, 1, 7))
+    assert torch.equal(first.noisy, denoised[0].noisy[:2])
+    assert not torch.equal(first.prediction, denoised[0].prediction[:2])
+    assert not torch.equal(next(denoise_steps(model, other, 1, 8)).noisy, first.noisy)
 
 
 def test_the_examples_are_true():
@@ -181,31 +189,37 @@ def test_the_examples_are_true():
 
 
 def test_signals_are_those_of_the_layers_inputs(model, pair):
-    inquiry = inquire(model, pair, (0.8, 1.2), joint=True)
-    prepared = hear_signals(inquiry, {"unseen": "drop"}).layers
+    forward_passes = inquire(model, pair, (0.8, 1.2), joint=True)
+    prepared = gather_signals(forward_passes, {"unseen": "drop"}).layers
     assert prepared.keys() == pair[0].layers.keys()
-    for ask in inquiry.asks:
-        for name, rows in inputs_by_hand(inquiry, ask).items():
+    for one_pass in forward_passes.passes:
+        for name, rows in inputs_by_hand(forward_passes, one_pass).items():
             down = torch.cat([flatten(a.layers[name]).down.double() for a in pair])
             signals = rows @ down.T
             expected = signals.T @ signals / len(rows)
-            found = prepared[name][name_gram(ask.number)]
+            found = prepared[name][name_gram(one_pass.number)]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
 def test_a_layer_that_is_given_too_few_inputs_gets_the_plain_sum(model, pair):
-    inquiry = inquire(model, pair)
-    kept, dropped = (hear_signals(inquiry, {"unseen": word}).layers for word in ("sum", "drop"))
-    ask = inquiry.asks[0]
-    few = {n for n, rows in inputs_by_hand(inquiry, ask).items() if len(rows) < rows.shape[1]}
+    forward_passes = inquire(model, pair)
+    kept, dropped = (
+        gather_signals(forward_passes, {"unseen": word}).layers for word in ("sum", "drop")
+    )
+    one_pass = forward_passes.passes[0]
+    few = {
+        n
+        for n, rows in inputs_by_hand(forward_passes, one_pass).items()
+        if len(rows) < rows.shape[1]
+    }
     assert 0 < len(few) < len(kept)
     assert any(name.endswith("time_emb_proj") for name in few)
     for name in kept:
-        gram = kept[name][name_gram(ask.number)]
+        gram = kept[name][name_gram(one_pass.number)]
         assert bool(gram.any()) == (name not in few)
-        assert bool(dropped[name][name_gram(ask.number)].any())
+        assert bool(dropped[name][name_gram(one_pass.number)].any())
     merged, plain = (
-        combine(inquiry.adapters, MergeRequest([0.5, 1.0], method), kept).adapter
+        combine(forward_passes.adapters, MergeRequest([0.5, 1.0], method), kept).adapter
         for method in ("ssr", "sum")
     )
     for name in few:
@@ -214,21 +228,21 @@ def test_a_layer_that_is_given_too_few_inputs_gets_the_plain_sum(model, pair):
 
 def test_each_adapter_is_listened_to_while_it_is_worn_at_its_weight(model, pair):
     weak, strong = (
-        hear_signals(inquire(model, pair, (weight, 1.0)), {"unseen": "sum"}).layers
+        gather_signals(inquire(model, pair, (weight, 1.0)), {"unseen": "sum"}).layers
         for weight in (0.1, 2.0)
     )
     # The first layers see the same, later ones what earlier ones made of it.
     last = "unet.up_blocks.2.resnets.2.conv2"
-    one, other = (heard[last][name_gram(1)] for heard in (weak, strong))
+    one, other = (gathered[last][name_gram(1)] for gathered in (weak, strong))
     assert (one - other).norm() > 0.1 * other.norm()
     torch.testing.assert_close(weak[last][name_gram(2)], strong[last][name_gram(2)])
 
 
 def test_block_weights_count_while_listening(model, pair):
     off = BlockWeights((("unet.up_blocks.*", 0.0),))
-    inquiry = inquire(model, pair, blocks=[off, BlockWeights()])
-    assert not any(name.startswith("unet.up_blocks") for name in inquiry.shared)
-    assert all(not n.startswith("unet.up_blocks") for n in inquiry.weighed[0].layers)
+    forward_passes = inquire(model, pair, blocks=[off, BlockWeights()])
+    assert not any(name.startswith("unet.up_blocks") for name in forward_passes.shared)
+    assert all(not n.startswith("unet.up_blocks") for n in forward_passes.weighed[0].layers)
     halved = weigh_adapters(
         pair, MergeRequest([0.5, 1.0], blocks=[BlockWeights((("*", 0.5),))] * 2)
     )
@@ -238,17 +252,19 @@ def test_block_weights_count_while_listening(model, pair):
 
 def test_text_encoders_are_listened_to(model):
     some = [make_adapter(model, seed, target_modules="attention", text=True) for seed in (5, 6)]
-    inquiry = inquire(model, some)
-    prepared = hear_signals(inquiry, {"unseen": "sum"}).layers
+    forward_passes = inquire(model, some)
+    prepared = gather_signals(forward_passes, {"unseen": "sum"}).layers
     text = [name for name in prepared if name.startswith("text_encoder")]
     assert any(name.startswith("text_encoder_2") for name in text)
     assert all(prepared[name][name_gram(1)].trace() > 0 for name in text)
 
 
 def test_layers_with_the_same_inputs_are_found(model, pair):
-    inquiry = inquire(model, pair)
-    sources = find_sources(inquiry)
-    seen = inputs_by_hand(replace(inquiry, steps=1), replace(inquiry.asks[0], active=()))
+    forward_passes = inquire(model, pair)
+    sources = find_sources(forward_passes)
+    seen = inputs_by_hand(
+        replace(forward_passes, steps=1), replace(forward_passes.passes[0], active=())
+    )
     for name, source in sources.items():
         assert torch.equal(seen[name], seen[source])
     attention = "unet.mid_block.attentions.0.transformer_blocks.1.attn"
@@ -258,7 +274,9 @@ def test_layers_with_the_same_inputs_are_found(model, pair):
     # Every pair of equal inputs of linear layers is found, not some of them.
     # Time is activated anew for each block: equal numbers, but not one tensor.
     linear = [
-        n for n, m in inquiry.layers.items() if isinstance(m, nn.Linear) and "time_emb" not in n
+        n
+        for n, m in forward_passes.layers.items()
+        if isinstance(m, nn.Linear) and "time_emb" not in n
     ]
     distinct = {sources[name] for name in linear}
     digests = {name: seen[name].sum().item() for name in distinct}
@@ -272,12 +290,15 @@ def test_rounds_hold_what_fits():
 
 @pytest.mark.parametrize("joint", [0.0, 0.5])
 def test_inputs_are_shared_out_as_by_hand(model, small, joint):
-    inquiry = inquire(model, small, joint=joint > 0)
+    forward_passes = inquire(model, small, joint=joint > 0)
     options = METHODS["regmean"].read_options({"joint": joint, "shrink": 0.7, "ridge": 1e-4})
-    prepared = hear_inputs(inquiry, options).layers
-    seen = {ask.number: inputs_by_hand(inquiry, ask) for ask in inquiry.asks}
+    prepared = gather_inputs(forward_passes, options).layers
+    seen = {
+        one_pass.number: inputs_by_hand(forward_passes, one_pass)
+        for one_pass in forward_passes.passes
+    }
     few: dict[str, bool] = {}
-    for name in inquiry.shared:
+    for name in forward_passes.shared:
         grams = {n: rows[name].T @ rows[name] / len(rows[name]) for n, rows in seen.items()}
         shrunk = {n: 0.7 * g + 0.3 * torch.diag(g.diagonal()) for n, g in grams.items()}
         both = joint * shrunk[JOINT] if joint else 0
@@ -297,9 +318,11 @@ def test_inputs_are_shared_out_as_by_hand(model, small, joint):
 
 
 def test_listening_in_rounds_says_the_same(model, small):
-    inquiry = inquire(model, small)
+    forward_passes = inquire(model, small)
     options = METHODS["regmean"].read_options({})
-    at_once, bit_by_bit = (hear_inputs(inquiry, options, size).layers for size in (2**31, 10_000))
+    at_once, bit_by_bit = (
+        gather_inputs(forward_passes, options, size).layers for size in (2**31, 10_000)
+    )
     assert at_once.keys() == bit_by_bit.keys()
     for name, own in at_once.items():
         for key, tensor in own.items():
@@ -309,22 +332,24 @@ def test_listening_in_rounds_says_the_same(model, small):
 def test_a_layer_that_is_never_asked_gets_the_plain_sum(model, small):
     unheard = "unet.never"
     layer = Layer(torch.ones(1, 3), torch.ones(4, 1))
-    inquiry = inquire(model, [replace(a, layers={**a.layers, unheard: layer}) for a in small])
-    vars(inquiry)["layers"] = {
-        **{n: m for n, m in model.layers_of(small[0]).items() if n in inquiry.shared},
+    forward_passes = inquire(
+        model, [replace(a, layers={**a.layers, unheard: layer}) for a in small]
+    )
+    vars(forward_passes)["layers"] = {
+        **{n: m for n, m in model.layers_of(small[0]).items() if n in forward_passes.shared},
         unheard: nn.Linear(3, 4),
     }
-    asks = [replace(ask, active=()) for ask in inquiry.asks]
-    prepared = hear_signals(replace_asks(inquiry, asks), {"unseen": "sum"}).layers
+    passes = [replace(one_pass, active=()) for one_pass in forward_passes.passes]
+    prepared = gather_signals(replace_asks(forward_passes, passes), {"unseen": "sum"}).layers
     assert float(prepared[unheard][name_gram(1)].norm()) == 0
-    merged = combine(inquiry.adapters, MergeRequest([0.5, 1.0], "ssr"), prepared).adapter
+    merged = combine(forward_passes.adapters, MergeRequest([0.5, 1.0], "ssr"), prepared).adapter
     expected = 1.5 * torch.ones(4, 3).double()
     torch.testing.assert_close(dense(merged, unheard), expected)
 
 
-def replace_asks(inquiry, asks):
-    other = replace(inquiry, asks=asks)
-    vars(other)["layers"] = inquiry.layers
+def replace_asks(forward_passes, passes):
+    other = replace(forward_passes, passes=passes)
+    vars(other)["layers"] = forward_passes.layers
     return other
 
 
@@ -383,8 +408,8 @@ def test_the_file_says_what_the_masked_model_said(model, small, learned):
     request, prepared, _ = learned
     merged = combine(small, request, prepared.layers).adapter
     wished = find_prompts(small, 2, PROMPTS)
-    asks = list_asks(weigh_adapters(small, request), wished, False)
-    examples = record_examples(Inquiry(model, small, request, asks, 2, 0))
+    passes = list_passes(weigh_adapters(small, request), wished, False)
+    examples = record_examples(ForwardPasses(model, small, request, passes, 2, 0))
     assert measure_missed(model, examples, merged) == pytest.approx(prepared.told.missed, rel=1e-3)
     assert set(merged.ranks.values()) == {4}
 
@@ -521,13 +546,16 @@ def test_numbers_out_of_range_are_told_and_the_base_stays(model, pair, method):
 
 def test_hooks_go_when_a_block_fails(model, pair):
     layers = model.layers_of(pair[0])
-    heard = []
+    gathered = []
     change = {next(iter(layers)): lambda layer, rows: 1.0}
-    hooks = hook_activations(layers, lambda *told: heard.append(told)), add_changes(layers, change)
+    hooks = (
+        hook_activations(layers, lambda *told: gathered.append(told)),
+        add_changes(layers, change),
+    )
     with pytest.raises(RuntimeError, match="stop"), hooks[0], hooks[1]:
         raise RuntimeError("stop")
     answer(model)
-    assert heard == []
+    assert gathered == []
 
 
 @pytest.mark.parametrize("method", PREPARERS)

@@ -23,8 +23,8 @@ from dreamloom.evaluation.detectors.judges import (
     AT_A_GLANCE,
     DETECTORS,
     PHOTO,
+    FaceView,
     Finding,
-    Look,
     Wanted,
     judge_extra_faces,
     judge_eye_colour_of_photos,
@@ -147,30 +147,30 @@ def make_look(
     *,
     face: Face | None = None,
     wanted: Wanted = PHOTO,
-) -> Look:
+) -> FaceView:
     """Look at a painted face."""
     face = face or make_face()
     image = Image.new("RGB", (360, 360), SKIN)
     for eye, iris in zip(face.eyes or (), (left, right), strict=False):
         paint(image, eye, iris)
-    return Look.at(image, FaceLandmarks((360, 360), (face,)), wanted, 12.0)
+    return FaceView.at(image, FaceLandmarks((360, 360), (face,)), wanted, 12.0)
 
 
 def test_an_iris_is_read_as_it_was_painted():
-    look = make_look(BLUE)
+    view = make_look(BLUE)
     white = to_light(np.array([232, 228, 222]) / 255)
     expected = tuple(map(float, to_lab(to_light(np.array(BLUE) / 255) * 0.7 / white)))
-    assert iris_difference(read_iris(look.pixels, look.found.faces[0].eyes[0]), expected) < 1.0
+    assert iris_difference(read_iris(view.pixels, view.found.faces[0].eyes[0]), expected) < 1.0
 
 
 @pytest.mark.parametrize("light", [(1.0, 0.8, 0.55), (0.6, 0.8, 1.0), (0.5, 0.5, 0.5)])
 def test_the_colour_of_the_light_hardly_changes_an_iris(light):
-    look = make_look(GREEN)
-    eye = look.found.faces[0].eyes[0]
-    lit = to_light(look.pixels / 255.0) * light
+    view = make_look(GREEN)
+    eye = view.found.faces[0].eyes[0]
+    lit = to_light(view.pixels / 255.0) * light
     srgb = np.where(lit <= 0.0031308, lit * 12.92, 1.055 * lit.clip(1e-9) ** (1 / 2.4) - 0.055)
     pixels = (srgb * 255).round().astype(np.uint8)
-    assert iris_difference(read_iris(pixels, eye), read_iris(look.pixels, eye)) < 1.5
+    assert iris_difference(read_iris(pixels, eye), read_iris(view.pixels, eye)) < 1.5
 
 
 def test_equal_eyes_pass_and_one_of_another_colour_is_found():
@@ -184,9 +184,9 @@ def test_equal_eyes_pass_and_one_of_another_colour_is_found():
 
 
 def test_an_iris_of_two_halves_is_not_judged():
-    look = make_look()
-    eye = look.found.faces[0].eyes[0]
-    pixels, x, y = look.pixels.copy(), round(eye.centre[0]), round(eye.centre[1])
+    view = make_look()
+    eye = view.found.faces[0].eyes[0]
+    pixels, x, y = view.pixels.copy(), round(eye.centre[0]), round(eye.centre[1])
     pixels[y - 12 : y + 12, x : x + 20] = BLUE
     assert "not of one colour" in read_iris(pixels, eye).reason
 
@@ -209,9 +209,9 @@ def test_an_iris_of_two_halves_is_not_judged():
     ],
 )
 def test_eyes_that_cannot_be_judged_are_neither_good_nor_bad(fields, wanted, reason):
-    look = make_look(BROWN, GREEN, face=make_face(**fields), wanted=wanted)
+    view = make_look(BROWN, GREEN, face=make_face(**fields), wanted=wanted)
     for judge in (judge_eye_colours, judge_eye_shape):
-        verdict = judge(look, NOTHING_LEARNT)
+        verdict = judge(view, NOTHING_LEARNT)
         assert isinstance(verdict, Abstention)
         assert reason in verdict.reason
 
@@ -293,7 +293,7 @@ def test_shape_depends_on_neither_size_nor_place():
 MOUTH = np.array([180.0, 280.0]) + CIRCLE * np.array([60, 30])
 
 
-def paint_mouth(*boxes: tuple[int, int, int, int]) -> Look:
+def paint_mouth(*boxes: tuple[int, int, int, int]) -> FaceView:
     """A dark red open mouth, 120 px wide around (180, 280), with teeth where the boxes are."""
     image = Image.new("RGB", (360, 360), SKIN)
     pen = ImageDraw.Draw(image)
@@ -301,7 +301,7 @@ def paint_mouth(*boxes: tuple[int, int, int, int]) -> Look:
     for box in boxes:
         pen.rectangle(box, TOOTH)
     face = make_face(mouth=MOUTH)
-    return Look.at(image, FaceLandmarks((360, 360), (face,)), PHOTO, 12.0)
+    return FaceView.at(image, FaceLandmarks((360, 360), (face,)), PHOTO, 12.0)
 
 
 UPPER, LOWER = (140, 258, 220, 270), (145, 292, 215, 302)
@@ -330,10 +330,10 @@ def test_mouths_that_show_no_teeth_are_not_judged():
     assert "no mouth" in judge_teeth(make_look(), NOTHING_LEARNT).reason
 
 
-def look_at_faces(*widths: float, face: str = "yes", style: str = "photo") -> Look:
+def look_at_faces(*widths: float, face: str = "yes", style: str = "photo") -> FaceView:
     faces = order_faces([Face(box=(0.0, 0.0, float(width), float(width))) for width in widths])
     wanted = Wanted(style, face, frozenset())
-    return Look.at(Image.new("RGB", (500, 500)), FaceLandmarks((500, 500), faces), wanted, 12.0)
+    return FaceView.at(Image.new("RGB", (500, 500)), FaceLandmarks((500, 500), faces), wanted, 12.0)
 
 
 @pytest.mark.parametrize(
@@ -356,8 +356,8 @@ def test_faces_beyond_those_wanted_are_counted_without_bystanders(widths, face, 
 def test_a_missing_face_is_found_where_one_must_show():
     assert judge_missing_face(look_at_faces(), NOTHING_LEARNT).flagged
     assert not judge_missing_face(look_at_faces(90), NOTHING_LEARNT).flagged
-    for look in (look_at_faces(face="partial"), look_at_faces(face="no")):
-        assert "no whole face" in judge_missing_face(look, NOTHING_LEARNT).reason
+    for view in (look_at_faces(face="partial"), look_at_faces(face="no")):
+        assert "no whole face" in judge_missing_face(view, NOTHING_LEARNT).reason
     for judge in (judge_missing_face, judge_extra_faces):
         assert "art" in judge(look_at_faces(90, 80, style="art"), NOTHING_LEARNT).reason
 
@@ -535,5 +535,5 @@ def test_mediapipe_finds_a_real_face_and_its_irises():
     assert abs(face.turn_degrees[0] + mirrored.turn_degrees[0]) < 5
     assert face.unsteadiness < 0.5
     assert source.find(Image.new("RGB", (256, 256), "white")).faces == ()
-    look = Look.at(image, source.find(image), PHOTO, source.least_iris_px)
-    assert isinstance(judge_eye_shape(look, NOTHING_LEARNT), Finding)
+    view = FaceView.at(image, source.find(image), PHOTO, source.least_iris_px)
+    assert isinstance(judge_eye_shape(view, NOTHING_LEARNT), Finding)

@@ -32,7 +32,7 @@ from studio_set import claimed, make_lesson, make_photos, make_sets, small_confi
 
 
 @dataclass
-class Told:
+class RecordedRecipe:
     """What the model was given to predict from."""
 
     tokens: list[torch.Tensor] = field(default_factory=list)
@@ -41,9 +41,9 @@ class Told:
 
 
 @pytest.fixture
-def told(model: Model, monkeypatch: pytest.MonkeyPatch) -> Told:
+def told(model: Model, monkeypatch: pytest.MonkeyPatch) -> RecordedRecipe:
     """Listen to every call of the model's `predict`."""
-    heard, predict = Told(), model.predict
+    heard, predict = RecordedRecipe(), model.predict
 
     def hook_activations(noisy: Any, timesteps: Any, conditioning: Any, framings: Any) -> Any:
         heard.tokens.append(conditioning.tokens)
@@ -63,7 +63,7 @@ def train(path: Path, model: Model, sets: Any, config: LoomConfig) -> dict[str, 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_fault_01_every_picture_trains_with_its_own_prompt(
-    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told, batch: int
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: RecordedRecipe, batch: int
 ) -> None:
     config = small_config(model, train__batch_photos=batch, train__batch_priors=batch)
     compute_loss(model, make_lesson(model, *sets, config), 0, config)
@@ -74,7 +74,7 @@ def test_fault_01_every_picture_trains_with_its_own_prompt(
 
 
 def test_fault_02_class_images_have_a_size_and_crop_of_their_own(
-    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: RecordedRecipe
 ) -> None:
     config = small_config(model)
     compute_loss(model, make_lesson(model, *sets, config), 0, config)
@@ -85,7 +85,7 @@ def test_fault_02_class_images_have_a_size_and_crop_of_their_own(
 
 
 def test_fault_03_each_picture_is_weighed_by_its_own_timestep(
-    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], told: RecordedRecipe
 ) -> None:
     plain = small_config(model)
     batches = make_lesson(model, *sets, plain)
@@ -260,7 +260,7 @@ def load_words(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_fault_13_a_resumed_run_meets_what_it_has_not_seen_yet(
-    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, told: Told
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, told: RecordedRecipe
 ) -> None:
     config = small_config(model, train__updates=6, train__checkpoint_every=2)
     train(tmp_path / "whole", model, sets, config)

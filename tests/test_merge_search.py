@@ -37,7 +37,7 @@ from dreamloom.experiments.merge_search.candidates import (
     propose_near,
     spread,
 )
-from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
+from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
 from dreamloom.experiments.merge_search.findings import Tried, write_command
 from dreamloom.experiments.merge_search.front import (
     attribute_change,
@@ -57,7 +57,7 @@ from dreamloom.experiments.merge_search.request import (
 from dreamloom.experiments.merge_search.retention import Ends
 from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
 from dreamloom.experiments.merge_search.running import run_search
-from dreamloom.experiments.merge_search.work import read_looks
+from dreamloom.experiments.merge_search.work import read_measured
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
@@ -281,8 +281,10 @@ def test_rounds_have_the_planned_sizes_and_the_same_seed_searches_the_same() -> 
 # --- shares ------------------------------------------------------------------------------
 
 
-def look(identity: float | None, style: float, prompt: float | None = 0.4, **values) -> Look:
-    return Look(
+def measured(
+    identity: float | None, style: float, prompt: float | None = 0.4, **values
+) -> MeasuredImage:
+    return MeasuredImage(
         identity=None if identity is None else (identity, identity),
         style=(style,),
         prompt=prompt,
@@ -297,9 +299,9 @@ def look(identity: float | None, style: float, prompt: float | None = 0.4, **val
 def make_ends(prompts: int = 8) -> Ends:
     return Ends(
         prompts=[f"{n}" for n in range(prompts)],
-        base=[look(0.1, 0.2)] * prompts,
-        subject=[look(0.9, 0.2)] * prompts,
-        style=[look(0.1, 0.6)] * prompts,
+        base=[measured(0.1, 0.2)] * prompts,
+        subject=[measured(0.9, 0.2)] * prompts,
+        style=[measured(0.1, 0.6)] * prompts,
     )
 
 
@@ -308,21 +310,21 @@ def test_shares_lie_between_the_ends() -> None:
     assert ends.keep(ends.base) == pytest.approx({"identity": 0, "style": 0, "prompt": 1})
     assert ends.keep(ends.subject)["identity"] == pytest.approx(1)
     assert ends.keep(ends.style)["style"] == pytest.approx(1)
-    half = ends.keep([look(0.5, 0.4, 0.3)] * 8)
+    half = ends.keep([measured(0.5, 0.4, 0.3)] * 8)
     assert half == pytest.approx({"identity": 0.5, "style": 0.5, "prompt": 0.5})
 
 
 def test_copies_and_pictures_of_nobody_earn_no_credit() -> None:
     ends = make_ends()
-    full = look(0.9, 0.6)
-    for empty in (look(None, 0.6), look(0.9, 0.6, copies_photo=True)):
+    full = measured(0.9, 0.6)
+    for empty in (measured(None, 0.6), measured(0.9, 0.6, copies_photo=True)):
         kept = ends.keep([full] * 4 + [empty] * 4)
         assert kept["identity"] == pytest.approx(0.5)
         assert kept["style"] == pytest.approx(1)
-    kept = ends.keep([full] * 4 + [look(0.9, 0.6, copies_style=True)] * 4)
+    kept = ends.keep([full] * 4 + [measured(0.9, 0.6, copies_style=True)] * 4)
     assert kept["style"] == pytest.approx(0.5)
-    nobody = replace(ends, base=[look(None, 0.2)] * 8)
-    assert nobody.keep([look(None, 0.6)] * 8)["identity"] == pytest.approx(0)
+    nobody = replace(ends, base=[measured(None, 0.2)] * 8)
+    assert nobody.keep([measured(None, 0.6)] * 8)["identity"] == pytest.approx(0)
 
 
 def test_an_aim_without_room_or_encoder_is_left_out() -> None:
@@ -331,7 +333,7 @@ def test_an_aim_without_room_or_encoder_is_left_out() -> None:
     assert set(flat.keep(ends.style)) == {"style", "prompt"}
     assert flat.room("identity") is None
     mute = Ends(
-        ends.prompts, *([look(v, s, None)] * 8 for v, s in ((0.1, 0.2), (0.9, 0.2), (0.1, 0.6)))
+        ends.prompts, *([measured(v, s, None)] * 8 for v, s in ((0.1, 0.2), (0.9, 0.2), (0.1, 0.6)))
     )
     assert set(mute.keep(mute.style)) == {"identity", "style"}
     scores = mute.score(mute.style, {}, 200, 0.95)
@@ -342,10 +344,10 @@ def test_an_aim_without_room_or_encoder_is_left_out() -> None:
 # --- the winner against what everybody takes ---------------------------------------------
 
 
-def varied(gain: float, seed: int, prompts: int = 8) -> list[Look]:
+def varied(gain: float, seed: int, prompts: int = 8) -> list[MeasuredImage]:
     rng = random.Random(seed)
     return [
-        look(0.4 + gain + 0.05 * rng.gauss(0, 1), 0.4 + 0.02 * rng.gauss(0, 1), 0.35)
+        measured(0.4 + gain + 0.05 * rng.gauss(0, 1), 0.4 + 0.02 * rng.gauss(0, 1), 0.35)
         for _ in range(prompts)
     ]
 
@@ -602,9 +604,9 @@ def test_a_stopped_search_goes_on_and_ends_the_same(searched, taught, tmp_path) 
         run_search(request, settings(), stop)
     before = {path: path.stat().st_mtime_ns for path in list_pictures(request.out)}
     assert 0 < len(before) < found.pictures
-    looks = [path for path in request.out.glob("looks/*/*.json")]
-    assert looks
-    assert all(read_looks(path) for path in looks)
+    measured_images = [path for path in request.out.glob("looks/*/*.json")]
+    assert measured_images
+    assert all(read_measured(path) for path in measured_images)
     again = run_search(request, settings())
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert again == found.model_copy(update={"command": again.command})
@@ -698,7 +700,7 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
     images = ImageSet(folder=tmp_path, base={}, resolution_px=64, pictures=pictures)
     for path, source in zip(images.paths(), ("subject/0", "style/1", "style/2"), strict=True):
         shutil.copy(tmp_path / f"{source}.png", path)
-    photo, own_style, unknown = Judge(encoders, references).look(images)
+    photo, own_style, unknown = Judge(encoders, references).measured(images)
     assert (photo.copies_photo, photo.copies_style) == (True, False)
     assert (own_style.copies_photo, own_style.copies_style) == (False, True)
     assert photo.identity[0] > 0.99
@@ -706,7 +708,7 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
     assert photo.others is not None
     assert (unknown.prompt, unknown.others) == (None, None)
     assert photo.content_style is None
-    seeing = Judge(replace(encoders, dino=encoders.clip), references).look(images)
+    seeing = Judge(replace(encoders, dino=encoders.clip), references).measured(images)
     assert seeing[1].content_style > seeing[0].content_style
 
 

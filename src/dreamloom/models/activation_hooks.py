@@ -1,4 +1,4 @@
-"""Listen to what a model's layers are given, or add to what they say, for the time of a block."""
+"""Activation hooks: see what a model's layers are given, or add to their outputs, for a block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, unfold
 
-Hear: TypeAlias = Callable[[str, nn.Module, Tensor], None]
+Hook: TypeAlias = Callable[[str, nn.Module, Tensor], None]
 """Called with a layer's name, the layer and its input, before the layer answers."""
 
 Change: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
@@ -19,15 +19,15 @@ Change: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 
 
 @contextmanager
-def hook_activations(layers: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
-    """Call ``hear`` with every input of some layers, in the order in which they are asked."""
+def hook_activations(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+    """Call ``hook`` with every input of some layers, in the order in which they are asked."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda layer, inputs: hear(name, layer, inputs[0])
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda layer, inputs: hook(name, layer, inputs[0])
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
+            stack.callback(layer.register_forward_pre_hook(make_hook(name)).remove)
         yield
 
 
@@ -35,12 +35,12 @@ def hook_activations(layers: Mapping[str, nn.Module], hear: Hear) -> Iterator[No
 def add_changes(layers: Mapping[str, nn.Module], changes: Mapping[str, Change]) -> Iterator[None]:
     """Add a change to the output of each layer that has one; gradients flow through it."""
 
-    def hook(change: Change) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def make_hook(change: Change) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         return lambda layer, inputs, output: output + change(layer, inputs[0])
 
     with ExitStack() as stack:
         for name, change in changes.items():
-            stack.callback(layers[name].register_forward_hook(hook(change)).remove)
+            stack.callback(layers[name].register_forward_hook(make_hook(change)).remove)
         yield
 
 

@@ -16,7 +16,7 @@ from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale
 from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
 from dreamloom.data.photos.listing import (
     USUAL_PHOTOS,
-    Told,
+    PhotoMetadata,
     count,
     hash_file,
     list_photos,
@@ -81,7 +81,7 @@ class PhotoCheck(_Report):
         return bool(self.photos) and not any(photo.unreadable for photo in self.photos)
 
 
-class PhotoLook(NamedTuple):
+class MeasuredPhoto(NamedTuple):
     """One photo: its pixels, how crops are cut from it, and what is to say about it."""
 
     image: Image.Image
@@ -153,7 +153,7 @@ def check_photos(
     )
 
 
-def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> PhotoLook:
+def see_photo(path: Path, told: PhotoMetadata, shapes: Sequence[Size]) -> MeasuredPhoto:
     """Read and judge one photo, and find out how crops of one of the shapes are cut from it.
 
     Raises:
@@ -179,10 +179,10 @@ def see_photo(path: Path, told: Told, shapes: Sequence[Size]) -> PhotoLook:
         issues=judgement.issues,
         remarks=_remark(upright, box_px, bucket),
     )
-    return PhotoLook(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
+    return MeasuredPhoto(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
 
 
-def forget_pixels(photo: PhotoLook) -> PhotoLook:
+def forget_pixels(photo: MeasuredPhoto) -> MeasuredPhoto:
     """Let go of many megapixels; what judges the set needs none."""
     return photo._replace(image=Image.new("RGB", (1, 1)), mask=None)
 
@@ -207,7 +207,7 @@ def refuse_sliver(path: Path, image: Image.Image) -> None:
 
 
 def _find_box(
-    path: Path, told: Told, mask: Image.Image | None, size: Size
+    path: Path, told: PhotoMetadata, mask: Image.Image | None, size: Size
 ) -> tuple[float, float, float, float] | None:
     """Find top, left, bottom and right of the subject in the original, as far as it is known."""
     if told.box is None:
@@ -234,7 +234,7 @@ def _remark(upright: Upright, box: Box | None, bucket: Size) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def judge_set(looked_at: Sequence[PhotoLook]) -> list[str]:
+def judge_set(looked_at: Sequence[MeasuredPhoto]) -> list[str]:
     """Say what is not ideal about the photos together."""
     notes = [
         f"{name_some([one.checked.file for one in alike])} are the same file: keep one of them"
@@ -258,19 +258,19 @@ def judge_set(looked_at: Sequence[PhotoLook]) -> list[str]:
     return notes
 
 
-def _same_file(one: PhotoLook, other: PhotoLook) -> bool:
+def _same_file(one: MeasuredPhoto, other: MeasuredPhoto) -> bool:
     return one.sha256 == other.sha256
 
 
-def _same_look(one: PhotoLook, other: PhotoLook) -> bool:
+def _same_look(one: MeasuredPhoto, other: MeasuredPhoto) -> bool:
     return nearly_same(one.look, other.look)
 
 
-def _one_of_each(looked_at: Sequence[PhotoLook]) -> list[PhotoLook]:
+def _one_of_each(looked_at: Sequence[MeasuredPhoto]) -> list[MeasuredPhoto]:
     return list({one.sha256: one for one in reversed(looked_at)}.values())[::-1]
 
 
-def _what_to_add(looked_at: Sequence[PhotoLook]) -> tuple[str, ...]:
+def _what_to_add(looked_at: Sequence[MeasuredPhoto]) -> tuple[str, ...]:
     distinct = _one_of_each(looked_at)
     repeated = sum(len(alike) - 1 for alike in group_alike(distinct, _same_look))
     good = sum(not one.checked.issues for one in distinct) - repeated

@@ -18,7 +18,7 @@ _MASK = ".mask.png"
 _LISTED_NAMES = 5
 
 
-class Told(NamedTuple):
+class PhotoMetadata(NamedTuple):
     """What the user told of one photo."""
 
     caption: str = ""
@@ -32,7 +32,7 @@ class Listing(NamedTuple):
     """A folder's pictures by name, what was told of each, and what to say about the rest."""
 
     pictures: list[Path]
-    told: dict[Path, Told]
+    told: dict[Path, PhotoMetadata]
     notes: list[str]
 
 
@@ -91,7 +91,7 @@ def list_class_images(folder: Path) -> Listing:
             f"ignored {count(beside, 'file')} beside class images, which have one prompt and no "
             f"masks: {name_some(beside)}"
         )
-    return Listing(entries.pictures, {path: Told() for path in entries.pictures}, notes)
+    return Listing(entries.pictures, {path: PhotoMetadata() for path in entries.pictures}, notes)
 
 
 def gather_facts(listing: Listing) -> list[PhotoFacts]:
@@ -187,11 +187,13 @@ def _sort_entries(folder: Path, used: Collection[Path] = ()) -> _Entries:
     return _Entries(pictures, captions, masks, notes)
 
 
-def _put_together(entries: _Entries, path: Path, line: Line | None) -> tuple[Told, list[str]]:
+def _put_together(
+    entries: _Entries, path: Path, line: Line | None
+) -> tuple[PhotoMetadata, list[str]]:
     """Put together what lies beside a photo and what its line says; name what is overruled."""
     caption, mask = _read_caption(entries.captions.get(path)), entries.masks.get(path)
     if line is None:
-        return Told(caption, mask=mask), []
+        return PhotoMetadata(caption, mask=mask), []
     overruled = [
         f"{path.name}: {near.name} goes before the {what} in {METADATA}"
         for near, what, differs in (
@@ -200,7 +202,9 @@ def _put_together(entries: _Entries, path: Path, line: Line | None) -> tuple[Tol
         )
         if near and differs
     ]
-    told = Told(caption or line.text, line.box, line.where if line.box else "", mask or line.mask)
+    told = PhotoMetadata(
+        caption or line.text, line.box, line.where if line.box else "", mask or line.mask
+    )
     return told, overruled
 
 

@@ -28,7 +28,13 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import Record, RunFolder, atomic_folder
 from dreamloom.data.image_io import scale_mask, scale_to
-from dreamloom.data.photos.check import PhotoLook, forget_pixels, judge_set, list_shapes, see_photo
+from dreamloom.data.photos.check import (
+    MeasuredPhoto,
+    forget_pixels,
+    judge_set,
+    list_shapes,
+    see_photo,
+)
 from dreamloom.data.photos.listing import Listing, count, gather_facts, list_photos, refuse_own
 
 
@@ -94,7 +100,7 @@ def load_photos(
     shapes = list_shapes(resolution_px, shape, step_px)
     with atomic_folder(run.photos) as fresh:
         photos: list[Photo] = []
-        looked_at: list[PhotoLook] = []
+        looked_at: list[MeasuredPhoto] = []
 
         def prepare(path: Path, name: str) -> None:
             one = see_photo(path, listing.told[path], shapes)
@@ -145,7 +151,7 @@ def _name_inputs(listing: Listing, facts: Sequence[PhotoFacts]) -> dict[str, str
     return inputs
 
 
-def _write_copy(one: PhotoLook, facts: PhotoFacts, target: Path) -> Photo:
+def _write_copy(one: MeasuredPhoto, facts: PhotoFacts, target: Path) -> Photo:
     """Write a photo's copy and mask, scaled; return what the manifest says of them."""
     scale_to(one.image, one.scaled_px).save(target)
     mask = target.with_suffix(".mask.png") if one.mask else None
@@ -167,7 +173,7 @@ def _write_copy(one: PhotoLook, facts: PhotoFacts, target: Path) -> Photo:
     )
 
 
-def _tell(one: PhotoLook, observe: Observer) -> None:
+def _tell(one: MeasuredPhoto, observe: Observer) -> None:
     for text in one.checked.issues:
         observe(Note("photos", f"{one.checked.file} {text}", warning=True))
     for text in one.checked.remarks:

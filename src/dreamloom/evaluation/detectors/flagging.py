@@ -16,8 +16,8 @@ from dreamloom.evaluation.detectors.judges import (
     PHOTO,
     Detector,
     DetectorName,
+    FaceView,
     Finding,
-    Look,
     Verdict,
     Wanted,
     learn_reference,
@@ -159,11 +159,11 @@ def flag_pictures(
         if needs_photos
         else []
     )
-    for done, (shown, look) in enumerate(
+    for done, (shown, view) in enumerate(
         zip(pictures, _look_at(pictures, source), strict=True), start=1
     ):
         for detector in usable:
-            verdicts[detector.name][shown.file] = detector.judge(look, reference)
+            verdicts[detector.name][shown.file] = detector.judge(view, reference)
         if observe is not None:
             observe(done, len(pictures))
     return tuple(
@@ -174,10 +174,10 @@ def flag_pictures(
     )
 
 
-def _look_at(pictures: Sequence[Shown], source: FaceSource) -> Iterator[Look]:
+def _look_at(pictures: Sequence[Shown], source: FaceSource) -> Iterator[FaceView]:
     for shown in pictures:
         image = open_upright(shown.path)
-        yield Look.at(image, source.find(image), shown.wanted, source.least_iris_px)
+        yield FaceView.at(image, source.find(image), shown.wanted, source.least_iris_px)
 
 
 def _miss(detector: Detector, n: int, reason: str) -> Flagging:

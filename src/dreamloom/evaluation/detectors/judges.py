@@ -60,7 +60,7 @@ PHOTO = Wanted("photo", "yes", frozenset())
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class FaceView:
     """One picture with what was found in it and what was wanted.
 
     Args:
@@ -76,7 +76,9 @@ class Look:
     least_iris_px: float
 
     @classmethod
-    def at(cls, image: Image.Image, found: FaceLandmarks, wanted: Wanted, iris_px: float) -> Look:
+    def at(
+        cls, image: Image.Image, found: FaceLandmarks, wanted: Wanted, iris_px: float
+    ) -> FaceView:
         """Look at an RGB picture."""
         return cls(np.asarray(image), found, wanted, iris_px)
 
@@ -125,24 +127,24 @@ class Detector(NamedTuple):
 
     name: DetectorName
     label: str
-    judge: Callable[[Look, Reference], Verdict]
+    judge: Callable[[FaceView, Reference], Verdict]
     experimental: bool = False
 
 
-def learn_reference(looks: Sequence[Look]) -> Reference:
+def learn_reference(views: Sequence[FaceView]) -> Reference:
     """Learn the subject's eye colour from its photos.
 
     The threshold is what leaving out each photo in turn would have needed, and no less than
     `AT_A_GLANCE`. Eyes that differ in the photos themselves may differ in pictures as much.
 
     Args:
-        looks: At the photos, wanted as `PHOTO`.
+        views: At the photos, wanted as `PHOTO`.
     """
-    pairs = [look.irises for look in looks]
+    pairs = [view.irises for view in views]
     told = [pair for pair in pairs if not isinstance(pair, Abstention)]
     pair_threshold = max([AT_A_GLANCE, *(iris_difference(*pair) for pair in told)])
     if len(told) < FEWEST_PHOTOS:
-        reason = f"the eye colour can be told in {len(told)} of {len(looks)} photos, not in 3"
+        reason = f"the eye colour can be told in {len(told)} of {len(views)} photos, not in 3"
         return Reference(None, reason, AT_A_GLANCE, pair_threshold)
     apart = leave_one_out(told)
     if max(apart) > 2 * AT_A_GLANCE:
@@ -153,14 +155,14 @@ def learn_reference(looks: Sequence[Look]) -> Reference:
     return Reference(colour, "", max(AT_A_GLANCE, *apart), pair_threshold)
 
 
-def usable_face(look: Look) -> Face | Abstention:
+def usable_face(view: FaceView) -> Face | Abstention:
     """Give the main face of what should be a photo that shows one, or say why there is none."""
-    reason = _no_whole_face_wanted(look.wanted)
-    if not reason and not look.found.faces:
+    reason = _no_whole_face_wanted(view.wanted)
+    if not reason and not view.found.faces:
         reason = "no face was found"
     if reason:
         return Abstention(reason)
-    face = look.found.faces[0]
+    face = view.found.faces[0]
     if face.turn_degrees is None:
         return Abstention("it is not known how the head is turned")
     turns = zip(face.turn_degrees, _MOST_TURNED_DEGREES, strict=True)
@@ -178,48 +180,48 @@ def _no_whole_face_wanted(wanted: Wanted) -> str:
     return "" if wanted.face == "yes" else "the prompt asks for no whole face"
 
 
-def usable_eyes(look: Look) -> tuple[Eye, Eye] | Abstention:
+def usable_eyes(view: FaceView) -> tuple[Eye, Eye] | Abstention:
     """Give the main face's eyes where they can be judged, or say why they cannot."""
-    face = usable_face(look)
+    face = usable_face(view)
     if isinstance(face, Abstention):
         return face
     if face.eyes is None:
         return Abstention("no eyes were found")
     reason = ""
-    changes = look.wanted.may_change
+    changes = view.wanted.may_change
     if changes is None:
         reason = "it is not known what the prompt may change"
     elif forbidding := [change for change in ("eyes", "glasses") if change in changes]:
         reason = f"the prompt may change {forbidding[0]}"
     elif any((eye.blink or 0.0) >= _MOST_CLOSED for eye in face.eyes):
         reason = "an eye is closed"
-    elif min(2 * eye.radius_px for eye in face.eyes) < look.least_iris_px:
-        reason = f"an iris is less than {look.least_iris_px:.0f} px wide"
+    elif min(2 * eye.radius_px for eye in face.eyes) < view.least_iris_px:
+        reason = f"an iris is less than {view.least_iris_px:.0f} px wide"
     return Abstention(reason) if reason else face.eyes
 
 
-def judge_eye_colours(look: Look, reference: Reference) -> Verdict:
+def judge_eye_colours(view: FaceView, reference: Reference) -> Verdict:
     """Flag eyes of two colours; the value is their difference."""
-    if isinstance(look.irises, Abstention):
-        return look.irises
-    difference = iris_difference(*look.irises)
+    if isinstance(view.irises, Abstention):
+        return view.irises
+    difference = iris_difference(*view.irises)
     return Finding(difference > reference.pair_threshold, difference)
 
 
-def judge_eye_colour_of_photos(look: Look, reference: Reference) -> Verdict:
+def judge_eye_colour_of_photos(view: FaceView, reference: Reference) -> Verdict:
     """Flag eyes of another colour than the photos'; the value is the difference."""
     if reference.colour is None:
         return Abstention(reference.reason)
-    if isinstance(look.irises, Abstention):
-        return look.irises
+    if isinstance(view.irises, Abstention):
+        return view.irises
     # The eye that is further off decides: the seed's complaint was one green eye.
-    difference = distance_from(reference.colour, look.irises)
+    difference = distance_from(reference.colour, view.irises)
     return Finding(difference > reference.threshold, difference)
 
 
-def judge_eye_shape(look: Look, _: Reference) -> Verdict:
+def judge_eye_shape(view: FaceView, _: Reference) -> Verdict:
     """Flag malformed eyes; the value is the worst measure by its limit, so 1 is the limit."""
-    eyes = usable_eyes(look)
+    eyes = usable_eyes(view)
     if isinstance(eyes, Abstention):
         return eyes
     shape = measure_shape(*eyes)
@@ -228,45 +230,45 @@ def judge_eye_shape(look: Look, _: Reference) -> Verdict:
         (shape.size_ratio - 1) / (MOST_UNEQUAL - 1),
         abs(shape.divergence - AHEAD) / MOST_DIVERGENT,
         shape.overhang / MOST_OVERHANG,
-        (look.found.faces[0].unsteadiness or 0.0) / MOST_UNSTEADY,
+        (view.found.faces[0].unsteadiness or 0.0) / MOST_UNSTEADY,
     )
     return Finding(excess > 1, excess)
 
 
-def judge_teeth(look: Look, _: Reference) -> Verdict:
+def judge_teeth(view: FaceView, _: Reference) -> Verdict:
     """Flag teeth in three rows or on one side; the value is the worse measure by its limit."""
-    face = usable_face(look)
+    face = usable_face(view)
     if isinstance(face, Abstention):
         return face
     if face.mouth is None:
         return Abstention("no mouth was found")
-    teeth = measure_teeth(look.pixels, face.mouth)
+    teeth = measure_teeth(view.pixels, face.mouth)
     if isinstance(teeth, Abstention):
         return teeth
     excess = max(teeth.crowded / MOST_CROWDED, teeth.lopsided / MOST_LOPSIDED)
     return Finding(excess > 1, excess)
 
 
-def judge_extra_faces(look: Look, _: Reference) -> Verdict:
+def judge_extra_faces(view: FaceView, _: Reference) -> Verdict:
     """Flag more faces than wanted, bystanders aside; the value is how many there are."""
-    if look.wanted.style is None or look.wanted.face is None:
+    if view.wanted.style is None or view.wanted.face is None:
         return Abstention("it is not known what the prompt asks for")
-    if look.wanted.style != "photo":
+    if view.wanted.style != "photo":
         return Abstention("the prompt asks for art")
-    faces = look.found.faces
-    least_px = LEAST_FACE * min(look.found.size_px)
-    if look.wanted.face != "no":
+    faces = view.found.faces
+    least_px = LEAST_FACE * min(view.found.size_px)
+    if view.wanted.face != "no":
         least_px = BYSTANDER * max((face.width_px for face in faces), default=0.0)
     near = [face for face in faces if face.width_px >= least_px]
-    return Finding(len(near) > (look.wanted.face != "no"), float(len(near)))
+    return Finding(len(near) > (view.wanted.face != "no"), float(len(near)))
 
 
-def judge_missing_face(look: Look, _: Reference) -> Verdict:
+def judge_missing_face(view: FaceView, _: Reference) -> Verdict:
     """Flag a picture that shows no face though it should; the value is how many there are."""
-    reason = _no_whole_face_wanted(look.wanted)
+    reason = _no_whole_face_wanted(view.wanted)
     if reason:
         return Abstention(reason)
-    return Finding(not look.found.faces, float(len(look.found.faces)))
+    return Finding(not view.found.faces, float(len(view.found.faces)))
 
 
 DETECTORS = (

@@ -19,7 +19,7 @@ from dreamloom.evaluation.metrics.similarity import cosines
 from dreamloom.evaluation.scoring import replace_subject
 
 
-class Look(BaseModel):
+class MeasuredImage(BaseModel):
     """One picture's own numbers. What could not be told is None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,7 +96,7 @@ class Judge:
         features = clip.embed_texts([replace_subject(text, *words) for text in prompts])
         return dict(zip(prompts, features, strict=True))
 
-    def look(self, images: ImageSet) -> list[Look]:
+    def measured(self, images: ImageSet) -> list[MeasuredImage]:
         """Look at drawn pictures, in their order."""
         seen = embed_images(images.paths(), self.encoders)
         prompts = [picture.prompt for picture in images.pictures]
@@ -109,11 +109,11 @@ class Judge:
             style_copy = correlate_layouts(seen.layouts, self._style.views)
             repeats_style = find_copies(style_copy, _among(self._style))
         content = self._compare_content(seen)
-        looks = []
+        measured_images = []
         for row, prompt in enumerate(prompts):
             own, others = self._read_picture(seen, row, prompt)
-            looks.append(
-                Look(
+            measured_images.append(
+                MeasuredImage(
                     identity=identity[row],
                     style=style[row],
                     prompt=own,
@@ -125,7 +125,7 @@ class Judge:
                     copies_style=bool(repeats_style[row]),
                 )
             )
-        return looks
+        return measured_images
 
     def _compare_style(
         self, seen: Embeddings, prompts: Sequence[str]

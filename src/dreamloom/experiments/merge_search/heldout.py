@@ -10,7 +10,7 @@ from dreamloom.evaluation.compare import FEWEST_PAIRS, LEVEL, Comparison, tell_b
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
 from dreamloom.experiments.merge_search.candidates import Candidate
-from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.front import attribute_change, join_shares
 from dreamloom.experiments.merge_search.retention import Ends, average
 
@@ -19,7 +19,7 @@ MEASURE = "kept together"
 
 
 def compare_kept(
-    ends: Ends, first: Sequence[Look], second: Sequence[Look], tests: int = 1
+    ends: Ends, first: Sequence[MeasuredImage], second: Sequence[MeasuredImage], tests: int = 1
 ) -> Comparison:
     """Say whether the second keeps more of all aims together than the first, prompt by prompt.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.stats import intervals as statistics
-from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.front import join_shares
 
 PerImageValues: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -40,21 +40,21 @@ class Ends:
     """
 
     prompts: Sequence[str]
-    base: Sequence[Look]
-    subject: Sequence[Look]
-    style: Sequence[Look]
+    base: Sequence[MeasuredImage]
+    subject: Sequence[MeasuredImage]
+    style: Sequence[MeasuredImage]
     scale: Mapping[str, float] | None = None
 
-    def value(self, looks: Sequence[Look]) -> dict[str, PerImageValues]:
+    def value(self, measured_images: Sequence[MeasuredImage]) -> dict[str, PerImageValues]:
         """Give each aim's values: a row for each picture, and a column for each reference.
 
         What shows nobody, or repeats a photo, earns what the base model's picture earned; what
         repeats a picture in the style earns what the subject's adapter earned. An aim that was not
         measured is absent.
         """
-        identity = [None if one.copies_photo else one.identity for one in looks]
-        style = [None if one.copies_style else one.style for one in looks]
-        every = (*looks, *self.base, *self.subject, *self.style)
+        identity = [None if one.copies_photo else one.identity for one in measured_images]
+        style = [None if one.copies_style else one.style for one in measured_images]
+        every = (*measured_images, *self.base, *self.subject, *self.style)
         found = {
             "identity": _fill(
                 identity,
@@ -67,8 +67,8 @@ class Ends:
                 _count_columns([one.style for one in every]),
             ),
         }
-        if all(one.prompt is not None for one in (*looks, *self.base)):
-            found["prompt"] = np.array([one.prompt for one in looks], float)
+        if all(one.prompt is not None for one in (*measured_images, *self.base)):
+            found["prompt"] = np.array([one.prompt for one in measured_images], float)
         return {aim: values for aim, values in found.items() if values is not None}
 
     def bounds(self, aim: str) -> tuple[PerImageValues, PerImageValues] | None:
@@ -98,13 +98,13 @@ class Ends:
         found = {aim: self.room(aim) for aim in AIMS}
         return {aim: room for aim, room in found.items() if room is not None}
 
-    def keep(self, looks: Sequence[Look]) -> dict[str, float]:
+    def keep(self, measured_images: Sequence[MeasuredImage]) -> dict[str, float]:
         """Say which share of each aim is kept: 0 for nothing, 1 for all; it may lie outside.
 
         Aims that cannot be measured on these prompts are absent.
         """
         shares = {}
-        for aim, values in self.value(looks).items():
+        for aim, values in self.value(measured_images).items():
             room, bounds = self.room(aim), self.bounds(aim)
             if room is not None and bounds is not None:
                 low = average(bounds[0], self.prompts)
@@ -112,10 +112,14 @@ class Ends:
         return {aim: shares[aim] for aim in AIMS if aim in shares}
 
     def score(
-        self, looks: Sequence[Look], keys: Mapping[str, str], resamples: int, confidence: float
+        self,
+        measured_images: Sequence[MeasuredImage],
+        keys: Mapping[str, str],
+        resamples: int,
+        confidence: float,
     ) -> dict[str, Score]:
         """Say the same with intervals, which hold the doubt of other prompts and references."""
-        values, scores = self.value(looks), {}
+        values, scores = self.value(measured_images), {}
         for aim in AIMS:
             bounds = self.bounds(aim)
             if bounds is None or aim not in values:
@@ -132,7 +136,7 @@ class Ends:
             note = "" if found.value is not None else f"not measured: perhaps {_NO_ROOM[aim]}"
             scores[aim] = Score(
                 value=found.value,
-                n=len(looks),
+                n=len(measured_images),
                 interval=found.interval,
                 key=keys.get(aim),
                 note=note,

@@ -27,7 +27,7 @@ from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_images
 from dreamloom.experiments.merge_search import work
 from dreamloom.experiments.merge_search.candidates import Candidate, draw_design
-from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.findings import Findings, write_page
 from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
 from dreamloom.experiments.merge_search.plan import Round
@@ -144,9 +144,9 @@ class _Search:
         def measure(
             candidates: Sequence[Candidate], one: Round
         ) -> Mapping[Candidate, Mapping[str, float]]:
-            ends, looks = self._look(candidates, job.plan.shots[: one.shots], one.steps)
+            ends, measured_images = self._look(candidates, job.plan.shots[: one.shots], one.steps)
             on_scale = replace(ends, scale=scale)
-            return {candidate: on_scale.keep(seen) for candidate, seen in looks.items()}
+            return {candidate: on_scale.keep(seen) for candidate, seen in measured_images.items()}
 
         design = draw_design(
             job.plan.rounds[0].candidates,
@@ -164,7 +164,7 @@ class _Search:
         if table.has_style_photos:
             return
         steps = plan.rounds[-1].steps
-        piece = work.Piece(table, work.ENDS["style"], "style", plan.shots, steps, look=False)
+        piece = work.Piece(table, work.ENDS["style"], "style", plan.shots, steps, measured=False)
         self._do([piece], "drawing the style")
         self.job = replace(self.job, table=replace(table, drawn=tuple(piece.files)))
 
@@ -197,7 +197,7 @@ class _Search:
 
     def _look(
         self, candidates: Sequence[Candidate], shots: Sequence[Shot], steps: int
-    ) -> tuple[Ends, dict[Candidate, list[Look]]]:
+    ) -> tuple[Ends, dict[Candidate, list[MeasuredImage]]]:
         """Draw and look at some candidates, and the ends beside them."""
         named = {**{one.name: one for one in candidates}, **work.ENDS}
         pieces = [
@@ -209,7 +209,7 @@ class _Search:
         ends = Ends(prompts, found["base"], found["subject"], found["style"])
         return ends, {candidate: found[candidate.name] for candidate in candidates}
 
-    def _do(self, pieces: Sequence[work.Piece], task: str) -> dict[str, list[Look]]:
+    def _do(self, pieces: Sequence[work.Piece], task: str) -> dict[str, list[MeasuredImage]]:
         return self.crew.do_all(
             work.do_piece, {piece.name: piece for piece in pieces}, self._tell, task
         )
@@ -228,9 +228,9 @@ class _Search:
         plan, steps = self.job.plan, self.job.plan.rounds[-1].steps
         sides = {WINNER: winner}
         sides |= {name: one for name, one in self.job.rivals.items() if one != winner}
-        ends, looks = self._look(list(sides.values()), plan.held_out, steps)
+        ends, measured_images = self._look(list(sides.values()), plan.held_out, steps)
         leaks = [
-            work.Piece(self.job.table, candidate, name, plan.leaks, steps, look=False)
+            work.Piece(self.job.table, candidate, name, plan.leaks, steps, measured=False)
             for name, candidate in [
                 ("base", work.ENDS["base"]),
                 *((one.name, one) for one in sides.values()),
@@ -242,7 +242,7 @@ class _Search:
             ranked=ranked,
             sides=sides,
             ends=replace(ends, scale={**scale, **ends.rooms()}),
-            looks={name: looks[candidate] for name, candidate in sides.items()},
+            measured_images={name: measured_images[candidate] for name, candidate in sides.items()},
             cards={name: self._evaluate(candidate) for name, candidate in sides.items()},
             pictures=work.count_pictures(self.job.table),
             notes=(*self.job.notes, *notes),

@@ -10,7 +10,7 @@ from dreamloom.core.run_folder import library_versions
 from dreamloom.evaluation.compare import Comparison, compare_cards
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.experiments.merge_search.candidates import Candidate
-from dreamloom.experiments.merge_search.embeddings import Look
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.findings import (
     Findings,
     HeldOut,
@@ -43,7 +43,7 @@ class Searched:
         ranked: The rounds.
         sides: The winner, and its rivals that are other weights, by name.
         ends: The ends on what was held out, on their own scale where they have one.
-        looks: What was seen in each side's held-out pictures.
+        measured_images: What was seen in each side's held-out pictures.
         cards: Their scorecards.
         pictures: How many were drawn in all.
         notes: What the user should know.
@@ -53,7 +53,7 @@ class Searched:
     ranked: Sequence[Ranked]
     sides: Mapping[str, Candidate]
     ends: Ends
-    looks: Mapping[str, Sequence[Look]]
+    measured_images: Mapping[str, Sequence[MeasuredImage]]
     cards: Mapping[str, Scorecard]
     pictures: int
     notes: tuple[str, ...]
@@ -137,7 +137,9 @@ def _compare(found: Searched) -> dict[str, Comparison]:
     rivals = [name for name in found.sides if name != WINNER]
     return correct_together(
         {
-            name: compare_kept(found.ends, found.looks[name], found.looks[WINNER], len(rivals))
+            name: compare_kept(
+                found.ends, found.measured_images[name], found.measured_images[WINNER], len(rivals)
+            )
             for name in rivals
         }
     )
@@ -166,19 +168,21 @@ def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
     evaluate = found.job.config.evaluate
     told = {}
     for name, candidate in found.sides.items():
-        looks, card = found.looks[name], found.cards[name]
-        kept = found.ends.keep(looks)
+        measured_images, card = found.measured_images[name], found.cards[name]
+        kept = found.ends.keep(measured_images)
         told[name] = HeldOut(
             name=candidate.name,
             subject=candidate.subject,
             style=candidate.style,
             kept=found.ends.score(
-                looks, _name_keys(found.job), evaluate.resamples, evaluate.confidence
+                measured_images, _name_keys(found.job), evaluate.resamples, evaluate.confidence
             ),
             together=join_kept(kept),
-            copies=sum(one.copies_photo or one.copies_style for one in looks),
-            nearest_copy=max(max(one.copy_photo, one.copy_style or -1.0) for one in looks),
-            content=_average([one.content_style for one in looks]),
+            copies=sum(one.copies_photo or one.copies_style for one in measured_images),
+            nearest_copy=max(
+                max(one.copy_photo, one.copy_style or -1.0) for one in measured_images
+            ),
+            content=_average([one.content_style for one in measured_images]),
             content_without=_average([one.content_style for one in found.ends.subject]),
             scores={one: card.scores[one] for one in _SCORES if one in card.scores},
             alarms=card.alarms,
@@ -210,7 +214,7 @@ def _name_keys(job: Job) -> dict[str, str]:
 
 def _name_style_reference(found: Searched) -> str:
     if found.job.table.has_style_photos:
-        count = len(found.looks[WINNER][0].style or ())
+        count = len(found.measured_images[WINNER][0].style or ())
         return f"{count} pictures in the style"
     return (
         f"{len(found.job.table.drawn)} pictures that the style's adapter drew, never with that of "

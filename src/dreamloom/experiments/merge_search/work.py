@@ -28,7 +28,7 @@ from dreamloom.core.run_folder import RunFolder, atomic_path, write_json
 from dreamloom.evaluation.encoders.base import EncoderKind
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.experiments.merge_search.candidates import Candidate
-from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
+from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -56,7 +56,7 @@ class Table:
         config: Settled settings.
         files: The subject's adapter, and the style's.
         hashes: SHA-256 of both files.
-        prompts: Lists of prompts that are drawn together; see `looks.References`.
+        prompts: Lists of prompts that are drawn together; see `measured_images.References`.
         encoders: Which encoders look.
         eyes: Fingerprint of their keys: what others have seen is not taken for theirs.
         has_style_photos: Whether pictures in the style were given.
@@ -77,7 +77,7 @@ class Table:
         """Where the pictures of a candidate, or of an end, lie."""
         return RunFolder(self.root).images / name
 
-    def looks_file(self, name: str) -> Path:
+    def measured_file(self, name: str) -> Path:
         """What was seen in them."""
         return self.root / "looks" / self.eyes[:_KEY_DIGITS] / f"{name}.json"
 
@@ -92,7 +92,7 @@ class Piece:
         name: Of the candidate, or of an end.
         shots: Prompts and seeds.
         steps: Denoising steps.
-        look: Whether the pictures are looked at, too.
+        measured: Whether the pictures are looked at, too.
     """
 
     table: Table
@@ -100,7 +100,7 @@ class Piece:
     name: str
     shots: tuple[Shot, ...]
     steps: int
-    look: bool = True
+    measured: bool = True
 
     @property
     def files(self) -> list[str]:
@@ -108,28 +108,28 @@ class Piece:
         return [_name_file(self.table, shot, self.steps) for shot in self.shots]
 
 
-def do_piece(piece: Piece, observe: Observer = silent) -> list[Look]:
+def do_piece(piece: Piece, observe: Observer = silent) -> list[MeasuredImage]:
     """Draw and look at what is missing; what was seen comes in the order of the shots."""
     del observe
     images = _draw_missing(piece)
-    if not piece.look:
+    if not piece.measured:
         return []
-    known = read_looks(piece.table.looks_file(piece.name))
+    known = read_measured(piece.table.measured_file(piece.name))
     unseen = [picture for picture in images.pictures if picture.file not in known]
     wanted = [picture for picture in unseen if picture.file in set(piece.files)]
     if wanted:
         judge = _seat_judge(piece.table)
-        seen = judge.look(images.model_copy(update={"pictures": tuple(wanted)}))
+        seen = judge.measured(images.model_copy(update={"pictures": tuple(wanted)}))
         known |= {picture.file: one for picture, one in zip(wanted, seen, strict=True)}
-        write_json(piece.table.looks_file(piece.name), known)
+        write_json(piece.table.measured_file(piece.name), known)
     return [known[file] for file in piece.files]
 
 
-def read_looks(path: Path) -> dict[str, Look]:
+def read_measured(path: Path) -> dict[str, MeasuredImage]:
     """Read what was seen in a candidate's pictures; nothing if the file is absent or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {file: Look.model_validate(one) for file, one in found.items()}
+        return {file: MeasuredImage.model_validate(one) for file, one in found.items()}
     except (OSError, ValueError, AttributeError):
         return {}
 

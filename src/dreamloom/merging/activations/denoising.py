@@ -17,7 +17,7 @@ BATCH = 4
 
 
 @dataclass(frozen=True)
-class Look:
+class DenoisingStep:
     """One step of some drawings.
 
     Args:
@@ -34,9 +34,9 @@ class Look:
 
 
 @torch.no_grad()
-def look_at_drawings(
+def denoise_steps(
     model: Model, conditioning: Conditioning, steps: int, seed: int
-) -> Iterator[Look]:
+) -> Iterator[DenoisingStep]:
     """Draw every prompt in a few steps, without guidance, and tell of each.
 
     So the layers see what they see in the conditional half of a drawing, from pure noise to the
@@ -64,7 +64,7 @@ def look_at_drawings(
             if number == 0:
                 noisy = model.add_noise(torch.zeros_like(noisy), noisy, timesteps)
             prediction = predict(model, noisy, timesteps, conditioning.take(rows))
-            yield Look(rows, noisy, timesteps, prediction)
+            yield DenoisingStep(rows, noisy, timesteps, prediction)
             if number + 1 < len(times):
                 after = torch.full_like(timesteps, times[number + 1])
                 noisy = step_down(model, noisy, prediction, timesteps, after)
@@ -121,6 +121,6 @@ def step_down(
     return model.add_noise(picture, noise, after)
 
 
-def count_looks(prompts: int, steps: int) -> int:
-    """How many looks `look_at_drawings` tells of."""
+def count_steps(prompts: int, steps: int) -> int:
+    """How many looks `denoise_steps` tells of."""
     return -(-prompts // BATCH) * steps

@@ -11,7 +11,7 @@ from torch import Tensor, isfinite, nn
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.activations.denoising import Look, count_looks, look_at_drawings
+from dreamloom.merging.activations.denoising import DenoisingStep, count_steps, denoise_steps
 from dreamloom.merging.activations.prompts import MergePrompts
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.prepared import JOINT
@@ -22,7 +22,7 @@ Prepared = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Told:
+class ForwardResult:
     """What the base model told.
 
     Args:
@@ -38,7 +38,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ForwardPass:
     """Some prompts, drawn while some adapters are worn.
 
     Args:
@@ -53,14 +53,14 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class ForwardPasses:
     """A merge about which the base model is asked.
 
     Args:
         model: The base model, with nothing worn.
         adapters: As they are.
         request: How they shall be merged: weights and block weights count here.
-        asks: What is asked.
+        passes: What is asked.
         steps: Of each drawing.
         seed: Of every dice.
         observe: Told of progress.
@@ -69,7 +69,7 @@ class Inquiry:
     model: Model
     adapters: Sequence[Adapter]
     request: MergeRequest
-    asks: Sequence[Ask]
+    passes: Sequence[ForwardPass]
     steps: int
     seed: int
     observe: Observer = silent
@@ -101,26 +101,26 @@ class Inquiry:
             found |= self.model.layers_of(adapter)
         return {name: found[name] for name in self.shared}
 
-    def draw(self, ask: Ask) -> list[Look]:
+    def draw(self, one_pass: ForwardPass) -> list[DenoisingStep]:
         """Draw what is asked, for those who listen; text encoders are heard as well.
 
         Raises:
             TrainingError: If what is drawn is not finite.
         """
-        whose = f"adapter {ask.number}" if ask.number != JOINT else "all adapters"
-        looks: list[Look] = []
-        with self.model.apply_adapters([(adapter, 1.0) for adapter in ask.active]):
-            conditioning = self.model.encode_prompts(ask.prompts)
-            total = count_looks(len(ask.prompts), self.steps)
-            for look in look_at_drawings(self.model, conditioning, self.steps, self.seed):
-                if not bool(isfinite(look.prediction).all()):
+        whose = f"adapter {one_pass.number}" if one_pass.number != JOINT else "all adapters"
+        denoised: list[DenoisingStep] = []
+        with self.model.apply_adapters([(adapter, 1.0) for adapter in one_pass.active]):
+            conditioning = self.model.encode_prompts(one_pass.prompts)
+            total = count_steps(len(one_pass.prompts), self.steps)
+            for step in denoise_steps(self.model, conditioning, self.steps, self.seed):
+                if not bool(isfinite(step.prediction).all()):
                     raise TrainingError(
                         f"While the base model wore {whose}, it said numbers that are not finite.",
                         "Lower the weight, or compute in --precision fp32.",
                     )
-                looks.append(look)
-                self.observe(Progress("merge", f"asking {whose}", len(looks), total))
-        return looks
+                denoised.append(step)
+                self.observe(Progress("merge", f"asking {whose}", len(denoised), total))
+        return denoised
 
 
 def weigh_adapters(adapters: Sequence[Adapter], request: MergeRequest) -> list[Adapter]:
@@ -142,11 +142,13 @@ def weight_of(request: MergeRequest, number: int, layer: str) -> float:
     return request.weights[number - 1] * block
 
 
-def list_asks(weighed: Sequence[Adapter], prompts: MergePrompts, joint: bool) -> list[Ask]:
+def list_passes(
+    weighed: Sequence[Adapter], prompts: MergePrompts, joint: bool
+) -> list[ForwardPass]:
     """List what is asked: each adapter's prompts, and if wanted those for all at once."""
-    asks = [
-        Ask(number, (adapter,), own)
+    passes = [
+        ForwardPass(number, (adapter,), own)
         for number, (adapter, own) in enumerate(zip(weighed, prompts.each, strict=True), 1)
         if adapter.layers
     ]
-    return [*asks, Ask(JOINT, tuple(weighed), prompts.joint)] if joint else asks
+    return [*passes, ForwardPass(JOINT, tuple(weighed), prompts.joint)] if joint else passes

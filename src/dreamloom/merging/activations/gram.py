@@ -11,7 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamloom.core.events import silent
-from dreamloom.merging.activations.forward_passes import Ask, Inquiry, Prepared, Told
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPass,
+    ForwardPasses,
+    ForwardResult,
+    Prepared,
+)
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods.regmean import InputShares
@@ -59,7 +64,7 @@ class GramSum:
         return self._total / self._places
 
 
-def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
+def gather_signals(forward_passes: ForwardPasses, options: Mapping[str, Value]) -> ForwardResult:
     """Measure how strongly each adapter's prompts fill the rows of every adapter's ``down``.
 
     For each layer that several adapters change: the means of z zᵀ with z = [down₁; down₂; …] · x
@@ -71,11 +76,13 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
     Source:
         SSR-Merge (arXiv:2606.10617): its statistics add up over inputs.
     """
-    where = inquiry.model.runtime.device
-    exact = find_place_for_doubles(inquiry.model)
+    where = forward_passes.model.runtime.device
+    exact = find_place_for_doubles(forward_passes.model)
     downs = {
-        name: torch.cat([flatten(inquiry.adapters[n - 1].layers[name]).down for n in numbers])
-        for name, numbers in inquiry.shared.items()
+        name: torch.cat(
+            [flatten(forward_passes.adapters[n - 1].layers[name]).down for n in numbers]
+        )
+        for name, numbers in forward_passes.shared.items()
     }
     downs = {name: down.to(where, torch.float32) for name, down in downs.items()}
 
@@ -83,19 +90,21 @@ def hear_signals(inquiry: Inquiry, options: Mapping[str, Value]) -> Told:
         signals = go_down(layer, rows.float(), downs[name])
         return list_places(layer, signals).to(exact, torch.float64)
 
-    heard = _hear(inquiry, {name: len(down) for name, down in downs.items()}, read_signals)
+    gathered = _gather(
+        forward_passes, {name: len(down) for name, down in downs.items()}, read_signals
+    )
     prepared: Prepared = {}
-    for name, numbers in inquiry.shared.items():
-        sums = heard[name]
+    for name, numbers in forward_passes.shared.items():
+        sums = gathered[name]
         if _is_told_too_little(sums, numbers, downs[name].shape[1], options):
             sums = {number: GramSum(len(downs[name])) for number in sums}
         prepared[name] = {name_gram(number): total.mean().cpu() for number, total in sums.items()}
-    return Told(prepared)
+    return ForwardResult(prepared)
 
 
-def hear_inputs(
-    inquiry: Inquiry, options: Mapping[str, Value], round_bytes: int = ROUND_BYTES
-) -> Told:
+def gather_inputs(
+    forward_passes: ForwardPasses, options: Mapping[str, Value], round_bytes: int = ROUND_BYTES
+) -> ForwardResult:
     """Measure the inputs of every layer, and share them out among the adapters.
 
     The Gram matrix of a layer's inputs has inputs² numbers, so only those of one round's layers are
@@ -105,15 +114,18 @@ def hear_inputs(
     A layer that is given too few inputs is left to the plain sum; see `_is_told_too_little`.
 
     Args:
-        inquiry: The merge.
+        forward_passes: The merge.
         options: Those of RegMean.
         round_bytes: Memory for the matrices of one round.
     """
-    sources = find_sources(inquiry)
-    widths = {name: inquiry.adapters[inquiry.shared[name][0] - 1] for name in sources.values()}
+    sources = find_sources(forward_passes)
+    widths = {
+        name: forward_passes.adapters[forward_passes.shared[name][0] - 1]
+        for name in sources.values()
+    }
     rounds = plan_rounds(
         {name: a.layers[name].down[0].numel() for name, a in widths.items()},
-        len(inquiry.asks),
+        len(forward_passes.passes),
         round_bytes,
     )
 
@@ -122,26 +134,28 @@ def hear_inputs(
         return list_inputs(layer, rows.float())
 
     prepared: Prepared = {}
-    exact = find_place_for_doubles(inquiry.model)
-    for heard_now in rounds:
-        sums = _hear(inquiry, heard_now, read_inputs)
+    exact = find_place_for_doubles(forward_passes.model)
+    for gathered_now in rounds:
+        sums = _gather(forward_passes, gathered_now, read_inputs)
         shares: dict[tuple[str, ...], InputShares] = {}
-        for name in (name for name, source in sources.items() if source in heard_now):
-            numbers, source = inquiry.shared[name], sources[name]
-            downs = [flatten(inquiry.adapters[number - 1].layers[name]).down for number in numbers]
+        for name in (name for name, source in sources.items() if source in gathered_now):
+            numbers, source = forward_passes.shared[name], sources[name]
+            downs = [
+                flatten(forward_passes.adapters[number - 1].layers[name]).down for number in numbers
+            ]
             key = (source, *map(str, numbers))
-            if _is_told_too_little(sums[source], numbers, heard_now[source], options):
+            if _is_told_too_little(sums[source], numbers, gathered_now[source], options):
                 shared = downs
             else:
                 if key not in shares:
                     shares[key] = _share_inputs(sums[source], numbers, options, exact)
                 shared = [shares[key].share(place, down) for place, down in enumerate(downs)]
             prepared[name] = dict(zip(map(name_down, numbers), shared, strict=True))
-    return Told(prepared)
+    return ForwardResult(prepared)
 
 
 def _is_told_too_little(
-    heard: Mapping[int, GramSum],
+    gathered: Mapping[int, GramSum],
     numbers: Sequence[int],
     inputs: int,
     options: Mapping[str, Value],
@@ -152,53 +166,55 @@ def _is_told_too_little(
     inputs exactly may answer all others with many times what it should. Such a layer gets the
     plain sum, as inputs do that are not seen at all, unless those shall be dropped.
     """
-    fewest = min(heard[number].places for number in numbers)
+    fewest = min(gathered[number].places for number in numbers)
     return options["unseen"] == "sum" and fewest < inputs
 
 
 def _share_inputs(
-    heard: Mapping[int, GramSum],
+    gathered: Mapping[int, GramSum],
     numbers: Sequence[int],
     options: Mapping[str, Value],
     exact: torch.device,
 ) -> InputShares:
     joint = float(options["joint"])
     return InputShares(
-        [heard[number].mean().to(exact) for number in numbers],
-        joint * heard[JOINT].mean().to(exact) if joint > 0 else None,
+        [gathered[number].mean().to(exact) for number in numbers],
+        joint * gathered[JOINT].mean().to(exact) if joint > 0 else None,
         shrink=float(options["shrink"]),
         ridge=float(options["ridge"]),
         keeps_unseen=options["unseen"] == "sum",
     )
 
 
-def _hear(
-    inquiry: Inquiry,
+def _gather(
+    forward_passes: ForwardPasses,
     features: Mapping[str, int],
     read: Callable[[str, nn.Module, Tensor], Float[Tensor, "places features"]],
 ) -> dict[str, dict[int, GramSum]]:
     """Draw every ask, and add up what some layers are given, by layer and the ask's number.
 
     Args:
-        inquiry: The merge.
+        forward_passes: The merge.
         features: The layers, and how long the rows are that are added up of each.
         read: Makes those rows of a layer's name, the layer, and what it is given.
     """
-    heard: dict[str, dict[int, GramSum]] = {name: {} for name in features}
-    layers = {name: inquiry.layers[name] for name in features}
-    for ask in inquiry.asks:
+    gathered: dict[str, dict[int, GramSum]] = {name: {} for name in features}
+    layers = {name: forward_passes.layers[name] for name in features}
+    for one_pass in forward_passes.passes:
         for name, length in features.items():
-            heard[name][ask.number] = GramSum(length)
+            gathered[name][one_pass.number] = GramSum(length)
 
-        def hear(name: str, layer: nn.Module, rows: Tensor, number: int = ask.number) -> None:
-            heard[name][number].add(read(name, layer, rows))
+        def gather(
+            name: str, layer: nn.Module, rows: Tensor, number: int = one_pass.number
+        ) -> None:
+            gathered[name][number].add(read(name, layer, rows))
 
-        with torch.no_grad(), hook_activations(layers, hear):
-            inquiry.draw(ask)
-    return heard
+        with torch.no_grad(), hook_activations(layers, gather):
+            forward_passes.draw(one_pass)
+    return gathered
 
 
-def find_sources(inquiry: Inquiry) -> dict[str, str]:
+def find_sources(forward_passes: ForwardPasses) -> dict[str, str]:
     """Find which layers are given the very same tensor, by looking once.
 
     A convolution has its own: what it multiplies depends on its kernel.
@@ -207,9 +223,9 @@ def find_sources(inquiry: Inquiry) -> dict[str, str]:
         For each shared layer the first one that was given its inputs.
     """
     first: dict[int, tuple[ReferenceType[Tensor], str]] = {}
-    sources = {name: name for name in inquiry.shared}
+    sources = {name: name for name in forward_passes.shared}
 
-    def hear(name: str, layer: nn.Module, rows: Tensor) -> None:
+    def gather(name: str, layer: nn.Module, rows: Tensor) -> None:
         if not isinstance(layer, nn.Linear):
             return
         # An address alone says little: another tensor may have been there before.
@@ -219,9 +235,9 @@ def find_sources(inquiry: Inquiry) -> dict[str, str]:
         else:
             first[id(rows)] = (ref(rows), name)
 
-    look = replace(inquiry, steps=1, observe=silent)
-    with torch.no_grad(), hook_activations(inquiry.layers, hear):
-        look.draw(Ask(JOINT, (), inquiry.asks[0].prompts[:1]))
+    step = replace(forward_passes, steps=1, observe=silent)
+    with torch.no_grad(), hook_activations(forward_passes.layers, gather):
+        step.draw(ForwardPass(JOINT, (), forward_passes.passes[0].prompts[:1]))
     return sources
 
 

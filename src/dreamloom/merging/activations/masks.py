@@ -16,7 +16,7 @@ from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter
-from dreamloom.merging.activations.forward_passes import Inquiry, Prepared, Told
+from dreamloom.merging.activations.forward_passes import ForwardPasses, ForwardResult, Prepared
 from dreamloom.merging.activations.targets import Examples, record_examples
 from dreamloom.merging.factors import Factors, balance, flatten
 from dreamloom.merging.method import Value
@@ -143,7 +143,9 @@ Make = Callable[[Sequence[Factors], Sequence[float], Tensor], Masked]
 """Makes the masks of a layer from its parts and their weights, where the last tensor lies."""
 
 
-def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> Told:
+def learn_masks(
+    forward_passes: ForwardPasses, options: Mapping[str, Value], make: Make
+) -> ForwardResult:
     """Change masks until the merge says on each adapter's prompts what that adapter says alone.
 
         L = Σₖ ‖ε_merged(xₖ) − εₖ(xₖ)‖² / d + η ‖ε_merged(x) − ε_sum(x)‖² / d + λ overlap
@@ -156,7 +158,7 @@ def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> T
     that, they stay 1. Updates of text encoders are added up, unmasked.
 
     Args:
-        inquiry: The merge.
+        forward_passes: The merge.
         options: Those of ZipLoRA and ZipRank.
         make: Makes the masks of a layer.
 
@@ -167,21 +169,25 @@ def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> T
     Raises:
         TrainingError: If the loss is not finite.
     """
-    model = inquiry.model
-    recorded = record_examples(inquiry)
-    masked = {n: _mask_layer(inquiry, n, make) for n in inquiry.shared if not acts_on_text(n)}
-    others = [(adapter, 1.0) for adapter in _leave_out(inquiry.weighed, masked)]
+    model = forward_passes.model
+    recorded = record_examples(forward_passes)
+    masked = {
+        n: _mask_layer(forward_passes, n, make)
+        for n in forward_passes.shared
+        if not acts_on_text(n)
+    }
+    others = [(adapter, 1.0) for adapter in _leave_out(forward_passes.weighed, masked)]
     with ExitStack() as stack:
         stack.enter_context(model.apply_adapters(others))
-        stack.enter_context(add_changes(inquiry.layers, masked))
-        prompts = [model.encode_prompts(examples.ask.prompts) for examples in recorded]
+        stack.enter_context(add_changes(forward_passes.layers, masked))
+        prompts = [model.encode_prompts(examples.one_pass.prompts) for examples in recorded]
         model.release_encoders()
         shares = _share_loss(recorded, float(options["joint"]))
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
             stack.enter_context(model.saving_memory())
         taught = list(zip(recorded, prompts, shares, strict=True))
-        _descend(inquiry, options, taught, list(masked.values()))
+        _descend(forward_passes, options, taught, list(masked.values()))
         missed = _measure(model, recorded, prompts)
     at_first, at_last = (
         sum(share * part for share, part in zip(shares, parts, strict=True))
@@ -190,18 +196,18 @@ def learn_masks(inquiry: Inquiry, options: Mapping[str, Value], make: Make) -> T
     if at_last >= at_first:
         masked, missed = {}, missed_by_sum
     prepared: Prepared = {}
-    for name, numbers in inquiry.shared.items():
-        masks = (masked.get(name) or _mask_layer(inquiry, name, make)).read()
+    for name, numbers in forward_passes.shared.items():
+        masks = (masked.get(name) or _mask_layer(forward_passes, name, make)).read()
         prepared[name] = {name_mask(n): mask for n, mask in zip(numbers, masks, strict=True)}
-    adapters = len([ask for ask in inquiry.asks if ask.number != JOINT])
-    return Told(prepared, missed_by_sum[:adapters], missed[:adapters])
+    adapters = len([one_pass for one_pass in forward_passes.passes if one_pass.number != JOINT])
+    return ForwardResult(prepared, missed_by_sum[:adapters], missed[:adapters])
 
 
-def _mask_layer(inquiry: Inquiry, name: str, make: Make) -> Masked:
-    numbers = inquiry.shared[name]
-    parts = [flatten(inquiry.adapters[number - 1].layers[name]) for number in numbers]
-    weight: Tensor = inquiry.layers[name].weight  # type: ignore[assignment]
-    return make(parts, [inquiry.weight_of(number, name) for number in numbers], weight)
+def _mask_layer(forward_passes: ForwardPasses, name: str, make: Make) -> Masked:
+    numbers = forward_passes.shared[name]
+    parts = [flatten(forward_passes.adapters[number - 1].layers[name]) for number in numbers]
+    weight: Tensor = forward_passes.layers[name].weight  # type: ignore[assignment]
+    return make(parts, [forward_passes.weight_of(number, name) for number in numbers], weight)
 
 
 def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
@@ -219,15 +225,17 @@ def _measure(
 
 def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
     """What each kind of example adds to the loss, in units of what is missed of it."""
-    gaps = [examples.gap for examples in recorded if examples.ask.number != JOINT]
+    gaps = [examples.gap for examples in recorded if examples.one_pass.number != JOINT]
     return [
-        examples.gap / (sum(gaps) / len(gaps)) * (joint if examples.ask.number == JOINT else 1.0)
+        examples.gap
+        / (sum(gaps) / len(gaps))
+        * (joint if examples.one_pass.number == JOINT else 1.0)
         for examples in recorded
     ]
 
 
 def _descend(
-    inquiry: Inquiry,
+    forward_passes: ForwardPasses,
     options: Mapping[str, Value],
     taught: Sequence[tuple[Examples, Conditioning, float]],
     masked: Sequence[Masked],
@@ -240,12 +248,12 @@ def _descend(
     updates = int(options["updates"])
     for update in range(updates):
         optimizer.zero_grad(set_to_none=True)
-        rng = generator_for(inquiry.seed, "masks", update)
+        rng = generator_for(forward_passes.seed, "masks", update)
         draws = torch.rand(_PER_UPDATE, generator=rng)
         for examples, said, share in taught:
             # The same places for each adapter, so that their order does not matter.
             picked = (draws * len(examples)).long()
-            loss = share * examples.miss(inquiry.model, said, picked).mean()
+            loss = share * examples.miss(forward_passes.model, said, picked).mean()
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"The loss of the masks is not finite after {update} updates.",
@@ -255,4 +263,4 @@ def _descend(
         overlap = torch.stack([layer.overlap() for layer in masked]).mean()
         (float(options["overlap"]) * overlap).backward()
         optimizer.step()
-        inquiry.observe(Progress("merge", "learning masks", update + 1, updates))
+        forward_passes.observe(Progress("merge", "learning masks", update + 1, updates))

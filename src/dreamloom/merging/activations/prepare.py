@@ -11,13 +11,13 @@ from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import Observer, silent
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.activations.forward_passes import (
-    Inquiry,
+    ForwardPasses,
+    ForwardResult,
     Prepared,
-    Told,
-    list_asks,
+    list_passes,
     weigh_adapters,
 )
-from dreamloom.merging.activations.gram import hear_inputs, hear_signals
+from dreamloom.merging.activations.gram import gather_inputs, gather_signals
 from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
 from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
 from dreamloom.merging.merging import MergeRequest
@@ -25,12 +25,12 @@ from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method
 from dreamloom.models.base import Model
 
-Prepare = Callable[[Inquiry, Mapping[str, Value]], Told]
+Prepare = Callable[[ForwardPasses, Mapping[str, Value]], ForwardResult]
 
 PREPARERS: Mapping[str, Prepare] = MappingProxyType(
     {
-        "ssr": hear_signals,
-        "regmean": hear_inputs,
+        "ssr": gather_signals,
+        "regmean": gather_inputs,
         "ziplora": partial(learn_masks, make=MaskedColumns),
         "ziprank": partial(learn_masks, make=MaskedDirections),
     }
@@ -43,7 +43,7 @@ class Preparation:
     """What the base model was asked about a merge, and what it told."""
 
     prompts: MergePrompts
-    told: Told
+    told: ForwardResult
 
     @property
     def layers(self) -> Prepared:
@@ -88,9 +88,11 @@ def prepare_merge(
         model.rescale_to_zero_terminal_snr()
     asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
     wants_joint = float(options.get("joint", 0.0)) > 0
-    asks = list_asks(weigh_adapters(adapters, request), asked, wants_joint)
-    inquiry = Inquiry(model, adapters, request, asks, int(options["steps"]), request.seed, observe)
-    return Preparation(asked, PREPARERS[method.name](inquiry, options))
+    passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)
+    forward_passes = ForwardPasses(
+        model, adapters, request, passes, int(options["steps"]), request.seed, observe
+    )
+    return Preparation(asked, PREPARERS[method.name](forward_passes, options))
 
 
 def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeRequest) -> None:

@@ -65,20 +65,20 @@ def find_prompts(
             "Give each adapter its own, or none.",
         )
     each = [
-        tuple(own) or _vary(_tell_prompt(adapter, number), count)
+        tuple(own) or _vary(_find_prompt(adapter, number), count)
         for number, (adapter, own) in enumerate(zip(adapters, given, strict=True), 1)
     ]
     each = [_repeat(prompts, count) for prompts in each]
     if not joint:
-        words = [_tell_words(adapter) for adapter in adapters[1:]]
+        words = [_find_words(adapter) for adapter in adapters[1:]]
         before = ", ".join(word for word in words if word)
         joint = [f"{before}, {prompt}" if before else prompt for prompt in each[0]]
     return MergePrompts(tuple(each), _repeat(tuple(joint), count))
 
 
-def _tell_prompt(adapter: Adapter, number: int) -> str:
+def _find_prompt(adapter: Adapter, number: int) -> str:
     told = adapter.metadata.get("dreamloom.photo_prompt", "").strip()
-    words = _tell_words(adapter)
+    words = _find_words(adapter)
     if told or words:
         return told or f"a photo of {words}"
     raise ConfigError(
@@ -88,7 +88,7 @@ def _tell_prompt(adapter: Adapter, number: int) -> str:
     )
 
 
-def _tell_words(adapter: Adapter) -> str:
+def _find_words(adapter: Adapter) -> str:
     for key in ("dreamloom.subject", "modelspec.trigger_phrase"):
         words = adapter.metadata.get(key, "").strip()
         if words:

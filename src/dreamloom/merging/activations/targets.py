@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activations.denoising import BATCH, predict
-from dreamloom.merging.activations.forward_passes import Ask, Inquiry
+from dreamloom.merging.activations.forward_passes import ForwardPass, ForwardPasses
 from dreamloom.models.base import Conditioning, Model
 
 
@@ -20,7 +20,7 @@ class Examples:
     """Steps of one adapter's drawings, and what it said at each.
 
     Args:
-        ask: The adapter and its prompts.
+        one_pass: The adapter and its prompts.
         rows: Which prompt each example is of.
         noisy: What the model was given.
         timesteps: At which timestep.
@@ -29,7 +29,7 @@ class Examples:
             changes nothing.
     """
 
-    ask: Ask
+    one_pass: ForwardPass
     rows: Int[Tensor, " examples"]
     noisy: Float[Tensor, "examples channels height width"]
     timesteps: Int[Tensor, " examples"]
@@ -67,25 +67,25 @@ class Examples:
 
 
 @torch.no_grad()
-def record_examples(inquiry: Inquiry) -> list[Examples]:
+def record_examples(forward_passes: ForwardPasses) -> list[Examples]:
     """Draw each adapter's prompts with that adapter alone, and keep what it says at every step.
 
     Raises:
         TrainingError: If what is drawn is not finite.
     """
-    model = inquiry.model
+    model = forward_passes.model
     recorded = []
-    for ask in inquiry.asks:
-        looks = inquiry.draw(ask)
+    for one_pass in forward_passes.passes:
+        denoised = forward_passes.draw(one_pass)
         without_gap = Examples(
-            ask,
-            torch.cat([look.rows for look in looks]),
-            torch.cat([look.noisy for look in looks]),
-            torch.cat([look.timesteps for look in looks]),
-            torch.cat([look.prediction for look in looks]),
+            one_pass,
+            torch.cat([step.rows for step in denoised]),
+            torch.cat([step.noisy for step in denoised]),
+            torch.cat([step.timesteps for step in denoised]),
+            torch.cat([step.prediction for step in denoised]),
             gap=1.0,
         )
-        gap = without_gap.miss_of_all(model, model.encode_prompts(ask.prompts))
+        gap = without_gap.miss_of_all(model, model.encode_prompts(one_pass.prompts))
         recorded.append(replace(without_gap, gap=gap if gap > 0 else 1.0))
     return recorded
 
@@ -99,6 +99,6 @@ def measure_missed(model: Model, recorded: Sequence[Examples], merged: Adapter) 
     """
     with model.apply_adapters([(merged, 1.0)]):
         return [
-            examples.miss_of_all(model, model.encode_prompts(examples.ask.prompts))
+            examples.miss_of_all(model, model.encode_prompts(examples.one_pass.prompts))
             for examples in recorded
         ]

@@ -47,7 +47,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ToldPart(_Closed):
+class RecordedPart(_Closed):
     """An input of a merge, as the merged file names it."""
 
     name: str
@@ -64,10 +64,10 @@ class ToldPart(_Closed):
     """What the base model was asked for it, by methods that ask."""
 
 
-class Told(_Closed):
+class RecordedRecipe(_Closed):
     """A recipe as the merged file tells it, with everything that the result depends on."""
 
-    parts: tuple[ToldPart, ...]
+    parts: tuple[RecordedPart, ...]
     method: str
     options: dict[str, Value]
     rank: str
@@ -109,7 +109,7 @@ class Certificate:
             empty where the parts cannot be told apart.
     """
 
-    told: Told
+    told: RecordedRecipe
     reports: Mapping[str, LayerReport]
     slices: Sequence[Mapping[str, int]] = ()
 
@@ -182,7 +182,7 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
         )
     held = sorted(adapter.layers)
     try:
-        told = Told.model_validate_json(adapter.metadata[RECIPE_KEY])
+        told = RecordedRecipe.model_validate_json(adapter.metadata[RECIPE_KEY])
         packed = json.loads(adapter.metadata[LAYERS_KEY])
         rows = (_spread(packed[key], len(held)) for key in ("ranks", "norms", "errors"))
         reports = {

@@ -13,7 +13,7 @@ from dreamloom.lora.conversion import as_lora
 from dreamloom.lora.folders import CONFIG, WEIGHTS
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.blocks import BlockWeights, read_blocks
-from dreamloom.merging.files.certificate import Told
+from dreamloom.merging.files.certificate import RecordedRecipe
 from dreamloom.merging.files.recipe import Part, name_parts
 
 
@@ -102,7 +102,7 @@ def hash_input(path: Path) -> str:
 
 
 def find_inputs(
-    told: Told, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
+    told: RecordedRecipe, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
 ) -> list[Path]:
     """Find the files that were merged, by their SHA-256.
 
@@ -143,7 +143,7 @@ def find_inputs(
 
 
 def _list_candidates(
-    told: Told, path: Path, folder: Path | None, files: Sequence[Path]
+    told: RecordedRecipe, path: Path, folder: Path | None, files: Sequence[Path]
 ) -> Iterator[Path]:
     """List what may be an input: what is named so before what is named otherwise."""
     yield from (file for file in files if file.exists())

@@ -13,7 +13,12 @@ from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
-from dreamloom.merging.files.certificate import Certificate, Told, ToldPart, write_sealed
+from dreamloom.merging.files.certificate import (
+    Certificate,
+    RecordedPart,
+    RecordedRecipe,
+    write_sealed,
+)
 from dreamloom.merging.files.inputs import Loaded, load_parts
 from dreamloom.merging.files.recipe import BYTES, Part, Recipe
 from dreamloom.merging.merging import Combined, MergeRequest, combine
@@ -188,12 +193,12 @@ def cut_slices(request: MergeRequest, adapters: Sequence[Adapter]) -> list[Mappi
     ]
 
 
-def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> Told:
+def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> RecordedRecipe:
     """Say how the file was made, so that it can tell when it is found alone in a folder."""
     versions = library_versions()
-    return Told(
+    return RecordedRecipe(
         parts=tuple(
-            ToldPart(
+            RecordedPart(
                 name=part.name,
                 file=part.path.name,
                 sha256=part.sha256,

@@ -18,8 +18,8 @@ from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.certificate import (
     Certificate,
-    Told,
-    ToldPart,
+    RecordedPart,
+    RecordedRecipe,
     read_certificate,
     refuse_unsealed,
     write_sealed,
@@ -51,7 +51,7 @@ def parse_changes(texts: Iterable[str]) -> dict[str, float]:
     return changes
 
 
-def list_parts(path: Path) -> tuple[tuple[ToldPart, ...], str]:
+def list_parts(path: Path) -> tuple[tuple[RecordedPart, ...], str]:
     """List the parts of a merged file, with their weights.
 
     Returns:
@@ -137,7 +137,7 @@ def _check_slices(path: Path, certificate: Certificate, merged: Adapter) -> None
         )
 
 
-def _find_weights(told: Told, changes: Mapping[str, float]) -> list[float]:
+def _find_weights(told: RecordedRecipe, changes: Mapping[str, float]) -> list[float]:
     """Every part's weight after the changes."""
     listed = ", ".join(f"{part.name} ({part.weight:g})" for part in told.parts)
     for name, weight in changes.items():
@@ -157,7 +157,7 @@ def _find_weights(told: Told, changes: Mapping[str, float]) -> list[float]:
 
 def _weigh_parts(
     merged: Adapter, certificate: Certificate, weights: Sequence[float]
-) -> tuple[Adapter, Told]:
+) -> tuple[Adapter, RecordedRecipe]:
     """Give every slice its new weight; a part at 0 goes, its words and its name with it."""
     told = certificate.told
     old = [part.weight for part in told.parts]

@@ -17,7 +17,12 @@ from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
 from dreamloom.merging.files.base_model import Answer, Question, ask_base
-from dreamloom.merging.files.certificate import Certificate, Told, read_certificate, refuse_unsealed
+from dreamloom.merging.files.certificate import (
+    Certificate,
+    RecordedRecipe,
+    read_certificate,
+    refuse_unsealed,
+)
 from dreamloom.merging.files.inputs import find_inputs, read_input
 from dreamloom.merging.files.recipe import Precision
 from dreamloom.merging.merging import MergeRequest, Uncut, merge_uncut
@@ -52,7 +57,7 @@ class Verified:
     """
 
     path: Path
-    told: Told
+    told: RecordedRecipe
     layers: int
     error: float
     worst: str
@@ -145,7 +150,11 @@ def verify_merge(
 
 
 def _ask_again(
-    path: Path, told: Told, adapters: Sequence[Adapter], question: Question, observe: Observer
+    path: Path,
+    told: RecordedRecipe,
+    adapters: Sequence[Adapter],
+    question: Question,
+    observe: Observer,
 ) -> Answer:
     """Ask the base model what it was asked before, and see that it is the same."""
     prompts = [part.prompts for part in told.parts]
@@ -159,7 +168,7 @@ def _ask_again(
     return answer
 
 
-def _compare(uncut: Uncut, merged: Adapter, told: Told) -> _Layer:
+def _compare(uncut: Uncut, merged: Adapter, told: RecordedRecipe) -> _Layer:
     """Compare what the method says of a layer with what stands in the file."""
     update = uncut.update
     if uncut.layer in merged.layers:
@@ -190,7 +199,9 @@ def _compare(uncut: Uncut, merged: Adapter, told: Told) -> _Layer:
     return _Layer(values, whole, norm(held), difference, rounding, uncut.together, held.shape)
 
 
-def _bound_rounding(held: Factors, sizes: tuple[Tensor, Tensor], told: Told, alpha: int) -> float:
+def _bound_rounding(
+    held: Factors, sizes: tuple[Tensor, Tensor], told: RecordedRecipe, alpha: int
+) -> float:
     """Bound how far an update can be moved by rounding its factors.
 
     Each number moves by a share of itself, or near 0 by a fixed step, so a column u of up and its
@@ -265,7 +276,7 @@ def _choose_ranks(request: MergeRequest, layers: Mapping[str, _Layer]) -> dict[s
     }
 
 
-def _refuse(path: Path, told: Told, why: str) -> AdapterError:
+def _refuse(path: Path, told: RecordedRecipe, why: str) -> AdapterError:
     now = library_versions()
     other = [
         f"{name} {version} (here {now.get(name, 'none')})"
