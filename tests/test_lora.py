@@ -25,7 +25,7 @@ from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.dora import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.summary import describe_adapter
-from dreamloom.lora.token_embeddings import words_file
+from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
 
 CONFIG_KEY = "lora_adapter_metadata"
@@ -669,7 +669,7 @@ def test_new_words_lie_beside_the_adapter_and_are_found_again(tmp_path, small):
     adapter = with_words(small)
     path = tmp_path / "me.safetensors"
     write_adapter(path, adapter)
-    assert words_file(path) == tmp_path / "me-tokens.safetensors"
+    assert token_embeddings_file(path) == tmp_path / "me-tokens.safetensors"
     again = read_adapter(path)
     assert_equal(again, adapter)
     assert list(again.tokens) == ["<me>", "ünï"]
@@ -683,7 +683,7 @@ def test_new_words_lie_beside_the_adapter_and_are_found_again(tmp_path, small):
 def test_equal_words_are_equal_files(tmp_path, small):
     for name in ("one", "two"):
         write_adapter(tmp_path / f"{name}.safetensors", with_words(small))
-    one, two = (words_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    one, two = (token_embeddings_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -691,9 +691,11 @@ def test_words_of_another_adapter_are_not_taken_for_its_own(tmp_path, small):
     path = tmp_path / "a.safetensors"
     write_adapter(path, with_words(small))
     write_adapter(tmp_path / "b.safetensors", with_words(small, seed=1))
-    words_file(path).write_bytes(words_file(tmp_path / "b.safetensors").read_bytes())
+    token_embeddings_file(path).write_bytes(
+        token_embeddings_file(tmp_path / "b.safetensors").read_bytes()
+    )
     assert "holds other words" in refusal(path).problem
-    words_file(path).unlink()
+    token_embeddings_file(path).unlink()
     error = refusal(path)
     assert "a-tokens.safetensors is not beside it" in error.problem
     assert "<me>, ünï" in error.problem
@@ -717,7 +719,7 @@ def test_words_that_are_not_finite_are_not_written(tmp_path, small):
 def test_words_that_are_not_finite_are_not_read(tmp_path, small):
     path = tmp_path / "a.safetensors"
     write_adapter(path, with_words(small))
-    lora_branches = words_file(path)
+    lora_branches = token_embeddings_file(path)
     tensors = load_file(lora_branches)
     with safe_open(lora_branches, framework="pt") as file:
         story = file.metadata()

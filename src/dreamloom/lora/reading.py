@@ -35,14 +35,14 @@ from dreamloom.lora.peftconfig import (
 from dreamloom.lora.sdxl_layers import kernel_of
 from dreamloom.lora.tensors import is_finite, open_tensors
 from dreamloom.lora.token_embeddings import HASH_KEY as WORDS_HASH_KEY
-from dreamloom.lora.token_embeddings import WORDS_KEY, read_words
+from dreamloom.lora.token_embeddings import TOKENS_KEY, read_token_embeddings
 
 NAMES_KEY = "dreamloom.layer_names"
 """Where a file with underscored names of another base's layers lists their own names."""
 
 # PEFT's configuration describes the factors before their scales were folded in; the writer enters
 # the others anew.
-_MADE_ANEW = ("format", CONFIG_KEY, MODELSPEC_HASH_KEY, WORDS_KEY, WORDS_HASH_KEY, NAMES_KEY)
+_MADE_ANEW = ("format", CONFIG_KEY, MODELSPEC_HASH_KEY, TOKENS_KEY, WORDS_HASH_KEY, NAMES_KEY)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _open(path: Path, names: LayerNames) -> _Found:
         return _Found(str(path), tensors, configs=configs, is_folder=True)
     tensors, story = open_tensors(path)
     configs = read_header_config(str(path), story.get(CONFIG_KEY))
-    return _Found(str(path), tensors, story, configs, read_words(path, story))
+    return _Found(str(path), tensors, story, configs, read_token_embeddings(path, story))
 
 
 def _list_told_names(story: Mapping[str, str]) -> list[str]:

@@ -15,20 +15,20 @@ from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import atomic_path, file_sha256
 from dreamloom.lora.headers import sort_header
 
-WORDS_KEY, HASH_KEY = "dreamloom.words", "dreamloom.words_sha256"
+TOKENS_KEY, HASH_KEY = "dreamloom.words", "dreamloom.words_sha256"
 # What tools call SDXL's two text encoders in files of embeddings.
 _NAMES = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
-Words = Mapping[str, Mapping[str, Tensor]]
+TokenEmbeddings = Mapping[str, Mapping[str, Tensor]]
 """New words, each with embeddings of shape (vectors, features) by text encoder."""
 
 
-def words_file(path: Path) -> Path:
+def token_embeddings_file(path: Path) -> Path:
     """The file beside an adapter's own that holds its new words: ``NAME-tokens.safetensors``."""
     return path.with_name(f"{path.stem}-tokens.safetensors")
 
 
-def write_words(path: Path, words: Words) -> dict[str, str]:
+def write_token_embeddings(path: Path, words: TokenEmbeddings) -> dict[str, str]:
     """Write an adapter's new words beside its file; without any, write nothing.
 
     The embeddings of all words stand below each other, in the order that the header tells.
@@ -40,11 +40,11 @@ def write_words(path: Path, words: Words) -> dict[str, str]:
         words: Embeddings of shape (vectors, features) by word and text encoder.
 
     Returns:
-        What the adapter's own header must say, so that `read_words` finds them.
+        What the adapter's own header must say, so that `read_token_embeddings` finds them.
     """
     if not words:
         return {}
-    beside = words_file(path)
+    beside = token_embeddings_file(path)
     listed = {word: {n: len(rows) for n, rows in found.items()} for word, found in words.items()}
     tensors = {
         key: torch.cat([words[word][encoder] for word in listed if encoder in words[word]]).float()
@@ -55,29 +55,29 @@ def write_words(path: Path, words: Words) -> dict[str, str]:
         raise AdapterError(
             f"The embedding of {', '.join(listed)} is not finite.", "Nothing was written."
         )
-    header = {"format": "pt", WORDS_KEY: json.dumps(listed)}
+    header = {"format": "pt", TOKENS_KEY: json.dumps(listed)}
     with atomic_path(beside) as temporary:
         save_file(tensors, temporary, metadata=header)
         sort_header(temporary)
-    return {WORDS_KEY: json.dumps(listed), HASH_KEY: file_sha256(beside)}
+    return {TOKENS_KEY: json.dumps(listed), HASH_KEY: file_sha256(beside)}
 
 
-def read_words(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+def read_token_embeddings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
     """Read the new words that an adapter's header tells of, from the file beside it.
 
     Raises:
         AdapterError: If that file is missing, damaged or another adapter's.
     """
-    if WORDS_KEY not in metadata:
+    if TOKENS_KEY not in metadata:
         return {}
-    beside = words_file(path)
+    beside = token_embeddings_file(path)
     try:
-        listed: dict[str, dict[str, int]] = json.loads(metadata[WORDS_KEY])
+        listed: dict[str, dict[str, int]] = json.loads(metadata[TOKENS_KEY])
         if not beside.is_file():
             raise AdapterError(
                 f"{path} needs its new words, {', '.join(listed)}, and {beside.name} is not "
                 "beside it.",
-                f"Put that file there, under this name; it was written as {words_file(path).name}.",
+                f"Put that file there; it was written as {beside.name}.",
             )
         if file_sha256(beside) != metadata.get(HASH_KEY):
             raise AdapterError(
@@ -110,7 +110,7 @@ def _split(
     return words
 
 
-def gather_words(parts: Sequence[Words]) -> dict[str, Mapping[str, Tensor]]:
+def gather_token_embeddings(parts: Sequence[TokenEmbeddings]) -> dict[str, Mapping[str, Tensor]]:
     """Put the words of several adapters together.
 
     Raises:

@@ -20,7 +20,7 @@ from dreamloom.lora.kohya import LAYOUT_KEY, list_unlisted, name_for_kohya, name
 from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
 from dreamloom.lora.peftconfig import CONFIG_KEY
 from dreamloom.lora.reading import NAMES_KEY
-from dreamloom.lora.token_embeddings import write_words
+from dreamloom.lora.token_embeddings import write_token_embeddings
 
 FileFormat = Literal["peft", "kohya", "kohya-diffusers"]
 """PEFT's names, as diffusers reads them; or kohya's, as ComfyUI and AUTOMATIC1111 read them, with
@@ -38,8 +38,8 @@ def write_adapter(
 
     The scales of a LoRA are folded into the factors and alpha equals the rank for every layer, in
     the header and for readers that look at no header, so that all of them apply the same ΔW. New
-    words go into a file of their own beside it (see `words_file`), since diffusers refuses a LoRA
-    file with anything else in it.
+    words go into a file of their own beside it (see `token_embeddings_file`), since diffusers
+    refuses a LoRA file with anything else in it.
 
     Args:
         path: Ends in .safetensors.
@@ -70,7 +70,12 @@ def write_adapter(
             raise AdapterError(
                 f"The update of {_layer_of(key)} is not finite.", "Nothing was written."
             )
-    header = {**adapter.metadata, **story, "format": "pt", **write_words(path, adapter.tokens)}
+    header = {
+        **adapter.metadata,
+        **story,
+        "format": "pt",
+        **write_token_embeddings(path, adapter.tokens),
+    }
     if format != "peft":
         header = {**make_modelspec(header), **header}
     with atomic_path(path) as temporary:

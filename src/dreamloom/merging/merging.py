@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
-from dreamloom.lora.token_embeddings import gather_words
+from dreamloom.lora.token_embeddings import gather_token_embeddings
 from dreamloom.merging.blocks import NO_BLOCKS, BlockWeights
 from dreamloom.merging.factors import (
     Factors,
@@ -148,7 +148,7 @@ def combine(
         for adapter, weight in zip(adapters, request.weights, strict=True)
         if weight != 0
     ]
-    return Combined(Adapter(layers, tokens=gather_words(words)), reports)
+    return Combined(Adapter(layers, tokens=gather_token_embeddings(words)), reports)
 
 
 @dataclass(frozen=True)

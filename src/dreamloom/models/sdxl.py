@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dreamloom.core.device import Runtime, send
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.token_embeddings import gather_words
+from dreamloom.lora.token_embeddings import gather_token_embeddings
 from dreamloom.models.base import (
     NO_SAVINGS,
     AdapterSpec,
@@ -48,8 +48,8 @@ from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import list_schedulers, make_scheduler
-from dreamloom.models.text_encoder_training import TextTeaching
-from dreamloom.models.token_embeddings import AttachedWords, start_words
+from dreamloom.models.text_encoder_training import TextEncoderTraining
+from dreamloom.models.token_embeddings import AttachedTokenEmbeddings, start_embeddings
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
@@ -132,9 +132,9 @@ class SDXLModel:
         self.latent_channels = int(pipeline.vae.config.latent_channels)
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
-        self._words: AttachedWords | None = None
+        self._words: AttachedTokenEmbeddings | None = None
         self._branches: list[Branch] = []
-        self._teaching: TextTeaching | None = None
+        self._teaching: TextEncoderTraining | None = None
 
     def _store_weights(self) -> None:
         kind, device = self.memory_options.quantization, self.runtime.device
@@ -257,17 +257,17 @@ class SDXLModel:
         # Adapters are made where the layers lie.
         taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
         self._offload.need("unet", *taught, alone=True)
-        words = start_words(self._pipeline, spec.tokens)
+        words = start_embeddings(self._pipeline, spec.tokens)
         self._attached = AttachedAdapter(self._components, spec, compiled)
         weights = list(self._attached.weights)
         try:
             if words:
-                self._words = AttachedWords(self._pipeline, words)
+                self._words = AttachedTokenEmbeddings(self._pipeline, words)
                 weights.append(Weights("tokens", self._words.parameters()))
         except Exception:
             self.detach_adapter()
             raise
-        self._teaching = TextTeaching(self._pipeline)
+        self._teaching = TextEncoderTraining(self._pipeline)
         set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
 
@@ -319,7 +319,7 @@ class SDXLModel:
         there they stay beside the weights, as everywhere do those that follow the steps of a
         drawing.
         """
-        words = gather_words(
+        words = gather_token_embeddings(
             [adapter.tokens for adapter, strength in parts if _is_active(strength)]
         )
         scheduled = [
@@ -344,7 +344,7 @@ class SDXLModel:
                 loras = [part for part in plain if part[0].layers]
                 stack.enter_context(self._load_branches(loras))
             if words:
-                stack.callback(AttachedWords(self._pipeline, words).detach)
+                stack.callback(AttachedTokenEmbeddings(self._pipeline, words).detach)
             yield
 
     def layers_of(self, adapter: Adapter) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-class TextTeaching:
+class TextEncoderTraining:
     """Encodes prompts as SDXL's pipeline does, for each update anew.
 
     The pipeline cuts the prompts into tokens twice each time and collects the outputs of every

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.lora.token_embeddings import Words
+from dreamloom.lora.token_embeddings import TokenEmbeddings
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -46,7 +46,7 @@ class ExtendedEmbedding(nn.Module):
         return torch.where(is_new, new.to(old.dtype), old)
 
 
-class AttachedWords:
+class AttachedTokenEmbeddings:
     """New words on a pipeline; it is as it was after `detach`.
 
     The tokenizers are copies that know the words; several vectors of one word are named ``word``,
@@ -61,9 +61,9 @@ class AttachedWords:
         ConfigError: If a word is known already or cannot be one.
     """
 
-    def __init__(self, pipeline: Any, words: Words) -> None:
+    def __init__(self, pipeline: Any, words: TokenEmbeddings) -> None:
         for word in words:
-            _refuse_bad_word(word)
+            _refuse_bad_token(word)
         self._pipeline = pipeline
         self._words = {
             word: {n: len(rows) for n, rows in found.items()} for word, found in words.items()
@@ -77,7 +77,7 @@ class AttachedWords:
             self.detach()
             raise
 
-    def _attach(self, encoder: str, words: Words) -> None:
+    def _attach(self, encoder: str, words: TokenEmbeddings) -> None:
         model = getattr(self._pipeline, encoder)
         tokenizer = copy.deepcopy(getattr(self._pipeline, _TOKENIZERS[encoder]))
         known = _find_embeddings(model).token_embedding
@@ -147,7 +147,7 @@ class AttachedWords:
                 setattr(self._pipeline, name, tokenizer)
 
 
-def _refuse_bad_word(word: str) -> None:
+def _refuse_bad_token(word: str) -> None:
     if not word or re.search(r"\s", word):
         raise ConfigError(
             f"{word!r} is no single word.", "Choose one without spaces, such as <me>."
@@ -161,7 +161,7 @@ def _find_embeddings(encoder: nn.Module) -> Any:
     raise AdapterError("The text encoder has no embeddings of words.", "Use another base model.")
 
 
-def start_words(pipeline: Any, beginnings: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+def start_embeddings(pipeline: Any, beginnings: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
     """Begin each new word as the mean of the embeddings of the words that it starts from.
 
     The mean is not scaled to a word's usual length, neither here nor while it is taught.

@@ -25,7 +25,7 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.token_embeddings import words_file
+from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Checkpointing, Model
 from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
@@ -151,7 +151,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     """
     _check_held_out(config, len(captions))
     _check_range(config, model)
-    _check_words(config, captions)
+    _check_placeholder_tokens(config, captions)
     if config.objective.zero_terminal_snr and model.prediction == "noise":
         model.rescale_to_zero_terminal_snr()  # refuses, and says why
     _check_quantization(config, model)
@@ -190,7 +190,7 @@ def _check_quantization(config: LoomConfig, model: Model) -> None:
         )
 
 
-def _check_words(config: LoomConfig, captions: Sequence[str]) -> None:
+def _check_placeholder_tokens(config: LoomConfig, captions: Sequence[str]) -> None:
     said = [text or config.photo_prompt() for text in captions]
     for word in config.adapter.placeholder_tokens:
         if not any(word in text for text in said):
@@ -316,7 +316,9 @@ def _write(run: RunFolder, adapter: Adapter, config: LoomConfig) -> None:
 def _list_outputs(run: RunFolder) -> list[Path]:
     """List the adapter's files: with new words, and for other programs, there are more than one."""
     adapters = (run.adapter, run.kohya_adapter)
-    return [path for file in adapters for path in (file, words_file(file)) if path.is_file()]
+    return [
+        path for file in adapters for path in (file, token_embeddings_file(file)) if path.is_file()
+    ]
 
 
 def _choose_gradient_checkpointing(config: LoomConfig, model: Model) -> Checkpointing:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import file_sha256
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.token_embeddings import words_file
+from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import FileFormat, write_adapter
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.files.recipe import BYTES, Precision, Value
@@ -232,7 +232,7 @@ def write_sealed(
         fresh = Path(workplace) / out.name
         write_adapter(fresh, adapter, DTYPES[precision], format)
         _seal(fresh)
-        for file in (words_file(fresh), fresh):
+        for file in (token_embeddings_file(fresh), fresh):
             if file.is_file():
                 file.replace(out.with_name(file.name))
 
