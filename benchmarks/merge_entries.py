@@ -29,7 +29,7 @@ from merge_vs_peft import RANK, SHAPES, WEIGHTS, make_layer
 
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
-from dreamloom.merging.merging import GenerateRequest, combine, merge_uncut
+from dreamloom.merging.merging import MergeRequest, combine, merge_uncut
 from dreamloom.merging.method import Context, Part
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.ranks import parse_rank
@@ -169,7 +169,7 @@ def measure_layer(way: str, name: str, rank: int, repeats: int, shape: tuple[int
         Adapter({"unet.x": make_layer(shape, torch.Generator().manual_seed(seed))})
         for seed in (1, 2)
     ]
-    request = GenerateRequest(WEIGHTS, name, {"space": "dense"}, parse_rank(str(rank)))
+    request = MergeRequest(WEIGHTS, name, {"space": "dense"}, parse_rank(str(rank)))
 
     def merge_and_cut() -> tuple[torch.Tensor, torch.Tensor]:
         if way == "before":

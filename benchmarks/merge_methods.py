@@ -31,7 +31,7 @@ from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
-from dreamloom.experiments.merge_search.embeddings import Judge, Look, References
+from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
 from dreamloom.experiments.merge_search.findings import table, tell_score
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
 from dreamloom.experiments.merge_search.retention import Ends
@@ -39,13 +39,13 @@ from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
-from dreamloom.merging.merging import GenerateRequest, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import prepare_run, resolve_defaults, teach
+from dreamloom.pipeline.train import prepare_run, resolve_defaults, train_subject
 
 SUBJECT, TRIGGER = "rraj person", "pixel"
 WHILE_DRAWING = {"switch": Composition("switch"), "k-lora": Composition("k-lora")}
@@ -175,7 +175,7 @@ def merge(task: Task) -> tuple[Path, Done]:
         if known["parts"] == hashes:
             return path, Done(seconds=known["seconds"], rank=known["rank"], lost=known["lost"])
     adapters = [read_adapter(file) for file in task.files]
-    request = GenerateRequest([1.0, 1.0], task.name)
+    request = MergeRequest([1.0, 1.0], task.name)
     prepared = None
     start = time.perf_counter()
     if METHODS[task.name].needs in {"activations", "training"}:
@@ -217,7 +217,7 @@ def teach_parts(out: Path) -> tuple[Path, Path]:
         folder = examples_folder() / photos
         config = load_config(overrides=overrides)
         run, model, config = prepare_run(out / name, config, pick_runtime("cpu"), folder)
-        teach(run, model, folder, config)
+        train_subject(run, model, folder, config)
     return find_parts(out)
 
 
@@ -276,7 +276,7 @@ def refer(photos: PhotoSet, style: PhotoSet) -> References:
     return References(photos, style, None, (prompts,), SUBJECT, "person")
 
 
-def compare(ends: Ends, looks: dict[str, list[Look]], name: str) -> Comparison | None:
+def compare(ends: Ends, looks: dict[str, list[MeasuredImage]], name: str) -> Comparison | None:
     """Compare a way to merge with the plain sum."""
     if name == "sum" or name in ENDS or "sum" not in looks:
         return None

@@ -23,7 +23,7 @@ from torch import nn
 
 from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.merging import GenerateRequest, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.ranks import parse_rank
 
 SHAPES = {
@@ -97,8 +97,8 @@ def multiply(layer: Layer) -> torch.Tensor:
 
 def measure_ours(adapters: list[Adapter], repeats: int) -> dict[str, object]:
     """Merge all layers, and tell time, memory and errors."""
-    request = GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
-    full = GenerateRequest(list(WEIGHTS))
+    request = MergeRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
+    full = MergeRequest(list(WEIGHTS))
     cpu, wall = [], []
     forget_peak()
     before = read_memory_mib("VmRSS")
@@ -138,7 +138,7 @@ def stays_finite(adapters: list[Adapter]) -> bool:
         layer = second[name]
         second[name] = Layer(layer.down, torch.zeros_like(layer.up))
     first[some[1]] = Layer(first[some[1]].down, torch.zeros_like(first[some[1]].up))
-    request = GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
+    request = MergeRequest(list(WEIGHTS), rank=parse_rank(str(RANK)))
     merged = combine([Adapter(first), Adapter(second)], request).adapter
     return all(
         bool(torch.isfinite(layer.up).all() and torch.isfinite(layer.down).all())
@@ -151,7 +151,7 @@ def measure_peft(shape: tuple[int, int], adapters: list[Adapter]) -> dict[str, f
     name = name_layer(shape, 0)
     ours = combine(
         [Adapter({name: adapter.layers[name]}) for adapter in adapters],
-        GenerateRequest(list(WEIGHTS), rank=parse_rank(str(RANK))),
+        MergeRequest(list(WEIGHTS), rank=parse_rank(str(RANK))),
     ).adapter.layers[name]
     found = {}
     for kind, whole in (("default", True), ("thin", False)):

@@ -25,7 +25,7 @@ from dreamloom.merging.activations.forward_passes import ForwardPasses, list_pas
 from dreamloom.merging.activations.prepare import prepare_merge
 from dreamloom.merging.activations.prompts import MergePrompts
 from dreamloom.merging.activations.targets import measure_missed, record_examples
-from dreamloom.merging.merging import GenerateRequest, combine
+from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.method import Value
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
@@ -71,13 +71,13 @@ def measure(model: Model, adapters: list[Adapter], out: Path | None) -> None:
     """Merge in each way, print what it costs and misses, and keep the adapters if asked to."""
     from dreamloom.lora.writing import write_adapter
 
-    plain = GenerateRequest([1.0, 1.0])
+    plain = MergeRequest([1.0, 1.0])
     passes = list_passes(weigh_adapters(adapters, plain), HELD_OUT, joint=True)
     recorded = record_examples(ForwardPasses(model, adapters, plain, passes, STEPS, SEED))
     print("| method | seconds | misses of subject | misses of style | from the sum, both asked |")
     print("|---|---|---|---|---|")
     for method, options in WAYS:
-        request = GenerateRequest([1.0, 1.0], method, options)
+        request = MergeRequest([1.0, 1.0], method, options)
         with measure_effort() as effort:
             prepared = prepare_merge(model, adapters, request)
             merged = combine(adapters, request, prepared.layers if prepared else None).adapter

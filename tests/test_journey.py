@@ -28,7 +28,7 @@ from dreamloom.pipeline.train import (
     open_run,
     prepare_run,
     resolve_defaults,
-    teach,
+    train_subject,
 )
 from studio_set import make_photos
 
@@ -60,7 +60,7 @@ def test_photos_to_adapter_to_pictures_to_scores(
 ) -> None:
     asked = load_config(overrides={"base": str(tiny_sdxl), "subject.phrase": "sks dog", **SMALL})
     run, model, config = prepare_run(tmp_path / "run", asked, runtime, photos)
-    record = teach(run, model, photos, config)
+    record = train_subject(run, model, photos, config)
     assert record.results["class_images"] == 2
     assert record.results["photo_exposures"] == 2
     for name in ("photos", "priors", "train"):
@@ -127,7 +127,7 @@ def test_another_run_in_the_folder_is_refused_by_its_differences(
 ) -> None:
     first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
     run, model, config = prepare_run(tmp_path / "run", first, runtime, photos)
-    teach(run, model, photos, config)
+    train_subject(run, model, photos, config)
     changed = load_config(overrides={"base": str(tiny_sdxl), **SMALL, "train.rank": 3})
     with pytest.raises(RunFolderError, match=r"train\.rank is 2 there and 3 here"):
         prepare_run(run.path, changed, runtime, photos)

@@ -7,7 +7,7 @@ import pytest
 from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note
-from dreamloom.pipeline.train import prepare_run, teach
+from dreamloom.pipeline.train import prepare_run, train_subject
 from studio_set import make_photos
 
 PAIR = ("without-prior", "with-prior")
@@ -41,7 +41,7 @@ def test_each_recipe_trains_and_says_what_this_machine_replaced(
     photos = make_photos(tmp_path / "photos")
     runtime = pick_runtime("cpu", asked.precision)
     run, model, config = prepare_run(tmp_path / "run", asked, runtime, photos)
-    record = teach(run, model, photos, config, told.append)
+    record = train_subject(run, model, photos, config, told.append)
     assert record.results["photo_exposures"] == exposures(config)
     notes = " ".join(event.text for event in told if isinstance(event, Note))
     assert "adamw instead of adamw8bit" in notes

@@ -267,11 +267,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     def measure(pool: Executor, quick: bool) -> list[Row]:
         return [at_least("sharpness", 31.0 if quick else 29.0, 30.0, 12, (28.5, 29.5))]
 
-    def teach(*given: object) -> list[Outcome]:
+    def train_subject(*given: object) -> list[Outcome]:
         return [outcome(rises={"without_prior": [0.4, 0.5], "with_prior": [0.1, 0.1]})]
 
     monkeypatch.setattr(score, "score_model", measure)
-    monkeypatch.setattr(score, "run_trial", teach)
+    monkeypatch.setattr(score, "run_trial", train_subject)
     monkeypatch.setattr(score, "open_pool", lambda processes: nullcontext(None))
     return CliRunner()
 

@@ -168,13 +168,13 @@ def run_trial(
     both = [*range(plan.forgetful)]
     # Teaching without class images need not wait for them.
     jobs: list[Future[None]] = [pool.submit(draw_class_images, work, plan)]
-    jobs += [pool.submit(teach_and_draw, work, plan, number, _WITHOUT) for number in both[:1]]
+    jobs += [pool.submit(train_and_draw, work, plan, number, _WITHOUT) for number in both[:1]]
     jobs[0].result()
     # The longest first, so that no process ends long before the others.
     jobs += [
-        pool.submit(teach_and_draw, work, plan, number, _WITH) for number in range(plan.subjects)
+        pool.submit(train_and_draw, work, plan, number, _WITH) for number in range(plan.subjects)
     ]
-    jobs += [pool.submit(teach_and_draw, work, plan, number, _WITHOUT) for number in both[1:]]
+    jobs += [pool.submit(train_and_draw, work, plan, number, _WITHOUT) for number in both[1:]]
     jobs += [pool.submit(draw_base, work, plan)]
     for done, job in enumerate(as_completed(jobs), start=1):
         job.result()
@@ -255,7 +255,7 @@ def draw_base(work: Path, plan: TrialPlan) -> None:
     _draw_sets(open_run(_base_folder(work), config), model, config, plan)
 
 
-def teach_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
+def train_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
     """Teach one subject, with or without class images, and draw with its adapter.
 
     Args:

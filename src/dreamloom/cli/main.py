@@ -136,7 +136,7 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.pass_obj
 def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
-    from dreamloom.pipeline.train import name_folder, prepare_run, teach
+    from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
 
     config = _settings(given)
     out = out or name_folder(config)
@@ -144,7 +144,7 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
     is_first = os.environ.get("RANK", "0") == "0"
     with _watch(quiet or not is_first) as observe:
         run, model, config = prepare_run(out, config, _runtime(config), folder, resume, observe)
-        teach(run, model, folder, config, observe)
+        train_subject(run, model, folder, config, observe)
     if not is_first:
         return
     click.echo(f"The adapter: {run.adapter}")

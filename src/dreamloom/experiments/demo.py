@@ -68,9 +68,9 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     priors = make_class_images(
         root, model, config.class_prompt(), config.priors, config.seed, side, observe
     )
-    without = _teach(root, "without_prior", model, photos, None, config, observe)
-    with_prior = _teach(root, "with_prior", model, photos, priors, config, observe)
-    style = _teach_style(root, model, config, observe)
+    without = _train(root, "without_prior", model, photos, None, config, observe)
+    with_prior = _train(root, "with_prior", model, photos, priors, config, observe)
+    style = _train_style(root, model, config, observe)
     merged = _merge(root, with_prior, style, observe)
     sets = _draw(root, model, config, (without, with_prior, style, merged), observe)
     scorecards = _score(root, sets, photos, priors, config, observe)
@@ -79,7 +79,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     return write_report(out, observe)
 
 
-def _teach(
+def _train(
     root: RunFolder,
     name: str,
     model: Model,
@@ -97,7 +97,7 @@ def _teach(
     return run
 
 
-def _teach_style(root: RunFolder, model: Model, config: LoomConfig, observe: Observer) -> RunFolder:
+def _train_style(root: RunFolder, model: Model, config: LoomConfig, observe: Observer) -> RunFolder:
     """Teach pixel art from captioned pictures; its trigger is the word ``pixel``."""
     subject = config.subject.model_copy(
         update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}

@@ -186,7 +186,7 @@ def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model
         )
 
 
-def teach(
+def train_subject(
     run: RunFolder,
     model: Model,
     photos_folder: Path,

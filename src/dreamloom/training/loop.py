@@ -64,7 +64,7 @@ class TrainHooks:
     is_validation_due: Callable[[int], bool]
 
 
-def teach(
+def run_training_loop(
     context: TrainContext, trainable: TrainableAdapter, updates: range, hooks: TrainHooks
 ) -> list[float]:
     """Do the updates of a range; return their losses.

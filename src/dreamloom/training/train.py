@@ -35,8 +35,8 @@ from dreamloom.training.loop import (
     TrainContext,
     TrainHooks,
     list_samples,
+    run_training_loop,
     tail_mean,
-    teach,
     validate,
 )
 from dreamloom.training.optimization import TrainableAdapter
@@ -268,7 +268,7 @@ def _go_on(
 
     last = context.config.train.steps
     hooks = TrainHooks(save, run_validation, validation.is_due)
-    losses = teach(context, trainable, range(resumed.updates_done, last), hooks)
+    losses = run_training_loop(context, trainable, range(resumed.updates_done, last), hooks)
     if validation.is_due(last):
         run_validation(last)
     return losses

@@ -69,10 +69,10 @@ def run_study(study: Study, out: Path, on: str = "here", observe: Observer = sil
         found = crew.do(partial(work.survey, run.path), study, observe)
         observe = tee(observe, run.observer())
         plan = _make_plan(study, found)
-        teachings = found.teachings.values()
-        class_runs = {t.class_run.path: t for t in teachings if t.class_run}
+        trainings = found.trainings.values()
+        class_runs = {t.class_run.path: t for t in trainings if t.class_run}
         crew.do_all(work.draw_class_images, class_runs, observe, "drawing class images")
-        crew.do_all(work.teach, {t.run.path: t for t in teachings}, observe, "teaching")
+        crew.do_all(work.train, {t.run.path: t for t in trainings}, observe, "teaching")
         pieces = {drawing.run.path: drawing for drawing in plan.drawings()}
         drawn = crew.do_all(work.draw, pieces, observe, "drawing")
         if study.answer != "weak_spots":
@@ -125,15 +125,15 @@ def _make_plan(study: Study, found: Survey) -> _Plan:
     plan = _Plan({}, {})
     for arm in study.list_arms():
         for seed in study.train_seeds:
-            teaching = found.teachings[arm.name, seed]
-            settings = teaching.config.generate
+            training = found.trainings[arm.name, seed]
+            settings = training.config.generate
             first, count = settings.first_seed, settings.images_per_prompt
             half = count // 2 if study.answer == "choose" else 0
             rest = range(first + half, first + count)
-            plan.reported[arm.name, seed] = work.plan_drawing(study, found, arm, teaching, rest)
+            plan.reported[arm.name, seed] = work.plan_drawing(study, found, arm, training, rest)
             if half:
                 own = range(first, first + half)
-                plan.choosing[arm.name, seed] = work.plan_drawing(study, found, arm, teaching, own)
+                plan.choosing[arm.name, seed] = work.plan_drawing(study, found, arm, training, own)
     return plan
 
 
@@ -143,7 +143,7 @@ def _count_exposures(found: Survey) -> dict[str, int]:
         arm: t.config.train.steps
         * t.config.train.batch_photos
         * t.config.train.gradient_accumulation_steps
-        for (arm, _), t in found.teachings.items()
+        for (arm, _), t in found.trainings.items()
     }
 
 
@@ -161,7 +161,7 @@ def _lay_out(
     return ArmFindings(
         name=arm.name,
         cards=tuple(cards[path] for path in pictures),
-        runs=tuple(_name(found.teachings[place].run.path) for place in places),
+        runs=tuple(_name(found.trainings[place].run.path) for place in places),
         pictures=tuple(_name(path) for path in pictures),
         seconds_per_picture=sum(drawn[path] for path in pictures) / len(pictures),
         choosing=tuple(cards[path] for path in choosing),

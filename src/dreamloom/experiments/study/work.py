@@ -40,7 +40,7 @@ _KEY_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Training:
     """One training: everything that its adapter depends on.
 
     Args:
@@ -129,12 +129,12 @@ class Survey:
 
     Args:
         base: Fingerprint of the base model.
-        teachings: How each arm is taught with each training seed, by the arm's name and the seed.
+        trainings: How each arm is taught with each training seed, by the arm's name and the seed.
         references: Folder of the run that holds the prepared photos to score against.
     """
 
     base: str
-    teachings: Mapping[tuple[str, int], Teaching]
+    trainings: Mapping[tuple[str, int], Training]
     references: Path
 
 
@@ -158,7 +158,7 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
         check_request(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
     RunFolder(root).claim()
-    teachings: dict[tuple[str, int], Teaching] = {}
+    trainings: dict[tuple[str, int], Training] = {}
     prepared: dict[str, Path] = {}
     for (name, seed), config in configs.items():
         model, how = _load(config), fingerprint(config.photos)
@@ -168,24 +168,24 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
         chosen = choose_photos(every, counts[name], seed).photos
         files = tuple(photo.file for photo in chosen)
         base = model.identity.fingerprint
-        teachings[name, seed] = Teaching(root, config, base, prepared[how], files)
-    _check_trainings(study, teachings)
+        trainings[name, seed] = Training(root, config, base, prepared[how], files)
+    _check_trainings(study, trainings)
     references = prepared[how]
     if study.references:
         references = _prepare_photos(root, Path(study.references), config, model, observe)
-    return Survey(base, teachings, references)
+    return Survey(base, trainings, references)
 
 
-def _check_trainings(study: Study, teachings: Mapping[tuple[str, int], Teaching]) -> None:
+def _check_trainings(study: Study, trainings: Mapping[tuple[str, int], Training]) -> None:
     """Find out whether every training that is left to do can be done at all.
 
     One training seed can be done if another can.
     """
-    first = {t.key: t for (_, seed), t in teachings.items() if seed == study.train_seeds[0]}
-    for teaching in first.values():
-        if not teaching.run.adapter.is_file():
-            captions = [photo.caption for photo in teaching.photos.photos]
-            check_training(_load(teaching.config), captions, teaching.config)
+    first = {t.key: t for (_, seed), t in trainings.items() if seed == study.train_seeds[0]}
+    for training in first.values():
+        if not training.run.adapter.is_file():
+            captions = [photo.caption for photo in training.photos.photos]
+            check_training(_load(training.config), captions, training.config)
 
 
 def _find_photos(
@@ -243,7 +243,7 @@ def list_prompts(study: Study, config: LoomConfig) -> tuple[Prompt, ...]:
 
 
 def plan_drawing(
-    study: Study, found: Survey, arm: Arm, teaching: Teaching, seeds: range
+    study: Study, found: Survey, arm: Arm, training: Training, seeds: range
 ) -> Drawing:
     """Say how an arm's adapter draws with some of the seeds, and what its floor is.
 
@@ -251,21 +251,21 @@ def plan_drawing(
         study: The study.
         found: Its survey.
         arm: One of its arms.
-        teaching: How that was taught.
+        training: How that was taught.
         seeds: Seeds of each prompt's pictures, all in a row.
     """
-    config, updates = teaching.config, teaching.config.train.steps
+    config, updates = training.config, training.config.train.steps
     generate = config.generate.model_copy(
         update={"first_seed": seeds.start, "images_per_prompt": len(seeds)}
     )
     config = config.model_copy(update={"generate": generate})
     update = count_updates(arm.checkpoint, updates)
-    run = teaching.run
+    run = training.run
     adapter = run.adapter if update == updates else run.looks / f"{update:06d}" / run.adapter.name
     prompts = list_prompts(study, config)
-    below = Drawing(teaching.root, config, found.base, prompts, found.references)
+    below = Drawing(training.root, config, found.base, prompts, found.references)
     return Drawing(
-        teaching.root,
+        training.root,
         config,
         found.base,
         prompts,
@@ -276,21 +276,21 @@ def plan_drawing(
     )
 
 
-def draw_class_images(teaching: Teaching, observe: Observer = silent) -> ClassImageSet | None:
+def draw_class_images(training: Training, observe: Observer = silent) -> ClassImageSet | None:
     """Draw the class images of a training, unless they lie there."""
-    run = teaching.class_run
+    run = training.class_run
     if run is None:
         return None
     run.claim()
-    return find_class_images(run, _load(teaching.config), teaching.config, observe)
+    return find_class_images(run, _load(training.config), training.config, observe)
 
 
-def teach(teaching: Teaching, observe: Observer = silent) -> Record:
+def train(training: Training, observe: Observer = silent) -> Record:
     """Teach, unless it was done; its class images must be drawn."""
-    model, config = _load(teaching.config), teaching.config
-    priors = draw_class_images(teaching, observe)
-    run = open_run(teaching.run.path, config)
-    return train_adapter(run, model, teaching.photos, priors, config, tee(observe, run.observer()))
+    model, config = _load(training.config), training.config
+    priors = draw_class_images(training, observe)
+    run = open_run(training.run.path, config)
+    return train_adapter(run, model, training.photos, priors, config, tee(observe, run.observer()))
 
 
 def draw(drawing: Drawing, observe: Observer = silent) -> float:
