@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.fuse import fuse_into_checkpoint
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 
 CONFIGS = Path("src/dreamloom/models/sdxl_configs")
 LINEAR = re.compile(r"\.(to_[qkv]|to_out\.0|net\.0\.proj|net\.2|proj_in|proj_out)$")
@@ -73,7 +73,7 @@ def bake(file: Path, base: Path, out: Path) -> tuple[float, float]:
     """Bake, and tell seconds and the peak in MiB above what was held before."""
     forget_peak()
     before, begun = read_memory_mib("VmRSS"), time.perf_counter()
-    fuse_into_checkpoint([Part(file)], str(base), out)
+    fuse_into_checkpoint([AdapterPart(file)], str(base), out)
     return time.perf_counter() - begun, read_memory_mib("VmHWM") - before
 
 

@@ -30,7 +30,7 @@ from merge_vs_peft import RANK, SHAPES, WEIGHTS, make_layer
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
 from dreamloom.merging.merging import MergeRequest, combine, merge_uncut
-from dreamloom.merging.method import Context, Part
+from dreamloom.merging.method import Context, LayerPart
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.ranks import parse_rank
 
@@ -41,12 +41,12 @@ SPACES = ("dense", "knots", "core")
 DENSITIES = (0.2, 0.5, 0.9)
 
 
-def make_parts(shape: tuple[int, int], rank: int, seed: int) -> list[Part]:
+def make_parts(shape: tuple[int, int], rank: int, seed: int) -> list[LayerPart]:
     """Make two updates at weight 1."""
     rng = torch.Generator().manual_seed(seed)
     outputs, inputs = shape
     return [
-        Part(
+        LayerPart(
             Factors(
                 torch.randn(outputs, rank, generator=rng),
                 torch.randn(rank, inputs, generator=rng),
@@ -58,7 +58,9 @@ def make_parts(shape: tuple[int, int], rank: int, seed: int) -> list[Part]:
     ]
 
 
-def merge(parts: Sequence[Part], name: str, space: str, density: float) -> torch.Tensor | Factors:
+def merge(
+    parts: Sequence[LayerPart], name: str, space: str, density: float
+) -> torch.Tensor | Factors:
     """Merge one layer."""
     method = find_method(name)
     spread = {"spread": min(0.1, 1 - density)} if name == "della" else {}
@@ -66,7 +68,7 @@ def merge(parts: Sequence[Part], name: str, space: str, density: float) -> torch
     return method.merge(parts, Context("layer", options, seed=0, adapters=len(parts)))
 
 
-def look(parts: Sequence[Part], name: str, space: str, density: float) -> dict[str, float]:
+def look(parts: Sequence[LayerPart], name: str, space: str, density: float) -> dict[str, float]:
     """What a merged layer is like, before and after it is cut to the rank of its parts together."""
     plain = stack([(part.factors, part.weight) for part in parts]).multiply()
     merged = merge(parts, name, space, density)

@@ -31,7 +31,7 @@ from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
-from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import table, tell_score
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
 from dreamloom.experiments.merge_search.retention import Ends
@@ -234,7 +234,7 @@ def score(done: dict[str, Done], out: Path, config: LoomConfig) -> list[Row]:
         for folder in ("rraj", "pixel-art")
     )
     encoders = pick_encoders(config.evaluate, sets["base"])
-    judge = Judge(encoders, refer(photos, style))
+    judge = PictureJudge(encoders, refer(photos, style))
     looks = {name: judge.look(images) for name, images in sets.items()}
     prompts = [picture.prompt for picture in sets["base"].pictures]
     ends = Ends(prompts, looks["base"], looks["subject"], looks["style"])

@@ -18,8 +18,8 @@ from dreamloom.picturebook.world import (
     Drawing,
     DrawingFields,
     Hat,
-    Kind,
     Scene,
+    SubjectKind,
     sample_drawing,
     vary,
 )
@@ -86,7 +86,7 @@ SHOTS = (
 )
 
 # The twelve pictures of the style: kind, scene, hat.
-STYLE_PICTURES: tuple[tuple[Kind, Scene, Hat], ...] = (
+STYLE_PICTURES: tuple[tuple[SubjectKind, Scene, Hat], ...] = (
     ("dog", "snow", "none"),
     ("person", "city", "none"),
     ("cat", "beach", "none"),

@@ -12,8 +12,8 @@ from dreamloom.core.config.settings import load_config
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import silent
-from dreamloom.models.base import Weights
-from dreamloom.training.async_logging import AsyncLossLog, Outcome
+from dreamloom.models.base import WeightGroup
+from dreamloom.training.async_logging import AsyncLossLog, StepOutcome
 from dreamloom.training.batches import Sample
 from dreamloom.training.losses import combine_errors
 from dreamloom.training.optimization import TrainableAdapter
@@ -33,7 +33,7 @@ def trainable(weight: Tensor, device: torch.device = CPU, **settings: object) ->
         }
     )
     made = TrainableAdapter(
-        [Weights("down", (torch.nn.Parameter(weight),))],
+        [WeightGroup("down", (torch.nn.Parameter(weight),))],
         config,
         Runtime(device, torch.float32),
         silent,
@@ -54,7 +54,7 @@ def write(loss_log: AsyncLossLog, update: int, finite: tuple[bool, bool], loss: 
 
 
 def test_on_the_processor_an_update_is_told_at_once() -> None:
-    told: list[Outcome] = []
+    told: list[StepOutcome] = []
     loss_log = AsyncLossLog(CPU, told.append)
     write(loss_log, 0, (True, True), 1.0)
     write(loss_log, 1, (True, False), 2.0)
@@ -92,7 +92,7 @@ def test_numbers_that_travel_are_read_in_order_and_not_too_late(
     empty = torch.empty
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", lambda shape, pin_memory: empty(shape))
-    told: list[Outcome] = []
+    told: list[StepOutcome] = []
     loss_log = AsyncLossLog(torch.device("cuda"), told.append, behind=2)
     for update in range(2):
         write(loss_log, update, (True, True), float(update))

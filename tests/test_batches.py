@@ -11,7 +11,13 @@ from PIL import Image
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Model
-from dreamloom.training.batches import BatchPlan, Share, TrainingBatches, choose_place, draw_numbers
+from dreamloom.training.batches import (
+    BatchPlan,
+    BatchShare,
+    TrainingBatches,
+    choose_place,
+    draw_numbers,
+)
 from studio_set import claimed, make_lesson, make_photos, small_config
 
 
@@ -21,7 +27,7 @@ def test_prompts_and_framings_stay_with_their_images(
     """The faults of others: tiled prompts, and class images with a photo's crop."""
     batches = make_lesson(model, *sets, small_config(model))
     side = model.advice.resolution_px
-    (batch,) = batches.make_batches(0, Share(2, 2))
+    (batch,) = batches.make_batches(0, BatchShare(2, 2))
     assert batch.is_prior.tolist() == [False, False, True, True]
     for sample, framing, prompt in zip(batch.samples, batch.framings, batch.prompts, strict=True):
         assert prompt == batches.prompts[sample.is_prior]
@@ -37,7 +43,7 @@ def test_every_row_is_the_crop_that_its_card_names(
     batches = make_lesson(model, *sets, small_config(model, photos__flip=True))
     side = model.advice.resolution_px
     for update in range(6):
-        (batch,) = batches.make_batches(update, Share(2, 2))
+        (batch,) = batches.make_batches(update, BatchShare(2, 2))
         for row, sample in enumerate(batch.samples):
             name = (
                 batches.priors[sample.picture]
@@ -67,7 +73,7 @@ def test_captions_replace_the_common_prompt(
     batches = make_lesson(model, captioned, None, small_config(model))
     assert len(batches.texts) == 2 + 3
     for update in range(3):
-        (batch,) = batches.make_batches(update, Share(2, 0))
+        (batch,) = batches.make_batches(update, BatchShare(2, 0))
         told = [f"pixel, number {sample.picture}" for sample in batch.samples]
         assert list(batch.prompts) == told
         alone = model.encode_prompts(told)
@@ -102,7 +108,7 @@ def test_mirrored_crops_are_framed_from_the_other_side(
     room = photo.scaled_px[1] - photo.bucket_px[1]
     seen = set()
     for update in range(12):
-        (batch,) = batches.make_batches(update, Share(2, 0))
+        (batch,) = batches.make_batches(update, BatchShare(2, 0))
         for sample, framing in zip(batch.samples, batch.framings, strict=True):
             left, mirrored = sample.place[1:]
             assert framing.crop_top_left_px[1] == (room - left if mirrored else left)
@@ -125,7 +131,7 @@ def test_crops_are_fresh_in_each_round_and_encoded_once(
     places = {
         (sample.picture, sample.place)
         for update in range(30)
-        for batch in batches.make_batches(update, Share(3, 3))
+        for batch in batches.make_batches(update, BatchShare(3, 3))
         for sample in batch.samples
         if not sample.is_prior
     }
@@ -134,7 +140,7 @@ def test_crops_are_fresh_in_each_round_and_encoded_once(
     assert sum(encoded) <= len(places)
     encoded.clear()
     for update in range(30):
-        batches.make_batches(update, Share(3, 3))
+        batches.make_batches(update, BatchShare(3, 3))
     assert not encoded
 
 
@@ -157,7 +163,7 @@ def test_held_out_photos_are_never_dealt(
     drawn = {
         batches.name(sample)
         for update in range(12)
-        for sample in batches.draw_samples(update, Share(2, 2))
+        for sample in batches.draw_samples(update, BatchShare(2, 2))
     }
     assert last.source not in drawn
     assert len(drawn) == 2 + 3
@@ -172,7 +178,7 @@ def test_pictures_of_other_shapes_go_in_parts_of_their_own(
     wide = photos.photos[0].model_copy(update={"bucket_px": (64, 80)})
     mixed = photos.model_copy(update={"photos": (wide, *photos.photos[1:])})
     batches = make_lesson(model, mixed, priors, small_config(model))
-    parts = batches.make_batches(0, Share(3, 2))
+    parts = batches.make_batches(0, BatchShare(3, 2))
     assert [part.latents.mean.shape[-2:] for part in parts] == [(8, 8), (8, 10)]
     samples = [sample for part in parts for sample in part.samples]
     assert sorted(sample.number for sample in samples if not sample.is_prior) == [0, 1, 2]
@@ -189,7 +195,7 @@ def test_masks_are_cut_like_their_pictures(
     first = photos.photos[0].model_copy(update={"mask": "half.png"})
     masked = photos.model_copy(update={"photos": (first, *photos.photos[1:])})
     batches = make_lesson(model, masked, None, small_config(model))
-    (batch,) = batches.make_batches(0, Share(3, 0))
+    (batch,) = batches.make_batches(0, BatchShare(3, 0))
     assert batch.masks is not None
     for sample, cut in zip(batch.samples, batch.masks, strict=True):
         if sample.picture:
@@ -204,7 +210,7 @@ def test_every_photo_is_dealt_equally_often() -> None:
     drawn = [
         sample
         for update in range(9)
-        for _, sample, _ in draw_numbers(6, update, 4, Share(4, 0), 0, "x")
+        for _, sample, _ in draw_numbers(6, update, 4, BatchShare(4, 0), 0, "x")
     ]
     assert {drawn.count(sample) for sample in range(6)} == {6}
     assert drawn[:6] != drawn[6:12]
@@ -214,9 +220,10 @@ def test_every_photo_is_dealt_equally_often() -> None:
 @pytest.mark.parametrize("batches", [2, 3])
 def test_the_shares_of_an_update_are_the_whole_of_it(batches: int) -> None:
     for update in range(5):
-        whole = draw_numbers(7, update, 2 * batches, Share(2 * batches, 0), 0, "photos")
+        whole = draw_numbers(7, update, 2 * batches, BatchShare(2 * batches, 0), 0, "photos")
         shares = [
-            draw_numbers(7, update, 2, Share(2, 0, batches, i), 0, "photos") for i in range(batches)
+            draw_numbers(7, update, 2, BatchShare(2, 0, batches, i), 0, "photos")
+            for i in range(batches)
         ]
         assert [sample for share in shares for sample in share] == whole
 

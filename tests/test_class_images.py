@@ -20,7 +20,7 @@ from dreamloom.data.class_images import BATCH, draw_class_images, make_class_ima
 from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.models.base import Sampler
 from dreamloom.models.families import load_model
-from dreamloom.training.batches import Share, draw_numbers
+from dreamloom.training.batches import BatchShare, draw_numbers
 from looks import psnr_db
 
 PROMPT = "a photo of a person"
@@ -378,7 +378,7 @@ def test_fault_14_class_images_have_another_size_than_training(run):
 def test_fault_15_class_images_change_how_often_photos_are_seen():
     def looked_at(priors):
         """Deal 6 photos, and as many class images as there are, one of each an update."""
-        share = Share(photos=1, priors=1)
+        share = BatchShare(photos=1, priors=1)
         updates = range(120)
         photos = [draw_numbers(6, update, 1, share, 0, "photos")[0][1] for update in updates]
         images = [
@@ -393,7 +393,7 @@ def test_fault_15_class_images_change_how_often_photos_are_seen():
 
 
 def test_fault_15_a_class_image_always_meets_the_same_photo():
-    share = Share(photos=1, priors=1)
+    share = BatchShare(photos=1, priors=1)
     partners = {}
     for update in range(120):
         (_, photo, _), (_, image, _) = (

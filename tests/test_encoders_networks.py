@@ -13,7 +13,7 @@ from dreamloom.evaluation.encoders.base import Extractor, PerceptualDistance
 from dreamloom.evaluation.encoders.copies import CopyEncoder, CopyNetwork, generalised_mean
 from dreamloom.evaluation.encoders.perceptual import LPIPS_PREPROCESSING, LpipsDistance
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
-from dreamloom.evaluation.encoders.style import StyleEncoder
+from dreamloom.evaluation.encoders.style import CsdEncoder
 
 SMALL = Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3)
 
@@ -75,7 +75,7 @@ def test_style_is_the_eyes_view_through_its_own_projection(eye, tmp_path):
     projection = random_weights({"last_layer_style": (128, 24)})
     weights = {**openai_names(eye), **projection, "last_layer_content": torch.zeros(128, 24)}
     save_file(weights, tmp_path / "model.safetensors")
-    encoder = StyleEncoder(tmp_path, "csd@1", SMALL)
+    encoder = CsdEncoder(tmp_path, "csd@1", SMALL)
     found = encoder.embed([noise(0), noise(1)])
     with torch.no_grad():
         seen = eye(pixel_values=SMALL([noise(0), noise(1)])).pooler_output
@@ -88,7 +88,7 @@ def test_style_is_the_eyes_view_through_its_own_projection(eye, tmp_path):
 def test_style_without_a_projection_is_refused(eye, tmp_path):
     save_file(openai_names(eye), tmp_path / "model.safetensors")
     with pytest.raises(EvaluationError, match="last_layer_style"):
-        StyleEncoder(tmp_path)
+        CsdEncoder(tmp_path)
 
 
 @pytest.fixture(scope="module")

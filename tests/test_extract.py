@@ -16,7 +16,7 @@ from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.extract import extract_adapter, find_nearest
 from dreamloom.merging.files.fuse import fuse_into_checkpoint
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from test_loading import original_layout
@@ -81,7 +81,7 @@ def adapter(tiny_sdxl):
 @pytest.fixture
 def part(adapter, tmp_path):
     write_adapter(tmp_path / "adapter.safetensors", adapter)
-    return Part(tmp_path / "adapter.safetensors", 0.5)
+    return AdapterPart(tmp_path / "adapter.safetensors", 0.5)
 
 
 # ------------------------------------------------------------------ weights by layer
@@ -145,7 +145,7 @@ def test_a_baked_model_is_the_base_plus_the_weighted_updates(
 ):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
-    fused = fuse_into_checkpoint([part, Part(part.path, -0.25, "again")], str(base), out)
+    fused = fuse_into_checkpoint([part, AdapterPart(part.path, -0.25, "again")], str(base), out)
     assert fused.layers == len(LAYERS)
     old, new = open_weights(str(base)), open_weights(str(out))
     tolerance = 2e-3 if kind == "half" else 1e-6
@@ -227,7 +227,7 @@ def test_new_words_stay_beside(tiny_sdxl, adapter, tmp_path):
     )
     write_adapter(tmp_path / "words.safetensors", taught)
     events = []
-    part = Part(tmp_path / "words.safetensors")
+    part = AdapterPart(tmp_path / "words.safetensors")
     fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked", observe=events.append)
     assert [e.text for e in events if isinstance(e, Note)] == [
         f"The new words of {part.path} (rraj) stay in the file beside it: a checkpoint has no "
@@ -263,7 +263,7 @@ def test_a_baked_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):
     fuse_into_checkpoint([part], str(tiny_sdxl), out)
     assert "exists already" in refused(RunFolderError, part, tiny_sdxl, out)
     fuse_into_checkpoint(
-        [Part(part.path, 0.0), Part(part.path, 1.0, "b")], str(tiny_sdxl), out, True
+        [AdapterPart(part.path, 0.0), AdapterPart(part.path, 1.0, "b")], str(tiny_sdxl), out, True
     )
     name = LAYERS[0]
     change = open_weights(str(out)).read(name) - open_weights(str(tiny_sdxl)).read(name)
@@ -285,7 +285,7 @@ def test_layers_of_another_shape_are_refused(tiny_sdxl, part, tmp_path):
 
 
 def test_what_overflows_in_half_precision_is_not_written(half, part, tmp_path):
-    strong = Part(part.path, 1e7)
+    strong = AdapterPart(part.path, 1e7)
     assert "is not finite in the base's precision" in refused(
         AdapterError, strong, half, tmp_path / "baked"
     )

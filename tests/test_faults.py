@@ -24,7 +24,7 @@ from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import AdapterSpec, Framing, Model
 from dreamloom.models.families import load_model
-from dreamloom.training.batches import Share
+from dreamloom.training.batches import BatchShare
 from dreamloom.training.losses import timestep_weights
 from dreamloom.training.step import compute_loss, measure_errors
 from dreamloom.training.train import train_adapter
@@ -132,7 +132,7 @@ def test_fault_05_latents_captions_and_framings_stay_together(
     batches = make_lesson(model, photos, None, small_config(model))
     alone = {}
     for update in range(20):
-        (batch,) = batches.make_batches(update, Share(2, 0))
+        (batch,) = batches.make_batches(update, BatchShare(2, 0))
         for row, sample in enumerate(batch.samples):
             assert batch.prompts[row] == f"photo {sample.picture}"
             key = (sample.picture, sample.place)
@@ -146,7 +146,7 @@ def test_fault_06_crops_change_from_round_to_round(model: Model, tmp_path: Path)
     folder = make_photos(tmp_path / "wide", size=(240, 72))
     photos = load_photos(folder, claimed(tmp_path / "run"), model.advice.resolution_px)
     batches = make_lesson(model, photos, None, small_config(model, photos__flip=True))
-    samples = [c for u in range(30) for c in batches.draw_samples(u, Share(3, 0))]
+    samples = [c for u in range(30) for c in batches.draw_samples(u, BatchShare(3, 0))]
     for photo in range(3):
         places = {sample.place for sample in samples if sample.picture == photo}
         assert len({place[:2] for place in places}) > 4
@@ -160,7 +160,7 @@ def test_fault_07_faces_are_not_mirrored_unless_asked(
     assert not any(
         sample.place[2]
         for update in range(30)
-        for sample in batches.draw_samples(update, Share(3, 3))
+        for sample in batches.draw_samples(update, BatchShare(3, 3))
     )
 
 
@@ -202,14 +202,14 @@ def test_fault_09_the_autoencoder_rests_once_the_crops_are_known(
 ) -> None:
     batches = make_lesson(model, *sets, small_config(model))
     for update in range(40):
-        batches.make_batches(update, Share(3, 3))
+        batches.make_batches(update, BatchShare(3, 3))
 
     def refuse(pixels: torch.Tensor) -> None:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(model, "encode_images", refuse)
     for update in range(40):
-        batches.make_batches(update, Share(3, 3))
+        batches.make_batches(update, BatchShare(3, 3))
 
 
 def test_fault_10_the_end_loads_no_second_pipeline(
@@ -304,7 +304,7 @@ def test_fault_15_class_images_neither_stretch_the_run_nor_have_a_photo_each(
     batches = make_lesson(model, *sets, config)
     pairs = Counter()
     for update in range(24):
-        photo, prior = batches.draw_samples(update, Share(1, 1))
+        photo, prior = batches.draw_samples(update, BatchShare(1, 1))
         pairs[photo.picture, prior.picture] += 1
     assert len(pairs) > 3
 

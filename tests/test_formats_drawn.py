@@ -14,7 +14,7 @@ from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import FileFormat
 from dreamloom.merging.files.convert import convert_file
 from dreamloom.merging.files.merge import merge_adapters
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.training.train import train_adapter
 from looks import psnr_db
@@ -120,7 +120,7 @@ def test_a_merge_of_taught_adapters_draws_there_what_both_draw_here(
 ) -> None:
     weights = {"mine.safetensors": 0.7, "other.safetensors": 0.9}
     merged, out = tmp_path / "merged.safetensors", tmp_path / "a.safetensors"
-    merge_adapters([Part(studio.folder / name, w) for name, w in weights.items()], merged)
+    merge_adapters([AdapterPart(studio.folder / name, w) for name, w in weights.items()], merged)
     convert_file(merged, out, "kohya", "fp16")
     together = studio.draw(*weights.items())
     assert psnr_db(draw_there(out), together) > 45

@@ -16,7 +16,7 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Framing
 from dreamloom.models.families import load_model
-from dreamloom.models.lowrank import Memory, SharedInput
+from dreamloom.models.lowrank import InputMemory, SharedInput
 from dreamloom.models.native import load_native
 from dreamloom.models.packed_linear import (
     Order,
@@ -288,7 +288,7 @@ def test_what_frozen_weights_make_of_the_same_input_is_computed_once() -> None:
         calls.append(1)
         return 2 * x
 
-    memory, x = Memory(), torch.ones(3)
+    memory, x = InputMemory(), torch.ones(3)
     assert memory.find(x, double) is None
     for _ in range(3):
         found = memory.find(x, double)

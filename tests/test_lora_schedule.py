@@ -16,9 +16,9 @@ from dreamloom.models.lora_schedule import (
     TOGETHER,
     Composition,
     Curve,
+    LayerShare,
     LoraSchedule,
     Moment,
-    Share,
     Turn,
     describe_lora_schedules,
     parse_composition,
@@ -158,7 +158,10 @@ def test_the_table_of_k_lora_picks_what_its_comparison_picks_at_every_step(
 ) -> None:
     subject, style = make_pair()
     table = share_layers(subject, style, alpha, beta)
-    ours, theirs = Share("subject", table, alpha, beta), Share("style", table, alpha, beta)
+    ours, theirs = (
+        LayerShare("subject", table, alpha, beta),
+        LayerShare("style", table, alpha, beta),
+    )
     seen = set()
     for moment in [Moment(step, 41) for step in range(41)]:
         picked = pick_by_the_paper(subject, style, alpha, beta, moment.progress)
@@ -288,7 +291,7 @@ def test_text_encoders_take_the_strongest_weight_whatever_the_moment() -> None:
 def test_a_pace_is_told_completely() -> None:
     lora_schedule = LoraSchedule(parse_curve("1@0,0@1"), Turn(0, 2, 3), conditional_only=True)
     assert str(lora_schedule) == "1@0,0@1; turn 1 of 2, 3 steps each; conditional only"
-    share = Share("style", {}, 1.5, 0.5)
+    share = LayerShare("style", {}, 1.5, 0.5)
     assert str(LoraSchedule(Curve.constant(1.0), share)) == "1@0; k-lora style, alpha 1.5, beta 0.5"
 
 

@@ -26,7 +26,7 @@ from dreamloom.merging.files.certificate import (
     write_sealed,
 )
 from dreamloom.merging.files.merge import carry_out
-from dreamloom.merging.files.recipe import Part, Recipe, name_parts
+from dreamloom.merging.files.recipe import AdapterPart, Recipe, name_parts
 from dreamloom.merging.files.reweight import parse_changes, remix_merge
 from dreamloom.merging.files.verify import verify_merge
 from dreamloom.merging.merging import LayerReport
@@ -49,7 +49,7 @@ def parts(tmp_path):
         if name == "person":
             adapter = replace(adapter, tokens={"rraj": {"text_encoder": torch.ones(1, 4)}})
         write_adapter(tmp_path / f"{name}.safetensors", adapter.with_metadata(n=str(seed)))
-        made.append(Part(tmp_path / f"{name}.safetensors", WEIGHTS[seed]))
+        made.append(AdapterPart(tmp_path / f"{name}.safetensors", WEIGHTS[seed]))
     return tuple(made)
 
 
@@ -115,7 +115,7 @@ def test_a_layer_of_which_nothing_is_left_is_told(parts, tmp_path, out):
         "unet.other": random_layer(2, torch.Generator().manual_seed(2)),
     }
     write_adapter(tmp_path / "half.safetensors", Adapter(layers))
-    both = (Part(tmp_path / "half.safetensors"),)
+    both = (AdapterPart(tmp_path / "half.safetensors"),)
     carry_out(Recipe(both, rank=parse_rank("energy:1")), out)
     certificate = read_certificate(out, read_adapter(out))
     assert certificate.reports["unet.nothing"] == LayerReport(0, 0.0, 0.0)
@@ -409,7 +409,7 @@ def test_new_weights_are_read():
 
 def test_parts_of_one_name_are_numbered():
     paths = [Path("a/adapter.safetensors"), Path("b/adapter.safetensors"), Path("pixel")]
-    assert [p.name for p in name_parts([Part(path) for path in paths])] == [
+    assert [p.name for p in name_parts([AdapterPart(path) for path in paths])] == [
         "adapter",
         "adapter-2",
         "pixel",
@@ -417,13 +417,13 @@ def test_parts_of_one_name_are_numbered():
 
 
 def test_a_number_never_takes_a_given_name():
-    parts = [Part(Path("a")), Part(Path("x"), name="a-2"), Part(Path("b/a"))]
+    parts = [AdapterPart(Path("a")), AdapterPart(Path("x"), name="a-2"), AdapterPart(Path("b/a"))]
     assert [part.name for part in name_parts(parts)] == ["a", "a-2", "a-3"]
 
 
 def test_a_name_given_twice_is_refused():
     with pytest.raises(ConfigError, match="Two parts are called 'me'"):
-        name_parts([Part(Path("a"), name="me"), Part(Path("b"), name="me")])
+        name_parts([AdapterPart(Path("a"), name="me"), AdapterPart(Path("b"), name="me")])
 
 
 def test_a_full_rank_is_the_default():
@@ -441,7 +441,7 @@ def test_a_file_that_holds_no_numbers_is_refused(parts, out, tmp_path):
         rows[f"{name}.lora_A.weight"][0, 1] = value
         save_file(rows, bad)
         with pytest.raises(AdapterError) as caught:
-            carry_out(Recipe((parts[0], Part(bad))), out)
+            carry_out(Recipe((parts[0], AdapterPart(bad))), out)
         assert str(bad) in caught.value.problem
         assert "NaN or infinity" in caught.value.problem
         assert not out.exists()

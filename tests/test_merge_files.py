@@ -17,7 +17,7 @@ from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.merge import merge_adapters
-from dreamloom.merging.files.recipe import Part, parse_part
+from dreamloom.merging.files.recipe import AdapterPart, parse_part
 from dreamloom.merging.files.record import record_merge
 
 # ------------------------------------------------------------------ what is typed
@@ -38,7 +38,7 @@ from dreamloom.merging.files.record import record_merge
     ],
 )
 def test_a_part_is_a_file_and_perhaps_a_weight(text, path, weight):
-    assert parse_part(text) == Part(Path(path), weight)
+    assert parse_part(text) == AdapterPart(Path(path), weight)
 
 
 @pytest.mark.parametrize("text", ["a:b", "a.safetensors:0,8", "a.safetensors:", "C:a.safetensors"])
@@ -55,8 +55,8 @@ def test_what_is_no_weight_is_named(text, tmp_path, monkeypatch):
 def test_an_existing_file_may_have_a_colon_in_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(name).touch()
-    assert parse_part(name) == Part(Path(name), 1.0)
-    assert parse_part(f"{name}:0.5") == Part(Path(name), 0.5)
+    assert parse_part(name) == AdapterPart(Path(name), 1.0)
+    assert parse_part(f"{name}:0.5") == AdapterPart(Path(name), 0.5)
 
 
 # ------------------------------------------------------------------ files in, file out
@@ -79,7 +79,7 @@ def parts(tmp_path):
         path = tmp_path / f"{seed}.safetensors"
         base = {"base": "picturebook", "base_fingerprint": "f00"}
         write_adapter(path, random_adapter(seed, subject=subject, **base))
-        made.append(Part(path, [0.8, -0.5][seed]))
+        made.append(AdapterPart(path, [0.8, -0.5][seed]))
     return made
 
 
@@ -203,13 +203,13 @@ def test_an_unknown_method_is_refused_with_the_known_ones(parts, out):
 
 
 def test_weights_that_leave_nothing_are_refused(parts, out):
-    error = refused(ConfigError, [Part(part.path, 0.0) for part in parts], out)
+    error = refused(ConfigError, [AdapterPart(part.path, 0.0) for part in parts], out)
     assert "Every weight is 0" in error.problem
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(parts, out, weight):
-    error = refused(ConfigError, [parts[0], Part(parts[1].path, weight)], out)
+    error = refused(ConfigError, [parts[0], AdapterPart(parts[1].path, weight)], out)
     assert "must be finite" in error.problem
 
 
@@ -224,7 +224,7 @@ def test_updates_of_other_shapes_are_refused(parts, out):
 
 
 def test_a_merge_that_overflows_is_not_written(parts, out):
-    error = refused(AdapterError, [parts[0], Part(parts[1].path, 3e38)], out)
+    error = refused(AdapterError, [parts[0], AdapterPart(parts[1].path, 3e38)], out)
     assert "is not finite" in error.problem
 
 
@@ -258,7 +258,9 @@ def test_a_merge_inside_a_run_is_recorded(parts, tmp_path):
 def test_the_record_tells_parts_of_one_name_apart(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.claim()
-    parts = [Part(run.path / name / "adapter.safetensors") for name in ("with_prior", "style")]
+    parts = [
+        AdapterPart(run.path / name / "adapter.safetensors") for name in ("with_prior", "style")
+    ]
     for seed, part in enumerate(parts):
         write_adapter(part.path, random_adapter(seed))
     out = run.path / "merged.safetensors"
@@ -300,7 +302,7 @@ def test_the_merged_file_alone_draws_what_the_parts_draw_together(pipeline, tmp_
                     0.3 * torch.randn(outputs, rank, *(1 for _ in inputs[1:]), generator=rng),
                 )
         write_adapter(tmp_path / f"{name}.safetensors", Adapter(layers))
-        parts.append(Part(tmp_path / f"{name}.safetensors", weights[name]))
+        parts.append(AdapterPart(tmp_path / f"{name}.safetensors", weights[name]))
     merged = merge_adapters(parts, out)
     assert len(set(merged.ranks.values())) > 2
 

@@ -18,7 +18,7 @@ from dreamloom.lora.peftconfig import CONFIG_KEY
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.merging.files.merge import merge_adapters
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.merging.files.verify import verify_merge
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
@@ -237,7 +237,7 @@ def test_one_file_at_weight_1_stays_the_change_that_it_was(method, form, tmp_pat
     stored = draw_stored(3)
     scales = QUANTIZED[form](source, stored)
     assert all(abs(scale - 1) > 0.05 for scale in scales.values())
-    merge_adapters([Part(source, 1.0)], out, method)
+    merge_adapters([AdapterPart(source, 1.0)], out, method)
     assert verify_merge(out).error < 1e-6
     expected = Adapter({n: Layer(la.down, scales[n] * la.up) for n, la in stored.items()})
     assert_same(read_adapter(out), expected, atol=2e-5)
@@ -255,7 +255,7 @@ def test_files_of_any_two_forms_add_up_to_what_they_say(first, second, tmp_path)
         parts.append(Adapter({n: Layer(la.down, scales[n] * la.up) for n, la in stored.items()}))
     weights = [0.7, -1.3]
     out = tmp_path / "out.safetensors"
-    merge_adapters([Part(path, w) for path, w in zip(paths, weights, strict=True)], out)
+    merge_adapters([AdapterPart(path, w) for path, w in zip(paths, weights, strict=True)], out)
     found = read_adapter(out)
     assert found.layers.keys() == names_of(parts)
     for name in found.layers:

@@ -32,12 +32,12 @@ from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.experiments.merge_search.candidates import (
     GROUPS,
-    Candidate,
+    MergeWeights,
     draw_design,
     propose_near,
     spread,
 )
-from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import Tried, write_command
 from dreamloom.experiments.merge_search.front import (
     attribute_change,
@@ -220,7 +220,7 @@ def test_the_first_candidates_hold_the_rivals_and_spread_over_the_weights(by_blo
 
 
 def test_candidates_that_are_all_known_are_not_proposed_again() -> None:
-    known = [Candidate((a / 100,), (b / 100,)) for a in range(100, 103) for b in range(100, 103)]
+    known = [MergeWeights((a / 100,), (b / 100,)) for a in range(100, 103) for b in range(100, 103)]
     assert propose_near(known[:1], 4, known, (1.0, 1.02), 0) == []
 
 
@@ -229,7 +229,7 @@ def test_candidates_that_are_all_known_are_not_proposed_again() -> None:
 BEST = (0.65, 1.2)
 
 
-def distance(candidate: Candidate) -> float:
+def distance(candidate: MergeWeights) -> float:
     return float(np.hypot(candidate.subject[0] - BEST[0], candidate.style[0] - BEST[1]))
 
 
@@ -402,7 +402,7 @@ def test_two_comparisons_are_corrected_together() -> None:
 )
 def test_the_verdict_says_when_searching_was_for_nothing(outcome: str, says: str) -> None:
     one = Comparison(measure="kept together", outcome=outcome, difference=0.01)
-    winner = Candidate((0.93,), (1.2,))
+    winner = MergeWeights((0.93,), (1.2,))
     told = tell_verdict(winner, dict.fromkeys(RIVALS, one), RIVALS)
     assert told.startswith("0.93 and 1.2 on held-out prompts and seeds: ")
     assert f"; {says} (+0.010)." in told
@@ -700,7 +700,7 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
     images = ImageSet(folder=tmp_path, base={}, resolution_px=64, pictures=pictures)
     for path, source in zip(images.paths(), ("subject/0", "style/1", "style/2"), strict=True):
         shutil.copy(tmp_path / f"{source}.png", path)
-    photo, own_style, unknown = Judge(encoders, references).measured(images)
+    photo, own_style, unknown = PictureJudge(encoders, references).measured(images)
     assert (photo.copies_photo, photo.copies_style) == (True, False)
     assert (own_style.copies_photo, own_style.copies_style) == (False, True)
     assert photo.identity[0] > 0.99
@@ -708,7 +708,7 @@ def test_a_judge_tells_copies_and_what_came_along_with_the_style(tmp_path) -> No
     assert photo.others is not None
     assert (unknown.prompt, unknown.others) == (None, None)
     assert photo.content_style is None
-    seeing = Judge(replace(encoders, dino=encoders.clip), references).measured(images)
+    seeing = PictureJudge(replace(encoders, dino=encoders.clip), references).measured(images)
     assert seeing[1].content_style > seeing[0].content_style
 
 

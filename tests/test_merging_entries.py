@@ -14,7 +14,7 @@ from dreamloom.merging import entries, spaces
 from dreamloom.merging.entries import add_agreeing, elect_signs, find_magnitudes
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
 from dreamloom.merging.merging import MergeRequest, combine, merge_uncut
-from dreamloom.merging.method import Context, Part
+from dreamloom.merging.method import Context, LayerPart
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.methods.della import keep_chances
 from dreamloom.merging.ranks import parse_rank
@@ -31,7 +31,7 @@ CERTAIN = [(name, options) for name, options in EVERY if name not in {"dare", "d
 
 
 def make_part(up, down, weight=1.0, number=1):
-    return Part(Factors(up.float(), down.float()), weight, number)
+    return LayerPart(Factors(up.float(), down.float()), weight, number)
 
 
 def as_parts(matrices, weights=None):
@@ -263,7 +263,7 @@ def test_an_update_of_zeros_is_as_good_as_none(name, options):
 @pytest.mark.parametrize("factor", [-1.0, 2.0, -0.25])
 def test_the_result_scales_with_the_weights(name, options, factor):
     parts = random_parts(8, [2, 3], [1.0, -0.6])
-    scaled = [Part(one.factors, factor * one.weight, one.number) for one in parts]
+    scaled = [LayerPart(one.factors, factor * one.weight, one.number) for one in parts]
     assert_close(merge(name, scaled, **options), factor * dense(merge(name, parts, **options)))
 
 
@@ -271,7 +271,7 @@ def test_the_result_scales_with_the_weights(name, options, factor):
 def test_a_weight_is_a_stronger_or_weaker_adapter(name, options):
     parts = random_parts(9, [2, 3], [0.5, -0.6])
     before = dense(merge(name, parts, **options))
-    whole = [Part(one.factors.scaled(one.weight), 1.0, one.number) for one in parts]
+    whole = [LayerPart(one.factors.scaled(one.weight), 1.0, one.number) for one in parts]
     dice_alike = sorted(parts, key=lambda one: float(one.factors.multiply().norm())) == sorted(
         parts, key=lambda one: float(one.weight * one.factors.multiply().norm()) ** 2
     )
@@ -283,7 +283,7 @@ def test_a_weight_is_a_stronger_or_weaker_adapter(name, options):
 def test_an_adapter_less_itself_is_nothing(name, options):
     one, other = random_parts(10, [3, 3])
     again = rotate([one], 2)[0]
-    merged = merge(name, [one, Part(again.factors, -1.0, 2)], **options)
+    merged = merge(name, [one, LayerPart(again.factors, -1.0, 2)], **options)
     kept = (dense(merged).abs() > 1e-4).float().mean()
     # Entries at a threshold may fall on either side of it by rounding; the others cancel.
     assert kept <= 0.02
@@ -663,7 +663,7 @@ def test_sce_counts_a_weight_in_the_energy_and_in_the_mean():
 @pytest.mark.parametrize("space", SPACES)
 def test_sce_lets_pass_whole_what_does_not_differ(space):
     (one,) = random_parts(17, [3])
-    halves = [Part(one.factors, 0.5, 1), Part(rotate([one], 3)[0].factors, 0.5, 2)]
+    halves = [LayerPart(one.factors, 0.5, 1), LayerPart(rotate([one], 3)[0].factors, 0.5, 2)]
     assert_close(merge("sce", [one], density=0.2, space=space), plain_sum([one]))
     # The weighted mean of two halves is a half.
     assert_close(merge("sce", halves, density=0.2, space=space), 0.5 * plain_sum([one]))
@@ -697,7 +697,7 @@ def test_every_adapter_has_its_own_weight(name, options):
     parts = random_parts(20, [2, 3], [1.0, 0.2])
     merged = dense(merge(name, parts, density=1.0, **options))
     as_first = dense(
-        merge(name, [Part(p.factors, 1.0, p.number) for p in parts], density=1.0, **options)
+        merge(name, [LayerPart(p.factors, 1.0, p.number) for p in parts], density=1.0, **options)
     )
     theirs = parts[1].factors.multiply()
     share = float((merged * theirs).sum() / theirs.square().sum())

@@ -12,7 +12,7 @@ from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.writing import write_adapter
-from dreamloom.models.base import AdapterSpec, Framing, Model, Sampler, Shot, Weights
+from dreamloom.models.base import AdapterSpec, Framing, Model, Sampler, Shot, WeightGroup
 from dreamloom.models.families import load_model
 from dreamloom.models.loading import fingerprint_weights
 from dreamloom.models.schedulers import SCHEDULERS, make_scheduler
@@ -40,7 +40,7 @@ def weights_of(model: SDXLModel) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in model._pipeline.unet.state_dict().items()}
 
 
-def flat(groups: list[Weights]) -> list[torch.nn.Parameter]:
+def flat(groups: list[WeightGroup]) -> list[torch.nn.Parameter]:
     return [weight for group in groups for weight in group.parameters]
 
 

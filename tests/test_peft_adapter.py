@@ -15,7 +15,7 @@ from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.merging import MergeRequest, combine
-from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, Weights
+from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, WeightGroup
 from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.models.target_modules import choose_layers
@@ -86,7 +86,7 @@ def assert_untouched(model: SDXLModel, before: dict[str, torch.Tensor]) -> None:
     )
 
 
-def flat(groups: list[Weights]) -> list[torch.nn.Parameter]:
+def flat(groups: list[WeightGroup]) -> list[torch.nn.Parameter]:
     return [weight for group in groups for weight in group.parameters]
 
 
@@ -96,7 +96,7 @@ def predict(model: SDXLModel, prompt: str = PROMPT) -> torch.Tensor:
     return model.predict(noisy, torch.tensor([400]), conditioning, [Framing((64, 64))]).float()
 
 
-def teach(model: SDXLModel, groups: list[Weights], updates: int = 10) -> tuple[float, float]:
+def teach(model: SDXLModel, groups: list[WeightGroup], updates: int = 10) -> tuple[float, float]:
     """Fit one small picture; return the loss before and after."""
     wanted = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     optimizer = torch.optim.AdamW(flat(groups), lr=5e-3)

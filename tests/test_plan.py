@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from dreamloom.cli.main import main
 from dreamloom.core.config.settings import load_config
 from dreamloom.core.errors import ConfigError
-from dreamloom.memory.plan import Memory, apply_plan, plan_drawing, plan_run, read_memory
+from dreamloom.memory.plan import DeviceMemory, apply_plan, plan_drawing, plan_run, read_memory
 
 GIB = 2**30
 SDXL = {"base": "sdxl"}
@@ -28,7 +28,7 @@ def config(*sets: str):
     ],
 )
 def test_sizes_of_memory_are_read_and_told_with_their_unit(text, nbytes, said):
-    assert read_memory(text) == Memory(int(nbytes), said)
+    assert read_memory(text) == DeviceMemory(int(nbytes), said)
 
 
 @pytest.mark.parametrize("text", ["", "much", "12TiB", "-3GiB", "GiB", "1e3", "nan"])

@@ -14,8 +14,8 @@ from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Prep
 from dreamloom.experiments.seed_audit import (
     EVERY_FAULT,
     FAULT_WORDS,
+    AuditedImage,
     Faults,
-    Source,
     Wording,
     audit_faults,
     bare_clip,
@@ -67,7 +67,7 @@ def prepared(paths, folder):
             if file.getexif().get(0x0112) == SIDEWAYS:
                 turned = turned.transpose(Image.Transpose.ROTATE_270)
         turned.resize((128, 128), Image.Resampling.LANCZOS).save(folder / f"copy-{path.name}")
-        sources.append(Source(path, folder / f"copy-{path.name}"))
+        sources.append(AuditedImage(path, folder / f"copy-{path.name}"))
     return sources
 
 
@@ -76,7 +76,7 @@ def scene(tmp_path_factory, clip):
     """Four pictures of two prompts; three photos of somebody, one of them stored on its side."""
     who = sample_drawing(9_100_100, kind="person").identity
     folder = tmp_path_factory.mktemp("scene")
-    pictures = [Source(path, path) for path in paint(folder, "drawn", range(4))]
+    pictures = [AuditedImage(path, path) for path in paint(folder, "drawn", range(4))]
     photos = [
         *paint(folder, "photo", (10, 11), size_px=200, who=who),
         *paint(folder, "side", (12,), SIDEWAYS, size_px=200, who=who),
@@ -220,7 +220,7 @@ def test_faults_scores_are_as_if_computed_by_hand(scene, clip, audit):
 
 def test_swapped_arguments_give_the_same_clip_t_for_different_folders(scene, clip, audit, tmp_path):
     _, photos, _ = scene
-    others = [Source(path, path) for path in paint(tmp_path, "other", range(20, 22))]
+    others = [AuditedImage(path, path) for path in paint(tmp_path, "other", range(20, 22))]
     texts = ("a painting of rraj person",) * 2
     wording = Wording(TARGET, "A photo of a person", texts, texts, (0, 1))
     found = audit_faults(others, photos, clip, wording)

@@ -42,17 +42,16 @@ from dreamloom.experiments.study.answers import (
     decide,
     find_plateau,
 )
-from dreamloom.experiments.study.findings import join_scores
+from dreamloom.experiments.study.findings import StudyFindings, join_scores
 from dreamloom.experiments.study.pool import Crew, open_crew
-from dreamloom.experiments.study.question import count_updates
-from dreamloom.experiments.study.run import (
+from dreamloom.experiments.study.question import (
     Changes,
-    Findings,
     Study,
+    count_updates,
     describe_study,
     read_study,
-    run_study,
 )
+from dreamloom.experiments.study.run import run_study
 from dreamloom.experiments.study.work import choose_photos
 from studio_set import make_photos
 
@@ -810,7 +809,7 @@ def test_processes_and_ray_do_the_same_as_one(home: Path, tiny_sdxl: Path, place
 
 
 @pytest.fixture(scope="module")
-def prior(home: Path) -> tuple[Study, Findings, Path]:
+def prior(home: Path) -> tuple[Study, StudyFindings, Path]:
     """The first recipe, with as little work as possible."""
     text = RECIPES[[path.stem for path in RECIPES].index("prior")].read_text()
     text = change(text, photos='"photos"', train_seeds="[0]", packs="[]", workers="1")
@@ -821,7 +820,7 @@ def prior(home: Path) -> tuple[Study, Findings, Path]:
     return study, run_study(study, home / "prior"), home / "prior"
 
 
-def test_a_study_ends_in_a_sentence(prior: tuple[Study, Findings, Path]) -> None:
+def test_a_study_ends_in_a_sentence(prior: tuple[Study, StudyFindings, Path]) -> None:
     study, findings, out = prior
     written = json.loads((out / "study.json").read_text())
     assert written["question"] == "Does prior preservation help?"
@@ -840,7 +839,7 @@ def test_a_study_ends_in_a_sentence(prior: tuple[Study, Findings, Path]) -> None
 
 
 def test_the_command_goes_on_with_a_study_and_ends_with_its_answer(
-    prior: tuple[Study, Findings, Path], home: Path
+    prior: tuple[Study, StudyFindings, Path], home: Path
 ) -> None:
     _, findings, out = prior
     file = str(home / "file" / "study.toml")

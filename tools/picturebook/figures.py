@@ -6,7 +6,7 @@ A head's centre is the pen's origin and its height is about 124 picture units: h
 import math
 from itertools import pairwise
 
-from dreamloom.picturebook.pen import Colour, Pen, Point, Units, colour, darker, lighter, mix
+from dreamloom.picturebook.pen import Colour, Pen, PenPoint, Units, colour, darker, lighter, mix
 from dreamloom.picturebook.wear import (
     EYE_PAINT,
     SHIRT_PAINT,
@@ -111,7 +111,7 @@ def _draw_side(pen: Pen, drawing: Drawing) -> None:
 
 def _draw_body(pen: Pen, skin: Colour, shirt: Colour, *, side: bool) -> None:
     reach = 66 if side else 88
-    shoulders: list[Point] = [
+    shoulders: list[PenPoint] = [
         (-28, 80), (28, 80), (reach - 16, 92), (reach, 116), (reach + 6, 180), (reach, 240),
         (-reach, 240), (-reach - 6, 180), (-reach, 116), (16 - reach, 92),
     ]  # fmt: skip
@@ -127,15 +127,15 @@ def _draw_body(pen: Pen, skin: Colour, shirt: Colour, *, side: bool) -> None:
         pen.box(-22, 44, 22, 79, 0, shade)
 
 
-def _face_outline(half: Units) -> list[Point]:
-    right: list[Point] = [
+def _face_outline(half: Units) -> list[PenPoint]:
+    right: list[PenPoint] = [
         (half * 0.6, -54), (half * 0.96, -26), (half, 6), (half * 0.86, 36), (half * 0.48, 58),
     ]  # fmt: skip
     left = [(-x, y) for x, y in reversed(right)]
     return [(0, -64), *right, (0, 65), *left]
 
 
-def _profile_outline(nose: float, depth: float) -> list[Point]:
+def _profile_outline(nose: float, depth: float) -> list[PenPoint]:
     tip = -55 - 14 * nose
     return [
         (-8, -64), (-40, -50), (-52, -24), (-50, -8), (tip + 4, 12), (tip + 2, 19),
@@ -179,10 +179,10 @@ def _draw_scar(pen: Pen, skin: Colour, x: Units, y: Units) -> None:
 
 
 def _draw_front_beard(pen: Pen, who: Identity, half: Units) -> None:
-    right: list[Point] = [
+    right: list[PenPoint] = [
         (half * 1.01, 6), (half * 0.94, 38), (half * 0.56, 66), (0, 77),
     ]  # fmt: skip
-    inner: list[Point] = [(half * 0.82, 14), (half * 0.55, 25)]
+    inner: list[PenPoint] = [(half * 0.82, 14), (half * 0.55, 25)]
     left = [(-x, y) for x, y in reversed(right[:-1])]
     inner_left = [(-x, y) for x, y in inner]
     pen.polygon(
@@ -191,9 +191,9 @@ def _draw_front_beard(pen: Pen, who: Identity, half: Units) -> None:
     )
 
 
-def _bowed(corners: list[Point]) -> list[Point]:
+def _bowed(corners: list[PenPoint]) -> list[PenPoint]:
     """Add bulging midpoints, so that a few straight sides read as a curve."""
-    bowed: list[Point] = []
+    bowed: list[PenPoint] = []
     for start, end in pairwise(corners):
         middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
         bowed += [start, (middle[0] * 1.05, middle[1] * 1.03 + 1)]
@@ -249,7 +249,7 @@ def _draw_brow(pen: Pen, who: Identity, x: Units, y: Units, side: int) -> None:
 def _draw_front_back_hair(pen: Pen, who: Identity, half: Units) -> None:
     paint = HAIR_PAINT[who.hair]
     if who.style == "long":
-        right: list[Point] = [
+        right: list[PenPoint] = [
             (half * 0.8, -62), (half + 17, -24), (half + 22, 40), (half + 20, 106), (half - 4, 116),
         ]  # fmt: skip
         pen.blob([(0, -76), *right, *[(-x, y) for x, y in reversed(right)]], darker(paint, 0.12))
@@ -294,12 +294,12 @@ def _draw_front_hair(pen: Pen, who: Identity, half: Units, *, covered: bool) -> 
 
 def _draw_fringe(pen: Pen, who: Identity, half: Units, paint: Colour) -> None:
     """Frame the forehead: a side parting, straight bangs or hair combed up to a bun."""
-    crown: list[Point] = [
+    crown: list[PenPoint] = [
         (-half - 5, -6), (-half - 3, -38), (-half * 0.62, -66), (0, -75), (half * 0.62, -66),
         (half + 3, -38), (half + 5, -6),
     ]  # fmt: skip
     if who.style == "short":
-        front: list[Point] = [
+        front: list[PenPoint] = [
             (half - 5, -14), (half * 0.8, -34), (half * 0.3, -40), (-half * 0.45, -29),
             (-half + 6, -12),
         ]  # fmt: skip
@@ -354,7 +354,7 @@ def _draw_side_hair(pen: Pen, who: Identity, depth: float, *, covered: bool) -> 
             pen.ellipse(x, y, 18, 16, paint)
         pen.arc(-14, -66, 10, 9, (180, 300), 5, shine)
         return
-    top: list[Point] = [(-50, -30), (-46, -58), (-8, -76), (30, -68), (back - 4, -38)]
+    top: list[PenPoint] = [(-50, -30), (-46, -58), (-8, -76), (30, -68), (back - 4, -38)]
     if who.style == "long":
         fall = [(back + 4, 10), (back + 2, 104), (30, 112), (6, 96), (4, 40), (-2, 0), (-14, -30)]
     elif who.style == "bun":

@@ -11,7 +11,7 @@ from dreamloom.picturebook.pen import (
     WHITE,
     Colour,
     Pen,
-    Point,
+    PenPoint,
     Units,
     colour,
     darker,
@@ -161,7 +161,7 @@ def _paint_mountains(pen: Pen, width: Units, backdrop: int, rng: random.Random) 
         x, top = width * share + rng.uniform(-8, 8), height + rng.uniform(-6, 6)
         reach = (240 - top) * 0.62
         pen.polygon([(x - reach, 240), (x, top), (x + reach, 240)], rock)
-        snow: list[Point] = [
+        snow: list[PenPoint] = [
             (x, top), (x + reach * 0.3, top + 60), (x + reach * 0.1, top + 50),
             (x - reach * 0.06, top + 66), (x - reach * 0.3, top + 60),
         ]  # fmt: skip

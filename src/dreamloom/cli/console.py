@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from dreamloom.evaluation.metrics.retention import Retention
     from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
     from dreamloom.experiments.seed_audit import Audit, AuditScores
-    from dreamloom.experiments.study.run import Findings
+    from dreamloom.experiments.study.findings import StudyFindings
     from dreamloom.lora.adapter import Adapter
     from dreamloom.merging.diagnose.measuring import Diagnosis
     from dreamloom.merging.extract import Extracted
-    from dreamloom.merging.method import Method
+    from dreamloom.merging.method import MergeMethod
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def show_scorecard(card: Scorecard) -> None:
         console.print(f"[dim]{escape(text)}[/dim]")
 
 
-def show_findings(findings: Findings) -> None:
+def show_findings(findings: StudyFindings) -> None:
     """Print each arm's measures and, last, the answer to what was asked."""
     console = Console(highlight=False, emoji=False)
     table = Table("arm", "score", "value", "n", "interval", "floor", "ceiling", "lift", box=None)
@@ -336,7 +336,7 @@ def show_method(name: str) -> None:
         console.print(table)
 
 
-def _tell_needs(method: Method) -> str:
+def _tell_needs(method: MergeMethod) -> str:
     needs = {
         "activations": "asks the base model: --base",
         "training": "learns with the base model: --base",

@@ -350,7 +350,8 @@ def report(quiet: bool, /, run: Path) -> None:
 def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -> None:
     """Answer the question in FILE by doing one thing in several ways."""
     from dreamloom.cli.console import show_findings
-    from dreamloom.experiments.study.run import Changes, read_study, run_study
+    from dreamloom.experiments.study.question import Changes, read_study
+    from dreamloom.experiments.study.run import run_study
 
     asked = read_study(file, Changes(**given))
     out = out or Path("runs") / f"study-{file.stem}"

@@ -94,6 +94,14 @@ Event: TypeAlias = (
 Observer: TypeAlias = Callable[[Event], None]
 
 
+OnProgress: TypeAlias = Callable[[int, int], None]
+"""Called with how many of how many units are done."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Count nothing."""
+
+
 def silent(event: Event) -> None:
     """Observe nothing: the default of every stage."""
 

@@ -19,17 +19,17 @@ from pydantic import (
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import file_sha256, fingerprint, write_text
 
-Shape: TypeAlias = Literal["square", "buckets"]
+CropShape: TypeAlias = Literal["square", "buckets"]
 """Crops are squares, or of the bucket nearest to the photo's own shape; see `data.buckets`."""
 
 
-Style: TypeAlias = Literal["photo", "art"]
+PromptStyle: TypeAlias = Literal["photo", "art"]
 """What a prompt asks for: something that looks like a photo, or art."""
 
-Face: TypeAlias = Literal["yes", "partial", "no"]
+FaceShown: TypeAlias = Literal["yes", "partial", "no"]
 """How much of the subject's face a right picture shows; partial is covered or turned away."""
 
-Change: TypeAlias = Literal[
+SubjectChange: TypeAlias = Literal[
     "age",
     "clothes",
     "colour",
@@ -100,7 +100,7 @@ class PhotoFacts(NamedTuple):
 
 
 def fingerprint_facts(
-    photos: Sequence[PhotoFacts], resolution_px: int, shape: Shape, step_px: int
+    photos: Sequence[PhotoFacts], resolution_px: int, shape: CropShape, step_px: int
 ) -> str:
     """Hash what a set of photos is made from, in its order; see `PhotoSet.fingerprint`."""
     steps = step_px if shape == "buckets" else None
@@ -113,7 +113,7 @@ class PhotoSet(_Listed):
     folder: Path
     resolution_px: int
     """Side of a square of the area that is trained on."""
-    shape: Shape = "square"
+    shape: CropShape = "square"
     step_px: int = 64
     """Sides of buckets are multiples of it; it means nothing for squares."""
     photos: tuple[Photo, ...]
@@ -182,11 +182,11 @@ class Picture(_Listed):
     prompt: str
     category: str = ""
     """The kind of change the prompt asks for: photo, scene, style, attribute, view, accessory …"""
-    style: Style | None = None
+    style: PromptStyle | None = None
     """Whether the prompt asks for a photo or for art; None where nobody said."""
-    face: Face | None = None
+    face: FaceShown | None = None
     """How much of the subject's face must show; None where nobody said."""
-    may_change: tuple[Change, ...] | None = None
+    may_change: tuple[SubjectChange, ...] | None = None
     """What of the subject may differ from its photos; None where nobody said."""
     check: str = ""
     """A question that a right picture answers with yes; empty where nobody wrote one."""

@@ -27,7 +27,7 @@ from dreamloom.evaluation.stats.intervals import Draws, Sampled, draw, interval,
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p, student_p
 from dreamloom.evaluation.verdicts import Outcome, label_of
 
-Change: TypeAlias = Outcome | Literal["higher", "lower"]
+Direction: TypeAlias = Outcome | Literal["higher", "lower"]
 """What a comparison may say; higher and lower where neither is better."""
 
 LEVEL = 0.05
@@ -53,7 +53,7 @@ class Comparison(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     measure: str
-    outcome: Change
+    outcome: Direction
     difference: float | None = None
     """Second minus first: the mean over prompts."""
     interval: tuple[float, float] | None = None
@@ -378,7 +378,7 @@ def _describe(name: str, differences: _Differences, key: str | None) -> Comparis
 def _decide(told: Comparison, p: float, corrected: float) -> Comparison:
     """Put a test's result in words."""
     assert told.difference is not None
-    outcome: Change = "no difference detected"
+    outcome: Direction = "no difference detected"
     if corrected <= LEVEL:
         measure = MEASURE.get(told.measure)
         better = measure.better if measure else "neither"

@@ -44,7 +44,7 @@ from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.metrics.build_scorecard import build_scorecard
 from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
 from dreamloom.evaluation.metrics.evaluator import Evaluator
-from dreamloom.evaluation.metrics.measures import Role
+from dreamloom.evaluation.metrics.measures import PictureRole
 from dreamloom.evaluation.metrics.roles import assign_roles
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 
@@ -314,7 +314,7 @@ def evaluate_images(
         )
         done += len(paths)
     words = subject.phrase, subject.class_noun
-    others: list[Role] = ["class"] * len(impostors)
+    others: list[PictureRole] = ["class"] * len(impostors)
     beneath = floor.pictures if floor else ()
     roles = assign_roles(
         [picture.prompt for picture in images.pictures],
@@ -429,7 +429,7 @@ def _find_copies(
 
 def _flag(
     images: ImageSet,
-    roles: Sequence[Role],
+    roles: Sequence[PictureRole],
     photos: PhotoSet,
     encoders: Encoders,
     subject: SubjectConfig,

@@ -348,7 +348,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CheckpointCandidate:
     """An adapter from within a training, and what was measured of it."""
 
     update: int
@@ -370,7 +370,7 @@ _CLOSE = 0.02
 """Merits that differ by less are taken for equal: a look has few pictures."""
 
 
-def recommend_checkpoint(candidates: Sequence[Candidate]) -> Recommendation | None:
+def recommend_checkpoint(candidates: Sequence[CheckpointCandidate]) -> Recommendation | None:
     """Choose the adapter that is most like the subject and still follows its prompts.
 
     Merit is the harmonic mean of the identity's lift and of the share of the untaught model's
@@ -397,7 +397,7 @@ def recommend_checkpoint(candidates: Sequence[Candidate]) -> Recommendation | No
     return Recommendation(chosen.update, why)
 
 
-def _merit(candidate: Candidate) -> float | None:
+def _merit(candidate: CheckpointCandidate) -> float | None:
     if candidate.identity_lift is None:
         return None
     likeness = min(1.0, max(0.0, candidate.identity_lift))

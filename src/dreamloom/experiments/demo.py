@@ -24,7 +24,7 @@ from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_run, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files.merge import merge_adapters
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
@@ -117,7 +117,7 @@ def _train_style(root: RunFolder, model: Model, config: LoomConfig, observe: Obs
 
 
 def _merge(root: RunFolder, subject: RunFolder, style: RunFolder, observe: Observer) -> Path:
-    parts = [Part(subject.adapter, SUBJECT_WEIGHT), Part(style.adapter, STYLE_WEIGHT)]
+    parts = [AdapterPart(subject.adapter, SUBJECT_WEIGHT), AdapterPart(style.adapter, STYLE_WEIGHT)]
     out = root.path / "merged.safetensors"
     inputs = {f"part{number}": file_sha256(part.path) for number, part in enumerate(parts)}
     if not root.finished("merge", inputs):

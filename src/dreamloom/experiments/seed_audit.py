@@ -101,7 +101,7 @@ FAULT_WORDS = {
 """Every fault, in the order in which they are mended."""
 
 
-class Source(NamedTuple):
+class AuditedImage(NamedTuple):
     """A picture or photo to look at."""
 
     original: Path
@@ -198,12 +198,12 @@ class Audit(_Listed):
 
 
 def audit_faults(
-    pictures: Sequence[Source],
-    photos: Sequence[Source],
+    pictures: Sequence[AuditedImage],
+    photos: Sequence[AuditedImage],
     clip: ClipEncoder,
     wording: Wording,
     *,
-    floor: Sequence[Source] = (),
+    floor: Sequence[AuditedImage] = (),
     familiar: Familiarity | None = None,
     on_look: Callable[[int], None] = lambda done: None,
 ) -> Audit:
@@ -250,8 +250,8 @@ def audit_faults(
 
 
 def score_with_faults(
-    pictures: Sequence[Source],
-    photos: Sequence[Source],
+    pictures: Sequence[AuditedImage],
+    photos: Sequence[AuditedImage],
     clip: ClipEncoder,
     wording: Wording,
     faults: Faults,
@@ -326,7 +326,7 @@ def _shrink_jagged(image: Image.Image, to: Preprocessing) -> Float[Tensor, "3 si
     return shrunk[:, start:end, start:end]
 
 
-def _read(source: Source, faults: Faults) -> Image.Image:
+def _read(source: AuditedImage, faults: Faults) -> Image.Image:
     # A prepared copy is upright and has forgotten how its original was stored.
     if not faults.sideways and not faults.full_size:
         return open_upright(source.prepared)
@@ -349,9 +349,9 @@ def draw_mosaics(side_px: int, count: int = _MOSAICS) -> list[Image.Image]:
 class _Evaluator:
     """What is scored, and what the encoder saw of it in each way of looking."""
 
-    pictures: Sequence[Source]
-    photos: Sequence[Source]
-    floor: Sequence[Source]
+    pictures: Sequence[AuditedImage]
+    photos: Sequence[AuditedImage]
+    floor: Sequence[AuditedImage]
     clip: ClipEncoder
     wording: Wording
     _seen: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -387,7 +387,7 @@ class _Evaluator:
             return _mean(cosines(features, photos).mean(dim=1).numpy()[places], weights)
         return _mean(prompt_fidelity(generated=pictures, prompts=features[places]).numpy(), weights)
 
-    def _look(self, name: str, sources: Sequence[Source], faults: Faults) -> Tensor:
+    def _look(self, name: str, sources: Sequence[AuditedImage], faults: Faults) -> Tensor:
         ways = (faults.bright, faults.sideways, faults.squashed, faults.jagged)
         key = (name, *ways, faults.full_size and name == "photos")
         if key not in self._seen:
@@ -396,7 +396,7 @@ class _Evaluator:
             for start in range(0, len(images), _BATCH):
                 pixels = [
                     prepare_pixels(
-                        _read(one, faults) if isinstance(one, Source) else one,
+                        _read(one, faults) if isinstance(one, AuditedImage) else one,
                         faults,
                         self.clip.preprocessing,
                     )
@@ -424,7 +424,7 @@ def _switches(wording: Wording) -> list[str]:
 
 
 def _warn(
-    photos: Sequence[Source], pictures: Sequence[Source], familiar: Familiarity | None
+    photos: Sequence[AuditedImage], pictures: Sequence[AuditedImage], familiar: Familiarity | None
 ) -> str | None:
     for what, sources in (("photos", photos), ("pictures", pictures)):
         squares = [crop_centre(open_upright(source.prepared)) for source in sources]

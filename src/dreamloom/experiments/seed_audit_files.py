@@ -13,7 +13,7 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.scoring import pick_encoders, read_pictures, replace_subject
 from dreamloom.experiments.seed_audit import (
     Audit,
-    Source,
+    AuditedImage,
     Wording,
     audit_faults,
     bare_clip,
@@ -68,14 +68,14 @@ def score_as_seed(
         side = pictures.resolution_px or PHOTO_SIDE_PX
         photos = load_photos(photos_folder, RunFolder(scratch), side, observe)
         return audit_faults(
-            [Source(path, path) for path in pictures.paths()],
+            [AuditedImage(path, path) for path in pictures.paths()],
             [
-                Source(photos_folder / photo.source, photos.folder / photo.file)
+                AuditedImage(photos_folder / photo.source, photos.folder / photo.file)
                 for photo in photos.photos
             ],
             clip,
             wording,
-            floor=[Source(path, path) for path in below],
+            floor=[AuditedImage(path, path) for path in below],
             familiar=encoders.familiar,
             on_look=lambda done: observe(Progress("audit", "scoring", done, total)),
         )

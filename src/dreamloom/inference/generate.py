@@ -17,11 +17,11 @@ from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, S
 from dreamloom.core.manifests import (
     MANIFEST,
     AdapterEntry,
-    Change,
-    Face,
+    FaceShown,
     ImageSet,
     Picture,
-    Style,
+    PromptStyle,
+    SubjectChange,
     read_image_set,
     write_manifest,
 )
@@ -52,9 +52,9 @@ class Prompt:
 
     text: str
     category: str = ""
-    style: Style | None = None
-    face: Face | None = None
-    may_change: tuple[Change, ...] | None = None
+    style: PromptStyle | None = None
+    face: FaceShown | None = None
+    may_change: tuple[SubjectChange, ...] | None = None
     check: str = ""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Layer
 from dreamloom.lora.lycoris import (
-    Factors,
+    FactorPair,
     contract_tucker,
     make_layer,
     multiply_blocks,
@@ -168,7 +168,7 @@ def assemble_product(
     return make_layer(multiply_blocks(first, second), inner or kernel, scale)
 
 
-def _read_hada(parts: Parts, factor: str, core: str) -> Factors:
+def _read_hada(parts: Parts, factor: str, core: str) -> FactorPair:
     up, down = parts[f"hada_{factor}_a"], parts[f"hada_{factor}_b"]
     if f"hada_{core}" not in parts:
         return up, down.flatten(1)
@@ -176,7 +176,7 @@ def _read_hada(parts: Parts, factor: str, core: str) -> Factors:
     return up.T, contract_tucker(parts[f"hada_{core}"], down)
 
 
-def _read_blocks(parts: Parts) -> tuple[Factors, Factors, tuple[int, ...]]:
+def _read_blocks(parts: Parts) -> tuple[FactorPair, FactorPair, tuple[int, ...]]:
     """Read both blocks of a LoKr, and the kernel if the second one tells it."""
     if "lokr_w1" in parts:
         first = split_exactly(parts["lokr_w1"])

@@ -16,11 +16,11 @@ from torch import Tensor
 from dreamloom.lora.adapter import Layer
 
 Matrix = Float[Tensor, "_ _"]
-Factors = tuple[Matrix, Matrix]
+FactorPair = tuple[Matrix, Matrix]
 """Two matrices, up and down, whose product is the change."""
 
 
-def make_layer(factors: Factors, kernel: Sequence[int], scale: float = 1.0) -> Layer:
+def make_layer(factors: FactorPair, kernel: Sequence[int], scale: float = 1.0) -> Layer:
     """Give two matrices the shapes of a layer's factors, with the scale folded into ``up``.
 
     Args:
@@ -42,7 +42,7 @@ def make_layer(factors: Factors, kernel: Sequence[int], scale: float = 1.0) -> L
     )
 
 
-def split_exactly(change: Matrix) -> Factors:
+def split_exactly(change: Matrix) -> FactorPair:
     """Write any matrix as a product with an identity, on its shorter side: bit for bit itself.
 
     Example:
@@ -71,7 +71,7 @@ def contract_tucker(
     return torch.einsum("ijhw,jc->ichw", core.double(), down.double()).flatten(1)
 
 
-def multiply_entries(first: Factors, second: Factors) -> Factors:
+def multiply_entries(first: FactorPair, second: FactorPair) -> FactorPair:
     """Write (up1 down1) ∘ (up2 down2), a LoHa's product entry by entry, as one product.
 
     Row i of ``up`` is the Kronecker product of row i of both ``up``, column j of ``down`` that of
@@ -98,7 +98,7 @@ def multiply_entries(first: Factors, second: Factors) -> Factors:
     return up, down
 
 
-def multiply_blocks(first: Factors, second: Factors) -> Factors:
+def multiply_blocks(first: FactorPair, second: FactorPair) -> FactorPair:
     """Write (up1 down1) ⊗ (up2 down2), a LoKr's Kronecker product, as one product.
 
     (A B) ⊗ (C D) = (A ⊗ C)(B ⊗ D): the rank is the product of the ranks. A convolution's kernel
@@ -119,7 +119,7 @@ def multiply_blocks(first: Factors, second: Factors) -> Factors:
     return torch.kron(up1, up2), torch.kron(down1, down2)
 
 
-def _refuse_misfits(*products: Factors) -> None:
+def _refuse_misfits(*products: FactorPair) -> None:
     for up, down in products:
         if up.shape[1] != down.shape[0]:
             raise ValueError(f"the factors' ranks differ: {up.shape[1]} and {down.shape[0]}")
@@ -127,7 +127,7 @@ def _refuse_misfits(*products: Factors) -> None:
 
 def truncate_change(
     change: Matrix, rank: int | None = None, energy: float | None = None
-) -> tuple[Factors, float]:
+) -> tuple[FactorPair, float]:
     """Find the product of a lower rank that comes nearest to a matrix, and say what is lost.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from dreamloom.memory.predict import GIB, MemoryUse, Setting, predict_memory_use
-from dreamloom.memory.table import Table
+from dreamloom.memory.table import MemoryTable
 
 LADDER = ("none", "high", "low", "full")
 """Checkpointing, from fastest to smallest."""
@@ -83,7 +83,7 @@ def usable_bytes(memory_bytes: int) -> int:
     return max(0, round(memory_bytes * (1 - _LOST_SHARE)) - CONTEXT_BYTES)
 
 
-def choose_setting(table: Table, work: Work, memory_bytes: int, limits: Limits) -> Choice:
+def choose_setting(table: MemoryTable, work: Work, memory_bytes: int, limits: Limits) -> Choice:
     """Choose the first setting that fits, in the order of what is lost by it.
 
     Exactness comes first: a whole base before one of 8 and one of 4 bits. Then comes speed: every
@@ -135,7 +135,7 @@ def _divide(work: Work, limits: Limits) -> list[int]:
     return [number for number in range(whole, 0, -1) if whole % number == 0]
 
 
-def _draw_as_many_as_fit(table: Table, setting: Setting, most: int, usable: int) -> Setting:
+def _draw_as_many_as_fit(table: MemoryTable, setting: Setting, most: int, usable: int) -> Setting:
     """Draw as many pictures at a time as need no more than training does."""
     number = most
     while number > 1:
@@ -155,7 +155,7 @@ def _ends_below_its_middle(found: MemoryUse, setting: Setting, limits: Limits) -
 
 
 def _explain(
-    table: Table, work: Work, limits: Limits, chosen: Setting, usable: int
+    table: MemoryTable, work: Work, limits: Limits, chosen: Setting, usable: int
 ) -> list[tuple[str, str, int]]:
     """Say what each thing that is one step faster or more exact would have needed."""
     options: dict[str, list[object]] = {

@@ -9,7 +9,7 @@ from dreamloom.core.config.settings import LoomConfig, load_config
 from dreamloom.core.device import Runtime, measure_matrix_rate
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.memory.plan import (
-    Memory,
+    DeviceMemory,
     apply_plan,
     plan_drawing,
     plan_run,
@@ -73,14 +73,14 @@ def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> MemoryOption
     return _spare_as(plan_drawing(config.model_copy(update={"base": base}), memory))
 
 
-def _find_memory(config: LoomConfig, runtime: Runtime) -> Memory | None:
+def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
     has = read_device_memory(runtime.device)
     if has is None or config.memory.limit == "auto":
         return has
     return read_memory(config.memory.limit)
 
 
-def _is_small(base: str, memory: Memory) -> bool:
+def _is_small(base: str, memory: DeviceMemory) -> bool:
     folder = weights_folder() if base == "picturebook" else Path(base)
     if not folder.is_dir():
         return False

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dreamloom.memory.phases import Case, Run, counted_run
-from dreamloom.memory.table import Table
+from dreamloom.memory.table import MemoryTable
 from dreamloom.memory.tensor_counter import tensors_of
 from dreamloom.models import sdxl_configs
 from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, Reach
@@ -30,7 +30,7 @@ _SIZES = (
     "layers_per_block",
     "transformer_layers_per_block",
 )
-_counted: dict[Path, Table] = {}
+_counted: dict[Path, MemoryTable] = {}
 
 
 def count_table(
@@ -38,7 +38,7 @@ def count_table(
     resolution_px: int = 1024,
     folder: Path | None = None,
     on_case: _Told = lambda case: None,
-) -> Table:
+) -> MemoryTable:
     """Count what a base model needs in a dozen cases: some minutes for a full-size SDXL.
 
     Args:
@@ -87,7 +87,7 @@ def count_table(
         served["unet"][kind] = found["unet"]
         served["text"]["int8"] = found["text"]
         stored[kind] = max(0, found["passes"] - training["full"])
-    return Table(
+    return MemoryTable(
         made_by=made_by,
         resolution_px=resolution_px,
         adapter=adapter,
@@ -102,7 +102,7 @@ def count_table(
     )
 
 
-def count_folder(folder: Path, on_case: _Told = lambda case: None) -> Table | None:
+def count_folder(folder: Path, on_case: _Told = lambda case: None) -> MemoryTable | None:
     """Count a base model in a folder; None if it is of SDXL's published size.
 
     Counts are remembered while the process lives.

@@ -26,7 +26,7 @@ from dreamloom.models.base import (
     Checkpointing,
     Framing,
     MemoryOptions,
-    Weights,
+    WeightGroup,
 )
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.offload import PartOffload
@@ -206,7 +206,7 @@ class Run:
         self.read()
         self.model.release_encoders()
 
-    def attach(self) -> list[Weights]:
+    def attach(self) -> list[WeightGroup]:
         """Begin the training: what only encodes leaves."""
         weights = self.model.attach_adapter(self.case.spec, self.case.gradient_checkpointing)
         self._encoded = None if self.model.trains_text else self.model.encode_prompts(_PROMPTS)

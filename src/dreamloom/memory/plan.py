@@ -21,7 +21,7 @@ from dreamloom.memory.choose import (
     usable_bytes,
 )
 from dreamloom.memory.predict import GIB, PHASES, Setting, count_flops, predict_memory_use
-from dreamloom.memory.table import Table, read_table
+from dreamloom.memory.table import MemoryTable, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ _COMPILED = {
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """A device's memory as it was said.
 
     Args:
@@ -70,7 +70,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What was chosen for a run.
 
     Args:
@@ -84,7 +84,7 @@ class Plan:
     """
 
     base: str
-    memory: Memory
+    memory: DeviceMemory
     choice: Choice
     work: Work
     flops: dict[str, float]
@@ -183,7 +183,7 @@ class Plan:
         )
 
 
-def read_memory(text: str) -> Memory:
+def read_memory(text: str) -> DeviceMemory:
     """Read a size of memory: 12GiB, 12GB, 11.5 or 8192MiB; a bare number means GiB.
 
     Raises:
@@ -203,11 +203,11 @@ def read_memory(text: str) -> Memory:
             "Write it with its unit, like 12GiB.",
         )
     if unit in ("gb", "mb"):
-        return Memory(nbytes, f"{text.strip()} ({nbytes / GIB:.2f} GiB)")
-    return Memory(nbytes, f"{nbytes / GIB:.4g} GiB")
+        return DeviceMemory(nbytes, f"{text.strip()} ({nbytes / GIB:.2f} GiB)")
+    return DeviceMemory(nbytes, f"{nbytes / GIB:.4g} GiB")
 
 
-def find_memory(said: str | None, config: LoomConfig) -> Memory:
+def find_memory(said: str | None, config: LoomConfig) -> DeviceMemory:
     """Take the memory that was named, or else that of the GPU that is here.
 
     Raises:
@@ -227,7 +227,7 @@ def find_memory(said: str | None, config: LoomConfig) -> Memory:
     return has
 
 
-def read_device_memory(device: torch.device) -> Memory | None:
+def read_device_memory(device: torch.device) -> DeviceMemory | None:
     """Read how much memory a GPU has; None where it shares the computer's."""
     from dreamloom.core.device import device_memory_bytes
 
@@ -237,12 +237,12 @@ def read_device_memory(device: torch.device) -> Memory | None:
 
 def plan_run(
     config: LoomConfig,
-    memory: Memory,
+    memory: DeviceMemory,
     *,
     photos: int = 6,
     rate_tflops: float | None = None,
     on_count: Callable[[str], None] = lambda case: None,
-) -> Plan:
+) -> MemoryPlan:
     """Choose the fastest settings that fit, where the settings leave a choice.
 
     Args:
@@ -263,10 +263,10 @@ def plan_run(
     if not choice.fits:
         raise _nothing_fits(config, memory, choice)
     flops = _count_work(config, table, choice.setting, work, photos)
-    return Plan(config.base, memory, choice, work, flops, config.train.compile, rate_tflops)
+    return MemoryPlan(config.base, memory, choice, work, flops, config.train.compile, rate_tflops)
 
 
-def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:
+def plan_drawing(config: LoomConfig, memory: DeviceMemory) -> Setting:
     """Choose how to keep the base model, and how many pictures to draw at a time.
 
     Raises:
@@ -298,7 +298,7 @@ def plan_drawing(config: LoomConfig, memory: Memory) -> Setting:
     )
 
 
-def find_table(base: str, on_count: Callable[[str], None] = lambda case: None) -> Table:
+def find_table(base: str, on_count: Callable[[str], None] = lambda case: None) -> MemoryTable:
     """Find what was counted of a base model; a folder of another size is counted now."""
     folder = _find_folder(base)
     if folder is None:
@@ -317,7 +317,7 @@ def _find_folder(base: str) -> Path | None:
     return Path(base) if Path(base).is_dir() else None
 
 
-def apply_plan(config: LoomConfig, plan: Plan) -> LoomConfig:
+def apply_plan(config: LoomConfig, plan: MemoryPlan) -> LoomConfig:
     """Put what was chosen into the settings."""
     setting = plan.choice.setting
     memory = config.memory.model_copy(
@@ -332,7 +332,7 @@ def apply_plan(config: LoomConfig, plan: Plan) -> LoomConfig:
     return config.model_copy(update={"memory": memory, "train": train})
 
 
-def _read_work(config: LoomConfig, table: Table) -> Work:
+def _read_work(config: LoomConfig, table: MemoryTable) -> Work:
     side = config.photos.resolution_px
     side = table.resolution_px if side == "auto" else side
     if side % _LATENT_STEP_PX:
@@ -383,7 +383,7 @@ def _read_limits(config: LoomConfig) -> Limits:
 
 
 def _count_work(
-    config: LoomConfig, table: Table, setting: Setting, work: Work, photos: int
+    config: LoomConfig, table: MemoryTable, setting: Setting, work: Work, photos: int
 ) -> dict[str, float]:
     area = (setting.resolution_px / table.resolution_px) ** 2
     drawn = 0
@@ -398,7 +398,7 @@ def _count_work(
     }
 
 
-def _nothing_fits(config: LoomConfig, memory: Memory, choice: Choice) -> ConfigError:
+def _nothing_fits(config: LoomConfig, memory: DeviceMemory, choice: Choice) -> ConfigError:
     needed, usable = choice.memory_use.peak_bytes, usable_bytes(memory.nbytes)
     setting = choice.setting
     ways = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dreamloom.memory.table import Table
+from dreamloom.memory.table import MemoryTable
 
 Phase = Literal["class images", "caching", "training", "sampling", "saving"]
 """What a run does, in order."""
@@ -89,7 +89,7 @@ class MemoryUse:
         return max(PHASES, key=lambda phase: self.phases[phase])
 
 
-def predict_memory_use(table: Table, setting: Setting) -> MemoryUse:
+def predict_memory_use(table: MemoryTable, setting: Setting) -> MemoryUse:
     """Predict the most bytes that each phase of a run holds at once."""
     area = (setting.resolution_px / table.resolution_px) ** 2
     wide = setting.base_bytes / 2
@@ -131,19 +131,19 @@ def predict_memory_use(table: Table, setting: Setting) -> MemoryUse:
     return MemoryUse({phase: round(size) for phase, size in phases.items()}, parts)
 
 
-def count_parameters(table: Table, setting: Setting) -> int:
+def count_parameters(table: MemoryTable, setting: Setting) -> int:
     """Count the numbers of an adapter."""
     text = table.text_adapter[setting.target_modules] if setting.text_encoders else 0
     return setting.rank * (table.adapter[setting.target_modules] + text)
 
 
-def count_flops(table: Table, setting: Setting) -> float:
+def count_flops(table: MemoryTable, setting: Setting) -> float:
     """Count the floating-point operations of one image's forward and backward passes."""
     area = (setting.resolution_px / table.resolution_px) ** 2
     return table.flops[setting.gradient_checkpointing] * area
 
 
-def _predict_passes(table: Table, setting: Setting, scale: float) -> int:
+def _predict_passes(table: MemoryTable, setting: Setting, scale: float) -> int:
     """What forward and backward passes hold of the images that go through at once."""
     kept = table.training[setting.gradient_checkpointing]
     share = kept / table.training["none"]

@@ -13,7 +13,7 @@ SDXL_FILE = Path(__file__).with_name("sdxl.json")
 
 
 @dataclass(frozen=True)
-class Table:
+class MemoryTable:
     """Bytes that were counted, at 16 bits and one resolution.
 
     Args:
@@ -62,7 +62,7 @@ class Table:
 
 
 @cache
-def read_table(file: Path = SDXL_FILE) -> Table:
+def read_table(file: Path = SDXL_FILE) -> MemoryTable:
     """Read a table; by default that of SDXL's published size."""
     told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return Table(**told)
+    return MemoryTable(**told)

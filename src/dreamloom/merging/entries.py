@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, norm
-from dreamloom.merging.method import Context, Merged, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, Option
 from dreamloom.merging.rng import make_rng
 from dreamloom.merging.spaces import Space, enter_space
 
@@ -97,7 +97,7 @@ SCALE = Option("scale", 1.0, "What the result is multiplied by, λ in the papers
 
 
 def merge_entries(
-    parts: Sequence[Part],
+    parts: Sequence[LayerPart],
     context: Context,
     space: str,
     make_trim: Callable[[Entries, torch.Generator], Trim],
@@ -130,18 +130,18 @@ def merge_entries(
     return place.lift(merged)
 
 
-def drop_zeros(parts: Sequence[Part]) -> list[Part]:
+def drop_zeros(parts: Sequence[LayerPart]) -> list[LayerPart]:
     """Leave out updates that are all zero: they are the same as absent ones."""
     return [part for part in parts if norm(part.factors) > 0]
 
 
-def make_nothing(parts: Sequence[Part]) -> Factors:
+def make_nothing(parts: Sequence[LayerPart]) -> Factors:
     """An update of rank 0, of the shape of some."""
     one = parts[0].factors
     return Factors(one.up[:, :0], one.down[:0])
 
 
-def open_entries(parts: Sequence[Part], space: str) -> tuple[Space, list[Entries]]:
+def open_entries(parts: Sequence[LayerPart], space: str) -> tuple[Space, list[Entries]]:
     """Write some updates, weighted and not all zero, in a space."""
     place = enter_space([part.factors.scaled(part.weight) for part in parts], space)
     tables = [

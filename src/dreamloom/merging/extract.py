@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.factors import Factors, truncate_matrix, unflatten
 from dreamloom.merging.ranks import RankRequest, choose_rank, spend_budget
-from dreamloom.models.weight_files import Weights, fingerprint_weights, open_weights
-
-OnLayer = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
+from dreamloom.models.weight_files import BaseWeights, fingerprint_weights, open_weights
 
 # A search among random directions finds the leading ones if it looks at a few more, and a few
 # products with the matrix turn it towards them.
@@ -50,7 +48,7 @@ def extract_adapter(
     base: str,
     rank: RankRequest,
     bytes_per_number: int = 4,
-    on_layer: OnLayer = lambda done, total: None,
+    on_layer: OnProgress = no_progress,
 ) -> Extracted:
     """Write what one model has changed of another as an adapter of that other.
 
@@ -100,7 +98,7 @@ def extract_adapter(
     return Extracted(Adapter(layers, story), errors, error, _list_others(new, old))
 
 
-def _match(new: Weights, old: Weights, tuned: str, base: str) -> list[str]:
+def _match(new: BaseWeights, old: BaseWeights, tuned: str, base: str) -> list[str]:
     names = sorted(set(new.places) & set(old.places))
     if not names:
         raise BaseModelError(
@@ -119,7 +117,12 @@ class _Cutter:
     """Takes the differences of layers and cuts them to a rank."""
 
     def __init__(
-        self, new: Weights, old: Weights, names: list[str], request: RankRequest, on_layer: OnLayer
+        self,
+        new: BaseWeights,
+        old: BaseWeights,
+        names: list[str],
+        request: RankRequest,
+        on_layer: OnProgress,
     ) -> None:
         self._new, self._old, self._names, self._request = new, old, names, request
         self._on_layer = on_layer
@@ -197,12 +200,12 @@ def _measure(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
-def _flat_shape(weights: Weights, name: str) -> tuple[int, int]:
+def _flat_shape(weights: BaseWeights, name: str) -> tuple[int, int]:
     outputs, *inputs = weights.shape(name)
     return outputs, math.prod(inputs)
 
 
-def _list_others(new: Weights, old: Weights) -> tuple[str, ...]:
+def _list_others(new: BaseWeights, old: BaseWeights) -> tuple[str, ...]:
     """Name tensors that differ and are no layer's weight, if both models have the same files."""
     pairs = list(zip(new.files, old.files, strict=False))
     if len(new.files) != len(old.files) or any(a.entries != b.entries for a, b in pairs):

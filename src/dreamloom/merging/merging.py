@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
 from dreamloom.lora.token_embeddings import gather_token_embeddings
 from dreamloom.merging.blocks import NO_BLOCKS, BlockWeights
@@ -26,12 +27,9 @@ from dreamloom.merging.factors import (
     truncate_matrix,
     unflatten,
 )
-from dreamloom.merging.method import Context, Merged, Method, Part, Value
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Value
 from dreamloom.merging.methods import METHODS, find_method
 from dreamloom.merging.ranks import FULL, RankRequest, check_rank, choose_rank, spend_budget
-
-OnLayer = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def combine(
     adapters: Sequence[Adapter],
     request: MergeRequest,
     prepared: Mapping[str, Mapping[str, Tensor]] | None = None,
-    on_layer: OnLayer = lambda done, total: None,
+    on_layer: OnProgress = no_progress,
 ) -> Combined:
     """Merge LoRAs of one base model.
 
@@ -185,7 +183,7 @@ def merge_uncut(
         yield Uncut(name, merger.merge(name), merger.add_ranks(name))
 
 
-def _check(adapters: Sequence[Adapter], request: MergeRequest, method: Method) -> None:
+def _check(adapters: Sequence[Adapter], request: MergeRequest, method: MergeMethod) -> None:
     count = len(adapters)
     if not adapters or count != len(request.weights):
         raise ConfigError(f"{count} adapters need as many weights, got {len(request.weights)}.")
@@ -221,7 +219,7 @@ class _Merger:
         self,
         adapters: Sequence[Adapter],
         request: MergeRequest,
-        method: Method,
+        method: MergeMethod,
         prepared: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         self._adapters = adapters
@@ -274,10 +272,10 @@ class _Merger:
                     "Lower the weight; if it is near 1, the adapter is damaged.",
                 )
 
-    def parts(self, name: str) -> list[Part]:
+    def parts(self, name: str) -> list[LayerPart]:
         """What goes into a layer; adapters without it, or with weight 0, are left out."""
         return [
-            Part(
+            LayerPart(
                 flatten(adapter.layers[name]),
                 self._weight(number, name),
                 number + 1,

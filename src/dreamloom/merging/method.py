@@ -82,7 +82,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerPart:
     """One adapter's update of one layer, and how strongly it goes in.
 
     Args:
@@ -107,7 +107,7 @@ class Context:
         adapters: How many adapters are merged; a layer may have fewer.
         whole: Inner products of the weighted updates over all layers, adapter by adapter in the
             user's order (float64, (adapters, adapters)), if the method asks for them.
-        prepared: What the base model told about this layer, by name; see `Method.needs`.
+        prepared: What the base model told about this layer, by name; see `MergeMethod.needs`.
         weights: The adapters' weights in the user's order, block weights left out.
         notes: Empty; figures about the layer that a method puts here, by name, are reported.
     """
@@ -139,7 +139,7 @@ Merged = Factors | Tensor
 
 
 @dataclass(frozen=True)
-class Method:
+class MergeMethod:
     """A way to merge.
 
     Args:
@@ -163,7 +163,7 @@ class Method:
     summary: str
     formula: str
     source: str
-    merge: Callable[[Sequence[Part], Context], Merged]
+    merge: Callable[[Sequence[LayerPart], Context], Merged]
     needs: Need = "factors"
     options: tuple[Option, ...] = ()
     whole: bool = False

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, gram, stack
-from dreamloom.merging.method import Context, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Option
 
 Choose = Callable[[Float[Tensor, "k k"], Float[Tensor, " k"]], Float[Tensor, " k"]]
 """From inner products of updates, none of them zero, and how much each shall count (above 0), to
@@ -28,7 +28,7 @@ SCOPE = Option(
 STRENGTH = Option("strength", 1.0, "What the mixture is multiplied by.")
 
 
-def mix_updates(parts: Sequence[Part], context: Context, choose: Choose) -> Factors:
+def mix_updates(parts: Sequence[LayerPart], context: Context, choose: Choose) -> Factors:
     """Add updates with numbers that are chosen from their inner products.
 
     The size of an adapter's weight is how much it counts; a negative one turns its update around.
@@ -52,14 +52,14 @@ def mix_updates(parts: Sequence[Part], context: Context, choose: Choose) -> Fact
     return stack([(factors, number) for factors, number in added if number != 0] or added[:1])
 
 
-def _choose_for_layer(parts: Sequence[Part], choose: Choose) -> list[float]:
+def _choose_for_layer(parts: Sequence[LayerPart], choose: Choose) -> list[float]:
     weights = torch.tensor([part.weight for part in parts], dtype=torch.float64)
     signs = weights.sign()
     products = gram([part.factors for part in parts]) * torch.outer(signs, signs)
     return (signs * _choose_alive(products, weights.abs(), choose)).tolist()
 
 
-def _choose_for_model(parts: Sequence[Part], context: Context, choose: Choose) -> list[float]:
+def _choose_for_model(parts: Sequence[LayerPart], context: Context, choose: Choose) -> list[float]:
     if context.whole is None:
         raise ValueError("inner products over all layers are needed, and there are none")
     sizes = torch.tensor(context.weights, dtype=torch.float64).abs()

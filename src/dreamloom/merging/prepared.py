@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.merging.method import Context, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Option
 
 JOINT = 0
 """Stands for all adapters together where each has its number, from 1."""
@@ -65,7 +65,7 @@ def take(context: Context, name: str) -> Tensor:
     return context.prepared[name]
 
 
-def take_mask(part: Part, context: Context, length: int) -> Tensor:
+def take_mask(part: LayerPart, context: Context, length: int) -> Tensor:
     """Take an adapter's mask and see that it is as long as what it masks.
 
     Raises:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from dreamloom.merging.factors import norm
-from dreamloom.merging.method import Context, Part
+from dreamloom.merging.method import Context, LayerPart
 
 
-def make_rng(parts: Sequence[Part], context: Context) -> list[torch.Generator]:
+def make_rng(parts: Sequence[LayerPart], context: Context) -> list[torch.Generator]:
     """Give each adapter dice of its own in a layer.
 
     They are seeded by the seed, the layer and the adapter's place among the others by the size of

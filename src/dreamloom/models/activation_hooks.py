@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, linear, unfold
 Hook: TypeAlias = Callable[[str, nn.Module, Tensor], None]
 """Called with a layer's name, the layer and its input, before the layer answers."""
 
-Change: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+AddedChange: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """What is added to a layer's output, from the layer and its input."""
 
 
@@ -32,10 +32,12 @@ def hook_activations(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[No
 
 
 @contextmanager
-def add_changes(layers: Mapping[str, nn.Module], changes: Mapping[str, Change]) -> Iterator[None]:
+def add_changes(
+    layers: Mapping[str, nn.Module], changes: Mapping[str, AddedChange]
+) -> Iterator[None]:
     """Add a change to the output of each layer that has one; gradients flow through it."""
 
-    def make_hook(change: Change) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def make_hook(change: AddedChange) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         return lambda layer, inputs, output: output + change(layer, inputs[0])
 
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from dreamloom.core.device import Runtime
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, AdapterKind
 from dreamloom.models.lora_schedule import Strength
 from dreamloom.models.quantization import Quantization
@@ -27,8 +28,8 @@ Checkpointing = Literal["none", "high", "low", "full"]
 """Which levels of the denoiser recompute activations in the backward pass: none, those above the
 lowest, the lowest alone, or all."""
 
-Role = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
-"""What a trained weight does; `Weights` says more."""
+WeightRole = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
+"""What a trained weight does; `WeightGroup` says more."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightGroup:
     """Trained weights that share a learning rate, in float32.
 
     Args:
@@ -97,7 +98,7 @@ class Weights:
         parameters: The weights; their order is the same for equal specs.
     """
 
-    role: Role
+    role: WeightRole
     parameters: tuple[Parameter, ...]
 
 
@@ -211,14 +212,6 @@ class Conditioning(Protocol):
         ...
 
 
-OnPicture = Callable[[int, int], None]
-"""Called with (pictures finished, pictures in all) while drawing."""
-
-
-def nothing(done: int, total: int) -> None:
-    """Ignore the progress of drawing."""
-
-
 @runtime_checkable
 class Model(Protocol):
     """A loaded base model. Nothing outside may assume its channels, sizes or token counts."""
@@ -309,7 +302,7 @@ class Model(Protocol):
         spec: AdapterSpec,
         gradient_checkpointing: Checkpointing = "none",
         compiled: bool = False,
-    ) -> list[Weights]:
+    ) -> list[WeightGroup]:
         """Add a new adapter that changes nothing yet; return its float32 weights to train.
 
         With ``gradient_checkpointing`` the backward pass recomputes activations it did not keep;
@@ -370,7 +363,7 @@ class Model(Protocol):
         sampler: Sampler,
         resolution_px: int | None = None,
         batch: int = 8,
-        on_picture: OnPicture = nothing,
+        on_picture: OnProgress = no_progress,
     ) -> list[Image.Image]:
         """Draw one picture per shot, square, in the order of the shots."""
         ...

@@ -24,10 +24,10 @@ from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
 from dreamloom.models.feedforward import hold_together, list_feed_forwards
 from dreamloom.models.lowrank import (
     Alone,
-    Factors,
+    InputMemory,
     LowRankConvolution,
     LowRankMap,
-    Memory,
+    ScaledFactors,
     SharedInput,
     Sharing,
 )
@@ -56,7 +56,7 @@ class FusedLora:
     """
 
     def __init__(
-        self, owner: nn.Module, factors: Mapping[str, Factors], compiled: bool = False
+        self, owner: nn.Module, factors: Mapping[str, ScaledFactors], compiled: bool = False
     ) -> None:
         self._is_compiled = compiled
         self._blocks: CompiledBlocks | None = None
@@ -108,7 +108,9 @@ class FusedLora:
             ]
         self._compile()
 
-    def _transform(self, group: list[Factors], downs: list[Tensor], ups: list[Tensor]) -> None:
+    def _transform(
+        self, group: list[ScaledFactors], downs: list[Tensor], ups: list[Tensor]
+    ) -> None:
         if isinstance(group[0].base, nn.Conv2d):
             group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
             return
@@ -149,7 +151,7 @@ class FusedLora:
             return
         if is_cross:
             # Prompts whose encoders are frozen come again with each update.
-            joint.remember = Memory()
+            joint.remember = InputMemory()
         maps = AttentionMaps(joint, query if is_cross else None, out)
         attention.forward = FusedAttention(attention, maps)
         self._attentions[attention] = maps
@@ -238,7 +240,7 @@ def _is_trained(layer: nn.Module) -> bool:
     return any(weight.requires_grad for weight in layer.parameters())
 
 
-def _group(owner: nn.Module, factors: Mapping[str, Factors]) -> Iterator[list[Factors]]:
+def _group(owner: nn.Module, factors: Mapping[str, ScaledFactors]) -> Iterator[list[ScaledFactors]]:
     """Put layers that read the same input together; the others stay alone."""
     done: set[str] = set()
     for name, one in factors.items():
@@ -258,7 +260,7 @@ def _group(owner: nn.Module, factors: Mapping[str, Factors]) -> Iterator[list[Fa
             yield [one]
 
 
-def _can_share(group: Sequence[Factors]) -> bool:
+def _can_share(group: Sequence[ScaledFactors]) -> bool:
     first: Any = group[0].base
     return all(
         type(one.base) is nn.Linear

@@ -37,7 +37,7 @@ _PLACEHOLDER_END = 2
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseSource:
     """A base model that was found: its pipeline and which weights it holds.
 
     Args:
@@ -68,7 +68,7 @@ class _Autoencoder:
         return {} if self.module is None else {"vae": self.module}
 
 
-def load_source(base: str, runtime: Runtime, configs: Path | None = None) -> Source:
+def load_source(base: str, runtime: Runtime, configs: Path | None = None) -> BaseSource:
     """Load the pipeline that ``--base`` names.
 
     Args:
@@ -109,13 +109,13 @@ def _quieten() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Source:
+def _load_folder(folder: Path, dtype: torch.dtype) -> BaseSource:
     _check_index(folder)
     vae = _choose_autoencoder(folder, dtype)
     return _load_pipeline(folder, dtype, vae)
 
 
-def _load_pipeline(folder: Path, dtype: torch.dtype, vae: _Autoencoder, **more: Any) -> Source:
+def _load_pipeline(folder: Path, dtype: torch.dtype, vae: _Autoencoder, **more: Any) -> BaseSource:
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         folder,
         local_files_only=True,
@@ -128,7 +128,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype, vae: _Autoencoder, **more: 
     return _finish(pipeline, fingerprint_weights(folder), vae, **more)
 
 
-def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> Source:
+def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> BaseSource:
     header = single_files.read_header(path)
     single_files.check_is_sdxl(path, header)
     folder = configs or sdxl_configs.FOLDER
@@ -157,7 +157,7 @@ def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> So
     return _finish(pipeline, fingerprint_weights(path), vae)
 
 
-def _load_from_hub(base: str, dtype: torch.dtype) -> Source:
+def _load_from_hub(base: str, dtype: torch.dtype) -> BaseSource:
     name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
     weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
     folder = Path(
@@ -171,13 +171,13 @@ def _load_from_hub(base: str, dtype: torch.dtype) -> Source:
 
 def _finish(
     pipeline: StableDiffusionXLPipeline, fingerprint: str, vae: _Autoencoder, revision: str = ""
-) -> Source:
+) -> BaseSource:
     in_float32 = vae.module is not None and vae.module.dtype != pipeline.unet.dtype
     if in_float32:
         # Latents come in the pipeline's half precision; the first layer that meets them casts.
         pipeline.vae.post_quant_conv.register_forward_pre_hook(_cast_to_weights)
     notes = (vae.note,) if vae.note else ()
-    return Source(pipeline, fingerprint, revision, in_float32, notes)
+    return BaseSource(pipeline, fingerprint, revision, in_float32, notes)
 
 
 def _cast_to_weights(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
 
-Method: TypeAlias = Literal["sum", "switch", "k-lora"]
+CompositionMethod: TypeAlias = Literal["sum", "switch", "k-lora"]
 """How adapters share a drawing: all at once, one after the other, or layer by layer."""
 
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[CompositionMethod, ...] = get_args(CompositionMethod)
 
 COMPOSITIONS = "sum, switch, switch:STEPS, k-lora and k-lora:ALPHA,BETA"
 """How a `Composition` is typed."""
@@ -169,7 +169,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerShare:
     """K-LoRA: each layer wears the subject up to a progress of its own, and then the style.
 
     Args:
@@ -206,7 +206,7 @@ class LoraSchedule:
     """
 
     curve: Curve
-    gate: Turn | Share | None = None
+    gate: Turn | LayerShare | None = None
     conditional_only: bool = False
 
     def weight(self, layer: str, moment: Moment) -> float:
@@ -251,7 +251,7 @@ class Composition:
         ValueError: If a number is out of range.
     """
 
-    method: Method = "sum"
+    method: CompositionMethod = "sum"
     every: int = 1
     alpha: float = 1.5
     beta: float = 0.5
@@ -346,13 +346,13 @@ def describe_lora_schedules(
 def _assign(
     weights: Sequence[float | Curve], composition: Composition, table: Mapping[str, float]
 ) -> list[Strength]:
-    gates: list[Turn | Share | None] = [None] * len(weights)
+    gates: list[Turn | LayerShare | None] = [None] * len(weights)
     if composition.method == "switch":
         gates = [Turn(place, len(weights), composition.every) for place in range(len(weights))]
     elif composition.method == "k-lora":
         gates = [
-            Share("subject", table, composition.alpha, composition.beta),
-            Share("style", table, composition.alpha, composition.beta),
+            LayerShare("subject", table, composition.alpha, composition.beta),
+            LayerShare("style", table, composition.alpha, composition.beta),
         ]
     strengths: list[Strength] = []
     for weight, gate in zip(weights, gates, strict=True):

@@ -15,7 +15,7 @@ from dreamloom.models.packed_linear import Order, PackedLinear
 
 
 @dataclass(frozen=True)
-class Factors:
+class ScaledFactors:
     """One layer's update: ``scale`` · up · down.
 
     Args:
@@ -33,7 +33,7 @@ class Factors:
     scale: float
 
 
-def list_factors(group: Sequence[Factors]) -> list[nn.Parameter]:
+def list_factors(group: Sequence[ScaledFactors]) -> list[nn.Parameter]:
     """List the down factors of layers, then their up factors."""
     return [*(one.down for one in group), *(one.up for one in group)]
 
@@ -53,7 +53,7 @@ class LowRankMap:
 
     def __init__(
         self,
-        group: Sequence[Factors],
+        group: Sequence[ScaledFactors],
         down: Float[Tensor, "ranks inputs"],
         ups: Sequence[Tensor],
         order: Order,
@@ -70,7 +70,7 @@ class LowRankMap:
         self.scales = [one.scale for one in group]
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
         self.is_scaled = any(scale != 1 for scale in self.scales)
-        self.remember: Memory | None = None
+        self.remember: InputMemory | None = None
         self._order = order
         self._frozen: PackedLinear | None = None
 
@@ -88,7 +88,7 @@ class LowRankMap:
         return self.frozen.apply(x.reshape(-1, x.shape[-1]))
 
     def find_known(self, x: Tensor) -> Tensor | None:
-        """Find what the frozen weights made of this input before; see `Memory`."""
+        """Find what the frozen weights made of this input before; see `InputMemory`."""
         return self.remember.find(x, self._compute_base) if self.remember else None
 
     def compute(
@@ -208,7 +208,7 @@ def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
     return torch.split_with_sizes(whole, sizes, dim) if len(sizes) > 1 else (whole,)
 
 
-class Memory:
+class InputMemory:
     """What the frozen weights make of inputs that come again.
 
     While the text encoders are frozen, each update gives the same prompts to all layers; what a
@@ -253,7 +253,7 @@ class _LastInput:
         )
 
 
-def _compute_plainly(one: Factors, x: Tensor) -> Tensor:
+def _compute_plainly(one: ScaledFactors, x: Tensor) -> Tensor:
     """The same in operations that a compiler can see through and put together."""
     narrow = linear(x, one.down.to(x.dtype)) * one.scale
     result: Tensor = one.base(x) + linear(narrow, one.up.to(x.dtype))
@@ -328,7 +328,7 @@ class LowRankConvolution:
         up: Working copy of its up factor.
     """
 
-    def __init__(self, factors: Factors, down: Tensor, up: Tensor) -> None:
+    def __init__(self, factors: ScaledFactors, down: Tensor, up: Tensor) -> None:
         self._factors = factors
         self.down, self.up = down, up.flatten(1)
         self.scale, self.dtype = factors.scale, factors.down.dtype

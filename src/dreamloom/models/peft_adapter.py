@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.dora import make_dora
-from dreamloom.models.base import AdapterSpec, Role, Weights
+from dreamloom.models.base import AdapterSpec, WeightGroup, WeightRole
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
-from dreamloom.models.lowrank import Factors
+from dreamloom.models.lowrank import ScaledFactors
 from dreamloom.models.peftstate import describe_config
 from dreamloom.models.target_modules import assign_by_pattern, choose_layers
 
@@ -139,15 +139,15 @@ class AttachedAdapter:
         for factors in (layer.lora_A, layer.lora_B):
             factors[TAUGHT].weight.requires_grad_(True)
 
-    def _group_weights(self) -> list[Weights]:
-        roles: dict[Role, list[nn.Parameter]] = {
+    def _group_weights(self) -> list[WeightGroup]:
+        roles: dict[WeightRole, list[nn.Parameter]] = {
             role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
         }
         for component, owner in self._components.items():
             for name, weight in owner.named_parameters():
                 if weight.requires_grad:
                     roles[_role(component, name)].append(weight)
-        return [Weights(role, tuple(weights)) for role, weights in roles.items() if weights]
+        return [WeightGroup(role, tuple(weights)) for role, weights in roles.items() if weights]
 
     def read(self) -> Adapter:
         """Copy the adapter to the CPU, as a change of the original base, scales folded in."""
@@ -302,20 +302,24 @@ def _make_config(
     )
 
 
-def _role(component: str, name: str) -> Role:
-    part: Role = "other"
+def _role(component: str, name: str) -> WeightRole:
+    part: WeightRole = "other"
     if ".lora_A." in name:
         part = "down"
     elif ".lora_B." in name:
         part = "up"
     if component == "unet":
         return part
-    text: dict[Role, Role] = {"down": "text down", "up": "text up", "other": "text other"}
+    text: dict[WeightRole, WeightRole] = {
+        "down": "text down",
+        "up": "text up",
+        "other": "text other",
+    }
     return text[part]
 
 
-def _find_factors(layer: Any) -> Factors:
-    return Factors(
+def _find_factors(layer: Any) -> ScaledFactors:
+    return ScaledFactors(
         layer,
         layer.get_base_layer(),
         layer.lora_A[TAUGHT].weight,

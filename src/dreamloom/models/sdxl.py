@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreamloom.core.device import Runtime, send
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import gather_token_embeddings
 from dreamloom.models.base import (
@@ -29,12 +30,10 @@ from dreamloom.models.base import (
     Framing,
     Latents,
     MemoryOptions,
-    OnPicture,
     Prediction,
     Sampler,
     Shot,
-    Weights,
-    nothing,
+    WeightGroup,
 )
 from dreamloom.models.channels_last import laid_out_for_drawing
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
@@ -252,7 +251,7 @@ class SDXLModel:
         spec: AdapterSpec,
         gradient_checkpointing: Checkpointing = "none",
         compiled: bool = False,
-    ) -> list[Weights]:
+    ) -> list[WeightGroup]:
         """Add a new adapter; ``gradient_checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
         taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
@@ -263,7 +262,7 @@ class SDXLModel:
         try:
             if words:
                 self._words = AttachedTokenEmbeddings(self._pipeline, words)
-                weights.append(Weights("tokens", self._words.parameters()))
+                weights.append(WeightGroup("tokens", self._words.parameters()))
         except Exception:
             self.detach_adapter()
             raise
@@ -397,7 +396,7 @@ class SDXLModel:
         sampler: Sampler,
         resolution_px: int | None = None,
         batch: int = 8,
-        on_picture: OnPicture = nothing,
+        on_picture: OnProgress = no_progress,
     ) -> list[Image.Image]:
         """Draw one picture per shot; each starts from its own seed's noise on the CPU."""
         side = resolution_px or self.advice.resolution_px

@@ -114,7 +114,7 @@ class TensorFile:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where the weight of a layer lies.
 
     Args:
@@ -144,7 +144,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Weights:
+class BaseWeights:
     """A base model's weights.
 
     Args:
@@ -157,7 +157,7 @@ class Weights:
 
     path: Path
     files: tuple[TensorFile, ...]
-    places: Mapping[str, Sequence[Place]]
+    places: Mapping[str, Sequence[TensorPlace]]
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """The sides of a layer's weight, outputs first."""
@@ -169,7 +169,7 @@ class Weights:
         return place.pick(place.file.read(place.key))
 
 
-def open_weights(base: str) -> Weights:
+def open_weights(base: str) -> BaseWeights:
     """Find a base model's weights; nothing but headers is read.
 
     Args:
@@ -225,10 +225,10 @@ def _fetch(base: str) -> Path:
         ) from error
 
 
-def _open_folder(folder: Path) -> Weights:
+def _open_folder(folder: Path) -> BaseWeights:
     """Open the weights of a pipeline in diffusers' layout."""
     files: list[TensorFile] = []
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[TensorPlace]] = {}
     for component in COMPONENTS:
         inside = folder / component
         found = sorted(inside.glob("*.safetensors")) if inside.is_dir() else []
@@ -238,8 +238,8 @@ def _open_folder(folder: Path) -> Weights:
             for key, entry in files[-1].entries.items():
                 name = respell_text(f"{component}.{key.removesuffix('.weight')}")
                 if _is_layer(name, key, entry):
-                    places.setdefault(name, []).append(Place(files[-1], key))
-    return Weights(folder, tuple(files), places)
+                    places.setdefault(name, []).append(TensorPlace(files[-1], key))
+    return BaseWeights(folder, tuple(files), places)
 
 
 def _is_layer(name: str, key: str, entry: Entry) -> bool:
@@ -247,31 +247,31 @@ def _is_layer(name: str, key: str, entry: Entry) -> bool:
     return key.endswith(".weight") and len(entry.shape) in {2, 4} and not name.endswith(_EMBEDDINGS)
 
 
-def _open_checkpoint(path: Path) -> Weights:
+def _open_checkpoint(path: Path) -> BaseWeights:
     """Open a checkpoint with Stability AI's names."""
     check_is_sdxl(path, read_header(path))
     file = TensorFile(path)
     unet = {layer.stability: layer.name for layer in sdxl_layers().values() if layer.stability}
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[TensorPlace]] = {}
     for key, entry in file.entries.items():
         layer = key.removesuffix(".weight")
         if key.startswith(_UNET) and layer.removeprefix(_UNET) in unet and layer != key:
-            places[unet[layer.removeprefix(_UNET)]] = [Place(file, key)]
+            places[unet[layer.removeprefix(_UNET)]] = [TensorPlace(file, key)]
         elif key.startswith(_CLIP):
             name = respell_text(f"text_encoder.{layer.removeprefix(_CLIP)}")
             if _is_layer(name, key, entry):
-                places[name] = [Place(file, key)]
+                places[name] = [TensorPlace(file, key)]
         elif key.startswith(_OPEN_CLIP):
             found = _place_open_clip(file, key)
             places |= {name: [place] for name, place in found.items()}
-    return Weights(path, (file,), places)
+    return BaseWeights(path, (file,), places)
 
 
-def _place_open_clip(file: TensorFile, key: str) -> dict[str, Place]:
+def _place_open_clip(file: TensorFile, key: str) -> dict[str, TensorPlace]:
     """Place what OpenCLIP names: queries, keys and values lie in one tensor."""
     inner = key.removeprefix(_OPEN_CLIP)
     if inner == "text_projection":
-        return {"text_encoder_2.text_projection": Place(file, key, transposed=True)}
+        return {"text_encoder_2.text_projection": TensorPlace(file, key, transposed=True)}
     if not inner.startswith("transformer.resblocks."):
         return {}
     number, _, what = inner.removeprefix("transformer.resblocks.").partition(".")
@@ -279,12 +279,12 @@ def _place_open_clip(file: TensorFile, key: str) -> dict[str, Place]:
     if what == "attn.in_proj_weight":
         side = file.entries[key].shape[0] // 3
         return {
-            f"{layer}self_attn.{name}_proj": Place(file, key, (at * side, (at + 1) * side))
+            f"{layer}self_attn.{name}_proj": TensorPlace(file, key, (at * side, (at + 1) * side))
             for at, name in enumerate("qkv")
         }
     theirs = what.removesuffix(".weight")
     if theirs in _OPEN_CLIP_LAYERS and theirs != what:
-        return {layer + _OPEN_CLIP_LAYERS[theirs]: Place(file, key)}
+        return {layer + _OPEN_CLIP_LAYERS[theirs]: TensorPlace(file, key)}
     return {}
 
 

@@ -266,7 +266,7 @@ class AttributeReader(nn.Module):
         return reader
 
 
-class StyleEncoder:
+class PicturebookStyleEncoder:
     """Tells how pictures are made, whatever they show: a reader's eye for style.
 
     Args:
@@ -323,9 +323,9 @@ def load_attribute_reader() -> AttributeReader:
     return AttributeReader.load(judges_folder() / "reader").eval().requires_grad_(False)
 
 
-def load_style_encoder() -> StyleEncoder:
+def load_style_encoder() -> PicturebookStyleEncoder:
     """Load the shipped encoder of styles: it looks with the attribute reader's eyes."""
-    return StyleEncoder(load_attribute_reader())
+    return PicturebookStyleEncoder(load_attribute_reader())
 
 
 def vocabulary_of(stated: Sequence[dict[str, str]]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 # Lengths in picture units. Both are named because the tests check annotations at run time.
 Units = int | float
-Point = tuple[Units, Units]
+PenPoint = tuple[Units, Units]
 
 UNITS_HIGH = 256
 WHITE: Colour = (255, 255, 255)
@@ -40,10 +40,10 @@ def lighter(base: Colour, share: float) -> Colour:
     return mix(base, WHITE, share)
 
 
-def smooth_outline(corners: Sequence[Point]) -> list[Point]:
+def smooth_outline(corners: Sequence[PenPoint]) -> list[PenPoint]:
     """Round a closed outline that passes through all ``corners`` (a Catmull-Rom spline)."""
     count = len(corners)
-    outline: list[Point] = []
+    outline: list[PenPoint] = []
     for i in range(count):
         before, start = corners[i - 1], corners[i]
         end, after = corners[(i + 1) % count], corners[(i + 2) % count]
@@ -98,15 +98,15 @@ class Pen:
         box = self._box(left, top, right, bottom)
         self._draw.rounded_rectangle(box, radius * self._unit_px, fill)
 
-    def polygon(self, corners: Sequence[Point], fill: Colour) -> None:
+    def polygon(self, corners: Sequence[PenPoint], fill: Colour) -> None:
         """Fill a shape with straight sides."""
         self._draw.polygon([self._at(x, y) for x, y in corners], fill)
 
-    def blob(self, corners: Sequence[Point], fill: Colour) -> None:
+    def blob(self, corners: Sequence[PenPoint], fill: Colour) -> None:
         """Fill a smooth shape that passes through all ``corners``."""
         self.polygon(smooth_outline(corners), fill)
 
-    def line(self, corners: Sequence[Point], width: Units, fill: Colour) -> None:
+    def line(self, corners: Sequence[PenPoint], width: Units, fill: Colour) -> None:
         """Draw a line with round ends."""
         points = [self._at(x, y) for x, y in corners]
         width_px = self._width_px(width)
@@ -151,7 +151,7 @@ class Pen:
             end_x, end_y = x + (radius_x - width / 2) * across, y + (radius_y - width / 2) * down
             self.ellipse(end_x, end_y, width / 2, width / 2, fill)
 
-    def _at(self, x: Units, y: Units) -> Point:
+    def _at(self, x: Units, y: Units) -> PenPoint:
         return (
             self._origin_x_px + x * self._unit_px,
             self._origin_y_px + y * self._unit_px,

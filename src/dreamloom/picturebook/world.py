@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypedDict, TypeVar, Unpack, get_args
 
-Kind = Literal["person", "dog", "cat", "robot"]
+SubjectKind = Literal["person", "dog", "cat", "robot"]
 Skin = Literal["porcelain", "fair", "tan", "bronze", "brown", "dark"]
 Hair = Literal["black", "brown", "blonde", "red", "gray", "blue"]
-Style = Literal["short", "long", "curly", "bald", "bun", "mohawk"]
+HairStyle = Literal["short", "long", "curly", "bald", "bun", "mohawk"]
 Eyes = Literal["brown", "blue", "green", "gray"]
 Beard = Literal["none", "beard", "mustache"]
 Brows = Literal["thin", "thick", "arched"]
@@ -33,10 +33,10 @@ View = Literal["front", "side"]
 Scene = Literal["studio", "beach", "forest", "snow", "city", "mountains", "night", "oktoberfest"]
 Medium = Literal["photo", "painting", "sketch", "van gogh", "pixel art"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[SubjectKind, ...] = get_args(SubjectKind)
 SKINS: tuple[Skin, ...] = get_args(Skin)
 HAIR_COLOURS: tuple[Hair, ...] = get_args(Hair)
-HAIR_STYLES: tuple[Style, ...] = get_args(Style)
+HAIR_STYLES: tuple[HairStyle, ...] = get_args(HairStyle)
 EYE_COLOURS: tuple[Eyes, ...] = get_args(Eyes)
 BEARDS: tuple[Beard, ...] = get_args(Beard)
 BROWS: tuple[Brows, ...] = get_args(Brows)
@@ -81,13 +81,13 @@ class Identity:
     person's skin, hair, beard, brows, mark and earrings.
     """
 
-    kind: Kind
+    kind: SubjectKind
     eyes: Eyes = "brown"
     face_width: float = 1.0
     nose: float = 1.0
     skin: Skin = "fair"
     hair: Hair = "brown"
-    style: Style = "short"
+    style: HairStyle = "short"
     beard: Beard = "none"
     brows: Brows = "thin"
     mark: Mark = "none"
@@ -142,9 +142,9 @@ class DrawingFields(TypedDict, total=False):
     name: str
 
 
-def sample_identity(rng: random.Random, kind: Kind | None = None) -> Identity:
+def sample_identity(rng: random.Random, kind: SubjectKind | None = None) -> Identity:
     """Invent somebody: a person in about two of three cases, unless ``kind`` says what."""
-    chosen: Kind = _pick(rng, KINDS, (65, 13, 13, 9)) if kind is None else kind
+    chosen: SubjectKind = _pick(rng, KINDS, (65, 13, 13, 9)) if kind is None else kind
     eyes = rng.choice(EYE_COLOURS)
     face_width = round(rng.uniform(0.84, 1.16), 3)
     nose = round(rng.uniform(0.6, 1.6), 3)
@@ -174,7 +174,9 @@ def sample_identity(rng: random.Random, kind: Kind | None = None) -> Identity:
     )
 
 
-def sample_drawing(seed: int, kind: Kind | None = None, **fixed: Unpack[DrawingFields]) -> Drawing:
+def sample_drawing(
+    seed: int, kind: SubjectKind | None = None, **fixed: Unpack[DrawingFields]
+) -> Drawing:
     """Sample the picture of one world seed.
 
     A quarter of the persons are known ones, with ``name`` set. Fixing fields leaves all other

@@ -25,9 +25,9 @@ from dreamloom.core.events import Note, Observer, silent, tee
 from dreamloom.core.manifests import (
     MANIFEST,
     ClassImageSet,
+    CropShape,
     ImageSet,
     PhotoSet,
-    Shape,
     read_photo_set,
 )
 from dreamloom.core.run_folder import Record, RunFolder, write_text
@@ -44,7 +44,8 @@ from dreamloom.models.families import load_model
 from dreamloom.pipeline.score import _list_class_images
 from dreamloom.training.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
 from dreamloom.training.trackers import NONE, choose_tracker, track
-from dreamloom.training.train import Judge, check_training, train_adapter
+from dreamloom.training.train import check_training, train_adapter
+from dreamloom.training.validation_samples import ScoreImages
 
 _GLANCE_PX = 32
 
@@ -228,7 +229,7 @@ def train_subject(
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
 
 
-def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> Judge:
+def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreImages:
     """Make what scores the pictures that are drawn while a training of the run goes on."""
     encoders: Encoders | None = None
 
@@ -276,7 +277,7 @@ def _resolution(config: LoomConfig) -> int:
     return config.photos.resolution_px
 
 
-def _shape(config: LoomConfig) -> Shape:
+def _shape(config: LoomConfig) -> CropShape:
     if config.photos.shape == "auto":
         raise ValueError("settings must be resolved first")
     return config.photos.shape

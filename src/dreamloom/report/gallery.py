@@ -28,7 +28,7 @@ _KINDS = ("base", "without", "with", "style", "merged")
 
 
 @dataclass(frozen=True)
-class Shot:
+class EmbeddedPicture:
     """One picture as the page embeds it."""
 
     source: Markup
@@ -56,7 +56,7 @@ class Row:
 
     prompt: str
     detail: str
-    cells: list[list[Shot]]
+    cells: list[list[EmbeddedPicture]]
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ def _empty_row(picture: Picture, columns: int, detailed: bool) -> Row:
     )
 
 
-def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> Shot:
+def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> EmbeddedPicture:
     source, size = embed(images.folder / picture.file)
-    return Shot(
+    return EmbeddedPicture(
         source=source,
         alt=f"{picture.prompt}, seed {picture.seed}" if source else f"{picture.file} is missing",
         size=size,

@@ -24,8 +24,8 @@ from dreamloom.evaluation.verdicts import (
 )
 from dreamloom.report.gallery import (
     BADGES,
+    EmbeddedPicture,
     Gallery,
-    Shot,
     build_gallery,
     embed,
     kind_of,
@@ -72,7 +72,7 @@ class Strip:
 
     title: str
     intro: str
-    shots: list[tuple[Shot, tuple[str, ...]]]
+    shots: list[tuple[EmbeddedPicture, tuple[str, ...]]]
     dense: bool = False
 
 
@@ -346,7 +346,7 @@ def _strips(story: Story) -> list[Strip]:
             source, size = embed(path)
             height, width = photo.original_px
             alt = f"{photo.source}, {width} × {height}" if source else f"{photo.file} is missing"
-            shots.append((Shot(source, alt, size), photo.issues))
+            shots.append((EmbeddedPicture(source, alt, size), photo.issues))
         title = f"Training pictures: {label_run(name)}" if name else ""
         counted = _count(len(shots), "picture" if name else "photo")
         intro = f"{counted}, trained on at {photos.resolution_px} pixels."
@@ -356,7 +356,7 @@ def _strips(story: Story) -> list[Strip]:
         for number, path in enumerate(priors.paths()):
             source, size = embed(path, _PRIOR_PX)
             alt = f"class image {number}" if source else f"{path.name} is missing"
-            shots.append((Shot(source, alt, size), ()))
+            shots.append((EmbeddedPicture(source, alt, size), ()))
         title = f"Class images: {label_run(name)}" if name else "Class images"
         intro = (
             f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "

@@ -15,7 +15,7 @@ from dreamloom.training.batches import Sample
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What one update came to.
 
     Args:
@@ -68,7 +68,7 @@ class AsyncLossLog:
     """
 
     def __init__(
-        self, device: torch.device, hand_on: Callable[[Outcome], None], behind: int = 4
+        self, device: torch.device, hand_on: Callable[[StepOutcome], None], behind: int = 4
     ) -> None:
         self._travels = device.type == "cuda"
         self._behind = behind if self._travels else 0
@@ -117,7 +117,7 @@ class AsyncLossLog:
         norm, *rest = line.numbers.tolist()
         terms, finite = rest[: -len(line.samples)], rest[-len(line.samples) :]
         self._hand_on(
-            Outcome(
+            StepOutcome(
                 update=line.update,
                 rate=line.rate,
                 broken=tuple(c for c, one in zip(line.samples, finite, strict=True) if not one),

@@ -20,17 +20,18 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from dreamloom.core.device import seed_for, send
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.core.manifests import ClassImageSet, Photo, PhotoSet
 from dreamloom.data.buckets import list_places, mirror_left, place_crop
 from dreamloom.data.image_io import open_upright, to_tensor
-from dreamloom.models.base import Conditioning, Framing, Latents, Model, OnPicture, nothing
+from dreamloom.models.base import Conditioning, Framing, Latents, Model
 from dreamloom.training.latent_cache import LatentStore
 
 # Batches whose prompts are remembered beside each other; without captions there is one.
 _MOST_TAKEN = 4
 
-Kind: TypeAlias = Literal["photo", "class image"]
-Place: TypeAlias = tuple[int, int, bool]
+SampleKind: TypeAlias = Literal["photo", "class image"]
+CropPlace: TypeAlias = tuple[int, int, bool]
 """Top and left of a crop in pixels of the scaled picture, and whether it is mirrored."""
 
 
@@ -46,9 +47,9 @@ class Sample:
             accumulated batches: noise and timestep depend on it, not on its place in a batch.
     """
 
-    kind: Kind
+    kind: SampleKind
     picture: int
-    place: Place
+    place: CropPlace
     number: int
 
     @property
@@ -97,7 +98,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """Which part of an update a batch is: one of several processes and accumulated batches.
 
     Args:
@@ -136,7 +137,7 @@ class TrainingBatches:
     prompts: tuple[str, str]
     plan: BatchPlan
     store: LatentStore | None = None
-    _encoded: dict[tuple[str, Place], Latents] = field(default_factory=dict)
+    _encoded: dict[tuple[str, CropPlace], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
     _taken: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
@@ -164,7 +165,7 @@ class TrainingBatches:
             self._taken[wanted] = self._conditioning.take(rows)
         return self._taken[wanted]
 
-    def make_batches(self, update: int, share: Share) -> list[Batch]:
+    def make_batches(self, update: int, share: BatchShare) -> list[Batch]:
         """Deal one batch of an update, in parts of one shape each.
 
         Photos and class images are each dealt like cards: every one is seen once before any is
@@ -172,11 +173,11 @@ class TrainingBatches:
         """
         return self.encode(self.draw_samples(update, share))
 
-    def draw_samples(self, update: int, share: Share) -> list[Sample]:
+    def draw_samples(self, update: int, share: BatchShare) -> list[Sample]:
         """Deal one batch of an update, without looking at the pictures."""
         return [*self._draw_photos(update, share), *self._draw_class_images(update, share)]
 
-    def _draw_photos(self, update: int, share: Share) -> list[Sample]:
+    def _draw_photos(self, update: int, share: BatchShare) -> list[Sample]:
         samples = []
         for number, photo, round_ in draw_numbers(
             len(self.photos), update, share.photos, share, self.plan.seed, "photos"
@@ -187,7 +188,7 @@ class TrainingBatches:
             samples.append(Sample("photo", photo, place, number))
         return samples
 
-    def _draw_class_images(self, update: int, share: Share) -> list[Sample]:
+    def _draw_class_images(self, update: int, share: BatchShare) -> list[Sample]:
         if not self.priors or not share.priors:
             return []
         return [
@@ -197,7 +198,9 @@ class TrainingBatches:
             )
         ]
 
-    def encode(self, samples: Sequence[Sample], on_picture: OnPicture = nothing) -> list[Batch]:
+    def encode(
+        self, samples: Sequence[Sample], on_picture: OnProgress = no_progress
+    ) -> list[Batch]:
         """Encode what was dealt and is not known yet; group it by shape."""
         unknown = {
             self._key(sample): sample
@@ -213,7 +216,7 @@ class TrainingBatches:
         )
         return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
 
-    def encode_all(self, on_picture: OnPicture = nothing) -> None:
+    def encode_all(self, on_picture: OnProgress = no_progress) -> None:
         """Encode every class image and the first round of photos, before training begins."""
         self.encode(
             [
@@ -247,7 +250,7 @@ class TrainingBatches:
     def _photo(self, sample: Sample) -> Photo:
         return (*self.photos, *self.held_out)[sample.picture]
 
-    def _key(self, sample: Sample) -> tuple[str, Place]:
+    def _key(self, sample: Sample) -> tuple[str, CropPlace]:
         return (str(self._file(sample)), sample.place)
 
     def _file(self, sample: Sample) -> Path:
@@ -265,7 +268,7 @@ class TrainingBatches:
         crop = picture[:, top : top + height, left : left + width]
         return crop.flip(-1) if mirrored else crop
 
-    def _encode_missing(self, samples: Sequence[Sample], on_picture: OnPicture) -> None:
+    def _encode_missing(self, samples: Sequence[Sample], on_picture: OnProgress) -> None:
         # One at a time: how a batch is put together changes the last bits of what comes out, and
         # a resumed run meets its crops in another company.
         for done, sample in enumerate(samples, start=1):
@@ -344,7 +347,7 @@ def prepare_batches(
     priors: ClassImageSet | None,
     prompts: tuple[str, str],
     plan: BatchPlan,
-    on_picture: OnPicture = nothing,
+    on_picture: OnProgress = no_progress,
     store: LatentStore | None = None,
 ) -> TrainingBatches:
     """Encode what can be encoded before training begins; see `TrainingBatches`.
@@ -381,7 +384,9 @@ def prepare_batches(
     return batches
 
 
-def choose_place(photo: Photo, grid_px: int, plan: BatchPlan, number: int, round_: int) -> Place:
+def choose_place(
+    photo: Photo, grid_px: int, plan: BatchPlan, number: int, round_: int
+) -> CropPlace:
     """Choose how a photo is cut in one round: a fresh crop that keeps the subject, and a flip."""
     rng = random.Random(seed_for(plan.seed, "crop", number, round_))
     top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, rng, photo.box_px)
@@ -389,7 +394,7 @@ def choose_place(photo: Photo, grid_px: int, plan: BatchPlan, number: int, round
 
 
 def draw_numbers(
-    samples: int, update: int, per_batch: int, share: Share, seed: int, purpose: str
+    samples: int, update: int, per_batch: int, share: BatchShare, seed: int, purpose: str
 ) -> list[tuple[int, int, int]]:
     """Deal one batch's cards of one update from freshly shuffled packs, one after the other.
 

@@ -21,8 +21,8 @@ from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import LossLogged, Observer, Progress, Validated
 from dreamloom.models.base import Model
-from dreamloom.training.async_logging import AsyncLossLog, Outcome
-from dreamloom.training.batches import Sample, Share, TrainingBatches
+from dreamloom.training.async_logging import AsyncLossLog, StepOutcome
+from dreamloom.training.batches import BatchShare, Sample, TrainingBatches
 from dreamloom.training.optimization import TrainableAdapter
 from dreamloom.training.step import (
     Errors,
@@ -75,7 +75,7 @@ def run_training_loop(
     losses: list[float] = []
     began = time.perf_counter()
 
-    def hand_on(outcome: Outcome) -> None:
+    def hand_on(outcome: StepOutcome) -> None:
         _refuse_broken(outcome, context.batches)
         trainable.refuse_broken(
             outcome.update, outcome.norm, partial(_name_photos, context, outcome.update)
@@ -149,18 +149,18 @@ def _gather_gradients(context: TrainContext, trainable: TrainableAdapter, update
     )
 
 
-def _shares(context: TrainContext) -> list[Share]:
+def _shares(context: TrainContext) -> list[BatchShare]:
     """List the batches of an update, over all processes."""
     count = context.config.train.gradient_accumulation_steps * context.processes.count
     return [share_update(context.config, context.batches, count, index) for index in range(count)]
 
 
-def _own_shares(context: TrainContext) -> list[Share]:
+def _own_shares(context: TrainContext) -> list[BatchShare]:
     """List those batches of an update that this process works on."""
     return _shares(context)[context.processes.index :: context.processes.count]
 
 
-def _refuse_broken(outcome: Outcome, batches: TrainingBatches) -> None:
+def _refuse_broken(outcome: StepOutcome, batches: TrainingBatches) -> None:
     if not outcome.broken:
         return
     names = ", ".join(dict.fromkeys(batches.name(sample) for sample in outcome.broken))
@@ -221,7 +221,7 @@ def _plain(config: LoomConfig) -> LoomConfig:
     return config.model_copy(update={"objective": objective, "priors": priors})
 
 
-def _tell(context: TrainContext, outcome: Outcome, pace_seconds: float) -> None:
+def _tell(context: TrainContext, outcome: StepOutcome, pace_seconds: float) -> None:
     device, updates = context.model.runtime.device, context.config.train.steps
     done = outcome.update + 1
     context.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.core.device import send
-from dreamloom.models.base import Weighting
+from dreamloom.models.base import Prediction, Weighting
 
 LossKind = Literal["l2", "l1", "huber", "smooth_l1"]
 """How one number's error counts; see `image_errors`."""
@@ -19,7 +19,6 @@ HuberSchedule = Literal["constant", "exponential", "snr"]
 """How Huber's delta follows the noise; see `huber_deltas`."""
 
 
-Prediction = Literal["noise", "velocity", "flow", "picture"]
 """What the model predicts, and so whose error the loss measures."""
 
 # SDXL's schedule does not go below; where others do, the noisy input is all but the noise, there is

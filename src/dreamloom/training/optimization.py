@@ -16,7 +16,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer
-from dreamloom.models.base import Weights
+from dreamloom.models.base import WeightGroup
 from dreamloom.training.checkpoints import Stateful
 from dreamloom.training.flat_adamw import FlatAdamW
 from dreamloom.training.optimizers import (
@@ -49,7 +49,11 @@ class TrainableAdapter:
     """
 
     def __init__(
-        self, weights: Sequence[Weights], config: LoomConfig, runtime: Runtime, observe: Observer
+        self,
+        weights: Sequence[WeightGroup],
+        config: LoomConfig,
+        runtime: Runtime,
+        observe: Observer,
     ) -> None:
         settings = config.train
         self._settings = settings

@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import send
 from dreamloom.models.base import Latents, Model
-from dreamloom.training.batches import Batch, Sample, Share, TrainingBatches
+from dreamloom.training.batches import Batch, BatchShare, Sample, TrainingBatches
 from dreamloom.training.losses import (
     LossParts,
     combine_errors,
@@ -46,10 +46,10 @@ class Errors:
 
 def share_update(
     config: LoomConfig, batches: TrainingBatches, count: int = 1, index: int = 0
-) -> Share:
+) -> BatchShare:
     """Say which part of an update one of its batches is."""
     with_priors = config.train.prior_weight > 0 and bool(batches.priors)
-    return Share(
+    return BatchShare(
         photos=config.train.batch_photos,
         priors=config.train.batch_priors if with_priors else 0,
         batches=count,
@@ -62,7 +62,7 @@ def compute_loss(
     batches: TrainingBatches,
     update: int,
     config: LoomConfig,
-    share: Share | None = None,
+    share: BatchShare | None = None,
 ) -> LossParts:
     """Compute one batch's share of an update's loss; without a share, the whole of it.
 
@@ -74,7 +74,7 @@ def compute_loss(
 
 
 def measure_passes(
-    model: Model, batches: TrainingBatches, update: int, config: LoomConfig, share: Share
+    model: Model, batches: TrainingBatches, update: int, config: LoomConfig, share: BatchShare
 ) -> Iterator[list[Errors]]:
     """Measure the errors of one batch, in passes of ``memory.micro_batch_size``.
 
@@ -105,7 +105,7 @@ def measure_errors(
     batches: TrainingBatches,
     update: int,
     config: LoomConfig,
-    share: Share | None = None,
+    share: BatchShare | None = None,
 ) -> list[Errors]:
     """Measure the errors of one batch, in parts of one shape each."""
     share = share or share_update(config, batches)
@@ -116,7 +116,10 @@ def measure_errors(
 
 
 def add_up_errors(
-    parts: list[Errors], config: LoomConfig, batches: TrainingBatches, share: Share | None = None
+    parts: list[Errors],
+    config: LoomConfig,
+    batches: TrainingBatches,
+    share: BatchShare | None = None,
 ) -> LossParts:
     """Put the errors together as DreamBooth weighs them."""
     share = share or share_update(config, batches)

@@ -41,10 +41,7 @@ from dreamloom.training.loop import (
 )
 from dreamloom.training.optimization import TrainableAdapter
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
-from dreamloom.training.step import compute_loss
-from dreamloom.training.validation_samples import Judge, ValidationSampler
-
-__all__ = ["Judge", "check_training", "compute_loss", "train_adapter"]
+from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 
 _LEAST_COMPILED = 500
 
@@ -56,7 +53,7 @@ def train_adapter(
     priors: ClassImageSet | None,
     config: LoomConfig,
     observe: Observer = silent,
-    judge: Judge | None = None,
+    judge: ScoreImages | None = None,
 ) -> Record:
     """Teach the model one subject and write ``adapter.safetensors``.
 

@@ -13,12 +13,12 @@ from dreamloom.core.events import Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunFolder, atomic_folder, write_json
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.verdicts import Candidate, Recommendation, recommend_checkpoint
+from dreamloom.evaluation.verdicts import CheckpointCandidate, Recommendation, recommend_checkpoint
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 
-Judge: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]
+ScoreImages: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]
 """Scores pictures of the subject, beside the untaught model's pictures of the same seeds."""
 
 _SCORES = "scores.json"
@@ -42,7 +42,7 @@ class ValidationSampler:
     model: Model
     config: LoomConfig
     sign: Callable[[Adapter], Adapter]
-    judge: Judge | None
+    judge: ScoreImages | None
     observe: Observer
 
     def is_due(self, updates_done: int) -> bool:
@@ -77,7 +77,7 @@ class ValidationSampler:
             card = Scorecard.model_validate(known)
             identity, clip_t = (card.scores.get(name) for name in ("identity", "clip_t"))
             candidates.append(
-                Candidate(
+                CheckpointCandidate(
                     update=int(folder.name),
                     identity_lift=identity.lift if identity else None,
                     clip_t=clip_t.value if clip_t else None,

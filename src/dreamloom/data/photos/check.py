@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Observer, Progress, silent
-from dreamloom.core.manifests import Shape
+from dreamloom.core.manifests import CropShape
 from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
 from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
 from dreamloom.data.photos.listing import (
@@ -97,7 +97,7 @@ class MeasuredPhoto(NamedTuple):
     look: Look
 
 
-def list_shapes(resolution_px: int, shape: Shape, step_px: int) -> list[Size]:
+def list_shapes(resolution_px: int, shape: CropShape, step_px: int) -> list[Size]:
     """List the sizes of crops that photos may be cut to.
 
     Raises:
@@ -113,7 +113,7 @@ def check_photos(
     resolution_px: int,
     observe: Observer = silent,
     *,
-    shape: Shape = "square",
+    shape: CropShape = "square",
     step_px: int = 64,
 ) -> PhotoCheck:
     """Look at a folder of photos as `load_photos` would, and write nothing.

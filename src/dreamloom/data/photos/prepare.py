@@ -18,10 +18,10 @@ from dreamloom.core.events import (
     silent,
 )
 from dreamloom.core.manifests import (
+    CropShape,
     Photo,
     PhotoFacts,
     PhotoSet,
-    Shape,
     fingerprint_facts,
     read_photo_set,
     write_manifest,
@@ -39,7 +39,7 @@ from dreamloom.data.photos.listing import Listing, count, gather_facts, list_pho
 
 
 def fingerprint_photos(
-    folder: Path, resolution_px: int, shape: Shape = "square", step_px: int = 64
+    folder: Path, resolution_px: int, shape: CropShape = "square", step_px: int = 64
 ) -> str:
     """Foretell the fingerprint of the `PhotoSet` that `load_photos` makes of a folder.
 
@@ -58,7 +58,7 @@ def load_photos(
     resolution_px: int,
     observe: Observer = silent,
     *,
-    shape: Shape = "square",
+    shape: CropShape = "square",
     step_px: int = 64,
 ) -> PhotoSet:
     """Prepare a subject's photos: upright copies, scaled, without metadata, under ``run.photos``.

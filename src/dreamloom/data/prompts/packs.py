@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from dreamloom.core.manifests import Change, Face, Style
+from dreamloom.core.manifests import FaceShown, PromptStyle, SubjectChange
 
 Category: TypeAlias = Literal[
     "photo",
@@ -69,11 +69,11 @@ class PackPrompt(BaseModel):
     text: str
     """{subject} stands for the subject's phrase, {class_noun} for what it is one of."""
     category: Category
-    style: Style = "photo"
+    style: PromptStyle = "photo"
     """Whether a photo is asked for, or art: judges of real faces and eyes do not know art."""
-    face: Face = "yes"
+    face: FaceShown = "yes"
     """Whether the subject's face must be visible, where it has one."""
-    may_change: tuple[Change, ...] = ()
+    may_change: tuple[SubjectChange, ...] = ()
     """What of the subject may differ from its photos, because the prompt asks for it."""
     check: str = ""
     """A question that a right picture answers with yes; empty if none was written."""

@@ -19,7 +19,7 @@ from dreamloom.evaluation.detectors.colour import (
 )
 from dreamloom.evaluation.detectors.landmarks import Eye, Points
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+EyePixels = UInt8[np.ndarray, "height width 3"]
 
 LIGHTNESS_SCALE = 2.0
 """Lightness counts half in differences of irises: light from one side changes it most."""
@@ -28,7 +28,7 @@ MOST_PATCHY = 10.0
 """If the halves of an iris differ more than this, it has no colour that could be compared."""
 
 AHEAD = 0.12
-"""The `Shape.divergence` of real eyes: the inner corner lies further from the iris. From seven
+"""The `EyeShape.divergence` of real eyes: the inner corner lies further from the iris. From seven
 photos, 0.08 to 0.15."""
 
 # In iris radii: inside is the pupil, outside the dark ring at the edge.
@@ -50,7 +50,7 @@ class Abstention:
     reason: str
 
 
-class Shape(NamedTuple):
+class EyeShape(NamedTuple):
     """How far two eyes are from a pair of round, equal irises that look the same way."""
 
     elongation: float
@@ -64,7 +64,7 @@ class Shape(NamedTuple):
     """How far the centre of an iris lies outside its lids, in its radii; 0 is inside."""
 
 
-def read_iris(pixels: Pixels, eye: Eye) -> Lab | Abstention:
+def read_iris(pixels: EyePixels, eye: Eye) -> Lab | Abstention:
     """Read the colour of an iris as if its sclera were white.
 
     The median over a ring between pupil and edge, inside the lids, without the darkest tenth and
@@ -103,7 +103,7 @@ def _plain(colours: Float[np.ndarray, "pixels 3"]) -> Lab:
 
 
 def _cut_out(
-    pixels: Pixels, eye: Eye
+    pixels: EyePixels, eye: Eye
 ) -> tuple[
     Float[np.ndarray, "high wide 3"], Float[np.ndarray, "high wide"], Bool[np.ndarray, "high wide"]
 ]:
@@ -158,7 +158,7 @@ def leave_one_out(pairs: Sequence[tuple[Lab, Lab]]) -> list[float]:
     ]
 
 
-def measure_shape(first: Eye, second: Eye) -> Shape:
+def measure_shape(first: Eye, second: Eye) -> EyeShape:
     """Measure whether two eyes of a face that looks ahead are shaped like a pair.
 
     Args:
@@ -166,7 +166,7 @@ def measure_shape(first: Eye, second: Eye) -> Shape:
         second: The other.
     """
     sizes = sorted((first.radius_px, second.radius_px))
-    return Shape(
+    return EyeShape(
         elongation=max(_elongation(eye.rim) for eye in (first, second)),
         size_ratio=sizes[1] / max(sizes[0], 1e-6),
         divergence=_place(second) - _place(first),

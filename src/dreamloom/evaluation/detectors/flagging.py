@@ -16,9 +16,9 @@ from dreamloom.evaluation.detectors.judges import (
     PHOTO,
     Detector,
     DetectorName,
+    EyeVerdict,
     FaceView,
     Finding,
-    Verdict,
     Wanted,
     learn_reference,
 )
@@ -152,7 +152,7 @@ def flag_pictures(
     if not of_person:
         cannot |= dict.fromkeys(_NEED_A_PERSON, "the subject is no person")
     usable = [detector for detector in DETECTORS if detector.name not in cannot]
-    verdicts: dict[DetectorName, dict[str, Verdict]] = {one.name: {} for one in usable}
+    verdicts: dict[DetectorName, dict[str, EyeVerdict]] = {one.name: {} for one in usable}
     needs_photos = of_person and any(one.name.startswith("eye_colour") for one in usable)
     reference = learn_reference(
         list(_look_at([Shown(path.name, path, PHOTO) for path in photos], source))
@@ -188,7 +188,7 @@ def _miss(detector: Detector, n: int, reason: str) -> Flagging:
 
 def _sum_up(
     detector: Detector,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, EyeVerdict],
     measured: Mapping[DetectorName, Trial],
 ) -> Flagging:
     reasons = Counter(one.reason for one in verdicts.values() if isinstance(one, Abstention))

@@ -14,7 +14,7 @@ from dreamloom.evaluation.detectors.colour import Lab
 from dreamloom.evaluation.detectors.eyes import (
     AHEAD,
     Abstention,
-    Pixels,
+    EyePixels,
     distance_from,
     iris_difference,
     leave_one_out,
@@ -70,7 +70,7 @@ class FaceView:
         least_iris_px: From the source of the landmarks.
     """
 
-    pixels: Pixels
+    pixels: EyePixels
     found: FaceLandmarks
     wanted: Wanted
     least_iris_px: float
@@ -119,7 +119,7 @@ class Finding(NamedTuple):
     """What was measured, in the detector's own unit."""
 
 
-Verdict: TypeAlias = Finding | Abstention
+EyeVerdict: TypeAlias = Finding | Abstention
 
 
 class Detector(NamedTuple):
@@ -127,7 +127,7 @@ class Detector(NamedTuple):
 
     name: DetectorName
     label: str
-    judge: Callable[[FaceView, Reference], Verdict]
+    judge: Callable[[FaceView, Reference], EyeVerdict]
     experimental: bool = False
 
 
@@ -200,7 +200,7 @@ def usable_eyes(view: FaceView) -> tuple[Eye, Eye] | Abstention:
     return Abstention(reason) if reason else face.eyes
 
 
-def judge_eye_colours(view: FaceView, reference: Reference) -> Verdict:
+def judge_eye_colours(view: FaceView, reference: Reference) -> EyeVerdict:
     """Flag eyes of two colours; the value is their difference."""
     if isinstance(view.irises, Abstention):
         return view.irises
@@ -208,7 +208,7 @@ def judge_eye_colours(view: FaceView, reference: Reference) -> Verdict:
     return Finding(difference > reference.pair_threshold, difference)
 
 
-def judge_eye_colour_of_photos(view: FaceView, reference: Reference) -> Verdict:
+def judge_eye_colour_of_photos(view: FaceView, reference: Reference) -> EyeVerdict:
     """Flag eyes of another colour than the photos'; the value is the difference."""
     if reference.colour is None:
         return Abstention(reference.reason)
@@ -219,7 +219,7 @@ def judge_eye_colour_of_photos(view: FaceView, reference: Reference) -> Verdict:
     return Finding(difference > reference.threshold, difference)
 
 
-def judge_eye_shape(view: FaceView, _: Reference) -> Verdict:
+def judge_eye_shape(view: FaceView, _: Reference) -> EyeVerdict:
     """Flag malformed eyes; the value is the worst measure by its limit, so 1 is the limit."""
     eyes = usable_eyes(view)
     if isinstance(eyes, Abstention):
@@ -235,7 +235,7 @@ def judge_eye_shape(view: FaceView, _: Reference) -> Verdict:
     return Finding(excess > 1, excess)
 
 
-def judge_teeth(view: FaceView, _: Reference) -> Verdict:
+def judge_teeth(view: FaceView, _: Reference) -> EyeVerdict:
     """Flag teeth in three rows or on one side; the value is the worse measure by its limit."""
     face = usable_face(view)
     if isinstance(face, Abstention):
@@ -249,7 +249,7 @@ def judge_teeth(view: FaceView, _: Reference) -> Verdict:
     return Finding(excess > 1, excess)
 
 
-def judge_extra_faces(view: FaceView, _: Reference) -> Verdict:
+def judge_extra_faces(view: FaceView, _: Reference) -> EyeVerdict:
     """Flag more faces than wanted, bystanders aside; the value is how many there are."""
     if view.wanted.style is None or view.wanted.face is None:
         return Abstention("it is not known what the prompt asks for")
@@ -263,7 +263,7 @@ def judge_extra_faces(view: FaceView, _: Reference) -> Verdict:
     return Finding(len(near) > (view.wanted.face != "no"), float(len(near)))
 
 
-def judge_missing_face(view: FaceView, _: Reference) -> Verdict:
+def judge_missing_face(view: FaceView, _: Reference) -> EyeVerdict:
     """Flag a picture that shows no face though it should; the value is how many there are."""
     reason = _no_whole_face_wanted(view.wanted)
     if reason:

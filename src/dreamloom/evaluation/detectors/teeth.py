@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from dreamloom.evaluation.detectors.colour import LUMINANCE, to_lab, to_light
-from dreamloom.evaluation.detectors.eyes import Abstention, Pixels
+from dreamloom.evaluation.detectors.eyes import Abstention, EyePixels
 from dreamloom.evaluation.detectors.landmarks import Points
 
 LEAST_OPENING = 0.2
@@ -34,7 +34,7 @@ class Teeth(NamedTuple):
     """How far the middle of the teeth lies beside the mouth's, in half widths: 0 is centred."""
 
 
-def measure_teeth(pixels: Pixels, mouth: Points) -> Teeth | Abstention:
+def measure_teeth(pixels: EyePixels, mouth: Points) -> Teeth | Abstention:
     """Measure how teeth lie in a mouth.
 
     Args:

@@ -43,8 +43,8 @@ class TextExtractor(Extractor, Protocol):
 
 
 FaceStatus: TypeAlias = Literal["scored", "no_face", "too_small"]
-Box: TypeAlias = tuple[float, float, float, float]
-Point: TypeAlias = tuple[float, float]
+FaceBox: TypeAlias = tuple[float, float, float, float]
+FacePoint: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class FaceReading:
 
     status: FaceStatus
     count: int
-    box: Box | None = None
-    landmarks: tuple[Point, ...] | None = None
+    box: FaceBox | None = None
+    landmarks: tuple[FacePoint, ...] | None = None
     score: float | None = None
     features: Float[Tensor, " features"] | None = None
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from dreamloom.core.errors import EvaluationError
 
-Source: TypeAlias = Literal["hub", "converted", "package", "embedded", "none"]
+WeightsSource: TypeAlias = Literal["hub", "converted", "package", "embedded", "none"]
 
 READABLE = (".safetensors", ".onnx", ".json")
 """Only such files are fetched: none of them can run code when it is read, as pickles can."""
@@ -55,7 +55,7 @@ class Pinned:
     name: str
     purpose: str
     licence: str
-    source: Source
+    source: WeightsSource
     repository: str = ""
     revision: str | None = None
     files: tuple[ModelFile, ...] = ()

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from dreamloom.evaluation.encoders.base import Box, FaceReading, FaceStatus, Point
+from dreamloom.evaluation.encoders.base import FaceBox, FacePoint, FaceReading, FaceStatus
 from dreamloom.evaluation.encoders.computing import explaining
 from dreamloom.evaluation.encoders.preprocessing import require_rgb
 
@@ -43,8 +43,8 @@ _INSIDE = 0.5  # a box that lies in a larger one to more than this is no face of
 class Found(NamedTuple):
     """A face that a detector found, in the picture's pixels."""
 
-    box: Box
-    landmarks: tuple[Point, ...]
+    box: FaceBox
+    landmarks: tuple[FacePoint, ...]
     score: float
 
 
@@ -223,7 +223,7 @@ def stack_rows(readings: Sequence[FaceReading], width: int) -> Float[Tensor, "re
     return torch.stack(rows) if rows else torch.empty(0, width)
 
 
-def judge_size(box: Box, one_eye: Point, other_eye: Point) -> FaceStatus:
+def judge_size(box: FaceBox, one_eye: FacePoint, other_eye: FacePoint) -> FaceStatus:
     """Say whether a face has enough pixels to be told from another."""
     is_small = (
         min(box[2:]) < SMALLEST_BOX_PX or math.dist(one_eye, other_eye) < SMALLEST_EYE_DISTANCE_PX
@@ -261,16 +261,16 @@ def _to_found(row: Any, scale: int) -> Found:
     )
 
 
-def _middle(points: Sequence[Point]) -> Point:
+def _middle(points: Sequence[FacePoint]) -> FacePoint:
     (left, top), (right, bottom) = points
     return (left + right) / 2, (top + bottom) / 2
 
 
-def _area(box: Box) -> float:
+def _area(box: FaceBox) -> float:
     return max(0.0, box[2]) * max(0.0, box[3])
 
 
-def _shared(one: Box, other: Box) -> float:
+def _shared(one: FaceBox, other: FaceBox) -> float:
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)

@@ -40,7 +40,7 @@ from dreamloom.evaluation.encoders.judges import PixelEncoder
 from dreamloom.evaluation.encoders.perceptual import LpipsDistance
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
 from dreamloom.evaluation.encoders.store import Absent, find_kept
-from dreamloom.evaluation.encoders.style import StyleEncoder
+from dreamloom.evaluation.encoders.style import CsdEncoder
 from dreamloom.evaluation.encoders.vit import DinoEncoder, Dinov2Encoder
 
 Device: TypeAlias = torch.device | str
@@ -96,8 +96,8 @@ def _read_copies(folder: Path, name: str, device: Device) -> CopyEncoder:
     return CopyEncoder(folder, name, device=device)
 
 
-def _read_style(folder: Path, name: str, device: Device) -> StyleEncoder:
-    return StyleEncoder(folder, name, device=device)
+def _read_style(folder: Path, name: str, device: Device) -> CsdEncoder:
+    return CsdEncoder(folder, name, device=device)
 
 
 def _read_perceptual(folder: Path, name: str, device: Device) -> LpipsDistance:

@@ -27,7 +27,7 @@ _STYLE = "last_layer_style"
 _TOWER = "backbone."
 
 
-class StyleEncoder:
+class CsdEncoder:
     """The style half of CSD: a CLIP's eye with a projection that keeps style and drops content.
 
     Source: Somepalli et al. 2024, "Measuring Style Similarity in Diffusion Models", section 4.

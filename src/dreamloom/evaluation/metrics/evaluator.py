@@ -14,7 +14,7 @@ from dreamloom.core.manifests import Picture
 from dreamloom.evaluation import copy_detection as copies
 from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.embed import Embeddings
-from dreamloom.evaluation.metrics.measures import PIXELS, Measure, Role, measures_of
+from dreamloom.evaluation.metrics.measures import PIXELS, Measure, PictureRole, measures_of
 from dreamloom.evaluation.metrics.per_image import (
     Array,
     NotMeasured,
@@ -59,7 +59,7 @@ class Evaluator:
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
-    roles: Sequence[Role]
+    roles: Sequence[PictureRole]
     partners: Sequence[int | None]
     embeddings: Embeddings
     photos: Embeddings
@@ -67,7 +67,7 @@ class Evaluator:
     copied: Bool[np.ndarray, " images"]
     below: Embeddings | None
     below_prompts: Sequence[str]
-    below_roles: Sequence[Role]
+    below_roles: Sequence[PictureRole]
     below_units: Sequence[str]
     encoders: Encoders
     resamples: int

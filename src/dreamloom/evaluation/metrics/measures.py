@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Role: TypeAlias = Literal["subject", "class", "other"]
+PictureRole: TypeAlias = Literal["subject", "class", "other"]
 """What a picture's prompt names: the subject, its class without the subject, or neither."""
 
-Kind: TypeAlias = Literal[
+MeasureKind: TypeAlias = Literal[
     "subject", "nearest", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
 ]
 """How a score is computed from features; `metrics.values` has one function for each."""
@@ -34,10 +34,10 @@ class Measure:
 
     name: str
     encoder: str
-    kind: Kind
+    kind: MeasureKind
     question: str
     better: Literal["higher", "lower", "neither"] = "higher"
-    roles: tuple[Role, ...] = ("subject",)
+    roles: tuple[PictureRole, ...] = ("subject",)
     drawn_encoder: str = ""
 
     @property
@@ -55,7 +55,7 @@ class Measure:
         return self.drawn_encoder if kind == "picturebook" and self.drawn_encoder else self.encoder
 
 
-_APART: tuple[Role, ...] = ("class", "other")
+_APART: tuple[PictureRole, ...] = ("class", "other")
 
 MEASURES = (
     Measure("identity", "identity", "subject", "Is it the same subject?"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dreamloom.evaluation.copy_detection import correlate_layouts
 from dreamloom.evaluation.metrics.embed import Embeddings
-from dreamloom.evaluation.metrics.measures import Kind, Measure, Role
+from dreamloom.evaluation.metrics.measures import Measure, MeasureKind, PictureRole
 from dreamloom.evaluation.metrics.recognition import (
     FEWEST_IMPOSTORS,
     calibrate_threshold,
@@ -66,8 +66,8 @@ class Subjects:
     photos: Embeddings
     below: Embeddings | None
     partners: Sequence[int | None]
-    roles: Sequence[Role]
-    roles_below: Sequence[Role]
+    roles: Sequence[PictureRole]
+    roles_below: Sequence[PictureRole]
     units_below: Sequence[str]
     groups: Sequence[int]
     groups_below: Sequence[int]
@@ -313,7 +313,7 @@ def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> PerImage
     return PerImageValues(moved)
 
 
-_KINDS: Mapping[Kind, Callable[[Measure, str, Subjects], PerImageValues]] = {
+_KINDS: Mapping[MeasureKind, Callable[[Measure, str, Subjects], PerImageValues]] = {
     "subject": _value_subject,
     "nearest": _value_nearest,
     "verified": _value_verified,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dreamloom.evaluation.metrics.measures import Role
+from dreamloom.evaluation.metrics.measures import PictureRole
 
 
 def names(prompt: str, words: str) -> bool:
@@ -22,7 +22,7 @@ def names(prompt: str, words: str) -> bool:
 
 def assign_roles(
     prompts: Sequence[str], categories: Sequence[str], phrase: str, class_noun: str
-) -> list[Role]:
+) -> list[PictureRole]:
     """Say of each picture what its prompt names.
 
     Pictures of the class keep watch over what the subject has done to its class; pictures of
@@ -38,7 +38,7 @@ def assign_roles(
     """
     if not any(names(prompt, phrase) for prompt in prompts):
         return ["subject"] * len(prompts)
-    roles: list[Role] = []
+    roles: list[PictureRole] = []
     for prompt, category in zip(prompts, categories, strict=True):
         if names(prompt, phrase):
             roles.append("subject")

@@ -22,7 +22,7 @@ _DIGITS = 2  # of a weight: what is printed is what was worn
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MergeWeights:
     """Weights for both adapters.
 
     Args:
@@ -77,10 +77,10 @@ class Side:
     blocks: str = ""
 
 
-def spread(subject: float, style: float, by_block: bool) -> Candidate:
+def spread(subject: float, style: float, by_block: bool) -> MergeWeights:
     """The same weight in all blocks of an adapter."""
     count = len(GROUPS) if by_block else 1
-    return Candidate((subject,) * count, (style,) * count)
+    return MergeWeights((subject,) * count, (style,) * count)
 
 
 def _read_side(weights: Sequence[float]) -> Side:
@@ -112,8 +112,12 @@ def has_blocks(adapter: Adapter) -> bool:
 
 
 def draw_design(
-    count: int, by_block: bool, between: tuple[float, float], seed: int, always: Sequence[Candidate]
-) -> list[Candidate]:
+    count: int,
+    by_block: bool,
+    between: tuple[float, float],
+    seed: int,
+    always: Sequence[MergeWeights],
+) -> list[MergeWeights]:
     """Spread the first candidates evenly over all weights, some that are always tried first.
 
     Args:
@@ -138,12 +142,12 @@ def draw_design(
 
 
 def propose_near(
-    leaders: Sequence[Candidate],
+    leaders: Sequence[MergeWeights],
     count: int,
-    known: Sequence[Candidate],
+    known: Sequence[MergeWeights],
     between: tuple[float, float],
     seed: int,
-) -> list[Candidate]:
+) -> list[MergeWeights]:
     """Propose candidates around the leaders, as far from them as the first ones lie apart.
 
     Args:
@@ -157,7 +161,7 @@ def propose_near(
     rng = torch.Generator().manual_seed(seed)
     dimensions = 2 * len(leaders[0].subject)
     apart = 1 / max(2.0, len(known) ** (1 / dimensions))
-    proposed: list[Candidate] = []
+    proposed: list[MergeWeights] = []
     # A narrow range of weights has few of two digits, and all may be known.
     for attempt in range(100 * count):
         if len(proposed) == count:
@@ -174,11 +178,11 @@ def propose_near(
     return proposed
 
 
-def _place(point: Sequence[float], between: tuple[float, float]) -> Candidate:
+def _place(point: Sequence[float], between: tuple[float, float]) -> MergeWeights:
     low, high = between
     weights = tuple(round(low + (high - low) * share, _DIGITS) for share in point)
     half = len(weights) // 2
-    return Candidate(weights[:half], weights[half:])
+    return MergeWeights(weights[:half], weights[half:])
 
 
 def count_candidates(by_block: bool, between: tuple[float, float]) -> float:

@@ -65,7 +65,7 @@ class References:
     class_noun: str
 
 
-class Judge:
+class PictureJudge:
     """Looks at pictures; the references are looked at once.
 
     Raises:

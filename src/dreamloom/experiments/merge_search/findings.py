@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from dreamloom.evaluation.compare import Comparison, tell_comparison
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.verdicts import label_of
-from dreamloom.experiments.merge_search.candidates import Candidate
+from dreamloom.experiments.merge_search.candidates import MergeWeights
 
 
 class _Listed(BaseModel):
@@ -65,7 +65,7 @@ class HeldOut(_Listed):
     findings: tuple[str, ...] = ()
 
 
-class Findings(_Listed):
+class SearchFindings(_Listed):
     """Everything that a search found."""
 
     kind: Literal["search"] = "search"
@@ -104,7 +104,7 @@ class Findings(_Listed):
     versions: dict[str, str] = {}
 
 
-def write_command(files: tuple[Path, Path], winner: Candidate, out: Path) -> str:
+def write_command(files: tuple[Path, Path], winner: MergeWeights, out: Path) -> str:
     """Give the command line that merges with the winner's weights."""
     subject, style = winner.sides
     named = [("subject", files[0], subject), ("style", files[1], style)]
@@ -119,7 +119,7 @@ def _join(*words: str, out: Path) -> str:
     return shlex.join(["dreamloom", *words, "-o", str(out)])
 
 
-def write_page(found: Findings) -> str:
+def write_page(found: SearchFindings) -> str:
     """Write the findings as a page of Markdown."""
     lines = ["# Merge weights", "", f"**{found.verdict}**", ""]
     lines += ["```sh", found.command, "```", "", *(f"- {note}" for note in found.notes)]
@@ -163,7 +163,7 @@ def write_page(found: Findings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _page_held_out(found: Findings) -> list[str]:
+def _page_held_out(found: SearchFindings) -> list[str]:
     aims = list(next(iter(found.held_out.values())).kept)
     beside = [
         name

@@ -9,7 +9,7 @@ import numpy as np
 from dreamloom.evaluation.compare import FEWEST_PAIRS, LEVEL, Comparison, tell_basis
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
-from dreamloom.experiments.merge_search.candidates import Candidate
+from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.front import attribute_change, join_shares
 from dreamloom.experiments.merge_search.retention import Ends, average
@@ -84,7 +84,7 @@ def correct_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison
 
 
 def tell_verdict(
-    winner: Candidate, compared: Mapping[str, Comparison], rivals: Mapping[str, Candidate]
+    winner: MergeWeights, compared: Mapping[str, Comparison], rivals: Mapping[str, MergeWeights]
 ) -> str:
     """Say in a sentence or two whether searching has found anything.
 

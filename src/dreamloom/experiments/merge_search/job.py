@@ -16,9 +16,9 @@ from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.scoring import refuse_drawn_photos
-from dreamloom.experiments.merge_search.candidates import Candidate, spread
+from dreamloom.experiments.merge_search.candidates import MergeWeights, spread
 from dreamloom.experiments.merge_search.embeddings import require_encoders
-from dreamloom.experiments.merge_search.plan import Plan, plan_search, split_prompts
+from dreamloom.experiments.merge_search.plan import SearchPlan, plan_search, split_prompts
 from dreamloom.experiments.merge_search.request import (
     SearchRequest,
     choose_base,
@@ -28,7 +28,7 @@ from dreamloom.experiments.merge_search.request import (
     name_class,
     read_parts,
 )
-from dreamloom.experiments.merge_search.work import Table, load_base
+from dreamloom.experiments.merge_search.work import SearchWork, load_base
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request
 from dreamloom.pipeline.train import resolve_defaults
 
@@ -57,9 +57,9 @@ class Job:
 
     request: SearchRequest
     config: LoomConfig
-    plan: Plan
-    table: Table
-    rivals: Mapping[str, Candidate]
+    plan: SearchPlan
+    table: SearchWork
+    rivals: Mapping[str, MergeWeights]
     encoders: Encoders
     base: Mapping[str, str]
     side_px: int
@@ -125,7 +125,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
         "seed": config.seed,
     }
     _refuse_another(run, settings)
-    table = Table(
+    table = SearchWork(
         root=run.path,
         config=config,
         files=(request.subject.absolute(), request.style.absolute()),

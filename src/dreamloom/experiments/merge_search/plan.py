@@ -44,7 +44,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How a budget is spent.
 
     Args:
@@ -87,7 +87,7 @@ def plan_search(
     steps: int,
     parameters: int,
     first_seed: int = 0,
-) -> Plan:
+) -> SearchPlan:
     """Plan a search that draws no more than so many pictures.
 
     About a third goes to the held-out comparison. Of the rest as many shots for each candidate are
@@ -125,7 +125,7 @@ def plan_search(
     rounds = _plan_rounds(found[1], found[0], steps)
     shots_listed = _list_shots(searched, rounds[-1].shots, first_seed)
     next_seed = max(shot.seed for shot in shots_listed) + 1
-    return Plan(
+    return SearchPlan(
         rounds=rounds,
         shots=shots_listed,
         held_out=_list_shots(held[:prompts_held], shots_held, next_seed),

@@ -13,7 +13,7 @@ from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.front import join_shares
 
-PerImageValues: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Scores: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 """A row for each picture; one value, or a column for each reference."""
 
 AIMS = ("identity", "style", "prompt")
@@ -45,7 +45,7 @@ class Ends:
     style: Sequence[MeasuredImage]
     scale: Mapping[str, float] | None = None
 
-    def value(self, measured_images: Sequence[MeasuredImage]) -> dict[str, PerImageValues]:
+    def value(self, measured_images: Sequence[MeasuredImage]) -> dict[str, Scores]:
         """Give each aim's values: a row for each picture, and a column for each reference.
 
         What shows nobody, or repeats a photo, earns what the base model's picture earned; what
@@ -71,7 +71,7 @@ class Ends:
             found["prompt"] = np.array([one.prompt for one in measured_images], float)
         return {aim: values for aim, values in found.items() if values is not None}
 
-    def bounds(self, aim: str) -> tuple[PerImageValues, PerImageValues] | None:
+    def bounds(self, aim: str) -> tuple[Scores, Scores] | None:
         """Give the values of nothing kept (0) and of everything kept (1); None if not measured."""
         if aim == "prompt":
             others = [one.others for one in self.base]
@@ -156,7 +156,7 @@ def rank_key(shares: Mapping[str, float]) -> tuple[float, float]:
     return join_shares(list(shares.values())), sum(shares.values())
 
 
-def average(values: PerImageValues, prompts: Sequence[str]) -> float:
+def average(values: Scores, prompts: Sequence[str]) -> float:
     """Take the mean over references, then over a prompt's pictures, then over prompts."""
     rows = values.reshape(len(values), -1).mean(axis=1)
     labels = np.array(prompts)
@@ -172,7 +172,7 @@ def _fill(
     rows: Sequence[tuple[float, ...] | None],
     below: Sequence[tuple[float, ...] | None],
     columns: int,
-) -> PerImageValues | None:
+) -> Scores | None:
     """Give rows without a value what lies below them, or the mean of that, or zeros."""
     if columns == 0:
         return None
@@ -182,5 +182,5 @@ def _fill(
         next((side for side in (own, under) if side is not None), mean)
         for own, under in zip(rows, below, strict=True)
     ]
-    table: PerImageValues = np.array(filled, float)
+    table: Scores = np.array(filled, float)
     return table[:, 0] if columns == 1 else table

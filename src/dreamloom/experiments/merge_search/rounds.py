@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dreamloom.core.device import seed_for
-from dreamloom.experiments.merge_search.candidates import Candidate, propose_near
+from dreamloom.experiments.merge_search.candidates import MergeWeights, propose_near
 from dreamloom.experiments.merge_search.front import correlate_ranks
 from dreamloom.experiments.merge_search.plan import Round
 from dreamloom.experiments.merge_search.retention import rank_key
 
-Measure = Callable[[Sequence[Candidate], Round], Mapping[Candidate, Mapping[str, float]]]
+MeasureWeights = Callable[
+    [Sequence[MergeWeights], Round], Mapping[MergeWeights, Mapping[str, float]]
+]
 """Says what each candidate of a round keeps of each aim."""
 
 
@@ -20,14 +22,14 @@ class Ranked:
     """A round's candidates, the best first, with what each keeps of each aim."""
 
     round: Round
-    candidates: tuple[Candidate, ...]
-    kept: Mapping[Candidate, Mapping[str, float]]
+    candidates: tuple[MergeWeights, ...]
+    kept: Mapping[MergeWeights, Mapping[str, float]]
 
 
 def halve(
-    design: Sequence[Candidate],
+    design: Sequence[MergeWeights],
     rounds: Sequence[Round],
-    measure: Measure,
+    measure: MeasureWeights,
     between: tuple[float, float],
     seed: int,
 ) -> list[Ranked]:

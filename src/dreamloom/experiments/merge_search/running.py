@@ -26,9 +26,9 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_images
 from dreamloom.experiments.merge_search import work
-from dreamloom.experiments.merge_search.candidates import Candidate, draw_design
+from dreamloom.experiments.merge_search.candidates import MergeWeights, draw_design
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
-from dreamloom.experiments.merge_search.findings import Findings, write_page
+from dreamloom.experiments.merge_search.findings import SearchFindings, write_page
 from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
 from dreamloom.experiments.merge_search.plan import Round
 from dreamloom.experiments.merge_search.plot import draw_front
@@ -42,7 +42,9 @@ from dreamloom.models.base import Shot
 STAGE = "search"
 
 
-def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = silent) -> Findings:
+def run_search(
+    request: SearchRequest, config: LoomConfig, observe: Observer = silent
+) -> SearchFindings:
     """Find weights by which two adapters merge best, and say whether that was worth it.
 
     Candidates are worn, not merged, which draws the same. All of a round draw the same prompts
@@ -73,7 +75,7 @@ def run_search(request: SearchRequest, config: LoomConfig, observe: Observer = s
     job = resolve_job(request, config, run)
     if run.finished(STAGE, job.inputs):
         observe(StageSkipped(STAGE, "already done"))
-        return Findings.model_validate_json((run.path / "search.json").read_text("utf-8"))
+        return SearchFindings.model_validate_json((run.path / "search.json").read_text("utf-8"))
     run.claim()
     write_json(settings_file(run), job.settings)
     observe = tee(observe, run.observer())
@@ -117,7 +119,7 @@ def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
     return []
 
 
-def _write(run: RunFolder, job: Job, told: Findings) -> dict[str, str]:
+def _write(run: RunFolder, job: Job, told: SearchFindings) -> dict[str, str]:
     paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
     names = {candidate.name: name for name, candidate in job.rivals.items()}
     drawing = draw_front(told.compared_on.candidates, told.front, told.winner.name, names)
@@ -142,8 +144,8 @@ class _Search:
         scale, notes = self._check_ends()
 
         def measure(
-            candidates: Sequence[Candidate], one: Round
-        ) -> Mapping[Candidate, Mapping[str, float]]:
+            candidates: Sequence[MergeWeights], one: Round
+        ) -> Mapping[MergeWeights, Mapping[str, float]]:
             ends, measured_images = self._look(candidates, job.plan.shots[: one.shots], one.steps)
             on_scale = replace(ends, scale=scale)
             return {candidate: on_scale.keep(seen) for candidate, seen in measured_images.items()}
@@ -196,8 +198,8 @@ class _Search:
         return rooms, tuple(notes)
 
     def _look(
-        self, candidates: Sequence[Candidate], shots: Sequence[Shot], steps: int
-    ) -> tuple[Ends, dict[Candidate, list[MeasuredImage]]]:
+        self, candidates: Sequence[MergeWeights], shots: Sequence[Shot], steps: int
+    ) -> tuple[Ends, dict[MergeWeights, list[MeasuredImage]]]:
         """Draw and look at some candidates, and the ends beside them."""
         named = {**{one.name: one for one in candidates}, **work.ENDS}
         pieces = [
@@ -248,7 +250,7 @@ class _Search:
             notes=(*self.job.notes, *notes),
         )
 
-    def _evaluate(self, candidate: Candidate) -> Scorecard:
+    def _evaluate(self, candidate: MergeWeights) -> Scorecard:
         """Score what was held out as `dreamloom evaluate` does, with the base model's as floor."""
         job, steps = self.job, self.job.plan.rounds[-1].steps
         shots = (*job.plan.held_out, *job.plan.leaks)

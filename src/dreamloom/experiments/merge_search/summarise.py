@@ -9,12 +9,12 @@ from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import library_versions
 from dreamloom.evaluation.compare import Comparison, compare_cards
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.experiments.merge_search.candidates import Candidate
+from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.findings import (
-    Findings,
     HeldOut,
     RoundFindings,
+    SearchFindings,
     Tried,
     write_command,
 )
@@ -51,7 +51,7 @@ class Searched:
 
     job: Job
     ranked: Sequence[Ranked]
-    sides: Mapping[str, Candidate]
+    sides: Mapping[str, MergeWeights]
     ends: Ends
     measured_images: Mapping[str, Sequence[MeasuredImage]]
     cards: Mapping[str, Scorecard]
@@ -59,7 +59,7 @@ class Searched:
     notes: tuple[str, ...]
 
 
-def tell_search(found: Searched) -> Findings:
+def tell_search(found: Searched) -> SearchFindings:
     """Sum up a search."""
     job, plan = found.job, found.job.plan
     winner = found.sides[WINNER]
@@ -70,7 +70,7 @@ def tell_search(found: Searched) -> Findings:
     on_same = found.ranked[1]
     comparisons = _compare(found)
     tried, held_out = rounds[-1].candidates[0], _tell_held_out(found)
-    return Findings(
+    return SearchFindings(
         verdict=tell_verdict(winner, comparisons, job.rivals),
         winner=tried,
         command=write_command(job.request.files, winner, job.request.out / "merged.safetensors"),

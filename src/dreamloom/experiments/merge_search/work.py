@@ -27,17 +27,17 @@ from dreamloom.core.manifests import (
 from dreamloom.core.run_folder import RunFolder, atomic_path, write_json
 from dreamloom.evaluation.encoders.base import EncoderKind
 from dreamloom.evaluation.encoders.loading import load_encoders
-from dreamloom.experiments.merge_search.candidates import Candidate
-from dreamloom.experiments.merge_search.embeddings import Judge, MeasuredImage, References
+from dreamloom.experiments.merge_search.candidates import MergeWeights
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.families import load_model
 
 ENDS = {
-    "base": Candidate((0.0,), (0.0,)),
-    "subject": Candidate((1.0,), (0.0,)),
-    "style": Candidate((0.0,), (1.0,)),
+    "base": MergeWeights((0.0,), (0.0,)),
+    "subject": MergeWeights((1.0,), (0.0,)),
+    "style": MergeWeights((0.0,), (1.0,)),
 }
 """What every candidate is placed between: nothing worn, and each adapter alone."""
 
@@ -48,7 +48,7 @@ _KEY_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Table:
+class SearchWork:
     """What all pieces of a search share.
 
     Args:
@@ -95,8 +95,8 @@ class Piece:
         measured: Whether the pictures are looked at, too.
     """
 
-    table: Table
-    candidate: Candidate
+    table: SearchWork
+    candidate: MergeWeights
     name: str
     shots: tuple[Shot, ...]
     steps: int
@@ -134,13 +134,13 @@ def read_measured(path: Path) -> dict[str, MeasuredImage]:
         return {}
 
 
-def count_pictures(table: Table) -> int:
+def count_pictures(table: SearchWork) -> int:
     """Count every picture that a search has drawn, in this call or an earlier one."""
     folders = RunFolder(table.root).images.glob(f"*/{MANIFEST}")
     return sum(len(read_image_set(path.parent).pictures) for path in folders)
 
 
-def _name_file(table: Table, shot: Shot, steps: int) -> str:
+def _name_file(table: SearchWork, shot: Shot, steps: int) -> str:
     prompts = list(dict.fromkeys(text for some in table.prompts for text in some))
     return f"{steps:03d}-{prompts.index(shot.prompt):03d}-{shot.seed:04d}.png"
 
@@ -221,7 +221,7 @@ def _describe(file: str, shot: Shot, sampler: Sampler) -> Picture:
     )
 
 
-def _prepare(table: Table) -> tuple[Model, tuple[Adapter, Adapter]]:
+def _prepare(table: SearchWork) -> tuple[Model, tuple[Adapter, Adapter]]:
     """Load the base model and both adapters, once per process."""
     config = table.config
     model = load_base(config.base, config.device, config.precision)
@@ -243,7 +243,7 @@ def load_base(base: str, device: str, precision: Precision) -> Model:
     return load_model(base, pick_runtime(device, precision))
 
 
-def _seat_judge(table: Table) -> Judge:
+def _seat_judge(table: SearchWork) -> PictureJudge:
     """Load the encoders and look at the references, once per process."""
     config = table.config
     words = config.subject.phrase, config.subject.class_noun
@@ -265,7 +265,7 @@ def _seat_once(
     prompts: tuple[tuple[str, ...], ...],
     has_style_photos: bool,
     drawn: tuple[str, ...],
-) -> Judge:
+) -> PictureJudge:
     del eyes
     kind, device, phrase, class_noun = how
     run, style = RunFolder(root), None
@@ -282,10 +282,10 @@ def _seat_once(
         phrase=phrase,
         class_noun=class_noun,
     )
-    return Judge(load_encoders(kind, pick_runtime(device, "fp32").device), references)
+    return PictureJudge(load_encoders(kind, pick_runtime(device, "fp32").device), references)
 
 
-def select_pictures(table: Table, name: str, shots: Sequence[Shot], steps: int) -> ImageSet:
+def select_pictures(table: SearchWork, name: str, shots: Sequence[Shot], steps: int) -> ImageSet:
     """Read some of a candidate's pictures, in the order of the shots."""
     images = read_image_set(table.folder(name))
     by_file = {picture.file: picture for picture in images.pictures}

@@ -15,7 +15,7 @@ from dreamloom.evaluation.metrics.measures import MEASURE
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.stats.tests import correct_by_holm, smallest_p
 from dreamloom.evaluation.verdicts import (
-    Candidate,
+    CheckpointCandidate,
     Figure,
     Outcome,
     compare,
@@ -174,7 +174,7 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
     for place, arm in enumerate(cards):
         clip_t = [card.scores.get("clip_t") for card in arm]
         candidates.append(
-            Candidate(
+            CheckpointCandidate(
                 update=place,
                 identity_lift=_mean([card.scores.get("identity") for card in arm], "lift"),
                 clip_t=_mean(clip_t),

@@ -60,7 +60,7 @@ class ArmFindings:
 
 
 @dataclass(frozen=True)
-class Findings:
+class StudyFindings:
     """Everything that a study found.
 
     Args:
@@ -87,7 +87,7 @@ def find_answer(
     arms: tuple[ArmFindings, ...],
     below: tuple[Scorecard, ...],
     exposures: Mapping[str, int],
-) -> Findings:
+) -> StudyFindings:
     """Compare the arms as the study asks, and answer its question.
 
     Args:
@@ -117,7 +117,7 @@ def find_answer(
         categories = contrast_categories(arms[0], below, names)
         likeness = compare_likeness([_read_identity(card) for card in arms[0].cards])
         answer = answer_weak_spots(categories, likeness, seeds, names)
-    return Findings(
+    return StudyFindings(
         study,
         arms,
         tuple(contrasts),
@@ -301,7 +301,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def list_findings(found: Findings, versions: Mapping[str, str]) -> dict[str, Any]:
+def list_findings(found: StudyFindings, versions: Mapping[str, str]) -> dict[str, Any]:
     """Lay everything out for programs."""
     return {
         "kind": "study",
@@ -339,7 +339,7 @@ def _list_contrast(contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def write_page(found: Findings) -> str:
+def write_page(found: StudyFindings) -> str:
     """Write the findings as a page of Markdown."""
     lines = [f"# {found.study.question}", "", f"**{found.answer}**", ""]
     lines += [f"- {note}" for note in found.notes]

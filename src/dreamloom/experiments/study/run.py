@@ -25,21 +25,21 @@ from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.experiments.study import work
 from dreamloom.experiments.study.findings import (
     ArmFindings,
-    Findings,
+    StudyFindings,
     find_answer,
     list_findings,
     write_page,
 )
 from dreamloom.experiments.study.pool import open_crew
-from dreamloom.experiments.study.question import Arm, Changes, Study, describe_study, read_study
-from dreamloom.experiments.study.work import Drawing, Survey
-
-__all__ = ["Arm", "Changes", "Findings", "Study", "describe_study", "read_study", "run_study"]
+from dreamloom.experiments.study.question import Arm, Study
+from dreamloom.experiments.study.work import DrawnSet, Survey
 
 STAGE = "study"
 
 
-def run_study(study: Study, out: Path, on: str = "here", observe: Observer = silent) -> Findings:
+def run_study(
+    study: Study, out: Path, on: str = "here", observe: Observer = silent
+) -> StudyFindings:
     """Teach, draw and score every arm, compare them, and answer the question.
 
     What arms share is done once. A study that was stopped goes on where it was, and one whose
@@ -112,10 +112,10 @@ class _Plan:
         choosing: What each draws with the seeds that choose; empty where nothing is chosen.
     """
 
-    reported: dict[tuple[str, int], Drawing]
-    choosing: dict[tuple[str, int], Drawing]
+    reported: dict[tuple[str, int], DrawnSet]
+    choosing: dict[tuple[str, int], DrawnSet]
 
-    def drawings(self) -> list[Drawing]:
+    def drawings(self) -> list[DrawnSet]:
         """List everything that is drawn, the base model's pictures among it."""
         own = [*self.reported.values(), *self.choosing.values()]
         return [*own, *(drawing.floor for drawing in own if drawing.floor)]

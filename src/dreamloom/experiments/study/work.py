@@ -91,7 +91,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawnSet:
     """One set of pictures, and what it is scored against.
 
     Args:
@@ -112,7 +112,7 @@ class Drawing:
     references: Path
     adapter: Path | None = None
     weight: float = 1.0
-    floor: Drawing | None = None
+    floor: DrawnSet | None = None
 
     @property
     def run(self) -> RunFolder:
@@ -244,7 +244,7 @@ def list_prompts(study: Study, config: LoomConfig) -> tuple[Prompt, ...]:
 
 def plan_drawing(
     study: Study, found: Survey, arm: Arm, training: Training, seeds: range
-) -> Drawing:
+) -> DrawnSet:
     """Say how an arm's adapter draws with some of the seeds, and what its floor is.
 
     Args:
@@ -263,8 +263,8 @@ def plan_drawing(
     run = training.run
     adapter = run.adapter if update == updates else run.looks / f"{update:06d}" / run.adapter.name
     prompts = list_prompts(study, config)
-    below = Drawing(training.root, config, found.base, prompts, found.references)
-    return Drawing(
+    below = DrawnSet(training.root, config, found.base, prompts, found.references)
+    return DrawnSet(
         training.root,
         config,
         found.base,
@@ -293,7 +293,7 @@ def train(training: Training, observe: Observer = silent) -> Record:
     return train_adapter(run, model, training.photos, priors, config, tee(observe, run.observer()))
 
 
-def draw(drawing: Drawing, observe: Observer = silent) -> float:
+def draw(drawing: DrawnSet, observe: Observer = silent) -> float:
     """Draw, unless it was done; the adapter must be taught. Give the seconds a picture took."""
     run = drawing.run
     run.claim()
@@ -304,7 +304,7 @@ def draw(drawing: Drawing, observe: Observer = silent) -> float:
     return float(record.results["seconds_per_picture"]) if record else 0.0
 
 
-def score(drawing: Drawing, observe: Observer = silent) -> Scorecard:
+def score(drawing: DrawnSet, observe: Observer = silent) -> Scorecard:
     """Score, unless it was done; the pictures and those of the floor must be drawn."""
     config = drawing.config
     images = read_image_set(drawing.run.images / SET)

@@ -5,7 +5,7 @@ The rules speak of weights. Whether a picture gets better, only pictures can tel
 
 from __future__ import annotations
 
-from dreamloom.merging.diagnose.groups import Group, group_layers
+from dreamloom.merging.diagnose.groups import LayerGroup, group_layers
 from dreamloom.merging.diagnose.measuring import Diagnosis, Together
 
 UNEQUAL = 4.0
@@ -155,7 +155,7 @@ def _advise_overlap(diagnosis: Diagnosis) -> list[str]:
     ]
 
 
-def _find_places(diagnosis: Diagnosis) -> list[Group]:
+def _find_places(diagnosis: Diagnosis) -> list[LayerGroup]:
     """Find where the first adapter's overlap is large and above chance, the strongest first."""
     found = [
         group

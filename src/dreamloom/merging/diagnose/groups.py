@@ -20,7 +20,7 @@ _PARTS = re.compile(r"unet\.((?:(?:down|up)_blocks\.\d+|mid_block)(?:\.attention
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """Some layers and what they have in common.
 
     Args:
@@ -73,7 +73,7 @@ def kind_of(layer: str) -> str:
     return "other"
 
 
-def group_layers(diagnosis: Diagnosis, kinds: bool = False) -> tuple[Group, ...]:
+def group_layers(diagnosis: Diagnosis, kinds: bool = False) -> tuple[LayerGroup, ...]:
     """Put layers together by block, or by block and kind.
 
     Args:
@@ -88,8 +88,8 @@ def group_layers(diagnosis: Diagnosis, kinds: bool = False) -> tuple[Group, ...]
     return tuple(_make(name, sorted_out[name]) for name in sort_blocks(sorted_out))
 
 
-def _make(name: str, pairs: Sequence[LayerPair]) -> Group:
-    return Group(name, tuple(pairs), measure_together(pairs))
+def _make(name: str, pairs: Sequence[LayerPair]) -> LayerGroup:
+    return LayerGroup(name, tuple(pairs), measure_together(pairs))
 
 
 def sort_blocks(names: Iterable[str]) -> list[str]:

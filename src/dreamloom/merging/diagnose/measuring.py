@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
+from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.factors import Factors, balance, flatten
-
-OnLayer = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
 
 RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Ranks at which the error of the weighted sum is told."""
@@ -138,7 +136,7 @@ def diagnose_adapters(
     other: Adapter,
     names: tuple[str, str] = ("A", "B"),
     weights: tuple[float, float] = (1.0, 1.0),
-    on_layer: OnLayer = lambda done, total: None,
+    on_layer: OnProgress = no_progress,
 ) -> Diagnosis:
     """Measure what two adapters have to do with each other, in every layer and in all together.
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dreamloom.merging.diagnose.groups import KINDS, block_of, group_layers, kind_of, sort_blocks
 from dreamloom.merging.diagnose.measuring import Diagnosis, Together
 
-Colour: TypeAlias = tuple[int, int, int]
+Rgb: TypeAlias = tuple[int, int, int]
 
 _CELL = (52, 24)
 _NAMES_PX, _HEAD_PX, _GAP_PX, _EDGE_PX = 168, 58, 26, 18
@@ -27,7 +27,7 @@ class _Map:
 
     title: str
     value: Callable[[Together], float | None]
-    colour: Callable[[float], Colour]
+    colour: Callable[[float], Rgb]
     text: Callable[[float], str]
 
 
@@ -96,7 +96,7 @@ def _tell_ratio(energy: float) -> str:
     return f"1:{min(1 / energy, 999):.1f}" if energy > 0.1 else f"1:{min(1 / energy, 999):.0f}"
 
 
-def _blend(colour: Colour, share: float) -> Colour:
+def _blend(colour: Rgb, share: float) -> Rgb:
     """Mix a colour with the paper: 0 is the paper, 1 the colour."""
     share = min(max(share, 0.0), 1.0)
     red, green, blue = (

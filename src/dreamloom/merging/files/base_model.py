@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer
 from dreamloom.lora.adapter import Adapter
+from dreamloom.merging.activations.forward_passes import Prepared
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.methods import find_method
 
-Prepared = Mapping[str, Mapping[str, Tensor]]
 """What the base model told, by layer and name."""
 
 

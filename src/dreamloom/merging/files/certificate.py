@@ -23,8 +23,9 @@ from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import FileFormat, write_adapter
 from dreamloom.merging.blocks import BlockWeights
-from dreamloom.merging.files.recipe import BYTES, Precision, Value
+from dreamloom.merging.files.recipe import BYTES, FilePrecision
 from dreamloom.merging.merging import LayerReport, MergeRequest
+from dreamloom.merging.method import Value
 from dreamloom.merging.ranks import parse_rank
 
 RECIPE_KEY = "dreamloom.recipe"
@@ -34,7 +35,7 @@ SEAL_KEY = "dreamloom.seal"
 CERTIFICATE_KEYS = (RECIPE_KEY, LAYERS_KEY, SLICES_KEY, SEAL_KEY)
 """What is true of a merge as it was written, and of nothing that is made from it later."""
 
-DTYPES: Mapping[Precision, torch.dtype] = {
+DTYPES: Mapping[FilePrecision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
@@ -73,7 +74,7 @@ class RecordedRecipe(_Closed):
     rank: str
     seed: int
     format: FileFormat
-    precision: Precision
+    precision: FilePrecision
     remixed: int = 0
     """How often weights were changed afterwards; each time, numbers were rounded once more."""
     base: str = ""
@@ -222,7 +223,7 @@ def forget_certificate(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def write_sealed(
-    out: Path, adapter: Adapter, precision: Precision = "fp32", format: FileFormat = "peft"
+    out: Path, adapter: Adapter, precision: FilePrecision = "fp32", format: FileFormat = "peft"
 ) -> None:
     """Write an adapter whose metadata holds a certificate, and seal the file.
 

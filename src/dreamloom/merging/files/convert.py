@@ -18,12 +18,12 @@ from dreamloom.merging.extract import Extracted, extract_adapter
 from dreamloom.merging.files.certificate import DTYPES, forget_certificate
 from dreamloom.merging.files.inputs import hash_input
 from dreamloom.merging.files.merge import check_out
-from dreamloom.merging.files.recipe import BYTES, Precision
+from dreamloom.merging.files.recipe import BYTES, FilePrecision
 from dreamloom.merging.merging import Combined, MergeRequest, combine
 from dreamloom.merging.ranks import RankRequest
 from dreamloom.models.weight_files import TensorFile, open_weights
 
-_PRECISIONS: dict[str, Precision] = {"F16": "fp16", "BF16": "bf16"}
+_PRECISIONS: dict[str, FilePrecision] = {"F16": "fp16", "BF16": "bf16"}
 
 
 def resize_adapter(
@@ -31,7 +31,7 @@ def resize_adapter(
     out: Path,
     rank: RankRequest,
     format: FileFormat | None = None,
-    precision: Precision | None = None,
+    precision: FilePrecision | None = None,
     overwrite: bool = False,
     observe: Observer = silent,
 ) -> Combined:
@@ -82,7 +82,7 @@ def convert_file(
     source: Path,
     out: Path,
     format: FileFormat = "peft",
-    precision: Precision | None = None,
+    precision: FilePrecision | None = None,
     base: str = "",
     rank: RankRequest | None = None,
     overwrite: bool = False,
@@ -146,7 +146,7 @@ def extract_file(
     out: Path,
     rank: RankRequest,
     format: FileFormat = "peft",
-    precision: Precision = "fp16",
+    precision: FilePrecision = "fp16",
     overwrite: bool = False,
     observe: Observer = silent,
 ) -> Extracted:
@@ -179,7 +179,7 @@ def extract_file(
     return found
 
 
-def find_precision(source: Path) -> Precision:
+def find_precision(source: Path) -> FilePrecision:
     """Say in which precision an adapter's numbers are stored: the highest of them."""
     file = source
     if source.is_dir():

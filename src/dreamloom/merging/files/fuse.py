@@ -18,11 +18,11 @@ from dreamloom.core.run_folder import atomic_folder, atomic_path
 from dreamloom.lora.sdxl_layers import respell_text
 from dreamloom.merging.files.inputs import Loaded, load_parts
 from dreamloom.merging.files.merge import count_adapters
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.weight_files import (
-    Place,
+    BaseWeights,
     TensorFile,
-    Weights,
+    TensorPlace,
     fingerprint_weights,
     open_weights,
 )
@@ -52,9 +52,9 @@ class FusedCheckpoint:
 class _Fuser:
     """Adds the adapters' updates to tensors, and counts what rounding takes from them."""
 
-    def __init__(self, loaded: Loaded, places: Mapping[str, Sequence[Place]]) -> None:
+    def __init__(self, loaded: Loaded, places: Mapping[str, Sequence[TensorPlace]]) -> None:
         self._loaded = loaded
-        self._by_tensor: dict[tuple[Path, str], list[tuple[str, Place]]] = {}
+        self._by_tensor: dict[tuple[Path, str], list[tuple[str, TensorPlace]]] = {}
         self.names = _match_layers(loaded, places)
         for name in self.names:
             for place in places[name]:
@@ -104,7 +104,7 @@ def _measure(matrix: Tensor) -> float:
 
 
 def fuse_into_checkpoint(
-    parts: Sequence[Part],
+    parts: Sequence[AdapterPart],
     base: str,
     out: Path,
     overwrite: bool = False,
@@ -175,7 +175,7 @@ def _check_place(out: Path, base: Path, overwrite: bool) -> None:
         raise RunFolderError(f"{out} exists already.", "Name another, or add --overwrite.")
 
 
-def _warn(loaded: Loaded, weights: Weights, observe: Observer) -> None:
+def _warn(loaded: Loaded, weights: BaseWeights, observe: Observer) -> None:
     own = fingerprint_weights(weights.path)
     for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
         if adapter.metadata.get("dreamloom.base_fingerprint", own) != own:
@@ -195,7 +195,7 @@ def _warn(loaded: Loaded, weights: Weights, observe: Observer) -> None:
 
 
 def _match_layers(
-    loaded: Loaded, places: Mapping[str, Sequence[Place]]
+    loaded: Loaded, places: Mapping[str, Sequence[TensorPlace]]
 ) -> dict[str, dict[str, str]]:
     """Find each layer's name in each adapter, and refuse what the base has not."""
     names: dict[str, dict[str, str]] = {}
@@ -228,7 +228,7 @@ def _tell(loaded: Loaded) -> dict[str, str]:
     return {FUSED_KEY: json.dumps(told)}
 
 
-def _count(weights: Weights, observe: Observer) -> Callable[[], None]:
+def _count(weights: BaseWeights, observe: Observer) -> Callable[[], None]:
     total = sum(len(file.entries) for file in weights.files)
     done = iter(range(1, total + 1))
     return lambda: observe(Progress("bake", "tensors", next(done), total))

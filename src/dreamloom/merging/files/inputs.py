@@ -14,7 +14,7 @@ from dreamloom.lora.folders import CONFIG, WEIGHTS
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.blocks import BlockWeights, read_blocks
 from dreamloom.merging.files.certificate import RecordedRecipe
-from dreamloom.merging.files.recipe import Part, name_parts
+from dreamloom.merging.files.recipe import AdapterPart, name_parts
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Loaded:
         blocks: Their block weights.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[AdapterPart, ...]
     adapters: Sequence[Adapter]
     blocks: Sequence[BlockWeights]
 
 
-def load_parts(parts: Sequence[Part]) -> Loaded:
+def load_parts(parts: Sequence[AdapterPart]) -> Loaded:
     """Read the adapters of a recipe.
 
     Raises:

@@ -19,7 +19,7 @@ from dreamloom.merging.files.certificate import (
     seal_holds,
 )
 from dreamloom.merging.files.inputs import read_input, refuse_other_bases
-from dreamloom.merging.files.recipe import Part, name_parts
+from dreamloom.merging.files.recipe import AdapterPart, name_parts
 
 
 def inspect_file(path: Path) -> dict[str, object]:
@@ -44,7 +44,7 @@ def inspect_file(path: Path) -> dict[str, object]:
     return {**summary, "metadata": story}
 
 
-def diagnose_files(one: Part, other: Part, observe: Observer = silent) -> Diagnosis:
+def diagnose_files(one: AdapterPart, other: AdapterPart, observe: Observer = silent) -> Diagnosis:
     """Read two adapters and measure what they have to do with each other.
 
     Raises:

@@ -20,7 +20,7 @@ from dreamloom.merging.files.certificate import (
     write_sealed,
 )
 from dreamloom.merging.files.inputs import Loaded, load_parts
-from dreamloom.merging.files.recipe import BYTES, Part, Recipe
+from dreamloom.merging.files.recipe import BYTES, AdapterPart, Recipe
 from dreamloom.merging.merging import Combined, MergeRequest, combine
 from dreamloom.merging.methods import find_method
 
@@ -30,7 +30,7 @@ _VERSIONS = ("dreamloom", "torch")
 
 
 def merge_adapters(
-    parts: Sequence[Part],
+    parts: Sequence[AdapterPart],
     out: Path,
     method: str = "sum",
     overwrite: bool = False,
@@ -103,7 +103,7 @@ def _refuse_prompts(recipe: Recipe) -> None:
         )
 
 
-def count_adapters(parts: Sequence[Part]) -> str:
+def count_adapters(parts: Sequence[AdapterPart]) -> str:
     """Say how many there are."""
     return "1 adapter" if len(parts) == 1 else f"{len(parts)} adapters"
 

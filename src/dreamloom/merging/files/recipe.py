@@ -16,24 +16,24 @@ from safetensors import SafetensorError, safe_open
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.writing import FileFormat
 from dreamloom.merging.blocks import read_blocks
+from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method
 from dreamloom.merging.ranks import FULL, RankRequest, parse_rank
 
-Precision = Literal["fp32", "fp16", "bf16"]
+FilePrecision = Literal["fp32", "fp16", "bf16"]
 """Of the numbers in the file; what is computed is computed in float32 and float64."""
 
-Value = float | int | bool | str
 
-Blocks = str | Sequence[float] | Mapping[str, Any]
+GivenBlocks = str | Sequence[float] | Mapping[str, Any]
 
-BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES: Mapping[FilePrecision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 # What DreamLoom, PEFT and diffusers call every adapter.
 _GENERIC = {"adapter", "adapter-kohya", "adapter_model", "pytorch_lora_weights"}
 _NAMED = re.compile(r"([\w.+-]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterPart:
     """One adapter of a merge, and how strongly it goes in.
 
     Args:
@@ -50,7 +50,7 @@ class Part:
     path: Path
     weight: float = 1.0
     name: str = ""
-    blocks: Blocks = ""
+    blocks: GivenBlocks = ""
     sha256: str = ""
     prompts: tuple[str, ...] = ()
 
@@ -72,19 +72,19 @@ class Recipe:
         device: Where it computes.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[AdapterPart, ...]
     method: str = "sum"
     options: Mapping[str, Value] = field(default_factory=dict)
     rank: RankRequest = FULL
     seed: int = 0
     format: FileFormat = "peft"
-    precision: Precision = "fp32"
+    precision: FilePrecision = "fp32"
     base: str = ""
     joint: tuple[str, ...] = ()
     device: str = "auto"
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> AdapterPart:
     """Read ``FILE``, ``FILE:WEIGHT`` or ``NAME=FILE:WEIGHT`` as typed on the command line.
 
     Raises:
@@ -96,19 +96,19 @@ def parse_part(text: str) -> Part:
     return _parse_unnamed(text)
 
 
-def _parse_unnamed(text: str) -> Part:
+def _parse_unnamed(text: str) -> AdapterPart:
     path, colon, weight = text.rpartition(":")
     if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
-        return Part(Path(text))
+        return AdapterPart(Path(text))
     try:
-        return Part(Path(path), float(weight))
+        return AdapterPart(Path(path), float(weight))
     except ValueError:
         raise ConfigError(
             f"{text!r} ends in {weight!r}, which is not a weight.", "Write FILE:0.8, or just FILE."
         ) from None
 
 
-def name_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+def name_parts(parts: Sequence[AdapterPart]) -> tuple[AdapterPart, ...]:
     """Give every part a name of its own: the user's, or the file's, numbered where it is shared.
 
     Files that training wrote are all called alike; they are named by the subject that they tell.
@@ -163,7 +163,7 @@ def parse_options(method: str, texts: Iterable[str]) -> dict[str, Value]:
     return {name: complete[name] for name in given}
 
 
-def share_prompts(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
+def share_prompts(parts: Sequence[AdapterPart], texts: Iterable[str]) -> tuple[AdapterPart, ...]:
     """Give parts their prompts, each typed as ``NAME: PROMPT``.
 
     Args:
@@ -185,7 +185,7 @@ def share_prompts(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ..
     return tuple(replace(part, prompts=tuple(prompts[part.name])) for part in parts)
 
 
-def share_blocks(parts: Sequence[Part], texts: Iterable[str]) -> tuple[Part, ...]:
+def share_blocks(parts: Sequence[AdapterPart], texts: Iterable[str]) -> tuple[AdapterPart, ...]:
     """Give parts their block weights: ``NAME: WEIGHTS`` to one of them, ``WEIGHTS`` to all.
 
     Args:
@@ -240,7 +240,7 @@ class RecipeForm(_Closed):
     """Of methods that throw dice."""
     format: FileFormat = "peft"
     """Of the merged file."""
-    precision: Precision = "fp32"
+    precision: FilePrecision = "fp32"
     """Of the numbers in it: fp32, fp16 or bf16."""
     base: str = ""
     """The base model, for methods that ask it; without one, the adapters' own."""
@@ -273,7 +273,7 @@ def read_recipe(file: Path) -> Recipe:
     except ValidationError as error:
         raise _explain(error) from None
     parts = [
-        Part(
+        AdapterPart(
             file.parent / part.file,
             part.weight,
             part.name,

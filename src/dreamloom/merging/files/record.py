@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dreamloom.core.run_folder import Record, RunFolder, file_sha256
 from dreamloom.lora.adapter import Adapter
-from dreamloom.merging.files.recipe import Part
+from dreamloom.merging.files.recipe import AdapterPart
 
 
 def record_merge(
-    run: RunFolder, parts: Sequence[Part], out: Path, merged: Adapter, seconds: float
+    run: RunFolder, parts: Sequence[AdapterPart], out: Path, merged: Adapter, seconds: float
 ) -> Record:
     """Write the record of a merge that lies inside a run."""
     record = Record(

@@ -24,12 +24,12 @@ from dreamloom.merging.files.certificate import (
     refuse_unsealed,
 )
 from dreamloom.merging.files.inputs import find_inputs, read_input
-from dreamloom.merging.files.recipe import Precision
+from dreamloom.merging.files.recipe import FilePrecision
 from dreamloom.merging.merging import MergeRequest, Uncut, merge_uncut
 from dreamloom.merging.ranks import choose_rank, spend_budget
 
 # Half the distance from 1 to the next number, and half that of the least number from 0.
-_ROUNDING: Mapping[Precision, tuple[float, float]] = {
+_ROUNDING: Mapping[FilePrecision, tuple[float, float]] = {
     "fp32": (2.0**-24, 2.0**-150),
     "fp16": (2.0**-11, 2.0**-25),
     "bf16": (2.0**-8, 2.0**-134),

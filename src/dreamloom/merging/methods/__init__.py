@@ -7,10 +7,10 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.merging.method import Method
+from dreamloom.merging.method import MergeMethod
 
 
-def _gather() -> dict[str, Method]:
+def _gather() -> dict[str, MergeMethod]:
     modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
     methods = [method for module in modules for method in module.METHODS]
     return {
@@ -22,7 +22,7 @@ METHODS = MappingProxyType(_gather())
 """Every method by its name: the plain sum first, then by the alphabet."""
 
 
-def find_method(name: str) -> Method:
+def find_method(name: str) -> MergeMethod:
     """Find a method by its name.
 
     Raises:

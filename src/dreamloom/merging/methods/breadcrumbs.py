@@ -14,7 +14,7 @@ from dreamloom.merging.entries import (
     find_magnitudes,
     merge_entries,
 )
-from dreamloom.merging.method import Context, Merged, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Option
 from dreamloom.merging.spaces import space_option
 
 
@@ -38,7 +38,7 @@ def keep_middle(entries: Entries, density: float, outliers: float) -> Trim:
     return lambda block: block.where((block.abs() >= least) & (block.abs() <= most), 0)
 
 
-def merge_breadcrumbs(parts: Sequence[Part], context: Context) -> Merged:
+def merge_breadcrumbs(parts: Sequence[LayerPart], context: Context) -> Merged:
     """Keep the middle of each weighted update and add up.
 
     Source:
@@ -54,7 +54,7 @@ def merge_breadcrumbs(parts: Sequence[Part], context: Context) -> Merged:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="breadcrumbs",
         summary="The sum of what is neither largest nor smallest in each adapter.",
         formula="ΔW = λ Σ wᵢ middle(ΔWᵢ)",

@@ -16,7 +16,7 @@ from dreamloom.merging.entries import (
     election_option,
     merge_entries,
 )
-from dreamloom.merging.method import Context, Merged, Method, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod
 from dreamloom.merging.spaces import space_option
 
 
@@ -40,7 +40,7 @@ def drop_at_random(density: float, rng: torch.Generator) -> Trim:
     return trim if density < 1 else lambda block: block
 
 
-def merge_dare(parts: Sequence[Part], context: Context) -> Merged:
+def merge_dare(parts: Sequence[LayerPart], context: Context) -> Merged:
     """Drop entries of each weighted update at random, rescale the rest, and add up.
 
     Source:
@@ -54,7 +54,7 @@ def merge_dare(parts: Sequence[Part], context: Context) -> Merged:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="dare",
         summary="The sum of what is left when entries are dropped at random and the rest made up.",
         formula="ΔW = λ Σ wᵢ mᵢ ∘ ΔWᵢ / d, mᵢ ~ Bernoulli(d)",

@@ -17,7 +17,7 @@ from dreamloom.merging.entries import (
     election_option,
     merge_entries,
 )
-from dreamloom.merging.method import Context, Merged, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Option
 from dreamloom.merging.spaces import space_option
 
 
@@ -70,7 +70,7 @@ def drop_small_ones(density: float, spread: float, rng: torch.Generator) -> Trim
     return trim
 
 
-def merge_della(parts: Sequence[Part], context: Context) -> Merged:
+def merge_della(parts: Sequence[LayerPart], context: Context) -> Merged:
     """Drop entries of each weighted update by their magnitude, elect signs, and add up.
 
     Source:
@@ -86,7 +86,7 @@ def merge_della(parts: Sequence[Part], context: Context) -> Merged:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="della",
         summary="Like DARE, but small entries are dropped more often; then a sign is elected.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] τ̂ᵢ, τ̂ᵢ = mᵢ ∘ wᵢ ΔWᵢ / pᵢ, mᵢ ~ Bernoulli(pᵢ), "

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, mix_updates
 
 
@@ -27,7 +27,7 @@ def choose_equal_energy(
     return sizes * (sizes * lengths).sum() / sizes.sum() / lengths
 
 
-def add_equal(parts: Sequence[Part], context: Context) -> Factors:
+def add_equal(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add updates after giving all of them one norm, so that none drowns another.
 
     A style that was trained long may change layers ten times as much as a subject does. Here a
@@ -41,7 +41,7 @@ def add_equal(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="equal",
         summary="The weighted sum of updates that were brought to one norm first.",
         formula="ΔW = Σ wᵢ (n/‖ΔWᵢ‖) ΔWᵢ, n = Σ |wᵢ| ‖ΔWᵢ‖/Σ |wⱼ|",

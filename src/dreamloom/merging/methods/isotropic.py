@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dreamloom.merging.factors import Factors, Spectrum, find_spectrum, stack
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 
 # A direction below this share of the strongest is what rounding left of float32 factors that repeat
 # each other; made as strong as the rest it would be noise.
@@ -23,7 +23,7 @@ def flatten_spectrum(spectrum: Spectrum) -> Factors:
     return Factors(up.to(dtype), down.to(dtype))
 
 
-def add_isotropic(parts: Sequence[Part], context: Context) -> Factors:
+def add_isotropic(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add weighted updates, and make all directions of the sum equally strong.
 
     No direction outshines another any more, which helped models merged from many tasks. Only the
@@ -40,7 +40,7 @@ def add_isotropic(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="iso",
         summary="The weighted sum with all its directions made equally strong.",
         formula="ΔW = σ̄ U Vᵀ, U diag(σ) Vᵀ = Σ wᵢ ΔWᵢ, σ̄ = mean of its σ",

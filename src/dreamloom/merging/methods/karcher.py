@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, STRENGTH, cosines, mix_updates
 
 _ROUNDS = 200
@@ -63,7 +63,7 @@ def _to_unit(mixture: Float[Tensor, " k"], table: Float[Tensor, "k k"]) -> Float
     return mixture / length
 
 
-def average_on_sphere(parts: Sequence[Part], context: Context) -> Factors:
+def average_on_sphere(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Average the directions of updates by angle, and their lengths by themselves.
 
     The weights say how much each counts in both averages, whatever they add up to. With two
@@ -76,7 +76,7 @@ def average_on_sphere(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="karcher",
         summary="The mean of the updates' directions by angle, as long as they are on average.",
         formula="ΔW = (Σ aᵢ ‖ΔWᵢ‖) u, u = argmin Σ aᵢ angle(u, ΔWᵢ)², aᵢ = |wᵢ|/Σ|wⱼ|",

@@ -12,11 +12,11 @@ from dreamloom.merging.entries import (
     keep_largest,
     merge_entries,
 )
-from dreamloom.merging.method import Context, Merged, Method, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod
 from dreamloom.merging.spaces import space_option
 
 
-def add_largest(parts: Sequence[Part], context: Context) -> Merged:
+def add_largest(parts: Sequence[LayerPart], context: Context) -> Merged:
     """Keep each weighted update's largest entries and add them up.
 
     Source:
@@ -29,7 +29,7 @@ def add_largest(parts: Sequence[Part], context: Context) -> Merged:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="magnitude",
         summary="The sum of what is largest in each adapter; its small entries go.",
         formula="ΔW = λ Σ wᵢ top(ΔWᵢ)",

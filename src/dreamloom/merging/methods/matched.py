@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 from dreamloom.merging.mixing import SCOPE, mix_updates
 
 # A sum that is shorter than this share of its parts is what rounding left of parts that cancel.
@@ -34,7 +34,7 @@ def match_norm(
     return sizes * wanted / whole
 
 
-def add_matched(parts: Sequence[Part], context: Context) -> Factors:
+def add_matched(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add weighted updates, and scale the sum to the norm of its parts.
 
     Several adapters at full weight are often too strong together and burn the picture. Here the sum
@@ -50,7 +50,7 @@ def add_matched(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="matched",
         summary="The weighted sum, scaled to the norm of its parts, so that stacks do not burn.",
         formula="ΔW = n S/‖S‖, S = Σ wᵢ ΔWᵢ, n = max ‖wᵢ ΔWᵢ‖ (or their mean, or their sum)",

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, STRENGTH, mix_updates
 
 _ROUNDS = 1000
@@ -74,7 +74,7 @@ def _length(mixture: Float[Tensor, " k"], products: Float[Tensor, "k k"]) -> Ten
     return (mixture @ products @ mixture).clamp(min=0).sqrt()
 
 
-def find_median(parts: Sequence[Part], context: Context) -> Factors:
+def find_median(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Find the update with the least sum of distances to all updates.
 
     Of several trainings of one thing, one that failed pulls the average along; the median stays
@@ -88,7 +88,7 @@ def find_median(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="median",
         summary="The point with the least distance to all updates: one that failed hardly counts.",
         formula="ΔW = argmin Σ |wᵢ| ‖ΔW - sign(wᵢ) ΔWᵢ‖",

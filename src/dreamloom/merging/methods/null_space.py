@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.merging.factors import Factors, find_spectrum, stack
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 from dreamloom.merging.ranks import keep_energy
 
 
@@ -43,7 +43,7 @@ def project_outputs(
     return Factors(up.to(factors.up.dtype), factors.down)
 
 
-def add_beside(parts: Sequence[Part], context: Context) -> Factors:
+def add_beside(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add updates after taking the protected one's directions out of all others.
 
     The protected adapter, as a rule the style, reads its input directions alone (``hard``), or the
@@ -91,7 +91,7 @@ def _find_protected(context: Context) -> int:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="np",
         summary="One adapter, as a rule the style, is kept whole; the others leave its directions.",
         formula="ΔW = wₛ ΔWₛ + Σ wᵢ ΔWᵢ (I - κ VₛVₛᵀ), κ = μ/(1+μ) or 1",

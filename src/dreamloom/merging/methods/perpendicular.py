@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, mix_updates
 
 # An update within this share of those before it (squared) brings nothing that is not rounding.
@@ -47,7 +47,7 @@ def choose_perpendicular(
     return sizes @ new
 
 
-def add_perpendicular(parts: Sequence[Part], context: Context) -> Factors:
+def add_perpendicular(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Keep the first update as it is, and add of each further one what is new.
 
     What two adapters have in common, such as the style of the same camera, counts once instead of
@@ -61,7 +61,7 @@ def add_perpendicular(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="perpendicular",
         summary="The first update whole, and of each further one what stands at right angles.",
         formula="ΔW = w₁ ΔW₁ + w₂ (ΔW₂ - ⟨ΔW₁,ΔW₂⟩/⟨ΔW₁,ΔW₁⟩ ΔW₁) + …",

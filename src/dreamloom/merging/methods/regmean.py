@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, stack
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 from dreamloom.merging.prepared import JOINT_SHARE, PROMPTS, STEPS, UNSEEN, name_down, take
 
 
-def regress_updates(parts: Sequence[Part], context: Context) -> Factors:
+def regress_updates(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Answer what each adapter is asked as that adapter alone would, as nearly as a matrix can.
 
     The least squares solution keeps every ``up`` and weights the inputs of every ``down``:
@@ -103,7 +103,7 @@ class InputShares:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="regmean",
         summary="Regression: the update that answers each adapter's inputs most nearly as it does.",
         formula="ΔW = Σ wₖ ΔWₖ Gₖ (Σ G)⁻¹ with Gₖ the mean of x xᵀ, shrunk off the diagonal",

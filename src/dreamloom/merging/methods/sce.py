@@ -20,7 +20,7 @@ from dreamloom.merging.entries import (
     open_entries,
 )
 from dreamloom.merging.factors import norm
-from dreamloom.merging.method import Context, Merged, Method, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod
 from dreamloom.merging.spaces import space_option
 
 Blocks = list[Float[Tensor, "rows columns"]]
@@ -69,7 +69,7 @@ def select_differing(tables: Sequence[Entries], density: float) -> Callable[[sli
     return select
 
 
-def merge_sce(parts: Sequence[Part], context: Context) -> Merged:
+def merge_sce(parts: Sequence[LayerPart], context: Context) -> Merged:
     """Select entries of large variance, calculate weights, erase the minority, take the mean.
 
     The weights ηᵢ = ‖τ̂ᵢ‖² / Σ ‖τ̂ⱼ‖² are the shares of the weighted updates in the energy of what
@@ -99,7 +99,7 @@ def merge_sce(parts: Sequence[Part], context: Context) -> Merged:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="sce",
         summary="The mean of what agrees, by energy, where the adapters differ most.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] ηᵢ τ̂ᵢ / Σ [sgn τ̂ᵢ = γ] ηᵢ, τ̂ᵢ = s ∘ wᵢ ΔWᵢ, "

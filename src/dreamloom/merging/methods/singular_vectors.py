@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, balance, find_spectrum, stack
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 
 # Mixtures of vectors that are shorter than this (squared, of the longest) are not lengthened fully:
 # two adapters that share a direction would make noise of it.
@@ -38,7 +38,7 @@ def whiten(vectors: Float[Tensor, "side r"]) -> tuple[Float[Tensor, "side r"], f
     return vectors @ root, condition
 
 
-def add_whitened(parts: Sequence[Part], context: Context) -> Factors:
+def add_whitened(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add the updates' singular triplets after making their vectors perpendicular.
 
     Each update keeps the strengths of its directions, and directions that several share are pushed
@@ -65,7 +65,7 @@ def add_whitened(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="tsv",
         summary="The sum of all singular vectors, made perpendicular so that none disturbs others.",
         formula="ΔW = Û(ÛᵀÛ)^(-1/2) Σ̂ (V̂ᵀV̂)^(-1/2) V̂ᵀ, Û = [U₁ … U_K], Σ̂ = diag(wᵢ Σᵢ)",

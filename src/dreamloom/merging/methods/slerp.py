@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, STRENGTH, cosines, mix_updates
 
 # Nearer to 0 or 180 degrees than this (in 1 - |cos θ|) the arc is taken for the straight line. Next
@@ -39,7 +39,7 @@ def choose_on_arc(
     return torch.sin(shares * angle) / torch.sin(angle)
 
 
-def slerp(parts: Sequence[Part], context: Context) -> Factors:
+def slerp(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Go from one update to the other along the arc between them, which keeps their length.
 
     Weights w1 and w2 say how far: w2 / (w1 + w2) of the angle. Halfway between two updates of one
@@ -54,7 +54,7 @@ def slerp(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="slerp",
         summary="A point on the arc between two updates, where a straight line would weaken both.",
         formula="ΔW = sin((1-t)θ)/sin θ ΔW₁ + sin(tθ)/sin θ ΔW₂, t = |w₂|/(|w₁|+|w₂|)",

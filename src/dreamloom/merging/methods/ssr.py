@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, stack
-from dreamloom.merging.method import Context, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 from dreamloom.merging.prepared import JOINT, JOINT_SHARE, PROMPTS, STEPS, UNSEEN, name_gram, take
 
 # Directions of a factor with unit rows that are shorter than this are rounding errors.
 _NOTHING = 1e-7
 
 
-def route_signals(parts: Sequence[Part], context: Context) -> Factors:
+def route_signals(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Let each adapter answer its own prompts as if it were alone.
 
     With down = [down₁; down₂; …] a layer sees every input x as z = down · x, and each adapter reads
@@ -131,7 +131,7 @@ def find_orthonormal_rows(
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="ssr",
         summary="Each adapter answers its own prompts alone: the others' signals are routed away.",
         formula="ΔW = up R down, R = (Σ wₖ Eₖ Hₖ + η W H_joint + λ S) (Σ Hₖ + η H_joint + λ I)⁻¹",

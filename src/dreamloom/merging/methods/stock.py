@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.mixing import SCOPE, STRENGTH, cosines, mix_updates
 
 
@@ -38,7 +38,7 @@ def choose_by_agreement(
     return shares * count * agreement / (1 + (count - 1) * agreement)
 
 
-def average_stock(parts: Sequence[Part], context: Context) -> Factors:
+def average_stock(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Average updates, and shorten the average towards the base model where they disagree.
 
     It is meant for trainings of the same thing, such as three seeds of one subject: what they
@@ -52,7 +52,7 @@ def average_stock(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="stock",
         summary="The average of trainings of one thing, shortened where they disagree.",
         formula="ΔW = t Σ aᵢ ΔWᵢ, t = K cos θ/(1 + (K-1) cos θ), aᵢ = wᵢ/Σ|wⱼ|",

@@ -12,11 +12,11 @@ from dreamloom.merging.entries import (
     keep_largest,
     merge_entries,
 )
-from dreamloom.merging.method import Context, Merged, Method, Option, Part
+from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Option
 from dreamloom.merging.spaces import space_option
 
 
-def merge_ties(parts: Sequence[Part], context: Context, space: str) -> Merged:
+def merge_ties(parts: Sequence[LayerPart], context: Context, space: str) -> Merged:
     """Trim, elect and merge, in some coordinates.
 
     The paper takes the mean of what agrees, which leaves about 1/K of K adapters that have little
@@ -30,12 +30,12 @@ def merge_ties(parts: Sequence[Part], context: Context, space: str) -> Merged:
     return merge_entries(parts, context, space, lambda entries, _: keep_largest(entries, density))
 
 
-def merge_by_sign(parts: Sequence[Part], context: Context) -> Merged:
+def merge_by_sign(parts: Sequence[LayerPart], context: Context) -> Merged:
     """TIES in the coordinates that the user chose."""
     return merge_ties(parts, context, context.word("space"))
 
 
-def merge_knots(parts: Sequence[Part], context: Context) -> Merged:
+def merge_knots(parts: Sequence[LayerPart], context: Context) -> Merged:
     """TIES where the outputs are turned to the directions that the updates share.
 
     Source:
@@ -45,7 +45,7 @@ def merge_knots(parts: Sequence[Part], context: Context) -> Merged:
     return merge_ties(parts, context, "knots")
 
 
-def merge_core(parts: Sequence[Part], context: Context) -> Merged:
+def merge_core(parts: Sequence[LayerPart], context: Context) -> Merged:
     """TIES where outputs and inputs are turned to the directions that the updates share.
 
     Source:
@@ -62,7 +62,7 @@ _TIES: tuple[Option, ...] = (
 )
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="ties",
         summary="Each adapter's largest entries; where signs differ, the heavier side alone.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] τ̂ᵢ, τ̂ᵢ = top(wᵢ ΔWᵢ), γ = sgn Σ τ̂ᵢ",
@@ -72,7 +72,7 @@ METHODS = (
         options=(*_TIES, space_option("dense")),
         keeps_one=False,
     ),
-    Method(
+    MergeMethod(
         name="knots",
         summary="TIES in the output directions that the adapters share; nothing is cut off.",
         formula="ΔW = U TIES(S V₁ᵀ, …, S V_Kᵀ), U S [V₁ᵀ … V_Kᵀ] = [w₁ ΔW₁ … w_K ΔW_K]",
@@ -81,7 +81,7 @@ METHODS = (
         options=_TIES,
         keeps_one=False,
     ),
-    Method(
+    MergeMethod(
         name="core",
         summary="TIES in the output and input directions that the adapters share.",
         formula="ΔW = U TIES(M₁, …, M_K) Vᵀ, Mᵢ = Uᵀ wᵢ ΔWᵢ V",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dreamloom.merging.factors import Factors, stack
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 
 
-def add_updates(parts: Sequence[Part], context: Context) -> Factors:
+def add_updates(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add weighted updates exactly: the merged file draws what the parts draw, worn together.
 
     The factors are stacked, not added: with up = [w1 up1, w2 up2] and down = [down1; down2] the
@@ -21,7 +21,7 @@ def add_updates(parts: Sequence[Part], context: Context) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="sum",
         summary="The exact weighted sum: what the adapters draw when they are worn together.",
         formula="ΔW = Σ wᵢ ΔWᵢ",

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, stack
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.prepared import LEARNING, take_mask
 
 
-def zip_columns(parts: Sequence[Part], context: Context) -> Factors:
+def zip_columns(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add updates whose columns are masked: ΔW = Σ wₖ ΔWₖ diag(mₖ).
 
     A column is what a layer does with one of its inputs. Masking the columns of up · down masks
@@ -45,7 +45,7 @@ def mask_columns(factors: Factors, mask: Float[Tensor, " inputs"]) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="ziplora",
         summary="A learned weight for every input of every layer, so that each adapter's prompts "
         "are answered as by it alone.",

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, find_spectrum, stack
-from dreamloom.merging.method import Context, Method, Part
+from dreamloom.merging.method import Context, LayerPart, MergeMethod
 from dreamloom.merging.prepared import LEARNING, take_mask
 
 
-def zip_directions(parts: Sequence[Part], context: Context) -> Factors:
+def zip_directions(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add updates whose singular directions are masked: ΔW = Σ wₖ Uₖ diag(mₖ) Σₖ Vₖᵀ.
 
     Directions between two factors mean nothing by themselves: another way to split the update has
@@ -48,7 +48,7 @@ def mask_directions(factors: Factors, mask: Float[Tensor, " rank"]) -> Factors:
 
 
 METHODS = (
-    Method(
+    MergeMethod(
         name="ziprank",
         summary="A learned weight for every direction of every update, so that each adapter's "
         "prompts are answered as by it alone.",
