@@ -158,7 +158,7 @@ def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
     resumed.learn(range(3, 7))
     assert same(whole.weights, resumed.weights)
     assert resumed.others["scaler"].get_scale() == whole.others["scaler"].get_scale() == 4096
-    with whole.others["average"].active(), resumed.others["average"].active():
+    with whole.others["average"].applied(), resumed.others["average"].applied():
         assert same(whole.weights, resumed.weights)
     # The test can fail: what forgets its state takes other steps.
     forgetful = context(name, seed=1)
@@ -218,7 +218,7 @@ def test_averaged_weights_are_not_saved_as_if_they_were_in_training(tmp_path):
     ):
         taught.kept_in(tmp_path).save(2)
     taught = context("adamw").learn(range(2))
-    with taught.others["average"].active(), pytest.raises(ValueError, match="leave the block"):
+    with taught.others["average"].applied(), pytest.raises(ValueError, match="leave the block"):
         taught.kept_in(tmp_path).save(2)
     assert not list(tmp_path.iterdir())
 

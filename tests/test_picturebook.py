@@ -144,7 +144,7 @@ def test_drawing_ahead_continues_and_does_not_depend_on_processes(tmp_path: Path
 
 
 def test_schedule_rises_holds_and_falls():
-    schedule = Schedule(1.0, updates=100, warmup_steps=10, decay_share=0.2)
+    schedule = Schedule(1.0, updates=100, warmup_updates=10, decay_share=0.2)
     rates = [schedule.rate(i) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:80] == [1.0] * 71
@@ -386,7 +386,7 @@ def test_the_denoiser_is_trained_on_with_portraits_from_their_own_latents(tmp_pa
     tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer")
     parts = build_unet(), build_text_encoders(tokenizer)
     before = [p.detach().clone() for p in parts[0].parameters()]
-    plan = ("portraits", Schedule(1e-3, 2, warmup_steps=1))
+    plan = ("portraits", Schedule(1e-3, 2, warmup_updates=1))
     shares = mix_portraits(*stores)
     assert sum(share.count for share in shares) == 32
     run = train_denoiser(tmp_path, shares, parts, tokenizer, plan, cpu)
