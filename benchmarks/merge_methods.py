@@ -45,7 +45,8 @@ from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import prepare_run, resolve_defaults, train_subject
+from dreamloom.pipeline.session import resolve_defaults
+from dreamloom.pipeline.train import prepare_run, train_subject
 
 SUBJECT, TRIGGER = "rraj person", "pixel"
 WHILE_DRAWING = {"switch": Composition("switch"), "k-lora": Composition("k-lora")}

@@ -50,7 +50,7 @@ from dreamloom.models.base import BaseIdentity, MemoryOptions, Sampler, Shot
 from dreamloom.models.families import load_model
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.sdxl import SDXLModel
-from dreamloom.pipeline.train import resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.training.train import train_adapter
 
 HERE = Path(__file__).parent

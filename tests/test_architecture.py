@@ -16,14 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tools.package_map import ORDER, PAGE, write_map
+
 SOURCE = Path(__file__).parents[1] / "src"
 
-# Each package imports only what stands to its left. `tools/` may import all of them; nothing
-# imports `tools/`.
-ORDER = (
-    *("core", "picturebook", "lora", "models", "data", "inference", "evaluation", "training"),
-    *("merging", "memory", "report", "pipeline", "experiments", "cli"),
-)
+# Each package imports only what stands to its left in `ORDER`. `tools/` may import all of them;
+# nothing imports `tools/`.
 OUTSIDE = ("dreamloom.__init__", "dreamloom.__main__")
 HEIGHT = {package: height for height, package in enumerate(ORDER)}
 
@@ -237,6 +235,38 @@ def test_every_module_lies_in_a_package_of_the_order(modules):
 @pytest.mark.parametrize("rule", IMPORT_RULES, ids=lambda rule: rule.__name__)
 def test_the_package_keeps_the_rule(modules, rule):
     assert rule(read_imports(modules)) == []
+
+
+def test_the_page_shows_the_packages_as_they_are():
+    page = PAGE.read_text(encoding="utf-8")
+    assert write_map(page) == page, "run `python -m tools.package_map`"
+
+
+# What newcomers search for, and the file that does it: found by its name or first line.
+SOUGHT = {
+    "gradient checkpointing": "models/gradient_checkpointing.py",
+    "text encoder": "models/text_encoder_training.py",
+    "class images": "data/class_images.py",
+    "caption": "data/photos/listing.py",
+    "lora_alpha": "lora/peftconfig.py",
+    "offload": "models/offload.py",
+    "quantization": "models/quantization.py",
+    "validation": "training/validation_samples.py",
+    "LoRA schedule": "models/lora_schedule.py",
+    "merge": "merging/files/merge.py",
+    "rank": "merging/ranks.py",
+    "EMA": "training/ema.py",
+    "learning rate": "training/lr_scheduler.py",
+    "scheduler": "models/schedulers.py",
+}
+
+
+@pytest.mark.parametrize("words", SOUGHT)
+def test_a_search_finds_the_file_by_its_name_or_first_line(words):
+    path = SOURCE / "dreamloom" / SOUGHT[words]
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    known = f"{path.stem} {path.stem.replace('_', ' ')} {first}"
+    assert words.casefold() in known.casefold()
 
 
 def test_modules_and_functions_stay_short(modules):

@@ -25,7 +25,8 @@ from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing, vary
-from dreamloom.pipeline.train import open_run, resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
+from dreamloom.pipeline.train import open_run
 from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.trial import choose_people, photo_records

@@ -21,7 +21,7 @@ from dreamloom.memory import fit as fitting
 from dreamloom.memory.fit import fit_drawing, fit_run
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.training.train import check_training, train_adapter
 from studio_set import claimed, small_config
 
@@ -133,7 +133,7 @@ def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_p
     assert (
         fitted.lasting.memory.base_quantization == fitted.config.memory.base_quantization == "whole"
     )
-    assert fit_drawing(config, "sdxl", CPU).drawn_at_once == 8
+    assert fit_drawing(config, CPU).drawn_at_once == 8
 
 
 @pytest.mark.usefixtures("twelve_gib")

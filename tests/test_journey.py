@@ -22,12 +22,12 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import GenerateRequest, draw, pack_prompts
 from dreamloom.pipeline.score import score
+from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import (
     name_differences,
     name_folder,
     open_run,
     prepare_run,
-    resolve_defaults,
     train_subject,
 )
 from studio_set import make_photos

@@ -15,7 +15,7 @@ from dreamloom.experiments.demo import examples_folder
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.training.optimizers import OPTIMIZERS
 from dreamloom.training.train import train_adapter
 

@@ -50,7 +50,8 @@ from dreamloom.picturebook.world import (
     sample_drawing,
     vary,
 )
-from dreamloom.pipeline.train import open_run, resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
+from dreamloom.pipeline.train import open_run
 from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
 from tools.picturebook.measurements import Row, at_least, at_most

@@ -29,7 +29,8 @@ from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import open_run, resolve_defaults
+from dreamloom.pipeline.session import resolve_defaults
+from dreamloom.pipeline.train import open_run
 from dreamloom.report.render import write_report
 from dreamloom.training.train import train_adapter
 

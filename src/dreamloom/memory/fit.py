@@ -56,7 +56,7 @@ def fit_run(run: RunFolder, config: LoomConfig, runtime: Runtime, photos: int) -
         chosen = (
             config if config.memory.base_quantization != "auto" else _with_base(config, "whole")
         )
-        return Fitted(chosen, chosen, _read_memory_options(chosen))
+        return Fitted(chosen, chosen, ask_memory_options(chosen))
     rate = measure_matrix_rate(runtime.device, runtime.dtype)
     plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
     chosen = apply_plan(config, plan)
@@ -65,12 +65,12 @@ def fit_run(run: RunFolder, config: LoomConfig, runtime: Runtime, photos: int) -
     return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
 
 
-def fit_drawing(config: LoomConfig, base: str, runtime: Runtime) -> MemoryOptions:
+def fit_drawing(config: LoomConfig, runtime: Runtime) -> MemoryOptions:
     """Choose how a base model is loaded to draw with."""
     memory = _find_memory(config, runtime)
-    if memory is None or _is_small(base, memory):
-        return _read_memory_options(config)
-    return _spare_as(plan_drawing(config.model_copy(update={"base": base}), memory))
+    if memory is None or _is_small(config.base, memory):
+        return ask_memory_options(config)
+    return _spare_as(plan_drawing(config, memory))
 
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
@@ -110,8 +110,8 @@ def _spare_as(setting: Setting) -> MemoryOptions:
     return MemoryOptions(setting.quantization, setting.cpu_offload, setting.drawn_at_once)  # type: ignore[arg-type]
 
 
-def _read_memory_options(config: LoomConfig) -> MemoryOptions:
-    """What was asked for, where nothing is planned."""
+def ask_memory_options(config: LoomConfig) -> MemoryOptions:
+    """How the settings ask for the base model to be loaded, where nothing is planned."""
     asked = config.memory
     quantization = "whole" if asked.base_quantization == "auto" else asked.base_quantization
     in_turn = asked.cpu_offload is True

@@ -21,8 +21,7 @@ from dreamloom.inference.generate import (
 )
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
-from dreamloom.models.families import load_model
-from dreamloom.pipeline.train import resolve_defaults
+from dreamloom.pipeline.session import choose_base, open_session
 
 
 def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
@@ -111,13 +110,12 @@ def draw(
     """
     active = [parse_active_adapter(text) for text in request.adapters]
     composition = read_composition(request.compose, request.conditional_only)
-    stories = [read_adapter(part.path).metadata for part in active]
-    prompts = _ask(request, config, stories)
+    headers = [read_adapter(part.path).metadata for part in active]
+    prompts = _fill_prompts(request, config, headers)
     run = RunFolder(request.out)
     run.refuse_other_folders()
-    base = _choose_base(config, stories)
-    model = load_model(base, runtime, fit_drawing(config, base, runtime))
-    config = resolve_defaults(config, model)
+    config = choose_base(config, headers)
+    model, config = open_session(config, runtime, fit_drawing(config, runtime))
     settings, name = config.generate, request.name
     check_request(model, prompts, settings, active, name, composition)
     run.claim()
@@ -128,34 +126,22 @@ def draw(
     return [images.folder for images in sets]
 
 
-def _ask(
-    request: GenerateRequest, config: LoomConfig, stories: Sequence[Mapping[str, str]]
+def _fill_prompts(
+    request: GenerateRequest, config: LoomConfig, headers: Sequence[Mapping[str, str]]
 ) -> list[Prompt]:
-    """Put the subject's words into the wished prompts and packs."""
-    told = next((story for story in stories if "dreamloom.subject" in story), {})
-    subject = request.subject or told.get("dreamloom.subject")
+    """Put the subject's words into the prompts and packs that were asked for."""
+    header = next((header for header in headers if "dreamloom.subject" in header), {})
+    subject = request.subject or header.get("dreamloom.subject")
     noun = request.class_noun
     if not subject:
         noun = noun or config.subject.class_noun
-    elif subject == told.get("dreamloom.subject"):
-        noun = noun or told.get("dreamloom.class_noun")
-    prompts = _fill(request.prompts, subject)
+    elif subject == header.get("dreamloom.subject"):
+        noun = noun or header.get("dreamloom.class_noun")
+    if not subject and any("{subject}" in text for text in request.prompts):
+        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
+    prompts = [Prompt(text.replace("{subject}", subject or "")) for text in request.prompts]
     for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give --prompt or --pack.")
     return _drop_repeats(prompts)
-
-
-def _fill(texts: Sequence[str], subject: str | None) -> list[Prompt]:
-    if subject is None and any("{subject}" in text for text in texts):
-        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
-    return [Prompt(text.replace("{subject}", subject or "")) for text in texts]
-
-
-def _choose_base(config: LoomConfig, stories: Sequence[Mapping[str, str]]) -> str:
-    """The base that was asked for, or else the one that the adapters name."""
-    told = [story["dreamloom.base"] for story in stories if "dreamloom.base" in story]
-    if "base" in config.model_fields_set or not told:
-        return config.base
-    return told[0]

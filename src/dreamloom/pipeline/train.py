@@ -40,33 +40,13 @@ from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run
 from dreamloom.models.base import Model
-from dreamloom.models.families import load_model
 from dreamloom.pipeline.score import _list_class_images
-from dreamloom.training.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
+from dreamloom.pipeline.session import open_session, resolve_defaults
 from dreamloom.training.trackers import NONE, choose_tracker, track
 from dreamloom.training.train import check_training, train_adapter
 from dreamloom.training.validation_samples import ScoreImages
 
 _GLANCE_PX = 32
-
-
-def resolve_defaults(config: LoomConfig, model: Model) -> LoomConfig:
-    """Replace every ``auto`` by what suits the base model, and check names that it must know.
-
-    Raises:
-        ConfigError: If a scheduler, optimizer or tracker is unknown or not installed.
-    """
-    choose_tracker(config.validation.tracker)
-    for name in (config.priors.scheduler, *config.generate.schedulers):
-        if name not in model.schedulers:
-            raise ConfigError(
-                f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
-            )
-    advice = vars(model.advice)
-    rate = usual_rate(config.train.optimizer, advice["learning_rate"])
-    if config.train.optimizer in ONE_RATE_OPTIMIZERS:
-        advice = {**advice, "text_rate_share": 1.0, "token_rate_share": 1.0}
-    return config.resolve({**advice, "learning_rate": rate})
 
 
 def name_folder(config: LoomConfig) -> Path:
@@ -144,8 +124,7 @@ def prepare_run(
     fitted = fit_run(run, config, runtime, len(captions))
     for line in fitted.lines:
         observe(Note("train", line))
-    model = load_model(config.base, runtime, fitted.memory_options)
-    config = resolve_defaults(fitted.config, model)
+    model, config = open_session(fitted.config, runtime, fitted.memory_options)
     _refuse_other_photos(run, photos_folder, config, model)
     if not run.adapter.is_file():
         if config.train.compile == "blocks":

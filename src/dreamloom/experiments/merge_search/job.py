@@ -21,16 +21,15 @@ from dreamloom.experiments.merge_search.embeddings import require_encoders
 from dreamloom.experiments.merge_search.plan import SearchPlan, plan_search, split_prompts
 from dreamloom.experiments.merge_search.request import (
     SearchRequest,
-    choose_base,
     compare_settings,
     find_words,
     list_prompts,
     name_class,
     read_parts,
 )
-from dreamloom.experiments.merge_search.work import SearchWork, load_base
+from dreamloom.experiments.merge_search.work import SearchWork
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request
-from dreamloom.pipeline.train import resolve_defaults
+from dreamloom.pipeline.session import choose_base, open_session
 
 SUM, USUAL = "the plain sum", "0.8 and 1.0"
 """What the winner is compared with, as a sentence calls it."""
@@ -85,7 +84,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
         DreamLoomError: See `running.run_search`.
     """
     parts = read_parts(request)
-    config = choose_base(config, parts)
+    config = choose_base(config, [part.metadata for part in parts])
     words = find_words(request, config, parts)
     prompts, notes = list_prompts(request, words, config.base)
     searched, held = split_prompts(prompts)
@@ -96,9 +95,8 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     )
     if len(prompts) == 1:
         notes.append("There is one prompt only: its seeds alone are held out.")
-    model = load_base(config.base, config.device, config.precision)
     subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
-    config = resolve_defaults(config.model_copy(update={"subject": subject}), model)
+    model, config = open_session(config.model_copy(update={"subject": subject}))
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
     kind = _choose_encoders(config, model.identity.name)

@@ -113,14 +113,6 @@ def read_parts(request: SearchRequest) -> tuple[Adapter, Adapter]:
     return subject, style
 
 
-def choose_base(config: LoomConfig, parts: Sequence[Adapter]) -> LoomConfig:
-    """Take the base that was asked for, or else the one that the adapters name."""
-    told = [a.metadata["dreamloom.base"] for a in parts if "dreamloom.base" in a.metadata]
-    if "base" in config.model_fields_set or not told:
-        return config
-    return config.model_copy(update={"base": told[0]})
-
-
 def find_words(request: SearchRequest, config: LoomConfig, parts: tuple[Adapter, Adapter]) -> Words:
     """Name the subject and the style as the user does, or else as their adapters do."""
     subject, style = (adapter.metadata for adapter in parts)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import Precision, pick_runtime
+from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, silent
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -32,7 +32,7 @@ from dreamloom.experiments.merge_search.embeddings import MeasuredImage, Picture
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
-from dreamloom.models.families import load_model
+from dreamloom.pipeline.session import open_session
 
 ENDS = {
     "base": MergeWeights((0.0,), (0.0,)),
@@ -223,8 +223,7 @@ def _describe(file: str, shot: Shot, sampler: Sampler) -> Picture:
 
 def _prepare(table: SearchWork) -> tuple[Model, tuple[Adapter, Adapter]]:
     """Load the base model and both adapters, once per process."""
-    config = table.config
-    model = load_base(config.base, config.device, config.precision)
+    model, _ = open_session(table.config)
     adapters = _read_adapters(table.files, table.hashes)
     if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
         model.rescale_to_zero_terminal_snr()
@@ -235,12 +234,6 @@ def _prepare(table: SearchWork) -> tuple[Model, tuple[Adapter, Adapter]]:
 def _read_adapters(files: tuple[Path, Path], hashes: tuple[str, str]) -> tuple[Adapter, Adapter]:
     del hashes  # of the content, so that another file of the same name is read anew
     return read_adapter(files[0]), read_adapter(files[1])
-
-
-@cache
-def load_base(base: str, device: str, precision: Precision) -> Model:
-    """Load the base model once per process."""
-    return load_model(base, pick_runtime(device, precision))
 
 
 def _seat_judge(table: SearchWork) -> PictureJudge:

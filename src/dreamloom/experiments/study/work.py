@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig
-from dreamloom.core.device import Precision, pick_runtime
+from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import ClassImageSet, PhotoSet, read_image_set, read_photo_set
@@ -28,9 +28,9 @@ from dreamloom.evaluation.scoring import evaluate_run
 from dreamloom.experiments.study.question import Arm, Study, count_updates
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request, generate_images
 from dreamloom.models.base import Model
-from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
-from dreamloom.pipeline.train import find_class_images, open_run, resolve_defaults
+from dreamloom.pipeline.session import open_session
+from dreamloom.pipeline.train import find_class_images, open_run
 from dreamloom.training.train import check_training, train_adapter
 
 SET = "pictures"
@@ -152,16 +152,15 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
     configs, counts = {}, {arm.name: arm.photo_count for arm in study.list_arms()}
     for arm in study.list_arms():
         for seed in study.train_seeds:
-            asked = study.configure(arm, seed)
-            model = _load(asked)
-            config = configs[arm.name, seed] = resolve_defaults(asked, model)
+            model, config = open_session(study.configure(arm, seed))
+            configs[arm.name, seed] = config
         check_request(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
     RunFolder(root).claim()
     trainings: dict[tuple[str, int], Training] = {}
     prepared: dict[str, Path] = {}
     for (name, seed), config in configs.items():
-        model, how = _load(config), fingerprint(config.photos)
+        model, how = open_session(config)[0], fingerprint(config.photos)
         if how not in prepared:
             prepared[how] = _prepare_photos(root, Path(study.photos), config, model, observe)
         every = read_photo_set(RunFolder(prepared[how]).photos)
@@ -185,7 +184,7 @@ def _check_trainings(study: Study, trainings: Mapping[tuple[str, int], Training]
     for training in first.values():
         if not training.run.adapter.is_file():
             captions = [photo.caption for photo in training.photos.photos]
-            check_training(_load(training.config), captions, training.config)
+            check_training(open_session(training.config)[0], captions, training.config)
 
 
 def _find_photos(
@@ -282,12 +281,12 @@ def draw_class_images(training: Training, observe: Observer = silent) -> ClassIm
     if run is None:
         return None
     run.claim()
-    return find_class_images(run, _load(training.config), training.config, observe)
+    return find_class_images(run, *open_session(training.config), observe)
 
 
 def train(training: Training, observe: Observer = silent) -> Record:
     """Teach, unless it was done; its class images must be drawn."""
-    model, config = _load(training.config), training.config
+    model, config = open_session(training.config)
     priors = draw_class_images(training, observe)
     run = open_run(training.run.path, config)
     return train_adapter(run, model, training.photos, priors, config, tee(observe, run.observer()))
@@ -298,8 +297,8 @@ def draw(drawing: DrawnSet, observe: Observer = silent) -> float:
     run = drawing.run
     run.claim()
     active = [ActiveAdapter(drawing.adapter, drawing.weight)] if drawing.adapter else []
-    config = drawing.config
-    generate_images(run, _load(config), drawing.prompts, config.generate, active, SET, observe)
+    model, config = open_session(drawing.config)
+    generate_images(run, model, drawing.prompts, config.generate, active, SET, observe)
     record = run.read_record(f"generate-{SET}")
     return float(record.results["seconds_per_picture"]) if record else 0.0
 
@@ -322,16 +321,6 @@ def score(drawing: DrawnSet, observe: Observer = silent) -> Scorecard:
         encoders=_load_encoders(kind, config.device),
         observe=observe,
     )
-
-
-def _load(config: LoomConfig) -> Model:
-    return _load_once(config.base, config.device, config.precision)
-
-
-@cache
-def _load_once(base: str, device: str, precision: Precision) -> Model:
-    """Load the base model once per process."""
-    return load_model(base, pick_runtime(device, precision))
 
 
 @cache

@@ -12,8 +12,6 @@ from dreamloom.merging.activations.forward_passes import Prepared
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.methods import find_method
 
-"""What the base model told, by layer and name."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -83,9 +81,9 @@ def ask_base(
     # The libraries of models take seconds to load, and most methods need none of them.
     from dreamloom.core.device import pick_runtime
     from dreamloom.merging.activations.prepare import prepare_merge
-    from dreamloom.models.families import load_model
+    from dreamloom.models.session import open_base
 
-    model = load_model(base, pick_runtime(question.device))
+    model = open_base(base, pick_runtime(question.device))
     preparation = prepare_merge(model, adapters, request, question.prompts, question.joint, observe)
     assert preparation is not None
     return Answer(
