@@ -21,7 +21,8 @@ from statistics import median
 
 import numpy as np
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import (

@@ -364,9 +364,10 @@ def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -
 @main.command()
 def settings() -> None:
     """List every setting with its default and its meaning."""
-    from dreamloom.core.config.settings import describe_settings
+    from dreamloom.core.config.settings import LoomConfig
+    from dreamloom.core.toml_files import describe_fields
 
-    for name, default, description in describe_settings():
+    for name, default, description in describe_fields(LoomConfig):
         click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
 
 
@@ -440,7 +441,7 @@ def _audit(
 def _settings(given: dict[str, Any]) -> LoomConfig:
     """Put the command's options over the preset and the file."""
     from dreamloom.cli.console import print_note
-    from dreamloom.core.config.settings import load_config
+    from dreamloom.core.config.loading import load_config
 
     overrides = {
         "preset": given["preset"],

@@ -63,7 +63,7 @@ def search(
     compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
     """
     from dreamloom.cli.console import print_note, say, watch
-    from dreamloom.core.config.settings import load_config
+    from dreamloom.core.config.loading import load_config
     from dreamloom.experiments.merge_search.request import SearchRequest
     from dreamloom.experiments.merge_search.running import run_search
 

@@ -7,17 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, model_serializer, model_validator
 
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import file_sha256, fingerprint, write_text
+from dreamloom.core.toml_files import ClosedModel
 
 CropShape: TypeAlias = Literal["square", "buckets"]
 """Crops are squares, or of the bucket nearest to the photo's own shape; see `data.buckets`."""
@@ -48,11 +42,7 @@ SubjectChange: TypeAlias = Literal[
 surface: what it seems made of or covered with; teeth: that they show."""
 
 
-class _Listed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Photo(_Listed):
+class Photo(ClosedModel):
     """One photo as training sees it: upright, RGB, scaled until it just covers its crops."""
 
     file: str
@@ -107,7 +97,7 @@ def fingerprint_facts(
     return fingerprint([list(facts) for facts in photos], resolution_px, shape, steps)
 
 
-class PhotoSet(_Listed):
+class PhotoSet(ClosedModel):
     """The photos of one subject."""
 
     folder: Path
@@ -138,7 +128,7 @@ class PhotoSet(_Listed):
         return [self.folder / photo.mask if photo.mask else None for photo in self.photos]
 
 
-class DrawnClassImage(_Listed):
+class DrawnClassImage(ClosedModel):
     """A class image that the base model drew."""
 
     file: str
@@ -148,7 +138,7 @@ class DrawnClassImage(_Listed):
     """Hash of the file."""
 
 
-class ClassImageSet(_Listed):
+class ClassImageSet(ClosedModel):
     """Class images: square pictures at the training resolution."""
 
     folder: Path
@@ -168,14 +158,14 @@ class ClassImageSet(_Listed):
         return [self.folder / file for file in self.files]
 
 
-def _leave_out_defaults(one: _Listed, written: dict[str, Any], *names: str) -> dict[str, Any]:
+def _leave_out_defaults(one: ClosedModel, written: dict[str, Any], *names: str) -> dict[str, Any]:
     """Leave some fields out of what is written, where they stand as they do by default."""
     fields = type(one).model_fields
     plain = {name for name in names if getattr(one, name) == fields[name].default}
     return {name: value for name, value in written.items() if name not in plain}
 
 
-class Picture(_Listed):
+class Picture(ClosedModel):
     """One drawn picture and everything that it was drawn from."""
 
     file: str
@@ -215,7 +205,7 @@ class Picture(_Listed):
         return ", ".join(words)
 
 
-class AdapterEntry(_Listed):
+class AdapterEntry(ClosedModel):
     """An adapter that was worn while drawing."""
 
     file: str
@@ -237,7 +227,7 @@ class AdapterEntry(_Listed):
         return _leave_out_defaults(self, write(self), "lora_schedule")
 
 
-class ImageSet(_Listed):
+class ImageSet(ClosedModel):
     """A folder of drawn pictures with its manifest."""
 
     folder: Path

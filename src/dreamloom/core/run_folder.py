@@ -15,18 +15,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, Observer
+from dreamloom.core.toml_files import ClosedModel
 
 _LIBRARIES = ("dreamloom", "torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 
 
-class Record(BaseModel):
+class Record(ClosedModel):
     """What one stage did: enough to repeat it, and to know whether it must be repeated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: str
     """The stage's name, for example ``train``."""

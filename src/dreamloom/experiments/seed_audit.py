@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
+from dreamloom.core.toml_files import ClosedModel
 from dreamloom.data.image_io import crop_centre, open_upright, read_upright, to_tensor
 from dreamloom.evaluation.encoders.base import Familiarity, Missing, TextExtractor
 from dreamloom.evaluation.encoders.clip import ClipEncoder
@@ -143,11 +143,7 @@ class Wording:
         return np.array(each)
 
 
-class _Listed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AuditScores(_Listed):
+class AuditScores(ClosedModel):
     """What a way of scoring gives."""
 
     clip_i: float
@@ -162,7 +158,7 @@ class AuditScores(_Listed):
     """How like the photos the floor's pictures are; None without a floor."""
 
 
-class AuditRow(_Listed):
+class AuditRow(ClosedModel):
     """One step of the table."""
 
     fault: str
@@ -171,7 +167,7 @@ class AuditRow(_Listed):
     scores: AuditScores
 
 
-class Audit(_Listed):
+class Audit(ClosedModel):
     """The table: from every fault to none, and each fault alone."""
 
     rows: tuple[AuditRow, ...]

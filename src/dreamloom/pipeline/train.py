@@ -11,13 +11,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.core.config.settings import (
-    NOT_TAUGHT,
-    LoomConfig,
-    PriorsConfig,
-    load_config,
-    to_toml,
-)
+from dreamloom.core.config.loading import load_config, to_toml
+from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.distributed import join_processes
 from dreamloom.core.errors import ConfigError, RunFolderError

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import CropShape
+from dreamloom.core.toml_files import ClosedModel
 from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
 from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
 from dreamloom.data.photos.listing import (
@@ -39,11 +39,7 @@ _LOCATED = "says where it was taken; that is left out of everything DreamLoom wr
 _SERIES = "holds more than one picture; the first is used"
 
 
-class _Report(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CheckedPhoto(_Report):
+class CheckedPhoto(ClosedModel):
     """What the check found out about one photo."""
 
     file: str
@@ -64,7 +60,7 @@ class CheckedPhoto(_Report):
     """What is worth knowing about it, and needs nothing done."""
 
 
-class PhotoCheck(_Report):
+class PhotoCheck(ClosedModel):
     """What the check found out about a folder of photos."""
 
     folder: Path

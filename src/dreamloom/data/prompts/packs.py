@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
-
 from dreamloom.core.manifests import FaceShown, PromptStyle, SubjectChange
+from dreamloom.core.toml_files import ClosedModel
 
 Category: TypeAlias = Literal[
     "photo",
@@ -61,10 +60,8 @@ def is_person(class_noun: str) -> bool:
     return bool(_PERSONS.intersection(class_noun.lower().split()[-1:]))
 
 
-class PackPrompt(BaseModel):
+class PackPrompt(ClosedModel):
     """A prompt of a pack, and what a right picture of it may show otherwise than the photos."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str
     """{subject} stands for the subject's phrase, {class_noun} for what it is one of."""
@@ -111,10 +108,8 @@ class PackPrompt(BaseModel):
         return not re.search(rf"(?<!\w){re.escape(' '.join(words))}s?(?!\w)", self.text.lower())
 
 
-class Pack(BaseModel):
+class Pack(ClosedModel):
     """A named list of prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     about: str

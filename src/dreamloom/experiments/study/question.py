@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from dreamloom.core.config.aliases import RENAMED
-from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
+from dreamloom.core.config.loading import load_config, setting_names
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import Section, check_section, read_toml, suggest
 from dreamloom.evaluation.metrics.measures import MEASURE
 
 AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
@@ -30,13 +30,7 @@ def _refuse_doubles(given: tuple[int, ...]) -> tuple[int, ...]:
     return given
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class Arm(_Closed):
+class Arm(Section):
     """One of the things compared; whatever it does not name is as in ``[settings]``."""
 
     name: str = Field(min_length=1)
@@ -55,7 +49,7 @@ class Arm(_Closed):
     """Any setting of a run, by name."""
 
 
-class Study(_Closed):
+class Study(Section):
     """A question that is answered by doing the same thing in several ways."""
 
     question: str = Field(min_length=1)
@@ -205,15 +199,10 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
         ConfigError: If the file cannot be read, a name is unknown (with the nearest known one), a
             value is not allowed, or the arms do not fit the kind of answer.
     """
-    given = changes.apply(_read(file))
-    given["arms"] = [_sort_arm(arm) for arm in _list_tables(given.get("arms", []), "arms")]
-    unknown = [name for name in given if name not in Study.model_fields]
-    if unknown:
-        raise _refuse_unknown(unknown[0], Study.model_fields)
-    try:
-        study = Study.model_validate(given)
-    except ValidationError as error:
-        raise _explain(error) from None
+    given = changes.apply(read_toml(file, "study file"))
+    if isinstance(arms := given.get("arms"), list):
+        given["arms"] = [_sort_arm(arm) if isinstance(arm, dict) else arm for arm in arms]
+    study = check_section(Study, given)
     study = study.model_copy(
         update={
             "photos": str(file.parent / study.photos),
@@ -222,25 +211,6 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
     )
     _check(study)
     return study
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no study file {file}.", "Name one, such as recipes/questions/prior.toml."
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
-
-
-def _list_tables(given: Any, name: str) -> list[dict[str, Any]]:
-    if isinstance(given, list) and all(isinstance(one, dict) for one in given):
-        return given
-    raise ConfigError(f"{name} is not a list of tables.", f"Begin each with [[{name}]].")
 
 
 def _sort_arm(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,36 +240,8 @@ def _refuse_other_names(given: Mapping[str, Any]) -> None:
                 f"Write {_OWN_WORDS[name]} at the top of the file.",
             )
         if RENAMED.get(name, name) not in known:
-            raise _refuse_unknown(name, (*ARM_WORDS, *known))
-
-
-def _refuse_unknown(name: str, known: Iterable[str]) -> ConfigError:
-    known = list(known)
-    last = {one.rpartition(".")[2]: one for one in known}
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6) or [
-        last[one] for one in difflib.get_close_matches(name.rpartition(".")[2], last, n=2)
-    ]
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."
-    return ConfigError(f"A study knows no {name!r}.", hint)
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    """Turn pydantic's findings into one sentence each."""
-    problems, hints = [], []
-    for finding in error.errors():
-        place = ".".join(str(part) for part in finding["loc"])
-        if finding["type"] == "missing":
-            problems.append(f"The study says no {place}.")
-        else:
-            reason = finding["msg"].removeprefix("Value error, ")
-            reason = reason[0].lower() + reason[1:]
-            problems.append(f"{place} = {finding['input']!r} is not allowed: {reason}.")
-        model = Arm if error.title == Arm.__name__ or finding["loc"][0] == "arms" else Study
-        named = next((part for part in reversed(finding["loc"]) if part in model.model_fields), "")
-        if named:
-            meaning = model.model_fields[str(named)].description or ""
-            hints.append(f"{named}: {' '.join(meaning.split())}")
-    return ConfigError(" ".join(dict.fromkeys(problems)), " ".join(dict.fromkeys(hints)))
+            hint = suggest(name, (*ARM_WORDS, *known))
+            raise ConfigError(f"There is no setting {name!r}.", hint)
 
 
 def _flatten(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -337,7 +279,7 @@ def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
         )
         own = {key: value for key, value in chosen.items() if key in ARM_WORDS}
         settings = {key: value for key, value in chosen.items() if key not in ARM_WORDS}
-        yield Arm.model_validate({"name": name, **own, "settings": settings})
+        yield check_section(Arm, {"name": name, **own, "settings": settings})
 
 
 def _check(study: Study) -> None:
@@ -358,7 +300,7 @@ def _check(study: Study) -> None:
         )
     for measure in study.decide_by:
         if measure not in MEASURE:
-            raise _refuse_unknown(measure, MEASURE)
+            raise ConfigError(f"There is no measure {measure!r}.", suggest(measure, MEASURE))
     if study.answer == "choose" and MEASURE[study.decide_by[0]].better == "neither":
         raise ConfigError(
             f"Nothing can be chosen by {study.decide_by[0]}: neither more nor less is better.",
@@ -388,10 +330,7 @@ def _check_grid(study: Study) -> None:
                 f"grid.{name} = {values!r} is not a list of values.",
                 f"Write it as {name} = [first, second].",
             )
-    try:
-        study.list_arms()
-    except ValidationError as error:
-        raise _explain(error) from None
+    study.list_arms()
 
 
 def _check_blanks(text: str) -> None:
@@ -416,10 +355,3 @@ def _check_drawing(study: Study, config: LoomConfig) -> None:
             "To choose on some seeds and report on others, a prompt needs two pictures or more.",
             "Raise generate.images_per_prompt.",
         )
-
-
-def describe_study() -> list[tuple[str, str]]:
-    """Every word of a study's file with its meaning, those of an arm as ``arms.weight``."""
-    rows = [(name, info.description or "") for name, info in Study.model_fields.items()]
-    rows += [(f"arms.{name}", info.description or "") for name, info in Arm.model_fields.items()]
-    return [(name, " ".join(text.split())) for name, text in rows]
