@@ -879,8 +879,8 @@ def test_a_mask_beside_a_photo_is_scaled_with_it_and_gives_its_box(folder, run):
     assert [p.source for p in photos.photos] == [f"IMG_{n}.jpg" for n in range(6)]
     masked = photos.photos[1]
     assert masked.box_px == (15, 30, 55, 70)
-    assert photos.mask_paths() == [None, run.photos / "01.mask.png", None, None, None, None]
-    with Image.open(photos.mask_paths()[1]) as mask:
+    assert [photo.mask for photo in photos.photos] == ["", "01.mask.png", "", "", "", ""]
+    with Image.open(photos.folder / "01.mask.png") as mask:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (120, 90))
         assert mask.getpixel((50, 35)) == 255
         assert mask.getpixel((10, 5)) == mask.getpixel((80, 35)) == 0

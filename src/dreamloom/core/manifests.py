@@ -123,10 +123,6 @@ class PhotoSet(ClosedModel):
         """The prepared copies, in order."""
         return [self.folder / photo.file for photo in self.photos]
 
-    def mask_paths(self) -> list[Path | None]:
-        """The prepared masks, in the photos' order; None for a photo without one."""
-        return [self.folder / photo.mask if photo.mask else None for photo in self.photos]
-
 
 class DrawnClassImage(ClosedModel):
     """A class image that the base model drew."""
@@ -148,7 +144,7 @@ class ClassImageSet(ClosedModel):
     """The images to train with."""
     made_from: str
     """Fingerprint of base model, prompt, sampler and seeds; or of the user's files."""
-    recipe: dict[str, str | int | float] = {}
+    recipe: dict[str, str | int | float] = Field(default_factory=dict)
     """What they were drawn from, by name; empty for the user's own."""
     drawn: tuple[DrawnClassImage, ...] = ()
     """All that were drawn so, which can be more than are used; none for the user's own."""
@@ -216,14 +212,13 @@ class AdapterEntry(ClosedModel):
     """How it follows the drawing, as `LoraSchedule` tells it; empty for a plain weight."""
 
     def __str__(self) -> str:
-        """The file, its weight and its pace, for readers."""
-        return f"{self.file} × {self.weight:g}" + (
-            f" ({self.lora_schedule})" if self.lora_schedule else ""
-        )
+        """The file, its weight and its schedule, for readers."""
+        schedule = f" ({self.lora_schedule})" if self.lora_schedule else ""
+        return f"{self.file} × {self.weight:g}{schedule}"
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # A plainly worn adapter is written, and so fingerprinted, as before there were paces.
+        # A plainly worn adapter is written, and so fingerprinted, as before there were schedules.
         return _leave_out_defaults(self, write(self), "lora_schedule")
 
 
@@ -232,7 +227,7 @@ class ImageSet(ClosedModel):
 
     folder: Path
     base: dict[str, str]
-    """The base model, as `families.base.BaseIdentity.as_dict`."""
+    """The base model, as `models.base.BaseIdentity.as_dict`."""
     adapters: tuple[AdapterEntry, ...] = ()
     subject: str = ""
     """The phrase that names the subject in prompts, where an adapter told it."""
@@ -246,12 +241,12 @@ class ImageSet(ClosedModel):
 
     def select(self, **wanted: object) -> ImageSet:
         """Keep the pictures whose fields equal the given ones, such as ``prompt=…, steps=50``."""
-        kept = tuple(
+        selected = tuple(
             picture
             for picture in self.pictures
             if all(getattr(picture, name) == value for name, value in wanted.items())
         )
-        return self.model_copy(update={"pictures": kept})
+        return self.model_copy(update={"pictures": selected})
 
     @property
     def fingerprint(self) -> str:

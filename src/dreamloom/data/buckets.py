@@ -224,12 +224,6 @@ def _list_starts(length: int, side: int, grid: int, span: tuple[int, int] | None
     return allowed or [between]
 
 
-def mirror_box(box: Box, width_px: int) -> Box:
-    """Find where a box lies once its picture, ``width_px`` wide, is mirrored left to right."""
-    top, left, bottom, right = box
-    return top, width_px - right, bottom, width_px - left
-
-
 def mirror_left(left_px: int, crop_width_px: int, width_px: int) -> int:
     """Find the left of a crop in the mirrored picture, where the crop shows the same, mirrored."""
     return width_px - crop_width_px - left_px
