@@ -20,8 +20,8 @@ from dreamloom.evaluation.metrics.measures import MEASURE
 
 AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
 _FEWEST_ARMS: dict[AnswerKind, int] = {"compare": 2, "plateau": 3, "choose": 2, "weak_spots": 1}
-# A look draws and writes; more of them than this would cost more than the training.
-_MOST_LOOKS = 32
+# A validation draws and writes; more of them than this would cost more than the training.
+_MOST_VALIDATIONS = 32
 
 
 def _refuse_doubles(given: tuple[int, ...]) -> tuple[int, ...]:
@@ -36,11 +36,11 @@ class Arm(Section):
     name: str = Field(min_length=1)
     """What tables and the answer call it."""
     photo_count: Annotated[int, Field(ge=1)] | None = None
-    """Teach with so many of the photos; more photos include those of fewer."""
+    """Train with so many of the photos; more photos include those of fewer."""
     checkpoint: float = Field(1.0, gt=0, le=1)
     """Draw with the adapter as it was after this share of the updates."""
     weight: float = 1.0
-    """Weight at which the adapter is worn."""
+    """Weight of the adapter."""
     scheduler: str = ""
     """The scheduler to draw with; empty takes that of generate.schedulers."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -64,7 +64,7 @@ class Study(Section):
     photos: str
     """The subject's photos; a relative path counts from the study's file."""
     references: str = ""
-    """Photos to score against, best ones that are never taught; empty takes ``photos``."""
+    """Photos to score against, best ones that are never trained on; empty takes ``photos``."""
     subject: str = Field("rraj person", min_length=1)
     """The subject as prompts name it."""
     class_noun: str = ""
@@ -74,7 +74,7 @@ class Study(Section):
     train_seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_refuse_doubles)
     ] = Field((0,), min_length=1)
-    """Every arm is taught once with each. Three or more let the answer speak of the settings."""
+    """Every arm is trained once with each. Three or more let the answer speak of the settings."""
     packs: tuple[str, ...] = ()
     """Prompt packs to draw."""
     prompts: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class Study(Section):
         return self.arms or tuple(_make_arms(self.grid))
 
     def configure(self, arm: Arm, train_seed: int) -> LoomConfig:
-        """Put together the settings with which an arm is taught and drawn.
+        """Put together the settings with which an arm is trained and drawn.
 
         Raises:
             ConfigError: If a setting is unknown or its value not allowed.
@@ -116,20 +116,20 @@ class Study(Section):
         if arm.steps:
             given["generate.steps"] = (arm.steps,)
         config = load_config(overrides=given)
-        every = self._look_every(config.train.steps)
+        every = self._validate_every(config.train.steps)
         if every is None:
             return config
         rare = {"every": every, "images": 1, "scores": False}
         return config.model_copy(update={"validation": config.validation.model_copy(update=rare)})
 
-    def _look_every(self, updates: int) -> int | None:
+    def _validate_every(self, updates: int) -> int | None:
         """Find how often the adapter must be kept for every checkpoint that an arm asks for."""
         shares = {arm.checkpoint for arm in self.list_arms()}
         if shares == {1.0}:
             return None
         asked = [count_updates(share, updates) for share in shares]
         every = math.gcd(updates, *asked)
-        if updates > _MOST_LOOKS * every:
+        if updates > _MOST_VALIDATIONS * every:
             raise ConfigError(
                 f"Checkpoints after {', '.join(map(str, sorted(asked)))} of {updates} updates "
                 f"would be kept every {every} updates.",
@@ -267,7 +267,7 @@ _LABELS: dict[str, Callable[[Any], str]] = {
 
 
 def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
-    axes = {**{n: v for n, v in grid.items() if n in ARM_WORDS}}
+    axes = {name: value for name, value in grid.items() if name in ARM_WORDS}
     axes |= _flatten({name: value for name, value in grid.items() if name not in ARM_WORDS})
     # In the file's own order, which says what varies fastest and what comes first of equals.
     order = [name for key in grid for name in axes if name == key or name.startswith(f"{key}.")]
@@ -313,7 +313,13 @@ def _check(study: Study) -> None:
     if not study.packs and not study.prompts:
         raise ConfigError("The study draws nothing.", "Name packs or prompts.")
     for text in study.prompts:
-        _check_blanks(text)
+        try:
+            text.format(subject="", class_noun="")
+        except (KeyError, IndexError, ValueError):
+            raise ConfigError(
+                f"The prompt {text!r} cannot be filled in.",
+                "The only words in braces may be {subject} and {class_noun}.",
+            ) from None
     for arm in arms:
         _check_drawing(study, study.configure(arm, study.train_seeds[0]))
 
@@ -331,16 +337,6 @@ def _check_grid(study: Study) -> None:
                 f"Write it as {name} = [first, second].",
             )
     study.list_arms()
-
-
-def _check_blanks(text: str) -> None:
-    try:
-        text.format(subject="", class_noun="")
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(
-            f"The prompt {text!r} cannot be filled in.",
-            "The only words in braces may be {subject} and {class_noun}.",
-        ) from None
 
 
 def _check_drawing(study: Study, config: LoomConfig) -> None:
