@@ -1,4 +1,4 @@
-"""What passes between stages: the photos, the class images and the drawn pictures of a run."""
+"""Manifests: the photos, class images and drawn pictures that pass between a run's stages."""
 
 from __future__ import annotations
 

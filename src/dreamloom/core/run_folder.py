@@ -1,4 +1,4 @@
-"""The shape of a run on disk: names of files, atomic writes, records, fingerprints."""
+"""The run folder: names of files, atomic writes, records of stages, fingerprints."""
 
 from __future__ import annotations
 

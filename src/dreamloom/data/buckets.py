@@ -1,4 +1,4 @@
-"""Where to cut a picture: buckets of one area, crops that keep the subject, and their mirrors.
+"""Aspect-ratio buckets and crops: where to cut a picture so that it keeps its subject.
 
 Sizes are (height, width) and boxes (top, left, bottom, right), all in pixels.
 """
@@ -202,10 +202,10 @@ def list_places(
         raise ValueError(f"the box {box} does not lie inside a picture of {scaled_px}")
     if not (1 <= crop_px[0] <= scaled_px[0] and 1 <= crop_px[1] <= scaled_px[1]):
         raise ValueError(f"a crop of {crop_px} cannot be cut from a picture of {scaled_px}")
-    kept = ((top, bottom), (left, right)) if box else (None, None)
+    spans = ((top, bottom), (left, right)) if box else (None, None)
     tops, lefts = (
         _list_starts(length, side, grid_px, span)
-        for length, side, span in zip(scaled_px, crop_px, kept, strict=True)
+        for length, side, span in zip(scaled_px, crop_px, spans, strict=True)
     )
     return tops, lefts
 

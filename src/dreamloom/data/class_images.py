@@ -1,4 +1,4 @@
-"""Stage 2: class images drawn by the same base model, so that it keeps its idea of the class."""
+"""Class images, drawn by the base model so that training keeps its idea of the class."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_class_images(
 
     Args:
         run: Where the images and the record go.
-        model: The base model that will be taught; nothing must be worn or attached.
+        model: The base model that will be trained; no adapter may be active or attached.
         prompt: The class prompt, such as ``a photo of a person``.
         config: Resolved settings: nothing is ``auto`` any more.
         seed: The run's seed.
@@ -108,7 +108,7 @@ def make_class_images(
     Raises:
         ConfigError: If the scheduler is unknown.
     """
-    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     shelf = _find_shelf(run, recipe)
     numbers = range(config.count)
     missing = shelf.lack(numbers)
@@ -178,12 +178,12 @@ def draw_class_images(
     rank, processes = share
     if not 0 <= rank < processes:
         raise ValueError(f"the rank must be from 0 to {processes - 1}, got {rank}")
-    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     numbers = range(rank, config.count, processes)
     return len(_draw(_find_shelf(run, recipe), model, recipe, numbers, share, observe))
 
 
-def _write_recipe(
+def _make_recipe(
     model: Model, prompt: str, config: PriorsConfig, seed: int, resolution_px: int
 ) -> _Recipe:
     if config.scheduler not in model.schedulers:
@@ -262,8 +262,8 @@ def _draw(
     """Draw those of the numbered images that the shelf lacks."""
     missing = shelf.lack(numbers)
     drawn: dict[int, DrawnClassImage] = {}
-    kept = len(numbers) - len(missing)
-    observe(Progress("priors", "drawing class images", kept, len(numbers)))
+    done = len(numbers) - len(missing)
+    observe(Progress("priors", "drawing class images", done, len(numbers)))
     if missing:
         shelf.folder.mkdir(parents=True, exist_ok=True)
     journal = shelf.folder / _JOURNALS.replace("*", f"{share[0]}-of-{share[1]}")
@@ -281,7 +281,7 @@ def _draw(
             with journal.open("a", encoding="utf-8") as file:
                 # The line break comes first: it ends a line that was cut off.
                 file.write("\n" + json.dumps(drawn[number].model_dump()))
-        observe(Progress("priors", "drawing class images", kept + len(drawn), len(numbers)))
+        observe(Progress("priors", "drawing class images", done + len(drawn), len(numbers)))
     return drawn
 
 

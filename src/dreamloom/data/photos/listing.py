@@ -1,4 +1,4 @@
-"""What lies in a folder of photos: pictures, what is told of each, and what is ignored."""
+"""Listing a folder of photos: pictures, their captions, boxes and masks, and what is ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LISTED_NAMES = 5
 
 
 class PhotoMetadata(NamedTuple):
-    """What the user told of one photo."""
+    """What the user says of one photo: its caption, box and mask."""
 
     caption: str = ""
     box: GivenBox | None = None
@@ -29,10 +29,10 @@ class PhotoMetadata(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A folder's pictures by name, what was told of each, and what to say about the rest."""
+    """A folder's pictures by name, the metadata of each, and what to say about the rest."""
 
     pictures: list[Path]
-    told: dict[Path, PhotoMetadata]
+    metadata: dict[Path, PhotoMetadata]
     notes: list[str]
 
 
@@ -69,15 +69,15 @@ def list_photos(folder: Path) -> Listing:
     notes = [*entries.notes]
     if unknown:
         notes.append(f"{METADATA}: ignored {count(unknown, 'field')}: {name_some(unknown)}")
-    told = {}
+    metadata = {}
     for path in entries.pictures:
-        told[path], overruled = _put_together(entries, path, described.get(path))
+        metadata[path], overruled = _combine_metadata(entries, path, described.get(path))
         notes += overruled
-    return Listing(entries.pictures, told, notes)
+    return Listing(entries.pictures, metadata, notes)
 
 
 def list_class_images(folder: Path) -> Listing:
-    """List a folder's pictures; nothing is told of class images but the prompt of all.
+    """List a folder's pictures; class images have one prompt and no metadata of their own.
 
     Raises:
         PhotoError: If the folder is missing, is a file, may not be read or holds no picture.
@@ -100,12 +100,11 @@ def gather_facts(listing: Listing) -> list[PhotoFacts]:
     Raises:
         PhotoError: If a file cannot be read.
     """
-    return [
-        PhotoFacts(
-            hash_file(path), told.caption, told.box, hash_file(told.mask) if told.mask else ""
-        )
-        for path, told in ((path, listing.told[path]) for path in listing.pictures)
-    ]
+    facts = []
+    for path in listing.pictures:
+        caption, box, _, mask = listing.metadata[path]
+        facts.append(PhotoFacts(hash_file(path), caption, box, hash_file(mask) if mask else ""))
+    return facts
 
 
 def hash_file(path: Path) -> str:
@@ -187,7 +186,7 @@ def _sort_entries(folder: Path, used: Collection[Path] = ()) -> _Entries:
     return _Entries(pictures, captions, masks, notes)
 
 
-def _put_together(
+def _combine_metadata(
     entries: _Entries, path: Path, line: Line | None
 ) -> tuple[PhotoMetadata, list[str]]:
     """Put together what lies beside a photo and what its line says; name what is overruled."""
@@ -202,10 +201,8 @@ def _put_together(
         )
         if near and differs
     ]
-    told = PhotoMetadata(
-        caption or line.text, line.box, line.where if line.box else "", mask or line.mask
-    )
-    return told, overruled
+    box_from = line.where if line.box else ""
+    return PhotoMetadata(caption or line.text, line.box, box_from, mask or line.mask), overruled
 
 
 def _read_caption(text: Path | None) -> str:

@@ -95,7 +95,7 @@ class PackPrompt(ClosedModel):
         return _ARTICLE_AND_BLANK.sub(replace, self.text)
 
     def suits(self, class_noun: str) -> bool:
-        """Tell whether the prompt makes sense for subjects of this class.
+        """Say whether the prompt makes sense for subjects of this class.
 
         One for persons does not suit dogs, and one that is to be unrelated must not name the
         class.

@@ -1,4 +1,4 @@
-"""Who does a study's work: this process, several of one thread each, or a Ray cluster."""
+"""Worker pools for a study: this process, several of one thread each, or a Ray cluster."""
 
 from __future__ import annotations
 

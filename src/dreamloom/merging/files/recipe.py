@@ -1,4 +1,4 @@
-"""What a merge is made of and how: typed as words, written as a file, or found in a header."""
+"""Merge recipes: which adapters and how, typed as words or written as a TOML file."""
 
 from __future__ import annotations
 
