@@ -116,7 +116,7 @@ def test_a_name_that_several_groups_know_is_offered_from_each():
 
 def test_a_name_like_no_other_gets_the_list_of_its_group():
     hint = refusal(sets=["photos.xyzzyq=3"]).hint
-    assert hint == "Known settings: photos.resolution_px, photos.shape, photos.flip."
+    assert hint == "Known are: photos.resolution_px, photos.shape, photos.flip."
     assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
 
 

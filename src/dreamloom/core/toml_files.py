@@ -213,7 +213,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(close)}?"
     siblings = [known for known in names if group and known.startswith(f"{group}.")]
-    return f"Known settings: {', '.join(siblings or names)}."
+    return f"Known are: {', '.join(siblings or names)}."
 
 
 def to_toml_value(value: Any) -> str:

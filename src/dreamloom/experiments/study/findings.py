@@ -329,14 +329,14 @@ def write_page(found: StudyFindings) -> str:
     lines = [f"# {found.study.question}", "", f"**{found.answer}**", ""]
     lines += [f"- {note}" for note in found.notes]
     lines += ["", "## Arms", ""]
-    lines += _table(
-        ("arm", "measure", "value", "n", "interval", "floor", "ceiling", "lift", "s a picture"),
-        (
-            (arm.name, label_of(name), *score.cells("–"), f"{arm.seconds_per_picture:.2f}")
-            for arm in found.arms
-            for name, score in arm.measures().items()
-        ),
-    )
+    head = ("arm", "measure", "value", "n", "interval", "floor", "ceiling", "lift", "s a picture")
+    table: list[Sequence[str]] = [head, ["---"] * len(head)]
+    table += [
+        (arm.name, label_of(name), *score.cells("–"), f"{arm.seconds_per_picture:.2f}")
+        for arm in found.arms
+        for name, score in arm.measures().items()
+    ]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table]
     lines += ["", "## Comparisons", ""]
     rows = [("", contrast) for contrast in found.contrasts]
     rows += list(found.categories.items())
@@ -345,8 +345,3 @@ def write_page(found: StudyFindings) -> str:
         lines.append(f"- “{contrast.second}” against “{contrast.first}”{where}:")
         lines += [f"    - {tell_comparison(one)}" for one in contrast.measures]
     return "\n".join(lines) + "\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

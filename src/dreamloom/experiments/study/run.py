@@ -64,7 +64,7 @@ def run_study(
     arms = study.list_arms()
     observe(StageStarted(STAGE, f"{len(arms)} arms × {len(study.train_seeds)} training seeds"))
     with open_crew(study.workers, on) as crew:
-        found = crew.do(partial(work.survey, run.path), study, observe)
+        found = crew.do_all(partial(work.survey, run.path), {"": study}, observe, "reading")[""]
         observe = tee(observe, run.observer())
         reported, choosing = _plan_drawings(study, found)
         own = [*reported.values(), *choosing.values()]

@@ -38,12 +38,8 @@ class AdapterPart:
     Args:
         path: Its file.
         weight: Any finite number; negative ones subtract, 0 leaves out.
-        name: What the merged file calls it; empty takes the file's name.
-        blocks: Weights of single blocks, as the user types or writes them; see
-            `dreamloom.merging.blocks.read_blocks`. Empty is 1 everywhere.
-        sha256: What the file's SHA-256 must be; empty takes any.
-        prompts: What a base model is asked for this adapter, by methods that ask one; without any
-            the adapter tells.
+        name: As in `PartForm`, like all that follows.
+        blocks: See `dreamloom.merging.blocks.read_blocks`; empty is 1 everywhere.
     """
 
     path: Path
@@ -56,19 +52,12 @@ class AdapterPart:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which adapters are merged, and how.
+    """Which adapters are merged, and how; `RecipeForm` says what each field means.
 
     Args:
         parts: The adapters, in an order that matters to some methods.
         method: The name of a method; see `dreamloom.merging.methods.METHODS`.
         options: The method's own settings; what is absent is its default.
-        rank: How thin the result may be.
-        seed: Of methods that throw dice.
-        format: Of the merged file.
-        precision: Of the numbers in it.
-        base: The base model that some methods ask; empty takes the one that the adapters name.
-        joint: What it is asked for all adapters at once; without any, made from the adapters'.
-        device: Where it computes.
     """
 
     parts: tuple[AdapterPart, ...]
@@ -110,7 +99,7 @@ def _parse_unnamed(text: str) -> AdapterPart:
 def name_parts(parts: Sequence[AdapterPart]) -> tuple[AdapterPart, ...]:
     """Give every part a name of its own: the user's, or the file's, numbered where it is shared.
 
-    Files that training wrote are all called alike; they are named by the subject that they tell.
+    Files that training wrote are all called alike; they are named by their metadata's subject.
 
     Raises:
         ConfigError: If the user gave one name twice.
@@ -215,7 +204,7 @@ class PartForm(Section):
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """The file's SHA-256, 64 hex digits: another file is refused."""
     prompts: tuple[str, ...] = ()
-    """What the base model is asked for it, by methods that ask; without any the adapter tells."""
+    """What the base model is asked for it, by methods that ask; else what the adapter says."""
 
 
 class RecipeForm(Section):
