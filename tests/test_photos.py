@@ -14,9 +14,9 @@ from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_class_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos
-from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

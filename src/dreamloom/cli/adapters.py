@@ -115,9 +115,9 @@ def merge(
         combined = carry_out(recipe, out, overwrite, observe)
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
-    told = f"{len(combined.adapter.layers)} layers, {format_ranks(combined.adapter.ranks.values())}"
+    what = f"{len(combined.adapter.layers)} layers, {format_ranks(combined.adapter.ranks.values())}"
     lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
-    say(f"The merged adapter: {out} ({told}{lost})")
+    say(f"The merged adapter: {out} ({what}{lost})")
     if verified:
         say(str(verified))
 

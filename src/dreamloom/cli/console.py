@@ -87,8 +87,8 @@ class _Screen:
                 photos = "held-out photos" if held_out else "the photos, with fixed noise"
                 self._say(f"after {update} updates: loss {loss:.4f} on {photos}")
             case events.ValidationSampled(update, folder, scores):
-                told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-                self._say(f"after {update} updates: {told or 'pictures'} in {folder}")
+                found = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+                self._say(f"after {update} updates: {found or 'pictures'} in {folder}")
             case _:
                 pass
 
@@ -161,8 +161,8 @@ def show_models(listed: Sequence[Listed]) -> None:
         if model.files:
             facts.append("hashes known" if model.hashes_known else "hashes taken when fetched")
         colour = "green" if line.state in {"here", "embedded"} else "yellow"
-        told = escape("; ".join(facts))
-        _print(f"[bold]{model.name}[/bold]  [{colour}]{line.state}[/{colour}]  {told}")
+        known = escape("; ".join(facts))
+        _print(f"[bold]{model.name}[/bold]  [{colour}]{line.state}[/{colour}]  {known}")
         for text in dict.fromkeys(filter(None, (model.purpose, line.why, model.note))):
             _print(f"    [dim]{escape(text)}[/dim]")
 
@@ -349,8 +349,8 @@ _SHOWN = 5e-5
 def show_cut(out: Path, adapter: Adapter, error: float, whole: str) -> None:
     """Print what an adapter that was cut to a rank has become, and how far it is off the whole."""
     lost = f"{error:.2%} off {whole}" if error >= _SHOWN else "nothing lost"
-    told = format_ranks(adapter.ranks.values())
-    say(f"The adapter: {out} ({len(adapter.layers)} layers, {told}, {lost})")
+    ranks = format_ranks(adapter.ranks.values())
+    say(f"The adapter: {out} ({len(adapter.layers)} layers, {ranks}, {lost})")
 
 
 def format_ranks(of_layers: Iterable[int]) -> str:

@@ -155,7 +155,7 @@ class RunFolder:
         """What an interrupted training goes on from."""
         self.latents = self.path / "latents"
         """Encoded crops, while a training is not finished."""
-        self.looks = self.path / "looks"
+        self.validation_samples = self.path / "looks"
         """Pictures, scores and adapters from within the training, by the update."""
         self.priors = self.path / "priors"
         """Class images drawn by the base model."""

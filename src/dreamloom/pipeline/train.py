@@ -27,8 +27,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import Record, RunFolder, write_text
 from dreamloom.data.buckets import suggest_step
-from dreamloom.data.class_images import draw_class_images, make_class_images
-from dreamloom.data.photos.class_images import load_class_images
+from dreamloom.data.class_images import draw_class_images, load_class_images, make_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.metrics.scorecard import Scorecard

@@ -7,13 +7,12 @@ change: scores of one pack stay comparable.
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dreamloom.core.manifests import FaceShown, PromptStyle, SubjectChange
-from dreamloom.core.toml_files import ClosedModel
+from dreamloom.core.toml_files import ClosedModel, read_toml
 
 Category: TypeAlias = Literal[
     "photo",
@@ -132,8 +131,7 @@ def read_pack(name: str) -> Pack:
     """
     if name not in PACK_NAMES:
         raise ValueError(f"there is no prompt pack {name!r}, only {', '.join(PACK_NAMES)}")
-    listed = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return Pack.model_validate({"name": name, **listed})
+    return Pack.model_validate({"name": name, **read_toml(_FOLDER / f"{name}.toml", "pack")})
 
 
 def _takes_an(words: str) -> bool:

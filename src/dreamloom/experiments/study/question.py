@@ -142,6 +142,12 @@ ARM_WORDS = tuple(name for name in Arm.model_fields if name not in ("name", "set
 """What an arm or a grid may vary beside settings."""
 
 
+def _part_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part an arm's own words from settings; both stand side by side in a file."""
+    own = {name: value for name, value in given.items() if name in ARM_WORDS}
+    return own, {name: value for name, value in given.items() if name not in ARM_WORDS}
+
+
 def count_updates(share: float, updates: int) -> int:
     """Count the updates after which a checkpoint was kept: at least one.
 
@@ -201,7 +207,7 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
     """
     given = changes.apply(read_toml(file, "study file"))
     if isinstance(arms := given.get("arms"), list):
-        given["arms"] = [_sort_arm(arm) if isinstance(arm, dict) else arm for arm in arms]
+        given["arms"] = [_nest_settings(arm) if isinstance(arm, dict) else arm for arm in arms]
     study = check_section(Study, given)
     study = study.model_copy(
         update={
@@ -213,12 +219,14 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
     return study
 
 
-def _sort_arm(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell an arm's own words from settings; both stand side by side in the file."""
-    own = {name: value for name, value in given.items() if name in Arm.model_fields}
-    settings = {name: value for name, value in given.items() if name not in own}
+def _nest_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the settings of an arm, which stand beside its own words, into a table of their own."""
+    own, settings = _part_settings(given)
+    own |= {name: settings.pop(name) for name in ("name", "settings") if name in settings}
     _refuse_other_names(settings)
-    return {**own, "settings": {**own.get("settings", {}), **settings}}
+    if isinstance(nested := own.get("settings", {}), dict):
+        own["settings"] = nested | settings
+    return own
 
 
 _OWN_WORDS = {
@@ -267,8 +275,8 @@ _LABELS: dict[str, Callable[[Any], str]] = {
 
 
 def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
-    axes = {name: value for name, value in grid.items() if name in ARM_WORDS}
-    axes |= _flatten({name: value for name, value in grid.items() if name not in ARM_WORDS})
+    own, settings = _part_settings(grid)
+    axes = own | _flatten(settings)
     # In the file's own order, which says what varies fastest and what comes first of equals.
     order = [name for key in grid for name in axes if name == key or name.startswith(f"{key}.")]
     for values in itertools.product(*(axes[name] for name in order)):
@@ -277,8 +285,7 @@ def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
             _LABELS[key](value) if key in _LABELS else f"{key} = {value}"
             for key, value in chosen.items()
         )
-        own = {key: value for key, value in chosen.items() if key in ARM_WORDS}
-        settings = {key: value for key, value in chosen.items() if key not in ARM_WORDS}
+        own, settings = _part_settings(chosen)
         yield check_section(Arm, {"name": name, **own, "settings": settings})
 
 
@@ -327,10 +334,9 @@ def _check(study: Study) -> None:
 def _check_grid(study: Study) -> None:
     if study.arms and study.grid:
         raise ConfigError("The study has both [[arms]] and a [grid].", "Keep one of them.")
-    axes = {name: value for name, value in study.grid.items() if name in ARM_WORDS}
-    others = {name: value for name, value in study.grid.items() if name not in ARM_WORDS}
-    _refuse_other_names(others)
-    for name, values in {**axes, **_flatten(others)}.items():
+    own, settings = _part_settings(study.grid)
+    _refuse_other_names(settings)
+    for name, values in (own | _flatten(settings)).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(
                 f"grid.{name} = {values!r} is not a list of values.",
