@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import ImageSet, PhotoSet

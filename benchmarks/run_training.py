@@ -251,7 +251,7 @@ def prepare_ours(given: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
 
 def make_config(given: argparse.Namespace) -> Any:
     """The script's settings in our names."""
-    from dreamloom.core.config.settings import load_config
+    from dreamloom.core.config.loading import load_config
 
     settings = {
         "base": str(given.model),

@@ -37,7 +37,8 @@ from typing import Any
 import torch
 from small_sdxl import make_pictures, make_small_sdxl
 
-from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
+from dreamloom.core.config.loading import load_config, setting_names
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.events import Event, LossLogged, Progress, ValidationSampled
 from dreamloom.core.run_folder import RunFolder, library_versions

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images

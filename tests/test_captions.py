@@ -95,7 +95,9 @@ def test_hidden_things_have_no_attribute():
         ("robot", {"coat", "eyes"}, {"hair", "collar", "beard", "shirt"}),
     ],
 )
-def test_each_kind_has_its_own_attributes(kind: world.Kind, own: set[str], foreign: set[str]):
+def test_each_kind_has_its_own_attributes(
+    kind: world.SubjectKind, own: set[str], foreign: set[str]
+):
     named = attributes(Drawing(Identity(kind=kind))).keys()
     assert own | {"kind", "scene", "medium", "view", "mood", "glasses", "hat"} <= named
     assert not foreign & named

@@ -16,8 +16,12 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import MANIFEST, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.data.class_images import BATCH, draw_class_images, make_class_images
-from dreamloom.data.photos.class_images import load_class_images
+from dreamloom.data.class_images import (
+    BATCH,
+    draw_class_images,
+    load_class_images,
+    make_class_images,
+)
 from dreamloom.models.base import Sampler
 from dreamloom.models.families import load_model
 from dreamloom.training.batches import BatchShare, draw_numbers

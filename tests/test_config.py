@@ -7,18 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dreamloom.core.config import settings as config
+from dreamloom.core.config import loading
 from dreamloom.core.config.aliases import RENAMED, use_earlier_names
-from dreamloom.core.config.settings import (
-    PRESETS,
-    LoomConfig,
-    allowed_words,
-    describe_settings,
-    load_config,
-    setting_names,
-    to_toml,
-)
+from dreamloom.core.config.loading import PRESETS, load_config, setting_names, to_toml
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import allowed_words, describe_fields
 
 
 @pytest.fixture
@@ -62,13 +56,20 @@ def test_every_setting_is_named_once():
 
 
 def test_every_setting_has_a_description_of_its_own():
-    rows = describe_settings()
+    rows = describe_fields(LoomConfig)
     assert [name for name, _, _ in rows] == setting_names()
-    assert {name: default for name, default, _ in rows} == {
-        name: str(value) for name, value in flatten(LoomConfig()).items()
-    }
     undescribed = [name for name, _, text in rows if not text.strip().endswith(".")]
     assert undescribed == []
+
+
+def test_a_default_is_shown_as_one_would_type_it():
+    defaults = {name: default for name, default, _ in describe_fields(LoomConfig)}
+    assert defaults["train.ema_decay"] == "none"
+    assert (defaults["photos.flip"], defaults["generate.steps"]) == ("false", "[30]")
+    others = ["train.ema_decay=0.5", "photos.flip=true", "generate.steps=[7]", "seed=3"]
+    assert load_config(sets=others) != LoomConfig()
+    typed = [f"{name}={default}" for name, default in defaults.items()]
+    assert load_config(sets=[*others, *typed]) == LoomConfig()
 
 
 def test_settings_cannot_be_changed_in_place():
@@ -115,7 +116,7 @@ def test_a_name_that_several_groups_know_is_offered_from_each():
 
 def test_a_name_like_no_other_gets_the_list_of_its_group():
     hint = refusal(sets=["photos.xyzzyq=3"]).hint
-    assert hint == "Known settings: photos.resolution_px, photos.shape, photos.flip."
+    assert hint == "Known are: photos.resolution_px, photos.shape, photos.flip."
     assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
 
 
@@ -171,7 +172,7 @@ def test_a_value_that_is_not_allowed_is_named_with_its_limit(setting, reason):
     assert error.problem.startswith(f"{name} = ")
     assert reason in error.problem
     assert "config" not in error.problem.lower()
-    description = next(text for known, _, text in describe_settings() if known == name)
+    description = next(text for known, _, text in describe_fields(LoomConfig) if known == name)
     assert error.hint == f"{name}: {description}"
 
 
@@ -294,7 +295,7 @@ def test_what_is_written_is_read_back(preset, toml):
 
 
 def test_nothing_is_read_back_as_nothing_whatever_the_preset_says(toml, monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"ema_decay": 0.9}})
+    monkeypatch.setitem(loading.PRESETS, "quick", {"train": {"ema_decay": 0.9}})
     assert load_config("quick").train.ema_decay == 0.9
     settings = load_config("quick", sets=["train.ema_decay=none"])
     assert settings.train.ema_decay is None
@@ -304,7 +305,7 @@ def test_nothing_is_read_back_as_nothing_whatever_the_preset_says(toml, monkeypa
 def test_a_written_file_does_not_depend_on_what_a_preset_means_later(toml, monkeypatch):
     settings = load_config("quick")
     text = to_toml(settings)
-    monkeypatch.setitem(config.PRESETS, "quick", {"train": {"steps": 1, "rank": 1}})
+    monkeypatch.setitem(loading.PRESETS, "quick", {"train": {"steps": 1, "rank": 1}})
     assert load_config(file=toml(text)) == settings
 
 
@@ -503,7 +504,7 @@ def test_fingerprints_see_the_earlier_names():
 
 CHOICES = {
     name: (field.annotation, description)
-    for name, _, description in describe_settings()
+    for name, _, description in describe_fields(LoomConfig)
     for field in [find_field(name)]
     if allowed_words(field.annotation)
 }

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted

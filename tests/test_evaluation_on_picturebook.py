@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from dreamloom.core.config.settings import EvaluateConfig, LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import EvaluateConfig, LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunFolder

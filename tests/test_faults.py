@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, LossLogged
 from dreamloom.core.manifests import ClassImageSet, PhotoSet

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from dreamloom.core import device as runtime
-from dreamloom.core.config.settings import LoomConfig, load_config, to_toml
+from dreamloom.core.config.loading import load_config, to_toml
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import (
     AdapterError,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note, Validated
 from dreamloom.core.manifests import PhotoSet

@@ -98,7 +98,7 @@ def test_a_photo_set_comes_back_with_its_buckets_boxes_and_masks(tmp_path):
     again = read_photo_set(tmp_path)
     assert again == photos
     assert again.fingerprint == photos.fingerprint
-    assert again.mask_paths() == [tmp_path / "0.mask.png", None]
+    assert [one.mask for one in again.photos] == ["0.mask.png", ""]
 
 
 def test_a_photo_of_no_told_bucket_is_cut_to_squares():

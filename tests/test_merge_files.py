@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -19,6 +18,7 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.merge import merge_adapters
 from dreamloom.merging.files.recipe import AdapterPart, parse_part
 from dreamloom.merging.files.record import record_merge
+from looks import psnr_of_arrays
 
 # ------------------------------------------------------------------ what is typed
 
@@ -274,11 +274,6 @@ def test_the_record_tells_parts_of_one_name_apart(tmp_path):
 # ------------------------------------------------------------------ the pictures
 
 
-def psnr(one, other):
-    error = np.mean((one.astype(np.float64) - other) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(1 / error)
-
-
 @pytest.fixture
 def pipeline(tiny_sdxl):
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
@@ -322,9 +317,9 @@ def test_the_merged_file_alone_draws_what_the_parts_draw_together(pipeline, tmp_
     pipeline.unload_lora_weights()
     pipeline.load_lora_weights(out.parent, weight_name=out.name)
     alone = draw()
-    assert psnr(alone, together) > 80
+    assert psnr_of_arrays(alone, together) > 80
     # The test can fail: adapters and weights change the picture by more than that.
     pipeline.set_adapters(["default_0"], [0.7])
     weaker = draw()
-    assert psnr(plain, together) < 40
-    assert psnr(weaker, together) < 60
+    assert psnr_of_arrays(plain, together) < 40
+    assert psnr_of_arrays(weaker, together) < 60

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dreamloom.cli.main import main
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import (
     AdapterError,
     ConfigError,

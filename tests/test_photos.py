@@ -14,9 +14,9 @@ from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_class_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos
-from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -879,8 +879,8 @@ def test_a_mask_beside_a_photo_is_scaled_with_it_and_gives_its_box(folder, run):
     assert [p.source for p in photos.photos] == [f"IMG_{n}.jpg" for n in range(6)]
     masked = photos.photos[1]
     assert masked.box_px == (15, 30, 55, 70)
-    assert photos.mask_paths() == [None, run.photos / "01.mask.png", None, None, None, None]
-    with Image.open(photos.mask_paths()[1]) as mask:
+    assert [photo.mask for photo in photos.photos] == ["", "01.mask.png", "", "", "", ""]
+    with Image.open(photos.folder / "01.mask.png") as mask:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (120, 90))
         assert mask.getpixel((50, 35)) == 255
         assert mask.getpixel((10, 5)) == mask.getpixel((80, 35)) == 0

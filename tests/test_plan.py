@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from dreamloom.cli.main import main
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.memory.plan import DeviceMemory, apply_plan, plan_drawing, plan_run, read_memory
 

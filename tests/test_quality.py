@@ -7,9 +7,9 @@ from PIL import Image, ImageFilter
 from dreamloom.data.quality import (
     LEAST_SHARPNESS,
     NEAR_BITS,
+    difference_hash,
     group_alike,
     judge_light,
-    look_of,
     nearly_same,
     sharpness,
 )
@@ -76,7 +76,7 @@ def test_white_paper_is_well_lit_while_there_is_something_dark_on_it():
 
 def test_copies_look_alike_and_other_pictures_do_not():
     def distance(one, other):
-        return int((look_of(one) != look_of(other)).sum())
+        return int((difference_hash(one) != difference_hash(other)).sum())
 
     original = scene(1)
     for copy in (
@@ -85,7 +85,7 @@ def test_copies_look_alike_and_other_pictures_do_not():
         original.crop((5, 5, 507, 507)),
         original.convert("L"),
     ):
-        assert nearly_same(look_of(original), look_of(copy))
+        assert nearly_same(difference_hash(original), difference_hash(copy))
     assert min(distance(original, scene(seed)) for seed in range(2, 20)) > 2 * NEAR_BITS
 
 

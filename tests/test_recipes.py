@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note
 from dreamloom.pipeline.train import prepare_run, train_subject

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamloom.core.config.settings import load_config, to_toml
+from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import LossLogged, Note, StageDone, StageStarted
 from dreamloom.core.manifests import (

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreamloom.core.config.settings import GenerateConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.manifests import read_image_set
 from dreamloom.core.run_folder import RunFolder

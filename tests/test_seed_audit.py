@@ -19,7 +19,7 @@ from dreamloom.experiments.seed_audit import (
     Wording,
     audit_faults,
     bare_clip,
-    count_looks,
+    count_rows,
     draw_mosaics,
     prepare_pixels,
     score_with_faults,
@@ -159,7 +159,7 @@ def test_shrinking_without_antialias_keeps_the_noise_that_smoothing_averages():
 def test_every_fault_is_mended_in_turn_and_tried_alone(audit, scene):
     assert [row.fault for row in audit.rows] == ["", *NAMES]
     assert [row.fault for row in audit.alone] == NAMES == list(FAULT_WORDS)
-    assert count_looks(scene[2]) == len(audit.rows) + len(audit.alone)
+    assert count_rows(scene[2]) == len(audit.rows) + len(audit.alone)
     assert (audit.pictures, audit.photos, audit.faulty_text) == (4, 3, TARGET)
     assert audit.right_texts == ("a photo of person", "a photo of person in the snow")
     assert audit.warning is None

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dreamloom.cli.main import main
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import MANIFEST, ImageSet, Picture, write_manifest
 from dreamloom.experiments.seed_audit import Audit

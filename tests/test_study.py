@@ -20,6 +20,7 @@ from dreamloom.cli.main import main
 from dreamloom.core.errors import ConfigError, PhotoError, RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import Photo, PhotoSet, read_image_set
+from dreamloom.core.toml_files import describe_fields
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
 from dreamloom.evaluation.verdicts import Figure
@@ -48,7 +49,6 @@ from dreamloom.experiments.study.question import (
     Changes,
     Study,
     count_updates,
-    describe_study,
     read_study,
 )
 from dreamloom.experiments.study.run import run_study
@@ -123,26 +123,34 @@ def test_the_recipes_ask_what_every_user_asks() -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "hint"),
     [
-        (HEAD + "anwser = 1\n" + TWO_ARMS, "no 'anwser'", "answer"),
-        (HEAD + TWO_ARMS + "wieght = 0.5\n", "no 'wieght'", "weight"),
-        (HEAD + TWO_ARMS + "train.rnk = 4\n", "no 'train.rnk'", "train.rank"),
-        (HEAD + "[settings]\ntrian.rank = 4\n" + TWO_ARMS, "no 'trian.rank'", "train.rank"),
-        (HEAD + "[grid]\nwieght = [1.0, 2.0]\n", "no 'wieght'", "weight"),
+        (HEAD + "anwser = 1\n" + TWO_ARMS, "There is no setting 'anwser'.", "answer"),
+        (HEAD + TWO_ARMS + "wieght = 0.5\n", "There is no setting 'wieght'.", "weight"),
+        (HEAD + TWO_ARMS + "train.rnk = 4\n", "There is no setting 'train.rnk'.", "train.rank"),
+        (
+            HEAD + "[settings]\ntrian.rank = 4\n" + TWO_ARMS,
+            "There is no setting 'trian.rank'.",
+            "train.rank",
+        ),
+        (HEAD + "[grid]\nwieght = [1.0, 2.0]\n", "There is no setting 'wieght'.", "weight"),
         (HEAD + "[settings]\ntrain.rank = 0\n" + TWO_ARMS, "train.rank = 0", "Rank"),
         (HEAD + "[settings]\nseed = 3\n" + TWO_ARMS, "seed is the same", "train_seeds"),
         (HEAD + TWO_ARMS + 'subject.phrase = "x"\n', "subject.phrase is the same", "subject"),
-        (HEAD + TWO_ARMS + "checkpoint = 1.5\n", "1.checkpoint = 1.5", "share"),
-        (HEAD + TWO_ARMS.replace('name = "with"\n', ""), "no arms.0.name", "tables"),
+        (HEAD + TWO_ARMS + "checkpoint = 1.5\n", "arms.2.checkpoint = 1.5", "share"),
+        (HEAD + TWO_ARMS.replace('name = "with"\n', ""), "arms.1.name is missing.", "tables"),
         (change(HEAD, answer='"guess"') + TWO_ARMS, "answer = 'guess'", "compare"),
-        (change(HEAD, decide_by='["identiy"]') + TWO_ARMS, "no 'identiy'", "identity"),
+        (
+            change(HEAD, decide_by='["identiy"]') + TWO_ARMS,
+            "There is no measure 'identiy'.",
+            "identity",
+        ),
         (
             change(HEAD, answer='"choose"', decide_by='["variety"]') + TWO_ARMS,
             "chosen by variety",
             "another measure",
         ),
         (change(HEAD, train_seeds="[1, 1]") + TWO_ARMS, "each training seed", "train_seeds"),
-        (HEAD.replace('photos = "photos"\n', "") + TWO_ARMS, "says no photos", "photos"),
-        (HEAD + 'arms = "two"\n', "arms is not a list", "[[arms]]"),
+        (HEAD.replace('photos = "photos"\n', "") + TWO_ARMS, "photos is missing.", "photos"),
+        (HEAD + 'arms = "two"\n', "begins with [[arms]]", "one by one"),
         (HEAD + TWO_ARMS + "[grid]\nweight = [1.0]\n", "both", "Keep one"),
         (HEAD + "[grid]\nweight = 1.0\n", "grid.weight = 1.0", "weight = [first, second]"),
         (HEAD + "[grid]\ncheckpoint = [0.5, 7]\n", "checkpoint = 7", "share"),
@@ -233,7 +241,7 @@ def test_looks_are_taken_so_that_every_checkpoint_is_kept(tmp_path: Path) -> Non
 
 
 def test_every_word_of_the_file_is_described() -> None:
-    rows = dict(describe_study())
+    rows = {name: meaning for name, _, meaning in describe_fields(Study)}
     assert {"question", "answer", "decide_by", "train_seeds", "arms.weight"} <= rows.keys()
     page = (RECIPES[0].parents[2] / "docs" / "studies.md").read_text()
     assert all(f"| `{name}` | {meaning} |" in page for name, meaning in rows.items())

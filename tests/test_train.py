@@ -144,9 +144,9 @@ def test_looking_changes_nothing_and_recommends(
     assert losses.keys() == {0, 2, 4}
     assert losses[0] != losses[2]
     assert record.results["recommended"]["update"] == 2
-    kept = run.looks / "000002" / "adapter.safetensors"
+    kept = run.validation_samples / "000002" / "adapter.safetensors"
     assert not equal(plain, load_file(kept))
-    assert equal(plain, load_file(run.looks / "000004" / "adapter.safetensors"))
+    assert equal(plain, load_file(run.validation_samples / "000004" / "adapter.safetensors"))
 
 
 def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(

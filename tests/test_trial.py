@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.events import Event, Progress
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunFolder

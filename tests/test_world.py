@@ -235,7 +235,7 @@ def test_backdrops_of_a_scene_differ(scene: world.Scene):
 @pytest.mark.parametrize("style", world.HAIR_STYLES)
 @pytest.mark.parametrize("hat", world.HATS)
 @pytest.mark.parametrize("view", world.VIEWS)
-def test_hats_and_hair_go_together(style: world.Style, hat: world.Hat, view: world.View):
+def test_hats_and_hair_go_together(style: world.HairStyle, hat: world.Hat, view: world.View):
     identity = replace(ANYBODY, style=style, beard="beard", mark="scar", earrings="gold")
     assert draw(Drawing(identity, hat=hat, view=view), 32).size == (32, 32)
 

@@ -16,7 +16,7 @@ _DOORS = {
     "RunFolder": "core.run_folder",
     "evaluate_images": "evaluation.scoring",
     "generate_images": "inference.generate",
-    "load_config": "core.config.settings",
+    "load_config": "core.config.loading",
     "load_model": "models.families",
     "load_photos": "data.photos.prepare",
     "make_class_images": "data.class_images",

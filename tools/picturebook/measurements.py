@@ -4,12 +4,13 @@ Everything is measured on world seeds that nothing was trained on. Work is hande
 processes in small pieces, so that every core is busy to the end.
 """
 
+import operator
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -85,7 +86,8 @@ class Row:
     note: str = ""
 
 
-def at_least(
+def _judge(
+    holds: Callable[[float, float], bool],
     name: str,
     value: float,
     goal: float,
@@ -93,20 +95,13 @@ def at_least(
     interval: Interval | None = None,
     note: str = "",
 ) -> Row:
-    """Make a row whose value should be high."""
-    return Row(name, round(value, 4), goal, value >= goal, n, interval, note)
+    return Row(name, round(value, 4), goal, holds(value, goal), n, interval, note)
 
 
-def at_most(
-    name: str,
-    value: float,
-    goal: float,
-    n: int | None = None,
-    interval: Interval | None = None,
-    note: str = "",
-) -> Row:
-    """Make a row whose value should be low."""
-    return Row(name, round(value, 4), goal, value <= goal, n, interval, note)
+at_least = partial(_judge, operator.ge)
+"""Make a row whose value should be high."""
+at_most = partial(_judge, operator.le)
+"""Make a row whose value should be low."""
 
 
 def share_at_least(name: str, right: Sequence[bool], goal: float) -> Row:

@@ -1,8 +1,6 @@
 """Training the autoencoder: pictures to latents and back."""
 
 import copy
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,6 @@ _GRADIENT_WEIGHT = 0.5
 _KL_WEIGHT = 1e-4
 _ANCHOR_WEIGHT = 0.3
 _DECIBEL_WEIGHT = 0.01
-_LOG_EVERY = 100
-
-logger = logging.getLogger(__name__)
 
 
 def reconstruction_loss(
@@ -68,8 +63,6 @@ def train_autoencoder(
     anchor = copy.deepcopy(model).requires_grad_(False) if start else None
     run = Run("autoencoder", work, list(model.parameters()), Schedule(2e-3, updates), 1e-4)
     bf16 = bf16_is_faster(device)
-    losses: list[float] = []
-    start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         pictures, noise = _batch(store, run.updates_done, updates)
         pictures, noise = pictures.to(device), noise.to(device)
@@ -86,19 +79,7 @@ def train_autoencoder(
             with torch.no_grad(), autocast(device, bf16):
                 before = anchor.quant_conv(anchor.encoder(pictures)).float().chunk(2, dim=1)[0]
             total = total + _ANCHOR_WEIGHT * (mean - before).square().mean()
-        run.step(total)
-        losses.append(loss.item())
-        if run.updates_done % _LOG_EVERY == 0:
-            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            recent = float(np.mean(losses[-_LOG_EVERY:]))
-            logger.info(
-                "autoencoder %d/%d loss %.4f kl %.2f, %.3f s an update",
-                run.updates_done,
-                updates,
-                recent,
-                kl.item(),
-                seconds,
-            )
+        run.step(total, loss, kl)
     run.average.swap(run.parameters)
     model.eval()
     fold_latent_statistics(model, encode_means(model, store, np.arange(0, len(store), 29)[:512]))
@@ -150,7 +131,6 @@ def polish_decoder(
     trained = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
     run = Run("decoder", work, trained, Schedule(1e-3, updates, decay_share=0.5), 1e-4)
     bf16 = bf16_is_faster(model.device)
-    losses: list[float] = []
     while not run.finished:
         update = run.updates_done
         rng, torch_rng = seeded("decoder", update)
@@ -175,11 +155,6 @@ def polish_decoder(
             redrawn = model.decoder(model.post_quant_conv(codes)).float()
         loss = reconstruction_loss(redrawn, to_signed(pictures).to(model.device))
         run.step(loss)
-        losses.append(loss.item())
-        if run.updates_done % _LOG_EVERY == 0:
-            logger.info(
-                "decoder %d/%d loss %.4f", run.updates_done, updates, np.mean(losses[-_LOG_EVERY:])
-            )
     run.average.swap(run.parameters)
     return model.eval()
 

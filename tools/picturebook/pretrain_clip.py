@@ -1,12 +1,9 @@
 """Training the judges' CLIP: pictures and captions in one space."""
 
 import json
-import logging
 import random
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,15 +13,14 @@ from dreamloom.picturebook.judges import vocabulary_of
 from dreamloom.picturebook.world import Drawing
 from tools.picturebook.captions import attributes, caption_with_attributes
 from tools.picturebook.dataset import PICTURE_PX, record
-from tools.picturebook.pretrain_judges import Stores, answer_loss, choices, soften
+from tools.picturebook.pretrain_judges import Stores, choices, soften
 from tools.picturebook.pretrain_text import tokenize
 from tools.picturebook.tokenizer import MAX_TOKENS
-from tools.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
+from tools.picturebook.training import Run, Schedule, answer_loss, autocast, bf16_is_faster, seeded
 
 _PEOPLE, _PICTURES = 32, 40
 _SPACE = 128
 _PEAK_RATE = 1e-3
-_LOG_EVERY = 50
 PIXEL_MEAN, PIXEL_SPREAD = 0.5, 0.25
 _PREPROCESSING = {
     "crop_size": {"height": PICTURE_PX, "width": PICTURE_PX},
@@ -40,8 +36,6 @@ _PREPROCESSING = {
     "rescale_factor": 1 / 255,
     "size": {"shortest_edge": PICTURE_PX},
 }
-
-logger = logging.getLogger(__name__)
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -101,8 +95,6 @@ def train_clip(
     parameters = [*model.parameters(), *readers.parameters()]
     run = Run("clip", work, parameters, Schedule(_PEAK_RATE, updates))
     bf16 = bf16_is_faster(device)
-    losses: list[list[float]] = []
-    start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         pixels, words, said, seen = _take(run.updates_done, stores, vocabulary)
         tokens = tokenize(tokenizer, words).to(device)
@@ -118,14 +110,7 @@ def train_clip(
             0.05 * answer_loss(seeing, seen.to(device), vocabulary),
             0.05 * answer_loss(reading, said.to(device), vocabulary),
         ]
-        run.step(torch.stack(parts).sum())
-        losses.append([part.item() for part in parts])
-        if run.updates_done % _LOG_EVERY == 0:
-            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            recent = np.round(np.mean(losses[-_LOG_EVERY:], axis=0), 4).tolist()
-            logger.info(
-                "clip %d/%d losses %s, %.3f s an update", run.updates_done, updates, recent, seconds
-            )
+        run.step(torch.stack(parts).sum(), *parts)
     run.average.swap(run.parameters)
     return model.eval()
 

@@ -1,8 +1,6 @@
 """Training the denoiser and the text encoders together, on latents made once."""
 
-import logging
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,6 @@ from tools.picturebook.training import Run, Schedule, autocast, bf16_is_faster, 
 _LEAST_SNR, _MOST_SNR = 0.1, 5.0
 _HEAVIEST = 50.0
 _ENCODE_BATCH = 32
-_LOG_EVERY = 50
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,8 @@ def snr_weights(
         Hang et al., Efficient Diffusion Training via Min-SNR Weighting (arXiv:2303.09556), Eq. 8,
         for the cap; the floor is ours.
     """
-    kept = alphas_cumprod[timesteps]
-    snr = kept / (1 - kept)
+    signal = alphas_cumprod[timesteps]
+    snr = signal / (1 - signal)
     return (snr.clamp(least_snr, _MOST_SNR) / snr).clamp(max=heaviest)
 
 
@@ -137,8 +132,6 @@ def train_denoiser(
     alphas_cumprod = noise_schedule.alphas_cumprod
     latents = [np.load(_latents_files(work, one.store)[0], mmap_mode="r") for one in shares]
     bf16 = bf16_is_faster(device)
-    losses: list[float] = []
-    start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         rngs = seeded(name, run.updates_done)
         # More may be encoded meanwhile.
@@ -149,46 +142,35 @@ def train_denoiser(
                 for share, stored, count in zip(shares, latents, encoded, strict=True)
             ]
         )
-        clean, timesteps, kept = (
-            one.to(device) for one in (batch.clean, batch.timesteps, batch.kept)
+        clean, timesteps, has_text = (
+            one.to(device) for one in (batch.clean, batch.timesteps, batch.has_text)
         )
         noise = torch.randn(batch.clean.shape, generator=rngs[1]).to(device)
         tokens = tokenize(tokenizer, batch.captions)
         with autocast(device, bf16):
             hidden, pooled = encode_text(encoders, tokens.to(device))
             conditions = {
-                "text_embeds": pooled * kept[:, None],
+                "text_embeds": pooled * has_text[:, None],
                 "time_ids": batch.time_ids.to(device),
             }
             noisy = noise_schedule.add_noise(clean, noise, timesteps)
             predicted = unet(
-                noisy, timesteps, hidden * kept[:, None, None], added_cond_kwargs=conditions
+                noisy, timesteps, hidden * has_text[:, None, None], added_cond_kwargs=conditions
             ).sample
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (errors * batch.weights.to(device)).mean()
         run.step(loss)
-        losses.append(loss.item())
-        if run.updates_done % _LOG_EVERY == 0:
-            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            logger.info(
-                "%s %d/%d loss %.4f, %.3f s an update",
-                name,
-                run.updates_done,
-                schedule.updates,
-                np.mean(losses[-200:]),
-                seconds,
-            )
     return run
 
 
 class _Batch(NamedTuple):
-    """Pictures to learn from; ``kept`` is 0 where the prompt is dropped, else 1."""
+    """Pictures to learn from; ``has_text`` is 0 where the prompt is dropped, else 1."""
 
     clean: Float[Tensor, "n c h w"]
     timesteps: Int[Tensor, " n"]
     weights: Float[Tensor, " n"]
     captions: list[str]
-    kept: Float[Tensor, " n"]
+    has_text: Float[Tensor, " n"]
     time_ids: Float[Tensor, "n 6"]
 
 
@@ -221,13 +203,13 @@ def _deal(
 
 
 def _join(dealt: Sequence[_Batch]) -> _Batch:
-    clean, timesteps, weights, captions, kept, time_ids = zip(*dealt, strict=True)
+    clean, timesteps, weights, captions, has_text, time_ids = zip(*dealt, strict=True)
     return _Batch(
         torch.cat(clean),
         torch.cat(timesteps),
         torch.cat(weights),
         [words for one in captions for words in one],
-        torch.cat(kept),
+        torch.cat(has_text),
         torch.cat(time_ids),
     )
 

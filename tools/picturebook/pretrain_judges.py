@@ -1,9 +1,8 @@
 """Training the judges, on drawings only and apart from the base model."""
 
 import copy
-import logging
-import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,14 @@ from dreamloom.picturebook.judges import FEATURES, AttributeReader, IdentityEnco
 from dreamloom.picturebook.world import MEDIA
 from tools.picturebook.captions import attributes
 from tools.picturebook.dataset import DRAWINGS_PER_IDENTITY, PictureStore, record
-from tools.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
+from tools.picturebook.training import (
+    Run,
+    Schedule,
+    answer_loss,
+    autocast,
+    bf16_is_faster,
+    seeded,
+)
 
 _BATCH = 64
 _DRAWINGS_EACH = 4
@@ -23,14 +29,11 @@ _DRAWINGS_EACH = 4
 _IDENTITIES: dict[str, int] = {"judges": 12, "identity": 12, "reader": 10}
 _TEMPERATURE = 0.07
 _PEAK_RATE = 1.5e-3
-_LOG_EVERY = 50
 # Of the people's drawings, those that show what is familiar, and those that set its limit.
 _FAMILIAR_FROM, _FAMILIAR_HELD_OUT = np.arange(0, 6000), np.arange(6000, 8400)
 # What an identity's looks are asked about; its two sizes are cut into five ranges.
 _SIZES = {"face_width": (0.84, 1.16), "nose": (0.6, 1.6)}
 _SIZE_RANGES = 5
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,6 @@ def _train(
     peak = _PEAK_RATE if len(tasks) > 1 else _PEAK_RATE * 2 / 3
     run = Run(name, work, parameters, Schedule(peak, updates, max(1, updates // 10)))
     bf16 = bf16_is_faster(device)
-    losses: list[list[float]] = []
-    start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         batch = _take(name, run.updates_done, stores, judges.reader.vocabulary)
         parts: list[Tensor] = []
@@ -151,19 +152,7 @@ def _train(
         if "reader" in tasks:
             vocabulary = judges.reader.vocabulary
             parts.append(0.2 * answer_loss(readings, batch.stated.to(device), vocabulary))
-        run.step(torch.stack(parts).sum())
-        losses.append([part.item() for part in parts])
-        if run.updates_done % _LOG_EVERY == 0:
-            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            recent = np.round(np.mean(losses[-_LOG_EVERY:], axis=0), 4).tolist()
-            logger.info(
-                "%s %d/%d losses %s, %.3f s an update",
-                name,
-                run.updates_done,
-                updates,
-                recent,
-                seconds,
-            )
+        run.step(torch.stack(parts).sum(), *parts)
     run.average.swap(run.parameters)
 
 
@@ -202,14 +191,10 @@ def _looks(identity: dict[str, object]) -> dict[str, str]:
     return looks
 
 
-_LOOKS: dict[str, list[str]] = {}
-
-
+@cache
 def _looks_vocabulary() -> dict[str, list[str]]:
-    if not _LOOKS:
-        samples = (asdict(record("people", index).identity) for index in range(0, 12000, 6))
-        _LOOKS.update(vocabulary_of([_looks(identity) for identity in samples]))
-    return _LOOKS
+    samples = (asdict(record("people", index).identity) for index in range(0, 12000, 6))
+    return vocabulary_of([_looks(identity) for identity in samples])
 
 
 def _vocabulary() -> dict[str, list[str]]:
@@ -222,20 +207,6 @@ def choices(
     """Turn stated attributes into the numbers of their values; unstated ones are 0."""
     rows = [[v.index(s.get(name, "")) for name, v in vocabulary.items()] for s in stated]
     return torch.tensor(rows)
-
-
-def answer_loss(
-    logits: Float[Tensor, "n values"],
-    truths: Int[Tensor, "n attributes"],
-    vocabulary: dict[str, list[str]],
-) -> Float[Tensor, ""]:
-    """Sum every attribute's cross-entropy."""
-    parts = logits.split([len(values) for values in vocabulary.values()], dim=1)
-    losses = [
-        nn.functional.cross_entropy(part, truth)
-        for part, truth in zip(parts, truths.unbind(dim=1), strict=True)
-    ]
-    return torch.stack(losses).sum()
 
 
 def _pixels(stores: Stores, indices: np.ndarray) -> Float[Tensor, "n 3 h w"]:

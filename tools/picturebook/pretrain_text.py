@@ -5,13 +5,10 @@ attributes that each names as the answers, gives the denoiser conditioning that 
 from its first update.
 """
 
-import logging
 import random
-import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,15 +18,19 @@ from dreamloom.picturebook.world import Drawing
 from tools.picturebook.captions import caption_with_attributes
 from tools.picturebook.dataset import record
 from tools.picturebook.models import TEXT_WIDTH
-from tools.picturebook.training import Run, Schedule, autocast, bf16_is_faster, seeded
+from tools.picturebook.training import (
+    Run,
+    Schedule,
+    answer_loss,
+    autocast,
+    bf16_is_faster,
+    seeded,
+)
 
 _BATCH = 64
-_LOG_EVERY = 100
 _UNSAID = "(unsaid)"
 
 TextEncoders = tuple[CLIPTextModel, CLIPTextModelWithProjection]
-
-logger = logging.getLogger(__name__)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "n tokens"]:
@@ -69,8 +70,6 @@ def train_text_encoders(
     parameters = [p for part in parts for p in part.parameters()]
     run = Run("text", work, parameters, Schedule(1e-3, updates))
     bf16 = bf16_is_faster(device)
-    losses: list[float] = []
-    start, started_at = time.monotonic(), run.updates_done
     while not run.finished:
         captions, truths = _batch(questions, run.updates_done)
         tokens = tokenize(tokenizer, captions).to(device)
@@ -78,19 +77,9 @@ def train_text_encoders(
         with autocast(device, bf16):
             hidden, pooled = encode_text(encoders, tokens)
             at_end = hidden[torch.arange(len(ends), device=device), ends]
-            loss = _answer_loss(readers[0](pooled).float(), truths.to(device), questions)
-            loss = loss + _answer_loss(readers[1](at_end).float(), truths.to(device), questions)
+            loss = answer_loss(readers[0](pooled).float(), truths.to(device), questions)
+            loss = loss + answer_loss(readers[1](at_end).float(), truths.to(device), questions)
         run.step(loss)
-        losses.append(loss.item())
-        if run.updates_done % _LOG_EVERY == 0:
-            seconds = (time.monotonic() - start) / (run.updates_done - started_at)
-            logger.info(
-                "text %d/%d loss %.4f, %.3f s an update",
-                run.updates_done,
-                updates,
-                np.mean(losses[-_LOG_EVERY:]),
-                seconds,
-            )
     run.average.swap(run.parameters)
 
 
@@ -127,17 +116,3 @@ def _batch(
         for _, stated in pairs
     ]
     return [words for words, _ in pairs], torch.tensor(truths)
-
-
-def _answer_loss(
-    logits: Float[Tensor, "n answers"],
-    truths: Int[Tensor, "n questions"],
-    questions: dict[str, list[str]],
-) -> Float[Tensor, ""]:
-    """Sum the cross-entropies of all questions."""
-    parts = logits.split([len(values) for values in questions.values()], dim=1)
-    losses = [
-        nn.functional.cross_entropy(part, truth)
-        for part, truth in zip(parts, truths.unbind(dim=1), strict=True)
-    ]
-    return torch.stack(losses).sum()

@@ -1,7 +1,7 @@
 """Measure the picturebook: ``python -m tools.picturebook.score [--json FILE]``.
 
 The table's rows are also written as ``{"rows": [{"name", "value", "goal", "holds", …}]}``. This
-program is a face: it may call everything, and nothing may import it.
+program may call everything, and nothing may import it.
 """
 
 import time
@@ -64,10 +64,10 @@ def describe_row(row: Row) -> str:
     """Write a row of the table: value, goal, number, interval and what else should be known."""
     value = "        –" if row.value is None else f"{row.value:9.4f}"
     held = "holds" if row.holds else "missed"
-    told = [f"n = {row.n}"] if row.n is not None else []
-    told += ["{:.4f} to {:.4f}".format(*row.interval)] if row.interval else []
-    told += [row.note] if row.note else []
-    return f"{row.name:54} {value}   goal {row.goal:<6g} {held:6} {'; '.join(told)}".rstrip()
+    notes = [f"n = {row.n}"] if row.n is not None else []
+    notes += ["{:.4f} to {:.4f}".format(*row.interval)] if row.interval else []
+    notes += [row.note] if row.note else []
+    return f"{row.name:54} {value}   goal {row.goal:<6g} {held:6} {'; '.join(notes)}".rstrip()
 
 
 @click.command()

@@ -1,9 +1,11 @@
 """What the training runs share: precision, learning rate, averaged weights, checkpoints."""
 
 import json
+import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,13 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CHECKPOINT_SECONDS = 180.0
+_LOG_EVERY = 50
 _AVERAGE_DECAY = 0.998
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+logger = logging.getLogger(__name__)
 
 
 def bf16_is_faster(device: torch.device) -> bool:
@@ -102,6 +108,20 @@ def seeded(purpose: str, update: int) -> tuple[np.random.Generator, torch.Genera
     return numpy_rng, torch.Generator().manual_seed(int(numpy_rng.integers(2**62)))
 
 
+def answer_loss(
+    logits: Float[Tensor, "n values"],
+    truths: Int[Tensor, "n attributes"],
+    answers: dict[str, list[str]],
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropies of all attributes; each has its list of possible answers."""
+    parts = logits.split([len(values) for values in answers.values()], dim=1)
+    losses = [
+        nn.functional.cross_entropy(part, truth)
+        for part, truth in zip(parts, truths.unbind(dim=1), strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
 @dataclass
 class Run:
     """One training run: what is trained, how, and where its checkpoints lie.
@@ -130,6 +150,8 @@ class Run:
         self._saved_at = time.monotonic()
         if self.checkpoint_file.exists():
             self._read(self.checkpoint_file)
+        self._losses: deque[list[float]] = deque(maxlen=_LOG_EVERY)
+        self._started_at, self._done_before = time.monotonic(), self.updates_done
 
     @property
     def checkpoint_file(self) -> Path:
@@ -146,8 +168,13 @@ class Run:
         """Whether every update of the schedule is done."""
         return self.updates_done >= self.schedule.updates
 
-    def step(self, loss: Tensor) -> None:
-        """Do one update, and write a checkpoint every few minutes."""
+    def step(self, loss: Tensor, *parts: Tensor) -> None:
+        """Do one update, log now and then, and write a checkpoint every few minutes.
+
+        Args:
+            loss: What is minimised.
+            parts: What is logged; the loss itself, if nothing is named.
+        """
         if self.updates_done == self.schedule.decay_start:
             self._write(self.constant_file)
         for group in self.optimizer.param_groups:
@@ -158,6 +185,17 @@ class Run:
         self.optimizer.step()
         self.updates_done += 1
         self.average.update(self.parameters, self.updates_done)
+        self._losses.append([part.item() for part in parts or (loss,)])
+        if self.updates_done % _LOG_EVERY == 0:
+            seconds = time.monotonic() - self._started_at
+            logger.info(
+                "%s %d/%d losses %s, %.3f s an update",
+                self.name,
+                self.updates_done,
+                self.schedule.updates,
+                np.round(np.mean(self._losses, axis=0), 4).tolist(),
+                seconds / (self.updates_done - self._done_before),
+            )
         if self.finished or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
             self._write(self.checkpoint_file)
             self._saved_at = time.monotonic()
@@ -179,12 +217,12 @@ class Run:
     def _read(self, file: Path) -> None:
         with safe_open(file, "pt") as stored:
             self.updates_done = int(json.loads(stored.metadata()["updates_done"]))
-            kept = set(stored.keys())
+            names = set(stored.keys())
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(stored.get_tensor(f"{i}.weight"))
                 self.average.tensors[i].copy_(stored.get_tensor(f"{i}.average"))
                 # SDXL never reads the first text encoder's last layer: it has no gradient.
-                if f"{i}.step" in kept:
+                if f"{i}.step" in names:
                     self.optimizer.state[parameter] = {
                         key: stored.get_tensor(f"{i}.{key}") for key in _ADAM_STATE
                     }

@@ -1,6 +1,6 @@
-"""DreamBooth on trial: drawn people whom nothing was trained on are taught by the real stages.
+"""DreamBooth on trial: drawn people whom nothing was trained on are learned by the real stages.
 
-Each of them has six photos. All are taught with the same class images, some of them without any
+Each of them has six photos. All are trained with the same class images, some of them without any
 as well, and what the adapters draw is compared with the photos, with what the prompts ask for,
 and with what the base model draws from the same prompts and seeds.
 
@@ -21,7 +21,8 @@ from statistics import median
 
 import numpy as np
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import (
@@ -92,8 +93,8 @@ class TrialPlan:
 
     Args:
         config: Settings of each run; portraits are drawn just as ``generate`` says.
-        subjects: How many people are taught with class images.
-        forgetful: How many of them are taught without class images as well.
+        subjects: How many people are trained with class images.
+        forgetful: How many of them are trained without class images as well.
         photos: Photos of each.
         asked_each: Pictures of each of the prompts `ASKED`.
         class_pictures: Pictures of the class prompt, for leakage.
@@ -120,8 +121,8 @@ class Outcome:
             in it.
         obeyed_below: The same for the base model's pictures.
         rises: How much more like the subject than the base model's each picture of the class
-            prompt is, by how the subject was taught: ``with_prior``, ``without_prior``; none
-            where it was taught in one way only.
+            prompt is, by how the subject was trained: ``with_prior``, ``without_prior``; none
+            where it was trained in one way only.
     """
 
     looks: str
@@ -298,7 +299,7 @@ def _draw_sets(
         prompts = [Prompt(text.format(subject=phrase)) for text in texts]
         generate_images(run, model, prompts, settings, active, name)
 
-    # An adapter that was taught without class images is here for its leakage alone.
+    # An adapter that was trained without class images is here for its leakage alone.
     if how != _WITHOUT:
         draw_set("portrait", [PORTRAIT], config.generate.images_per_prompt, config.generate.steps)
         draw_set("asked", [text for text, _ in ASKED], plan.asked_each, (plan.steps,))
@@ -309,15 +310,15 @@ def _draw_sets(
 def judge_subject(work: Path, plan: TrialPlan, number: int, looks: str) -> Outcome:
     """Compare what a subject's adapters drew with the photos, the prompts and the base model."""
     base = _base_folder(work) / "images"
-    taught = _run_folder(work, number, _WITH)
-    own = taught / "images"
-    portraits = judge_likeness(taught, own / "portrait", plan, base / "portrait")
+    trained = _run_folder(work, number, _WITH)
+    own = trained / "images"
+    portraits = judge_likeness(trained, own / "portrait", plan, base / "portrait")
     rises = {}
     if number < plan.forgetful:
-        below = _likenesses(judge_likeness(taught, base / "class", plan))
+        below = _likenesses(judge_likeness(trained, base / "class", plan))
         for how in (_WITH, _WITHOUT):
             drawn = _run_folder(work, number, how) / "images" / "class"
-            above = _likenesses(judge_likeness(taught, drawn, plan))
+            above = _likenesses(judge_likeness(trained, drawn, plan))
             rises[how] = [one - other for one, other in zip(above, below, strict=True)]
     phrase = plan.config.subject.phrase
     return Outcome(
@@ -330,13 +331,13 @@ def judge_subject(work: Path, plan: TrialPlan, number: int, looks: str) -> Outco
 
 
 def judge_likeness(
-    taught: Path, drawn: Path, plan: TrialPlan, floor: Path | None = None
+    trained: Path, drawn: Path, plan: TrialPlan, floor: Path | None = None
 ) -> Scorecard:
-    """Score a folder of pictures against the photos that a run was taught with."""
+    """Score a folder of pictures against the photos that a run was trained with."""
     images = read_image_set(drawn)
     return evaluate_images(
         images,
-        read_photo_set(RunFolder(taught).photos),
+        read_photo_set(RunFolder(trained).photos),
         floor=read_image_set(floor) if floor else None,
         config=plan.config.evaluate,
         subject=plan.config.subject,
@@ -404,15 +405,15 @@ def leakage_row(outcomes: Sequence[Outcome]) -> Row:
         for how in (_WITH, _WITHOUT)
     }
     with_prior, without = rise[_WITH], rise[_WITHOUT]
-    told = f"rise {without.value:.3f} without, {with_prior.value:.3f} with"
+    note = f"rise {without.value:.3f} without, {with_prior.value:.3f} with"
     ends = with_prior.interval
     uncertain = (ends[1] - ends[0]) / 2 if ends else 0.0
     if with_prior.value < uncertain:
-        told += f", taken as {uncertain:.3f}"
+        note += f", taken as {uncertain:.3f}"
     below = max(with_prior.value, uncertain)
     if below <= 0:
-        return Row(name, None, LEAKAGE_GOAL, False, with_prior.n, None, f"{told}: no ratio")
-    return at_least(name, without.value / below, LEAKAGE_GOAL, with_prior.n, note=told)
+        return Row(name, None, LEAKAGE_GOAL, False, with_prior.n, None, f"{note}: no ratio")
+    return at_least(name, without.value / below, LEAKAGE_GOAL, with_prior.n, note=note)
 
 
 def _likenesses(card: Scorecard) -> list[float]:

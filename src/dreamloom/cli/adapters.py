@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreamloom.cli.options import PATH, output_options
+
 if TYPE_CHECKING:
     from dreamloom.merging.files.recipe import Recipe
-    from dreamloom.merging.ranks import RankRequest
 
-PATH = click.Path(path_type=Path)
 RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
 # Written out, for reading them from the library would load it; a test compares.
 FORMATS = click.Choice(["peft", "kohya", "kohya-diffusers"])
@@ -24,22 +23,11 @@ _PEFT_OR_KOHYA = (
 
 format_option = click.option(
     "--format",
-    "file_format",
     type=FORMATS,
     default="peft",
     show_default=True,
     help=_PEFT_OR_KOHYA,
 )
-
-
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which every command names the file that it writes."""
-    for option in (
-        click.option("--overwrite", is_flag=True, help="Replace an existing file."),
-        click.option("-o", "--out", type=PATH, required=True, help="The file to write."),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -56,7 +44,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="[NAME:]WEIGHTS",
     help="Weights of blocks, for one part or all: 'style=1.2, mid=0', or a list of numbers.",
 )
-@click.option("--format", "file_format", type=FORMATS, help=f"{_PEFT_OR_KOHYA}  [default: peft]")
+@click.option("--format", type=FORMATS, help=f"{_PEFT_OR_KOHYA}  [default: peft]")
 @click.option("--precision", type=PRECISIONS, help="Of the numbers in the file.  [default: fp32]")
 @click.option("--seed", type=int, help="Of methods that throw dice.  [default: 0]")
 @click.option(
@@ -109,7 +97,7 @@ def merge(
     Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
     with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
     """
-    from dreamloom.cli.console import say, show_method, show_methods, tell_ranks, watch
+    from dreamloom.cli.console import format_ranks, say, show_method, show_methods, watch
 
     if list_methods:
         return show_method(given["method"]) if given["method"] else show_methods()
@@ -127,9 +115,9 @@ def merge(
         combined = carry_out(recipe, out, overwrite, observe)
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
-    told = f"{len(combined.adapter.layers)} layers, {tell_ranks(combined.adapter.ranks.values())}"
+    what = f"{len(combined.adapter.layers)} layers, {format_ranks(combined.adapter.ranks.values())}"
     lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
-    say(f"The merged adapter: {out} ({told}{lost})")
+    say(f"The merged adapter: {out} ({what}{lost})")
     if verified:
         say(str(verified))
 
@@ -145,12 +133,12 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
         share_blocks,
         share_prompts,
     )
-    from dreamloom.merging.ranks import FULL, parse_rank
+    from dreamloom.merging.ranks import parse_rank
 
     if len(parts) == 1 and parts[0].lower().endswith(".toml"):
         typed = [name for name, value in given.items() if value not in (None, ())]
         if typed:
-            option = {"options": "set", "file_format": "format", "prompts": "prompt"}
+            option = {"options": "set", "prompts": "prompt"}
             raise click.UsageError(
                 f"The recipe says how to merge; write {option.get(typed[0], typed[0])} in it."
             )
@@ -158,17 +146,13 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
     named = name_parts([parse_part(part) for part in parts])
     named = share_prompts(share_blocks(named, given["blocks"]), given["prompts"])
     method = given["method"] or "sum"
+    rest = ("seed", "format", "precision", "base", "joint", "device")
     return Recipe(
         named,
         method,
         parse_options(method, given["options"]),
-        parse_rank(given["rank"]) if given["rank"] else FULL,
-        given["seed"] or 0,
-        given["file_format"] or "peft",
-        given["precision"] or "fp32",
-        given["base"] or "",
-        given["joint"],
-        given["device"] or "auto",
+        parse_rank(given["rank"] or "full"),
+        **{name: given[name] for name in rest if given[name]},
     )
 
 
@@ -218,7 +202,7 @@ def remix(
 @click.command()
 @click.argument("file", type=PATH)
 @click.option("--rank", required=True, help=RANK_HELP)
-@click.option("--format", "file_format", type=FORMATS, help=f"{_PEFT_OR_KOHYA} As FILE if absent.")
+@click.option("--format", type=FORMATS, help=f"{_PEFT_OR_KOHYA} As FILE if absent.")
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @output_options
 @click.pass_obj
@@ -230,15 +214,7 @@ def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> No
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
-        combined = resize_adapter(
-            file,
-            out,
-            request,
-            given["file_format"],
-            given["precision"],
-            given["overwrite"],
-            observe,
-        )
+        combined = resize_adapter(file, out, request, observe=observe, **given)
     show_cut(out, combined.adapter, combined.error, str(file))
 
 
@@ -256,18 +232,9 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
     from dreamloom.merging.files.convert import convert_file
     from dreamloom.merging.ranks import parse_rank
 
-    request: RankRequest | None = parse_rank(rank) if rank else None
+    request = parse_rank(rank) if rank else None
     with watch(quiet) as observe:
-        adapter = convert_file(
-            file,
-            out,
-            given["file_format"],
-            given["precision"],
-            given["base"],
-            request,
-            given["overwrite"],
-            observe,
-        )
+        adapter = convert_file(file, out, rank=request, observe=observe, **given)
     approximated = adapter.metadata.get("dreamloom.approximation") if request else None
     lost = f", {json.loads(approximated)['relative_error']:.2%} off" if approximated else ""
     click.echo(f"The adapter: {out} ({len(adapter.layer_names)} layers{lost})")
@@ -291,6 +258,7 @@ def extract(
     base: str,
     rank: str,
     out: Path,
+    json_file: Path | None,
     **given: Any,
 ) -> None:
     """Make an adapter of what TUNED has changed of its base.
@@ -304,17 +272,9 @@ def extract(
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
-        found = extract_file(
-            (tuned, base),
-            out,
-            request,
-            given["file_format"],
-            given["precision"],
-            given["overwrite"],
-            observe,
-        )
-    if given["json_file"]:
-        write_json(given["json_file"], {"error": found.error, "layers": found.errors})
+        found = extract_file((tuned, base), out, request, observe=observe, **given)
+    if json_file:
+        write_json(json_file, {"error": found.error, "layers": found.errors})
     show_extracted(out, found)
 
 
@@ -379,11 +339,11 @@ def inspect(file: Path, as_json: bool) -> None:
     from dreamloom.cli.console import show_inspected
     from dreamloom.merging.files.inspect import inspect_file
 
-    told = inspect_file(file)
+    found = inspect_file(file)
     if as_json:
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        show_inspected(told)
+        show_inspected(found)
 
 
 ADAPTER_COMMANDS = (merge, remix, inspect, diagnose, resize, convert, extract, bake)

@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS
-from dreamloom.cli.search import SEARCH_COMMANDS
+from dreamloom.cli.options import PATH, read_settings, settings_options
+from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from dreamloom.core.config.settings import LoomConfig
     from dreamloom.core.device import Runtime
-    from dreamloom.core.events import Observer
 
 # The libraries below us greet every import with advice that is not for our users.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-PATH = click.Path(path_type=Path)
 # Written out, for reading the packs' own list would slow every --help down; a test compares.
 PACKS_HELP = (
     "A list of prompts, may be repeated: person-v1, object-v1, live-v1, class-v1, unrelated-v1, "
@@ -78,29 +75,17 @@ def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
     ctx.obj = quiet
 
 
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which every setting can be given."""
-    for option in (
-        click.option("--seed", type=int, help="Seed of every random draw."),
-        click.option("--device", help="auto, cpu, cuda, cuda:1 or mps."),
-        click.option("--config", "file", type=PATH, help="A TOML file of settings."),
-        click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting."),
-        click.option("--preset", help="quick, standard (the default) or thorough."),
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True)
 @settings_options
 @click.pass_obj
 def demo(quiet: bool, /, out: Path, **given: Any) -> None:
     """Run the whole journey on the embedded model, without a GPU."""
+    from dreamloom.cli.console import watch
     from dreamloom.experiments.demo import run_demo
 
-    config = _settings(given)
-    with _watch(quiet) as observe:
+    config = read_settings(given)
+    with watch(quiet) as observe:
         report = run_demo(out, config, _runtime(config), observe)
     click.echo(f"The report: {report}")
 
@@ -136,13 +121,14 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.pass_obj
 def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
+    from dreamloom.cli.console import watch
     from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
 
-    config = _settings(given)
+    config = read_settings(given)
     out = out or name_folder(config)
     # Of several processes that a launcher started, the first alone talks.
     is_first = os.environ.get("RANK", "0") == "0"
-    with _watch(quiet or not is_first) as observe:
+    with watch(quiet or not is_first) as observe:
         run, model, config = prepare_run(out, config, _runtime(config), folder, resume, observe)
         train_subject(run, model, folder, config, observe)
     if not is_first:
@@ -168,7 +154,7 @@ def plan(
     """
     from dreamloom.memory.plan import find_memory, plan_run
 
-    config = _settings(given)
+    config = read_settings(given)
     memory = find_memory(gpu_memory, config)
     planned = plan_run(
         config,
@@ -207,13 +193,14 @@ def generate(quiet: bool, /, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
     from dataclasses import fields
 
+    from dreamloom.cli.console import watch
     from dreamloom.pipeline.draw import GenerateRequest, draw
 
     request = GenerateRequest(
         **{field.name: given.pop(field.name) for field in fields(GenerateRequest)}
     )
-    config = _settings(given)
-    with _watch(quiet) as observe:
+    config = read_settings(given)
+    with watch(quiet) as observe:
         folders = draw(request, config, _runtime(config), observe)
     for folder in folders:
         click.echo(f"The pictures: {folder}")
@@ -254,23 +241,23 @@ def packs(name: str | None, as_json: bool) -> None:
 @click.pass_obj
 def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any) -> None:
     """Score the pictures in IMAGES against the subject's photos."""
-    from dreamloom.cli.console import show_scorecard
-    from dreamloom.core.run_folder import write_json
+    from dreamloom.cli.console import show_audit, show_scorecard, watch
+    from dreamloom.experiments.seed_audit_files import score_as_seed
     from dreamloom.pipeline.score import score
 
-    photos_folder, floor = given.pop("photos_folder"), given.pop("floor")
-    strangers = given.pop("strangers")
-    as_seed, target_text = given.pop("as_seed"), given.pop("target_text")
-    if target_text and not as_seed:
+    photos, floor, target = given["photos_folder"], given["floor"], given["target_text"]
+    if target and not given["as_seed"]:
         raise click.UsageError("--target-text belongs to --as-seed.")
-    config = _settings(given)
-    if as_seed:
-        return _audit(quiet, images, photos_folder, config, target_text, floor, json_file)
-    with _watch(quiet) as observe:
-        scorecard = score(images, photos_folder, config, floor, strangers, observe)
-    if json_file:
-        write_json(json_file, scorecard)
-    show_scorecard(scorecard)
+    config = read_settings(given)
+    found: Any
+    show: Callable[[Any], None]
+    with watch(quiet) as observe:
+        if given["as_seed"]:
+            show, found = show_audit, score_as_seed(images, photos, config, target, floor, observe)
+        else:
+            others = given["strangers"]
+            show, found = show_scorecard, score(images, photos, config, floor, others, observe)
+    _deliver(found, show, json_file)
 
 
 @main.command()
@@ -284,14 +271,11 @@ def compare(first: str, second: str, measures: tuple[str, ...], json_file: Path 
     A and B are files that 'evaluate --json' wrote, or RUN:SET, a run and a set of its pictures.
     """
     from dreamloom.cli.console import show_comparisons
-    from dreamloom.core.run_folder import write_json
     from dreamloom.evaluation.compare import compare_cards
     from dreamloom.evaluation.scorecard_files import find_scorecard
 
     compared = compare_cards(find_scorecard(first), find_scorecard(second), measures or None)
-    if json_file:
-        write_json(json_file, compared)
-    show_comparisons(compared)
+    _deliver(compared, show_comparisons, json_file)
 
 
 @main.command()
@@ -309,19 +293,15 @@ def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any
 
     All four folders must hold the same prompts and seeds.
     """
-    from dreamloom.cli.console import show_retention
-    from dreamloom.core.run_folder import write_json
+    from dreamloom.cli.console import show_retention, watch
     from dreamloom.pipeline.score_merge import score_merge
 
-    folders = {name: given.pop(f"{name}_images") for name in ("base", "subject", "style")}
-    photos_folder, style_photos = given.pop("photos_folder"), given.pop("style_photos")
+    folders = {name: given[f"{name}_images"] for name in ("base", "subject", "style")}
     folders["merged"] = merged
-    config = _settings(given)
-    with _watch(quiet) as observe:
-        found = score_merge(folders, photos_folder, style_photos, config, observe)
-    if json_file:
-        write_json(json_file, found)
-    show_retention(found)
+    config = read_settings(given)
+    with watch(quiet) as observe:
+        found = score_merge(folders, given["photos_folder"], given["style_photos"], config, observe)
+    _deliver(found, show_retention, json_file)
 
 
 @main.command()
@@ -329,9 +309,10 @@ def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any
 @click.pass_obj
 def report(quiet: bool, /, run: Path) -> None:
     """Write RUN/report.html from the run's records."""
+    from dreamloom.cli.console import watch
     from dreamloom.report.render import write_report
 
-    with _watch(quiet) as observe:
+    with watch(quiet) as observe:
         path = write_report(run, observe)
     click.echo(f"The report: {path}")
 
@@ -349,13 +330,13 @@ def report(quiet: bool, /, run: Path) -> None:
 @click.pass_obj
 def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -> None:
     """Answer the question in FILE by doing one thing in several ways."""
-    from dreamloom.cli.console import show_findings
+    from dreamloom.cli.console import show_findings, watch
     from dreamloom.experiments.study.question import Changes, read_study
     from dreamloom.experiments.study.run import run_study
 
     asked = read_study(file, Changes(**given))
     out = out or Path("runs") / f"study-{file.stem}"
-    with _watch(quiet) as observe:
+    with watch(quiet) as observe:
         findings = run_study(asked, out, on, observe)
     show_findings(findings)
     click.echo(f"Everything: {out / 'study.md'}")
@@ -364,9 +345,10 @@ def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -
 @main.command()
 def settings() -> None:
     """List every setting with its default and its meaning."""
-    from dreamloom.core.config.settings import describe_settings
+    from dreamloom.core.config.settings import LoomConfig
+    from dreamloom.core.toml_files import describe_fields
 
-    for name, default, description in describe_settings():
+    for name, default, description in describe_fields(LoomConfig):
         click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
 
 
@@ -416,53 +398,13 @@ def models_path(name: str) -> None:
     click.echo(weights_folder())
 
 
-def _audit(
-    quiet: bool,
-    images: Path,
-    photos_folder: Path,
-    config: LoomConfig,
-    target_text: str | None,
-    floor: Path | None,
-    json_file: Path | None,
-) -> None:
-    """Score as the seed's script did; the answer goes to the screen and, if named, a file."""
-    from dreamloom.cli.console import show_audit
+def _deliver(found: Any, show: Callable[[Any], None], json_file: Path | None) -> None:
+    """Show what was found and, where a file is named, write it as JSON."""
     from dreamloom.core.run_folder import write_json
-    from dreamloom.experiments.seed_audit_files import score_as_seed
 
-    with _watch(quiet) as observe:
-        audit = score_as_seed(images, photos_folder, config, target_text, floor, observe)
     if json_file:
-        write_json(json_file, audit)
-    show_audit(audit)
-
-
-def _settings(given: dict[str, Any]) -> LoomConfig:
-    """Put the command's options over the preset and the file."""
-    from dreamloom.cli.console import print_note
-    from dreamloom.core.config.settings import load_config
-
-    overrides = {
-        "preset": given["preset"],
-        "seed": given.get("seed"),
-        "device": given.get("device"),
-        "base": given.get("base"),
-        "subject.phrase": given.get("subject"),
-        "subject.class_noun": given.get("class_noun"),
-        "adapter.format": given.get("file_format"),
-        "generate.schedulers": given.get("schedulers") or None,
-        "generate.steps": given.get("steps") or None,
-        "generate.images_per_prompt": given.get("seeds"),
-        "generate.guidance": given.get("guidance"),
-    }
-    prior = given.get("prior")
-    if prior in {"generated", "base", "none"}:
-        overrides["priors.kind"] = prior
-    elif prior:
-        overrides |= {"priors.kind": "folder", "priors.folder": prior}
-    return load_config(
-        file=given["file"], sets=given["sets"], overrides=overrides, observe=print_note
-    )
+        write_json(json_file, found)
+    show(found)
 
 
 def _runtime(config: LoomConfig) -> Runtime:
@@ -471,11 +413,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-def _watch(quiet: bool) -> AbstractContextManager[Observer]:
-    from dreamloom.cli.console import watch
-
-    return watch(quiet)
-
-
-for command in (*ADAPTER_COMMANDS, *SEARCH_COMMANDS):
+for command in (*ADAPTER_COMMANDS, search):
     main.add_command(command)

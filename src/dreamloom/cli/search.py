@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from dreamloom.cli.options import PATH, read_settings, settings_options
 
 
 @click.command()
@@ -40,48 +39,27 @@ PATH = click.Path(path_type=Path)
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes of one thread.")
 @click.option("--out", type=PATH, required=True, help="The search's folder, or a new one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--seed", type=int, help="Seed of every random draw.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
-@click.option("--config", "file", type=PATH, help="A TOML file of settings.")
-@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting.")
+@settings_options
 @click.pass_obj
-def search(
-    quiet: bool,
-    /,
-    file: Path | None,
-    sets: tuple[str, ...],
-    base: str | None,
-    seed: int | None,
-    device: str | None,
-    steps: int | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+def search(quiet: bool, /, steps: int | None, as_json: bool, **given: Any) -> None:
     """Find weights for merging subject A with style B.
 
     Draws candidates on the same prompts and seeds, keeps the better half again and again, and
     compares the winner with the plain sum and with 0.8 and 1.0 on prompts and seeds held out.
     """
-    from dreamloom.cli.console import print_note, say, watch
-    from dreamloom.core.config.settings import load_config
+    from dataclasses import fields
+
+    from dreamloom.cli.console import say, watch
     from dreamloom.experiments.merge_search.request import SearchRequest
     from dreamloom.experiments.merge_search.running import run_search
 
-    overrides = {
-        "base": base,
-        "seed": seed,
-        "device": device,
-        "generate.steps": (steps,) if steps else None,
-    }
-    config = load_config(file=file, sets=sets, overrides=overrides, observe=print_note)
+    asked = {field.name: given.pop(field.name) for field in fields(SearchRequest)}
+    config = read_settings({**given, "steps": (steps,) if steps else None})
     with watch(quiet) as observe:
-        found = run_search(SearchRequest(**given), config, observe)
+        found = run_search(SearchRequest(**asked), config, observe)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
     say(found.verdict)
     click.echo(f"To merge with the winner's weights: {found.command}")
-    click.echo(f"Everything: {given['out'] / 'search.md'}")
-
-
-SEARCH_COMMANDS = (search,)
+    click.echo(f"Everything: {asked['out'] / 'search.md'}")

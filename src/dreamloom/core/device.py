@@ -130,19 +130,15 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 81
     """
     left = torch.randn(side, side, device=device, dtype=dtype)
     best = float("inf")
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
     for _ in range(4):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         left @ left
-        _wait(device)
+        wait(device)
         # The first also loads the kernel.
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best / 1e12
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -199,15 +195,9 @@ def measure_effort(runtime: Runtime | None = None) -> Iterator[Effort]:
         effort.seconds = time.perf_counter() - start
         if gpu is not None:
             effort.peak_mib = torch.cuda.max_memory_allocated(gpu) / 2**20
-        else:
-            effort.peak_mib = _largest_held_mib()
-
-
-def _largest_held_mib() -> float:
-    if sys.platform == "win32":
-        return 0.0
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / (2**20 if sys.platform == "darwin" else 2**10)
+        elif sys.platform != "win32":
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            effort.peak_mib = held / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def prepare_threads(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Several processes that teach together, as ``accelerate launch`` starts them."""
+"""Several processes that train together, as ``accelerate launch`` starts them."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Processes:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any_says(self, wish: bool, device: torch.device) -> bool:
-        """Say whether any process wishes so: all of them get the same answer."""
+    def any_says(self, said_here: bool, device: torch.device) -> bool:
+        """Say whether any process says so: all of them get the same answer."""
         if self.count == 1:
-            return wish
-        said = torch.tensor(float(wish), device=device)
+            return said_here
+        said = torch.tensor(float(said_here), device=device)
         torch.distributed.all_reduce(said, ReduceOp.MAX)
         return bool(said.item())
 
@@ -67,12 +67,9 @@ class Processes:
 
 def join_processes() -> Processes:
     """Find out which of several processes this is; alone unless a launcher says otherwise."""
-    if not torch.distributed.is_available() or not _is_launched():
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not torch.distributed.is_available() or not is_launched:
         return Processes()
     # Without a GPU accelerate must be told, or each process takes itself for the only one.
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index)
-
-
-def _is_launched() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -1,4 +1,4 @@
-"""What passes between stages: the photos, the class images and the drawn pictures of a run."""
+"""Manifests: the photos, class images and drawn pictures that pass between a run's stages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, model_serializer, model_validator
 
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import file_sha256, fingerprint, write_text
+from dreamloom.core.toml_files import ClosedModel
 
 CropShape: TypeAlias = Literal["square", "buckets"]
 """Crops are squares, or of the bucket nearest to the photo's own shape; see `data.buckets`."""
@@ -48,11 +42,7 @@ SubjectChange: TypeAlias = Literal[
 surface: what it seems made of or covered with; teeth: that they show."""
 
 
-class _Listed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Photo(_Listed):
+class Photo(ClosedModel):
     """One photo as training sees it: upright, RGB, scaled until it just covers its crops."""
 
     file: str
@@ -107,7 +97,7 @@ def fingerprint_facts(
     return fingerprint([list(facts) for facts in photos], resolution_px, shape, steps)
 
 
-class PhotoSet(_Listed):
+class PhotoSet(ClosedModel):
     """The photos of one subject."""
 
     folder: Path
@@ -133,12 +123,8 @@ class PhotoSet(_Listed):
         """The prepared copies, in order."""
         return [self.folder / photo.file for photo in self.photos]
 
-    def mask_paths(self) -> list[Path | None]:
-        """The prepared masks, in the photos' order; None for a photo without one."""
-        return [self.folder / photo.mask if photo.mask else None for photo in self.photos]
 
-
-class DrawnClassImage(_Listed):
+class DrawnClassImage(ClosedModel):
     """A class image that the base model drew."""
 
     file: str
@@ -148,7 +134,7 @@ class DrawnClassImage(_Listed):
     """Hash of the file."""
 
 
-class ClassImageSet(_Listed):
+class ClassImageSet(ClosedModel):
     """Class images: square pictures at the training resolution."""
 
     folder: Path
@@ -158,7 +144,7 @@ class ClassImageSet(_Listed):
     """The images to train with."""
     made_from: str
     """Fingerprint of base model, prompt, sampler and seeds; or of the user's files."""
-    recipe: dict[str, str | int | float] = {}
+    recipe: dict[str, str | int | float] = Field(default_factory=dict)
     """What they were drawn from, by name; empty for the user's own."""
     drawn: tuple[DrawnClassImage, ...] = ()
     """All that were drawn so, which can be more than are used; none for the user's own."""
@@ -168,14 +154,14 @@ class ClassImageSet(_Listed):
         return [self.folder / file for file in self.files]
 
 
-def _leave_out_defaults(one: _Listed, written: dict[str, Any], *names: str) -> dict[str, Any]:
+def _leave_out_defaults(one: ClosedModel, written: dict[str, Any], *names: str) -> dict[str, Any]:
     """Leave some fields out of what is written, where they stand as they do by default."""
     fields = type(one).model_fields
     plain = {name for name in names if getattr(one, name) == fields[name].default}
     return {name: value for name, value in written.items() if name not in plain}
 
 
-class Picture(_Listed):
+class Picture(ClosedModel):
     """One drawn picture and everything that it was drawn from."""
 
     file: str
@@ -215,7 +201,7 @@ class Picture(_Listed):
         return ", ".join(words)
 
 
-class AdapterEntry(_Listed):
+class AdapterEntry(ClosedModel):
     """An adapter that was worn while drawing."""
 
     file: str
@@ -226,23 +212,22 @@ class AdapterEntry(_Listed):
     """How it follows the drawing, as `LoraSchedule` tells it; empty for a plain weight."""
 
     def __str__(self) -> str:
-        """The file, its weight and its pace, for readers."""
-        return f"{self.file} × {self.weight:g}" + (
-            f" ({self.lora_schedule})" if self.lora_schedule else ""
-        )
+        """The file, its weight and its schedule, for readers."""
+        schedule = f" ({self.lora_schedule})" if self.lora_schedule else ""
+        return f"{self.file} × {self.weight:g}{schedule}"
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # A plainly worn adapter is written, and so fingerprinted, as before there were paces.
+        # A plainly worn adapter is written, and so fingerprinted, as before there were schedules.
         return _leave_out_defaults(self, write(self), "lora_schedule")
 
 
-class ImageSet(_Listed):
+class ImageSet(ClosedModel):
     """A folder of drawn pictures with its manifest."""
 
     folder: Path
     base: dict[str, str]
-    """The base model, as `families.base.BaseIdentity.as_dict`."""
+    """The base model, as `models.base.BaseIdentity.as_dict`."""
     adapters: tuple[AdapterEntry, ...] = ()
     subject: str = ""
     """The phrase that names the subject in prompts, where an adapter told it."""
@@ -256,12 +241,12 @@ class ImageSet(_Listed):
 
     def select(self, **wanted: object) -> ImageSet:
         """Keep the pictures whose fields equal the given ones, such as ``prompt=…, steps=50``."""
-        kept = tuple(
+        selected = tuple(
             picture
             for picture in self.pictures
             if all(getattr(picture, name) == value for name, value in wanted.items())
         )
-        return self.model_copy(update={"pictures": kept})
+        return self.model_copy(update={"pictures": selected})
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""The shape of a run on disk: names of files, atomic writes, records, fingerprints."""
+"""The run folder: names of files, atomic writes, records of stages, fingerprints."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, Observer
+from dreamloom.core.toml_files import ClosedModel
 
 _LIBRARIES = ("dreamloom", "torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 
 
-class Record(BaseModel):
+class Record(ClosedModel):
     """What one stage did: enough to repeat it, and to know whether it must be repeated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: str
     """The stage's name, for example ``train``."""
@@ -102,7 +101,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; results are meant to be shared like any other file.
-        temporary.chmod(0o666 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -124,12 +125,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         fresh.rename(path)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
@@ -146,74 +141,35 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.settings_file = self.path / "loom.toml"
+        """Every setting, resolved."""
+        self.events_file = self.path / "events.jsonl"
+        """What happened, one JSON object a line."""
+        self.records = self.path / "records"
+        """One JSON record per stage."""
+        self.adapter = self.path / "adapter.safetensors"
+        """What training made."""
+        self.kohya_adapter = self.path / "adapter-kohya.safetensors"
+        """The same for ComfyUI and AUTOMATIC1111, where it was asked for."""
+        self.checkpoints = self.path / "checkpoints"
+        """What an interrupted training goes on from."""
+        self.latents = self.path / "latents"
+        """Encoded crops, while a training is not finished."""
+        self.validation_samples = self.path / "looks"
+        """Pictures, scores and adapters from within the training, by the update."""
+        self.priors = self.path / "priors"
+        """Class images drawn by the base model."""
+        self.photos = self.path / "photos"
+        """Upright, cropped copies of the photos, without location data."""
+        self.images = self.path / "images"
+        """Pictures, one folder with a manifest per set."""
+        self.scores = self.path / "scores.json"
+        """Scores by image set."""
+        self.report = self.path / "report.html"
+        """The page that tells the run's story."""
 
     def __repr__(self) -> str:
-        return f"RunDir({str(self.path)!r})"
-
-    @property
-    def settings_file(self) -> Path:
-        """Every setting, resolved."""
-        return self.path / "loom.toml"
-
-    @property
-    def events_file(self) -> Path:
-        """What happened, one JSON object a line."""
-        return self.path / "events.jsonl"
-
-    @property
-    def records(self) -> Path:
-        """One JSON record per stage."""
-        return self.path / "records"
-
-    @property
-    def adapter(self) -> Path:
-        """What training made."""
-        return self.path / "adapter.safetensors"
-
-    @property
-    def kohya_adapter(self) -> Path:
-        """The same for ComfyUI and AUTOMATIC1111, where it was asked for."""
-        return self.path / "adapter-kohya.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What an interrupted training goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def latents(self) -> Path:
-        """Encoded crops, while a training is not finished."""
-        return self.path / "latents"
-
-    @property
-    def looks(self) -> Path:
-        """Pictures, scores and adapters from within the training, by the update."""
-        return self.path / "looks"
-
-    @property
-    def priors(self) -> Path:
-        """Class images drawn by the base model."""
-        return self.path / "priors"
-
-    @property
-    def photos(self) -> Path:
-        """Upright, cropped copies of the photos, without location data."""
-        return self.path / "photos"
-
-    @property
-    def images(self) -> Path:
-        """Pictures, one folder with a manifest per set."""
-        return self.path / "images"
-
-    @property
-    def scores(self) -> Path:
-        """Scores by image set."""
-        return self.path / "scores.json"
-
-    @property
-    def report(self) -> Path:
-        """The page that tells the run's story."""
-        return self.path / "report.html"
+        return f"RunFolder({str(self.path)!r})"
 
     def refuse_other_folders(self) -> None:
         """Check that the folder can be this run's, without making it.

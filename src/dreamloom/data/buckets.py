@@ -1,4 +1,4 @@
-"""Where to cut a picture: buckets of one area, crops that keep the subject, and their mirrors.
+"""Aspect-ratio buckets and crops: where to cut a picture so that it keeps its subject.
 
 Sizes are (height, width) and boxes (top, left, bottom, right), all in pixels.
 """
@@ -202,10 +202,10 @@ def list_places(
         raise ValueError(f"the box {box} does not lie inside a picture of {scaled_px}")
     if not (1 <= crop_px[0] <= scaled_px[0] and 1 <= crop_px[1] <= scaled_px[1]):
         raise ValueError(f"a crop of {crop_px} cannot be cut from a picture of {scaled_px}")
-    kept = ((top, bottom), (left, right)) if box else (None, None)
+    spans = ((top, bottom), (left, right)) if box else (None, None)
     tops, lefts = (
         _list_starts(length, side, grid_px, span)
-        for length, side, span in zip(scaled_px, crop_px, kept, strict=True)
+        for length, side, span in zip(scaled_px, crop_px, spans, strict=True)
     )
     return tops, lefts
 
@@ -222,12 +222,6 @@ def _list_starts(length: int, side: int, grid: int, span: tuple[int, int] | None
         between = (begin + end - side) // 2 if end - begin > side else (least + most) // 2
     allowed = [start for start in (*range(0, room, grid), room) if least <= start <= most]
     return allowed or [between]
-
-
-def mirror_box(box: Box, width_px: int) -> Box:
-    """Find where a box lies once its picture, ``width_px`` wide, is mirrored left to right."""
-    top, left, bottom, right = box
-    return top, width_px - right, bottom, width_px - left
 
 
 def mirror_left(left_px: int, crop_width_px: int, width_px: int) -> int:

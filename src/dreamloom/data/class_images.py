@@ -1,9 +1,10 @@
-"""Stage 2: class images drawn by the same base model, so that it keeps its idea of the class."""
+"""Class images, by which training keeps the base model's idea of the class: drawn, or one's own."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,18 @@ from dreamloom.core.manifests import (
     read_class_image_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunFolder, atomic_path, file_sha256, fingerprint
+from dreamloom.core.run_folder import (
+    Record,
+    RunFolder,
+    atomic_folder,
+    atomic_path,
+    file_sha256,
+    fingerprint,
+)
+from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
+from dreamloom.data.photos.check import refuse_sliver
+from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
+from dreamloom.data.photos.prepare import is_prepared, prepare_each
 from dreamloom.models.base import Model, Sampler, Shot
 
 BATCH = 8
@@ -98,7 +110,7 @@ def make_class_images(
 
     Args:
         run: Where the images and the record go.
-        model: The base model that will be taught; nothing must be worn or attached.
+        model: The base model that will be trained; no adapter may be active or attached.
         prompt: The class prompt, such as ``a photo of a person``.
         config: Resolved settings: nothing is ``auto`` any more.
         seed: The run's seed.
@@ -108,7 +120,7 @@ def make_class_images(
     Raises:
         ConfigError: If the scheduler is unknown.
     """
-    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     shelf = _find_shelf(run, recipe)
     numbers = range(config.count)
     missing = shelf.lack(numbers)
@@ -178,12 +190,12 @@ def draw_class_images(
     rank, processes = share
     if not 0 <= rank < processes:
         raise ValueError(f"the rank must be from 0 to {processes - 1}, got {rank}")
-    recipe = _write_recipe(model, prompt, config, seed, resolution_px)
+    recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     numbers = range(rank, config.count, processes)
     return len(_draw(_find_shelf(run, recipe), model, recipe, numbers, share, observe))
 
 
-def _write_recipe(
+def _make_recipe(
     model: Model, prompt: str, config: PriorsConfig, seed: int, resolution_px: int
 ) -> _Recipe:
     if config.scheduler not in model.schedulers:
@@ -262,8 +274,8 @@ def _draw(
     """Draw those of the numbered images that the shelf lacks."""
     missing = shelf.lack(numbers)
     drawn: dict[int, DrawnClassImage] = {}
-    kept = len(numbers) - len(missing)
-    observe(Progress("priors", "drawing class images", kept, len(numbers)))
+    done = len(numbers) - len(missing)
+    observe(Progress("priors", "drawing class images", done, len(numbers)))
     if missing:
         shelf.folder.mkdir(parents=True, exist_ok=True)
     journal = shelf.folder / _JOURNALS.replace("*", f"{share[0]}-of-{share[1]}")
@@ -281,7 +293,7 @@ def _draw(
             with journal.open("a", encoding="utf-8") as file:
                 # The line break comes first: it ends a line that was cut off.
                 file.write("\n" + json.dumps(drawn[number].model_dump()))
-        observe(Progress("priors", "drawing class images", kept + len(drawn), len(numbers)))
+        observe(Progress("priors", "drawing class images", done + len(drawn), len(numbers)))
     return drawn
 
 
@@ -311,3 +323,84 @@ def _put_in_place(folder: Path, run: RunFolder) -> None:
         journal.unlink()
     for leftover in run.path.glob(f"{_WAITING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def load_class_images(
+    folder: Path, run: RunFolder, resolution_px: int, prompt: str, observe: Observer = silent
+) -> ClassImageSet:
+    """Prepare class images of the user's own: centred squares of one size under ``run.priors``.
+
+    If the same images were prepared before, nothing is done. ``run.priors`` appears whole or not
+    at all.
+
+    Args:
+        folder: Where the images lie, not in folders of their own; other files are ignored.
+        run: The run that the copies are for.
+        resolution_px: Side of the squares.
+        prompt: What the images show, in the words they are trained with.
+        observe: Hears of the progress and of what was enlarged or ignored.
+
+    Raises:
+        PhotoError: As `load_photos`.
+    """
+    started = time.perf_counter()
+    refuse_own(folder, run.priors)
+    listing = list_class_images(folder)
+    made_from = fingerprint([hash_file(path) for path in listing.pictures], resolution_px)
+    inputs = {"class_images": made_from, "prompt": prompt, "resolution_px": str(resolution_px)}
+    if is_prepared(run, "priors", inputs):
+        known = len(listing.pictures)
+        observe(StageSkipped("priors", f"the {known} class images are prepared already"))
+        return read_class_image_set(run.priors)
+    observe(StageStarted("priors", f"{count(listing.pictures, 'class image')} in {folder}"))
+    with atomic_folder(run.priors) as fresh:
+        names, small = _crop_squares(listing.pictures, fresh, resolution_px, observe)
+        notes = list(listing.notes)
+        if small:
+            notes.append(
+                f"enlarged {count(small, 'class image')} smaller than {resolution_px} pixels: "
+                f"{name_some(small)}"
+            )
+        for note in notes:
+            observe(Note("priors", note))
+        prepared = ClassImageSet(
+            folder=fresh,
+            prompt=prompt,
+            resolution_px=resolution_px,
+            files=tuple(names),
+            made_from=made_from,
+        )
+        write_manifest(prepared)
+    seconds = time.perf_counter() - started
+    run.write_record(
+        Record(
+            stage="priors",
+            inputs=inputs,
+            settings={"kind": "folder", "prompt": prompt, "resolution_px": resolution_px},
+            outputs=run.hash_outputs(*sorted(run.priors.iterdir())),
+            results={"class_images": len(names), "notes": notes},
+            seconds=seconds,
+        )
+    )
+    observe(StageDone("priors", seconds, count(names, "class image")))
+    return prepared.model_copy(update={"folder": run.priors})
+
+
+def _crop_squares(
+    paths: Sequence[Path], fresh: Path, resolution_px: int, observe: Observer
+) -> tuple[list[str], list[str]]:
+    """Write the class images; return their names and the names of those that were enlarged."""
+    names: list[str] = []
+    small: list[str] = []
+
+    def prepare(path: Path, name: str) -> None:
+        image = open_upright(path)
+        refuse_sliver(path, image)
+        square = crop_centre(image)
+        if square.width < resolution_px:
+            small.append(path.name)
+        scale_shorter_side(square, resolution_px).save(fresh / name)
+        names.append(name)
+
+    prepare_each(paths, prepare, "priors", observe)
+    return names, small

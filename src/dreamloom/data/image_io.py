@@ -1,4 +1,4 @@
-"""The one door through which a picture file becomes numbers: always upright, always sRGB."""
+"""Reading image files: the one way from a picture file to numbers, always upright, always sRGB."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ PICTURE_SUFFIXES = (
 # A picture that stops half-way must be refused, not filled up with grey.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
-# What undoes each EXIF orientation.
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,6 +33,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What undoes each EXIF orientation."""
+
 _HEIF_BRANDS = frozenset(b"heic heim heis heix hevc hevm hevs hevx mif1 msf1".split())
 # In others, as in many phones' JPEG, further pictures are previews and maps of the same one.
 _SERIAL_FORMATS = frozenset(("GIF", "PNG", "TIFF", "WEBP"))
@@ -82,9 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     image = _to_8_bits(image)
     if image.mode in {"P", "PA"} or image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
+        image = _lay_on("white", image).convert("RGB")
     converted = _apply_profile(image, profile) if profile else None
     plain = image.convert("RGB") if converted is None else converted
     plain.info = {}
@@ -142,7 +141,7 @@ def read_mask(path: Path, of: Upright) -> Image.Image:
     """
     mask = _open(path, _read_grey)
     if mask.size == of.image.size[::-1] != of.image.size and of.orientation >= 5:
-        mask = mask.transpose(_TURNS[of.orientation])
+        mask = mask.transpose(TURNS[of.orientation])
     if mask.size != of.image.size:
         raise PhotoError(
             f"The mask {path} has {mask.width} × {mask.height} pixels, but its photo has "
@@ -228,8 +227,8 @@ def _read(path: Path) -> Upright:
         stored = _orientation(file)
         file.load()
         left = _orientation(file)
-        image = file.transpose(_TURNS[left]) if left in _TURNS else file.copy()
-        orientation = stored if stored in _TURNS else left if left in _TURNS else 1
+        image = file.transpose(TURNS[left]) if left in TURNS else file.copy()
+        orientation = stored if stored in TURNS else left if left in TURNS else 1
         return Upright(to_rgb(image), orientation, _has_location(file), _is_series(file))
 
 
@@ -237,14 +236,17 @@ def _read_grey(path: Path) -> Image.Image:
     with Image.open(path) as file:
         file.load()
         orientation = _orientation(file)
-        image = file.transpose(_TURNS[orientation]) if orientation in _TURNS else file.copy()
+        image = file.transpose(TURNS[orientation]) if orientation in TURNS else file.copy()
     image = _to_8_bits(image)
     if image.mode in {"P", "PA"} or image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = _lay_on("black", image)
     grey = image.convert("L")
     grey.info = {}
     return grey
+
+
+def _lay_on(colour: str, image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image.convert("RGBA"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

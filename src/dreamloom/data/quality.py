@@ -1,4 +1,4 @@
-"""What can be told from a photo's pixels: is it sharp, well lit, and unlike the others?"""
+"""Photo quality, from pixels alone: is a photo sharp, well lit, and unlike the others?"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STANDARD_PX = 512
 LEAST_SHARPNESS = 25.0
 """A photo of less is blurred."""
 NEAR_BITS = 32
-"""Photos whose looks differ in at most so many of 256 bits are nearly the same picture."""
+"""Photos whose hashes differ in at most so many of 256 bits are nearly the same picture."""
 
 Light: TypeAlias = Literal["good", "dark", "overexposed", "flat"]
-Look: TypeAlias = Bool[np.ndarray, " bits"]
+PictureHash: TypeAlias = Bool[np.ndarray, " bits"]
 
 _TILES = 8
 _SHARPEST_PERCENT = 95
@@ -45,8 +45,8 @@ class Judgement(NamedTuple):
     sharpness: float
     issues: tuple[str, ...]
     """What is not ideal; each goes on where the photo's name begins the sentence."""
-    look: Look
-    """What the photo is recognised by, see `look_of`."""
+    hash: PictureHash
+    """What the photo is recognised by, see `difference_hash`."""
 
 
 def judge(image: Image.Image, crop_px: tuple[int, int]) -> Judgement:
@@ -67,7 +67,7 @@ def judge(image: Image.Image, crop_px: tuple[int, int]) -> Judgement:
             f"is blurred (sharpness {figure:.0f}, where {LEAST_SHARPNESS:.0f} is the least and "
             "100 or more usual): take it again, or leave it out"
         )
-    return Judgement(figure, tuple(issues), look_of(small))
+    return Judgement(figure, tuple(issues), difference_hash(small))
 
 
 def _judge_shape(size: tuple[int, int], crop: tuple[int, int]) -> list[str]:
@@ -166,7 +166,7 @@ def judge_light(luminance: Float[np.ndarray, "height width"]) -> Light:
     return "flat" if high - low < _FLAT else "good"
 
 
-def look_of(image: Image.Image) -> Look:
+def difference_hash(image: Image.Image) -> PictureHash:
     """Reduce a picture to bits that scaling and compressing hardly change.
 
     Copies of the 32 photos that `sharpness` was tried on, scaled, compressed, brightened or
@@ -182,8 +182,8 @@ def look_of(image: Image.Image) -> Look:
     return np.asarray(grey[:, 1:] > grey[:, :-1]).ravel()
 
 
-def nearly_same(one: Look, other: Look) -> bool:
-    """Say whether two pictures, by their looks, are nearly the same."""
+def nearly_same(one: PictureHash, other: PictureHash) -> bool:
+    """Say whether two pictures, by their hashes, are nearly the same."""
     return int((one != other).sum()) <= NEAR_BITS
 
 

@@ -1,7 +1,7 @@
-"""The whole journey on the embedded model: with and without class images, a style, a merge.
+"""The demo: the whole journey on the embedded model, with class images, a style and a merge.
 
-The same six photos are taught twice, with equal exposure; what differs is only whether class
-images are seen as well. A pixel-art style is taught apart and merged with the subject.
+The same six photos are trained on twice, with equal exposure; what differs is only whether class
+images are seen as well. A pixel-art style is trained apart and merged with the subject.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
 
     Raises:
         RunFolderError: If ``out`` holds other files, or a run with other settings.
-        TrainingError: If it was stopped while teaching.
+        TrainingError: If it was stopped while training.
     """
     model = load_model(config.base, runtime)
     config = resolve_defaults(config, model)
@@ -69,14 +69,21 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     priors = make_class_images(
         root, model, config.class_prompt(), config.priors, config.seed, side, observe
     )
-    without = _train(root, "without_prior", model, photos, None, config, observe)
-    with_prior = _train(root, "with_prior", model, photos, priors, config, observe)
-    style = _train_style(root, model, config, observe)
-    merged = _merge(root, with_prior, style, observe)
-    sets = _draw(root, model, config, (without, with_prior, style, merged), observe)
-    scorecards = _score(root, sets, photos, priors, config, observe)
-    kept = _score_merge(root, sets, photos, read_photo_set(style.photos), config, observe)
-    _summarise(root, config, scorecards, kept)
+    # The style's trigger is the word "pixel", and its pictures have captions.
+    subject = config.subject.model_copy(
+        update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
+    )
+    pixel_config = config.model_copy(update={"subject": subject})
+    pixel_art = examples_folder() / "pixel-art"
+    adapters = {
+        "without_prior": _train(root, "without_prior", model, photos, None, config, observe),
+        "with_prior": _train(root, "with_prior", model, photos, priors, config, observe),
+        "style": _train(root, "style", model, pixel_art, None, pixel_config, observe),
+    }
+    adapters["merged"] = _merge(root, adapters["with_prior"], adapters["style"], observe)
+    sets = _draw(root, model, config, adapters, observe)
+    scorecards, retention = _score(root, sets, photos, priors, config, observe)
+    _summarise(root, config, scorecards, retention)
     return write_report(out, observe)
 
 
@@ -84,41 +91,26 @@ def _train(
     root: RunFolder,
     name: str,
     model: Model,
-    photos: PhotoSet,
+    photos: PhotoSet | Path,
     priors: ClassImageSet | None,
     config: LoomConfig,
     observe: Observer,
-) -> RunFolder:
+) -> Path:
+    """Train in a folder of its own, which also gets the photos of a folder; return the adapter."""
     if priors is None:
         config = config.model_copy(
             update={"priors": config.priors.model_copy(update={"kind": "none"})}
         )
     run = open_run(root.path / name, config)
-    train_adapter(run, model, photos, priors, config, tee(observe, run.observer()))
-    return run
-
-
-def _train_style(root: RunFolder, model: Model, config: LoomConfig, observe: Observer) -> RunFolder:
-    """Teach pixel art from captioned pictures; its trigger is the word ``pixel``."""
-    subject = config.subject.model_copy(
-        update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
-    )
-    config = config.model_copy(
-        update={
-            "subject": subject,
-            "priors": config.priors.model_copy(update={"kind": "none"}),
-        }
-    )
-    run = open_run(root.path / "style", config)
     observe = tee(observe, run.observer())
-    folder = examples_folder() / "pixel-art"
-    pictures = load_photos(folder, run, model.advice.resolution_px, observe)
-    train_adapter(run, model, pictures, None, config, observe)
-    return run
+    if isinstance(photos, Path):
+        photos = load_photos(photos, run, model.advice.resolution_px, observe)
+    train_adapter(run, model, photos, priors, config, observe)
+    return run.adapter
 
 
-def _merge(root: RunFolder, subject: RunFolder, style: RunFolder, observe: Observer) -> Path:
-    parts = [AdapterPart(subject.adapter, SUBJECT_WEIGHT), AdapterPart(style.adapter, STYLE_WEIGHT)]
+def _merge(root: RunFolder, subject: Path, style: Path, observe: Observer) -> Path:
+    parts = [AdapterPart(subject, SUBJECT_WEIGHT), AdapterPart(style, STYLE_WEIGHT)]
     out = root.path / "merged.safetensors"
     inputs = {f"part{number}": file_sha256(part.path) for number, part in enumerate(parts)}
     if not root.finished("merge", inputs):
@@ -128,48 +120,41 @@ def _merge(root: RunFolder, subject: RunFolder, style: RunFolder, observe: Obser
     return out
 
 
+_SETS: dict[str, tuple[str, str]] = {
+    "base": ("seed", ""),
+    "without_prior": ("seed", "without_prior"),
+    "with_prior": ("seed", "with_prior"),
+    "base_merged": ("pixel", ""),
+    "with_prior_alone": ("pixel", "with_prior"),
+    "style": ("pixel", "style"),
+    "merged": ("pixel", "merged"),
+    "table_base": ("table", ""),
+    "table_without_prior": ("table", "without_prior"),
+    "table_with_prior": ("table", "with_prior"),
+}
+"""Each set of pictures: what is drawn, and the adapter that draws it; without one it is the base
+model's, and so the floor of all that draw the same. They share prompts, seeds and samplers."""
+
+_FLOORS = {what: name for name, (what, adapter) in _SETS.items() if not adapter}
+
+
 def _draw(
-    root: RunFolder,
-    model: Model,
-    config: LoomConfig,
-    adapters: tuple[RunFolder, RunFolder, RunFolder, Path],
-    observe: Observer,
+    root: RunFolder, model: Model, config: LoomConfig, adapters: dict[str, Path], observe: Observer
 ) -> dict[str, ImageSet]:
-    """Draw every set; sets that are compared share prompts, seeds and samplers."""
-    without, with_prior, style, merged = adapters
     phrase = config.subject.phrase
     # Whether "a person" is still everybody is seen only in pictures of the class.
     prompts = [*pack_prompts("seed-v1", phrase), Prompt(config.class_prompt(), "class")]
-    pixel = pack_prompts("pixel-v1", phrase)
     table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
-    wanted: dict[str, tuple[list[Prompt], Any, list[ActiveAdapter]]] = {
-        "base": (prompts, config.generate, []),
-        "without_prior": (prompts, config.generate, [ActiveAdapter(without.adapter)]),
-        "with_prior": (prompts, config.generate, [ActiveAdapter(with_prior.adapter)]),
-        "base_merged": (pixel, config.generate, []),
-        "with_prior_alone": (pixel, config.generate, [ActiveAdapter(with_prior.adapter)]),
-        "style": (pixel, config.generate, [ActiveAdapter(style.adapter)]),
-        "merged": (pixel, config.generate, [ActiveAdapter(merged)]),
-        "table_base": (prompts[:1], table, []),
-        "table_without_prior": (prompts[:1], table, [ActiveAdapter(without.adapter)]),
-        "table_with_prior": (prompts[:1], table, [ActiveAdapter(with_prior.adapter)]),
+    drawn = {
+        "seed": (prompts, config.generate),
+        "pixel": (pack_prompts("pixel-v1", phrase), config.generate),
+        "table": (prompts[:1], table),
     }
-    return {
-        name: generate_images(root, model, texts, settings, active, name, observe)
-        for name, (texts, settings, active) in wanted.items()
-    }
-
-
-_FLOORS = {
-    "without_prior": "base",
-    "with_prior": "base",
-    "with_prior_alone": "base_merged",
-    "style": "base_merged",
-    "merged": "base_merged",
-    "table_without_prior": "table_base",
-    "table_with_prior": "table_base",
-}
-"""Which of the base model's sets each set is compared with."""
+    sets = {}
+    for name, (what, adapter) in _SETS.items():
+        active = [ActiveAdapter(adapters[adapter])] if adapter else []
+        sets[name] = generate_images(root, model, *drawn[what], active, name, observe)
+    return sets
 
 
 def _score(
@@ -179,46 +164,32 @@ def _score(
     priors: ClassImageSet,
     config: LoomConfig,
     observe: Observer,
-) -> dict[str, Scorecard]:
+) -> tuple[dict[str, Scorecard], Retention]:
+    """Score every set, and what the merge has kept of the subject and of the style."""
     encoders = pick_encoders(config.evaluate, sets["base"], config.device)
-    return {
-        name: evaluate_run(
+    cards = {}
+    for name, (what, adapter) in _SETS.items():
+        cards[name] = evaluate_run(
             root,
-            images,
+            sets[name],
             photos,
-            floor=Floor(sets[_FLOORS[name]], priors.paths()) if name in _FLOORS else None,
+            floor=Floor(sets[_FLOORS[what]], priors.paths()) if adapter else None,
             config=config.evaluate,
             subject=config.subject,
             encoders=encoders,
             observe=observe,
         )
-        for name, images in sets.items()
-    }
-
-
-def _score_merge(
-    root: RunFolder,
-    sets: dict[str, ImageSet],
-    photos: PhotoSet,
-    style_pictures: PhotoSet,
-    config: LoomConfig,
-    observe: Observer,
-) -> Retention:
-    """Say what the merge has kept of the subject and of the style."""
-    beside = MergeSets(
-        base=sets["base_merged"],
-        subject=sets["with_prior_alone"],
-        style=sets["style"],
-        merged=sets["merged"],
+    compared = MergeSets(
+        sets["base_merged"], sets["with_prior_alone"], sets["style"], sets["merged"]
     )
-    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
-    return evaluate_merge_run(
-        root, beside, photos, style_pictures, config.evaluate, encoders, observe
+    style_pictures = read_photo_set(RunFolder(root.path / "style").photos)
+    return cards, evaluate_merge_run(
+        root, compared, photos, style_pictures, config.evaluate, encoders, observe
     )
 
 
 def _summarise(
-    root: RunFolder, config: LoomConfig, scorecards: dict[str, Scorecard], kept: Retention
+    root: RunFolder, config: LoomConfig, scorecards: dict[str, Scorecard], retention: Retention
 ) -> None:
     """Write what programs read: scores of the headline prompt, and seconds per stage."""
     headline = pack_prompts("seed-v1", config.subject.phrase)[0].text
@@ -238,8 +209,8 @@ def _summarise(
             **scores,
             "merged": {
                 **_prompt_scores(scorecards["merged"], merged),
-                "identity_retention": kept.identity.model_dump(mode="json"),
-                "style_retention": kept.style.model_dump(mode="json"),
+                "identity_retention": retention.identity.model_dump(mode="json"),
+                "style_retention": retention.style.model_dump(mode="json"),
             },
             "scores_on": {"merged": merged, "base, without_prior, with_prior": headline},
             "seconds": collect_seconds(root),

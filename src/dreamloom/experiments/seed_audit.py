@@ -1,4 +1,4 @@
-"""The audit: CLIP-I and CLIP-T as a faulty script computed them, fault by fault, to none.
+"""The seed audit: CLIP-I and CLIP-T as a faulty script computed them, fault by fault, to none.
 
 The study at github.com/rajlm10/dreambooth_lora_merging reports CLIP-I of 0.96 to 0.98 and one
 identical CLIP-T for every row. Each fault behind that is a switch here, so that anyone can see
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
-from dreamloom.data.image_io import crop_centre, open_upright, read_upright, to_tensor
+from dreamloom.core.toml_files import ClosedModel
+from dreamloom.data.image_io import TURNS, crop_centre, open_upright, read_upright, to_tensor
 from dreamloom.evaluation.encoders.base import Familiarity, Missing, TextExtractor
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
@@ -38,16 +38,8 @@ _MOSAICS = 6
 _MOSAIC_CELLS = 16
 _Means = Float[np.ndarray, " values"]
 
-# What lays an upright picture down again as its file stores it, by EXIF orientation.
-_AS_STORED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+# What lays an upright picture down again as its file stores it: quarter turns undo each other.
+_AS_STORED = TURNS | {6: TURNS[8], 8: TURNS[6]}
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ FAULT_WORDS = {
 
 
 class AuditedImage(NamedTuple):
-    """A picture or photo to look at."""
+    """A picture or photo that is scored."""
 
     original: Path
     prepared: Path
@@ -143,11 +135,7 @@ class Wording:
         return np.array(each)
 
 
-class _Listed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AuditScores(_Listed):
+class AuditScores(ClosedModel):
     """What a way of scoring gives."""
 
     clip_i: float
@@ -162,7 +150,7 @@ class AuditScores(_Listed):
     """How like the photos the floor's pictures are; None without a floor."""
 
 
-class AuditRow(_Listed):
+class AuditRow(ClosedModel):
     """One step of the table."""
 
     fault: str
@@ -171,7 +159,7 @@ class AuditRow(_Listed):
     scores: AuditScores
 
 
-class Audit(_Listed):
+class Audit(ClosedModel):
     """The table: from every fault to none, and each fault alone."""
 
     rows: tuple[AuditRow, ...]
@@ -205,7 +193,7 @@ def audit_faults(
     *,
     floor: Sequence[AuditedImage] = (),
     familiar: Familiarity | None = None,
-    on_look: Callable[[int], None] = lambda done: None,
+    on_row: Callable[[int], None] = lambda done: None,
 ) -> Audit:
     """Score pictures the faulty way, mend one fault after the other, and put each in alone.
 
@@ -216,7 +204,7 @@ def audit_faults(
         wording: The texts.
         floor: Pictures of the base model, or of anybody else; may be absent.
         familiar: Says which pictures CLIP knows; None if it knows every kind.
-        on_look: Told how many of `count_looks` rows are done.
+        on_row: Told how many of `count_rows` rows are done.
 
     Raises:
         PhotoError: If a picture cannot be read.
@@ -225,17 +213,17 @@ def audit_faults(
     switches = _switches(wording)
     faults = replace(EVERY_FAULT, one_text="one_text" in switches)
     rows = [AuditRow(fault="", says="every fault", scores=evaluator.score(faults))]
-    on_look(1)
+    on_row(1)
     for name in switches:
         faults = replace(faults, **{name: False})
         scores = evaluator.score(faults)
         rows.append(AuditRow(fault=name, says=FAULT_WORDS[name].mended, scores=scores))
-        on_look(len(rows))
+        on_row(len(rows))
     alone = []
     for name in switches:
         scores = evaluator.score(replace(Faults(), **{name: True}))
         alone.append(AuditRow(fault=name, says=FAULT_WORDS[name].wrong, scores=scores))
-        on_look(len(rows) + len(alone))
+        on_row(len(rows) + len(alone))
     return Audit(
         rows=tuple(rows),
         alone=tuple(alone),
@@ -260,7 +248,7 @@ def score_with_faults(
     return _Evaluator(pictures, photos, (), clip, wording).score(faults)
 
 
-def count_looks(wording: Wording) -> int:
+def count_rows(wording: Wording) -> int:
     """Count the rows of an audit, both tables together."""
     return 1 + 2 * len(_switches(wording))
 
@@ -347,29 +335,29 @@ def draw_mosaics(side_px: int, count: int = _MOSAICS) -> list[Image.Image]:
 
 @dataclass
 class _Evaluator:
-    """What is scored, and what the encoder saw of it in each way of looking."""
+    """What is scored, and its embeddings by the way that pictures reached the encoder."""
 
     pictures: Sequence[AuditedImage]
     photos: Sequence[AuditedImage]
     floor: Sequence[AuditedImage]
     clip: ClipEncoder
     wording: Wording
-    _seen: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    _embedded: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def score(self, faults: Faults) -> AuditScores:
-        pictures = self._look("pictures", self.pictures, faults)
-        photos = self._look("photos", self.photos, faults)
+        pictures = self._embed("pictures", self.pictures, faults)
+        photos = self._embed("photos", self.photos, faults)
         weights = self.wording.weights(faults, len(pictures))
         scores = {
             # The mean over all pairs is the same whichever side comes first.
             "clip_i": _mean(_likeness(pictures, photos), weights),
             "clip_t": self._clip_t(pictures, photos, weights, faults),
             "photos": _mean(photo_ceiling(photos).numpy()) if len(photos) > 1 else None,
-            "mosaics": _mean(_likeness(self._look("mosaics", (), faults), photos)),
+            "mosaics": _mean(_likeness(self._embed("mosaics", (), faults), photos)),
             "floor": None,
         }
         if self.floor:
-            floor = self._look("floor", self.floor, faults)
+            floor = self._embed("floor", self.floor, faults)
             scores["floor"] = _mean(_likeness(floor, photos))
         if faults.half:
             scores = {
@@ -387,10 +375,10 @@ class _Evaluator:
             return _mean(cosines(features, photos).mean(dim=1).numpy()[places], weights)
         return _mean(prompt_fidelity(generated=pictures, prompts=features[places]).numpy(), weights)
 
-    def _look(self, name: str, sources: Sequence[AuditedImage], faults: Faults) -> Tensor:
+    def _embed(self, name: str, sources: Sequence[AuditedImage], faults: Faults) -> Tensor:
         ways = (faults.bright, faults.sideways, faults.squashed, faults.jagged)
         key = (name, *ways, faults.full_size and name == "photos")
-        if key not in self._seen:
+        if key not in self._embedded:
             rows, side_px = [], self.clip.preprocessing.crop_px
             images = draw_mosaics(2 * side_px) if name == "mosaics" else sources
             for start in range(0, len(images), _BATCH):
@@ -403,8 +391,8 @@ class _Evaluator:
                     for one in images[start : start + _BATCH]
                 ]
                 rows.append(self.clip.embed_pixels(torch.stack(pixels)))
-            self._seen[key] = torch.cat(rows)
-        return self._seen[key]
+            self._embedded[key] = torch.cat(rows)
+        return self._embedded[key]
 
 
 def _likeness(pictures: Tensor, photos: Tensor) -> _Means:
@@ -438,24 +426,24 @@ def _warn(
 
 def _conclude(faulty: AuditScores, right: AuditScores) -> str:
     """Say how far apart things are that differ, with every fault and the right way."""
-    told = []
+    sentences = []
     if faulty.photos is None or right.photos is None:
-        told.append("One photo has nothing to be compared with, so there is no ceiling.")
+        sentences.append("One photo has nothing to be compared with, so there is no ceiling.")
     else:
-        told.append(
+        sentences.append(
             f"With every fault the pictures lie {_apart(faulty.clip_i, faulty.photos)} the photos "
             f"among themselves, the right way {_apart(right.clip_i, right.photos)} them."
         )
-    told.append(
+    sentences.append(
         f"Mosaics of random colours, which show nothing, score {faulty.mosaics:.3f} with every "
         f"fault and {right.mosaics:.3f} the right way."
     )
     if faulty.floor is not None and right.floor is not None:
-        told.append(
+        sentences.append(
             f"The pictures lie {_apart(faulty.clip_i, faulty.floor)} the floor with every fault "
             f"and {_apart(right.clip_i, right.floor)} it the right way."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _apart(value: float, other: float) -> str:

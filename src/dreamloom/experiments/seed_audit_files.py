@@ -17,7 +17,7 @@ from dreamloom.experiments.seed_audit import (
     Wording,
     audit_faults,
     bare_clip,
-    count_looks,
+    count_rows,
 )
 from dreamloom.pipeline.score import PHOTO_SIDE_PX, find_subject
 
@@ -63,7 +63,7 @@ def score_as_seed(
         prompts_without=tuple(replace_subject(picture.prompt, *words) for picture in drawn),
         seeds=tuple(picture.seed for picture in drawn),
     )
-    total = count_looks(wording)
+    total = count_rows(wording)
     with TemporaryDirectory() as scratch:
         side = pictures.resolution_px or PHOTO_SIDE_PX
         photos = load_photos(photos_folder, RunFolder(scratch), side, observe)
@@ -77,5 +77,5 @@ def score_as_seed(
             wording,
             floor=[AuditedImage(path, path) for path in below],
             familiar=encoders.familiar,
-            on_look=lambda done: observe(Progress("audit", "scoring", done, total)),
+            on_row=lambda done: observe(Progress("audit", "scoring", done, total)),
         )

@@ -11,13 +11,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.core.config.settings import (
-    NOT_TAUGHT,
-    LoomConfig,
-    PriorsConfig,
-    load_config,
-    to_toml,
-)
+from dreamloom.core.config.loading import load_config, to_toml
+from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.distributed import join_processes
 from dreamloom.core.errors import ConfigError, RunFolderError
@@ -32,8 +27,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import Record, RunFolder, write_text
 from dreamloom.data.buckets import suggest_step
-from dreamloom.data.class_images import draw_class_images, make_class_images
-from dreamloom.data.photos.class_images import load_class_images
+from dreamloom.data.class_images import draw_class_images, load_class_images, make_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.metrics.scorecard import Scorecard

@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dreamloom.core.config.settings import PRESETS, LoomConfig, load_config
+from dreamloom.core.config.loading import PRESETS, load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import Record, file_sha256
 from dreamloom.evaluation.verdicts import read_figure, tell

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from dreamloom.core.config.settings import LoomConfig, load_config
+from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError, RunFolderError
 from dreamloom.core.manifests import (
     MANIFEST,

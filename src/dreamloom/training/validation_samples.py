@@ -68,7 +68,7 @@ class ValidationSampler:
     def recommend(self) -> Recommendation | None:
         """Say which of the adapters that were kept is best; None where nothing was scored."""
         candidates = []
-        for folder in sorted(self.run.looks.glob("[0-9]*")):
+        for folder in sorted(self.run.validation_samples.glob("[0-9]*")):
             if not (folder / _ADAPTER).is_file():
                 continue
             known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ class ValidationSampler:
         return self._folder(update) / _ADAPTER
 
     def _folder(self, updates_done: int) -> Path:
-        return self.run.looks / f"{updates_done:06d}"
+        return self.run.validation_samples / f"{updates_done:06d}"
 
     def _draw(self, folder: Path, updates_done: int) -> ImageSet:
         settings, subject = self.config.validation, self.config.subject

@@ -1,56 +1,287 @@
-"""Every setting: its name, default, limits and its one description."""
+"""Every setting of a run: name, default, limits and its one description, in groups."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+import string
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from dreamloom.core.config.aliases import RENAMED, list_earlier_names, use_current_names
-from dreamloom.core.config.sections import (
-    NONE,
-    AdapterConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    MemoryConfig,
-    ObjectiveConfig,
-    PhotosConfig,
-    Preset,
-    PriorsConfig,
-    Section,
-    SubjectConfig,
-    TrainConfig,
-    ValidationConfig,
-)
-from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import Note, Observer, silent
+from dreamloom.core.toml_files import NONE, Section
 
-__all__ = [
-    "NOT_TAUGHT",
-    "PRESETS",
-    "AdapterConfig",
-    "EvaluateConfig",
-    "GenerateConfig",
-    "LoomConfig",
-    "MemoryConfig",
-    "ObjectiveConfig",
-    "PhotosConfig",
-    "PriorsConfig",
-    "SubjectConfig",
-    "TrainConfig",
-    "ValidationConfig",
-    "describe_settings",
-    "load_config",
-    "setting_names",
-    "to_toml",
-]
+Auto = Literal["auto"]
+Preset = Literal["quick", "standard", "thorough"]
+PriorKind = Literal["generated", "folder", "base", "none"]
+_AboveZero = Annotated[float, Field(gt=0)]
+_Guidance = Annotated[float, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_OrNone = BeforeValidator(lambda value: None if value == NONE else value)
+
+
+def _check_order(given: tuple[float, float]) -> tuple[float, float]:
+    if given[0] >= given[1]:
+        raise ValueError("it must begin below its end, such as [0.2, 0.8]")
+    return given
+
+
+_Part = Annotated[tuple[_Share, _Share], AfterValidator(_check_order)]
+
+
+def _check_blanks(allowed: str, text: str) -> str:
+    """Let a prompt be filled in later: it may hold one word in braces, and no other."""
+    try:
+        blanks = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError:
+        blanks = {text}
+    if blanks - {allowed}:
+        raise ValueError(f"the only word in braces may be {{{allowed}}}")
+    return text
+
+
+_SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
+
+
+class SubjectConfig(Section):
+    """Who or what is taught, and in which words."""
+
+    phrase: str = Field("rraj person", min_length=1)
+    """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
+    class_noun: str = Field("person", min_length=1)
+    """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
+    photo_prompt: _SubjectPrompt = "a photo of {subject}"
+    """The prompt each photo is trained with; {subject} stands for the phrase."""
+    class_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))] = (
+        "a photo of a {class_noun}"
+    )
+    """The prompt of the class images; {class_noun} stands for the noun."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_noun_from_the_phrase(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "class_noun" not in given:
+            words = str(given.get("phrase", "")).split()
+            return {**given, "class_noun": words[-1]} if words else given
+        return given
+
+
+class PhotosConfig(Section):
+    """How photos are read."""
+
+    resolution_px: Auto | Annotated[int, Field(ge=8)] = "auto"
+    """Side of the square that is trained on; auto takes the base model's own."""
+    shape: Auto | Literal["square", "buckets"] = "auto"
+    """Crops are squares, or as near to the photo's own shape as buckets of the same area allow."""
+    flip: bool = False
+    """Mirror photos at random. Off by default: faces are not symmetric."""
+
+
+class PriorsConfig(Section):
+    """The class images that keep the base model's idea of the class."""
+
+    kind: PriorKind = "generated"
+    """Where they come from: the base model draws them, a folder has them, the base model's own
+    predictions take their place, or there are none."""
+    folder: str = ""
+    """Where your class images lie; only for kind 'folder'."""
+    count: int = Field(48, ge=1, le=10_000)
+    """How many class images."""
+    scheduler: str = "ddim"
+    """The scheduler that draws them."""
+    steps: int = Field(25, ge=1, le=1000)
+    """Denoising steps for each."""
+    guidance: Auto | _Guidance = "auto"
+    """Classifier-free guidance for each; auto takes the base model's own."""
+
+
+class TrainConfig(Section):
+    """How the adapter is taught."""
+
+    steps: int = Field(300, ge=1)
+    """Optimizer steps; each sees batch_photos × gradient_accumulation_steps × processes photos."""
+    batch_photos: int = Field(4, ge=1)
+    """Photos in each batch."""
+    batch_priors: int = Field(4, ge=1)
+    """Class images in each batch, where there are any."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Batches whose gradients are added up for one optimizer step."""
+    prior_weight: float = Field(1.0, ge=0)
+    """Weight of the class images' loss (DreamBooth's lambda)."""
+    rank: int = Field(16, ge=1)
+    """Rank of the adapter's updates."""
+    alpha: Auto | _AboveZero = "auto"
+    """Updates are scaled by alpha / rank; auto means alpha = rank."""
+    target_modules: Auto | Literal["attention", "linear", "all"] = "auto"
+    """Layers that get LoRA weights: those of attention, every linear one, or all with
+    convolutions; auto takes the base model's own advice."""
+    optimizer: str = "adamw"
+    """adamw, adamw8bit, adafactor, prodigy, schedule_free, lion, came, muon and others."""
+    learning_rate: Auto | _AboveZero = "auto"
+    """Step size; auto takes the base model's own advice, fitted to the optimizer."""
+    text_learning_rate: Auto | _AboveZero = "auto"
+    """Step size of the text encoders' adapters; auto takes half of learning_rate."""
+    token_learning_rate: Auto | _AboveZero = "auto"
+    """Step size of new words' embeddings; auto takes ten times learning_rate."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = (
+        "cosine"
+    )
+    """What the learning rate does after the warm-up."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """The optimizer's weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
+    """Decay of the adapter's moving average (EMA), which is then saved; none saves the last."""
+    compile: Auto | Literal["off", "blocks"] = "off"
+    """blocks compiles what repeats: the U-Net's blocks, on a processor the text encoders', too;
+    auto does so on GPUs from 500 steps on."""
+    checkpointing_steps: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+
+
+class MemoryConfig(Section):
+    """What fits on the device; `dreamloom plan` fills in what is left at auto."""
+
+    limit: str = "auto"
+    """Memory to make do with, such as 12GiB; auto takes what the GPU has."""
+    gradient_checkpointing: Auto | Literal["none", "high", "low", "full"] = "auto"
+    """Levels of the U-Net that the backward pass recomputes; full is all of them."""
+    base_quantization: Auto | Literal["whole", "fp8", "int8", "nf4"] = "auto"
+    """How the frozen base model is kept: whole, or its linear layers in 8 or 4 bits."""
+    micro_batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Images that go through the model at once; an update's batch is cut into such passes."""
+    cpu_offload: Auto | bool = "auto"
+    """Let autoencoder, text encoders and denoiser take turns on the device."""
+
+
+class AdapterConfig(Section):
+    """What kind of adapter is taught, and where it lies."""
+
+    @property
+    def splits_base(self) -> bool:
+        """Whether it begins with a part of the base's weights, which must be whole for that."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
+
+    kind: Literal["lora", "dora", "loha", "lokr", "oft"] = "lora"
+    """LoRA, or one of its relatives, which other programs read less widely."""
+    blocks: str = Field("all", min_length=1)
+    """all, content or style (B-LoRA's blocks of SDXL), or patterns of layer names with commas."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Ranks of layers by pattern of their names; the others take train.rank."""
+    alpha_pattern: dict[str, _AboveZero] = Field(default_factory=dict)
+    """Alphas of layers by pattern of their names; the others take train.alpha."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
+    init_lora_weights: str = "default"
+    """How the factors begin: default, gaussian, pissa, olora, orthogonal, as peft names them."""
+    loraplus_lr_ratio: float = Field(1.0, gt=0)
+    """The up factors' learning rate over that of the down factors (LoRA+ advises 16)."""
+    text_encoders: bool = False
+    """Teach both text encoders too."""
+    placeholder_tokens: dict[str, str] = Field(default_factory=dict)
+    """Words to learn as new tokens, each with the words that it starts from."""
+    format: Literal["peft", "kohya"] = "peft"
+    """kohya also writes the adapter as ComfyUI and AUTOMATIC1111 name its layers."""
+
+
+class ObjectiveConfig(Section):
+    """What training minimises."""
+
+    loss: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
+    """How the prediction's error is measured."""
+    huber_delta: float = Field(0.1, gt=0, le=1)
+    """Where huber and smooth_l1 go from quadratic to linear."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How that threshold depends on the noise."""
+    weighting: Literal["auto", "none", "min_snr", "soft_min_snr", "debiased", "p2"] = "auto"
+    """How timesteps are weighed against each other; auto takes the base model's own advice."""
+    snr_gamma: float = Field(5.0, gt=0)
+    """Gamma of min_snr and soft_min_snr."""
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    """Share of noise that is one value for a whole channel; helps very dark and bright pictures."""
+    input_perturbation: float = Field(0.0, ge=0, le=1)
+    """Share of extra noise in the input that the model is not asked to predict."""
+    zero_terminal_snr: bool = False
+    """Let the last timestep be noise alone; for base models that predict velocity."""
+    timesteps: Literal["uniform", "logit_normal", "mode", "cubic"] = "uniform"
+    """How often each timestep is trained."""
+    timestep_range: _Part = (0.0, 1.0)
+    """The first and last timestep that are trained, as shares of all; 0 is a clean picture."""
+    background_weight: float = Field(0.1, ge=0, le=1)
+    """Weight of what lies outside a photo's mask, where it has one."""
+
+
+class ValidationConfig(Section):
+    """What is looked at while training runs."""
+
+    every: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """Steps between validations; each draws pictures, measures, keeps the adapter; none never."""
+    prompts: tuple[_SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
+    """What is drawn at each validation; {subject} stands for the phrase."""
+    images: int = Field(4, ge=1)
+    """Pictures of each prompt, always from the same seeds."""
+    steps: int = Field(25, ge=1, le=1000)
+    """Denoising steps of these pictures."""
+    held_out_photos: int = Field(0, ge=0)
+    """Photos that are not trained on, from the end of the list, to validate with."""
+    scores: bool = True
+    """Score the pictures at each validation, where encoders are at hand."""
+    tracker: str = "auto"
+    """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
+
+
+_SHORTCUTS = {"guidance_interval", "cache_interval"}
+
+
+class GenerateConfig(Section):
+    """How pictures are drawn."""
+
+    @property
+    def shortcuts(self) -> dict[str, Any]:
+        """What is set to save operations; nothing where every step is drawn in full.
+
+        Settings are remembered with these named only where they are set, so that what was drawn
+        before there were any is known again.
+        """
+        return self.model_dump(include=_SHORTCUTS, exclude_defaults=True)
+
+    @property
+    def drawn_with(self) -> dict[str, Any]:
+        """Everything that a picture depends on."""
+        return self.model_dump(exclude={"batch", *_SHORTCUTS}) | self.shortcuts
+
+    schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
+    """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30,), min_length=1)
+    """Denoising steps; each scheduler is used with each number."""
+    guidance: Auto | _Guidance = "auto"
+    """Classifier-free guidance; auto takes the base model's own."""
+    guidance_interval: _Part = (0.0, 1.0)
+    """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
+    cache_interval: int = Field(1, ge=1)
+    """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
+    images_per_prompt: int = Field(8, ge=1)
+    """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
+    first_seed: int = Field(0, ge=0)
+    """Seed of each prompt's first picture."""
+    batch: int = Field(8, ge=1)
+    """Pictures drawn at a time; changes memory and speed, never the pictures."""
+
+
+class EvaluateConfig(Section):
+    """How pictures are scored."""
+
+    encoders: Auto | Literal["picturebook", "standard"] = "auto"
+    """Which encoders look at the pictures; auto uses picturebook's judges for its own pictures."""
+    detectors: bool = True
+    """Look for failures, too: eyes of two colours, teeth, faces too many or missing."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind each interval."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Coverage of the intervals."""
 
 
 NOT_TAUGHT = (
@@ -147,229 +378,3 @@ class LoomConfig(Section):
             }
             changed[name] = section.model_copy(update=missing)
         return self.model_copy(update=changed)
-
-
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "quick": {
-        "priors": {"count": 24, "steps": 15},
-        # So few updates teach too little of a subject if the rate falls on the way, or if nearly
-        # clean pictures count as much as the noisy ones, in which is chosen who is drawn.
-        "train": {"steps": 120, "lr_scheduler": "constant", "checkpointing_steps": 60},
-        "objective": {"weighting": "debiased"},
-        "generate": {"images_per_prompt": 4, "steps": (25,)},
-        "evaluate": {"resamples": 1000},
-    },
-    "standard": {},
-    "thorough": {
-        "priors": {"count": 200, "steps": 50},
-        "train": {"steps": 1000},
-        "generate": {"images_per_prompt": 16},
-        "evaluate": {"resamples": 10_000},
-    },
-}
-
-
-def load_config(
-    preset: str = "standard",
-    file: Path | None = None,
-    sets: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-    observe: Observer = silent,
-) -> LoomConfig:
-    """Put the settings together: preset, then file, then the command's options, then ``--set``.
-
-    Args:
-        preset: quick, standard or thorough; a preset named by any of the others goes before it.
-        file: A TOML file with any of the settings.
-        sets: Texts such as ``train.rank=32``; the value is read as TOML, or else as plain text.
-        overrides: Settings by dotted name, such as ``{"subject.phrase": "sks dog"}``; None is
-            ignored.
-        observe: Told of settings that are given under an earlier name.
-
-    Raises:
-        ConfigError: If a name is unknown (with the nearest known ones), or a value not allowed.
-    """
-    sources = [_read_toml(file)] if file else []
-    sources += [
-        _nest(name, value) for name, value in (overrides or {}).items() if value is not None
-    ]
-    for text in sets:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"--set {text} has no value.", "Write it as --set name=value, like train.rank=32."
-            )
-        sources.append(_nest(name.strip(), _parse(value.strip())))
-    asked: dict[str, Any] = {}
-    for source in sources:
-        for earlier in list_earlier_names(source):
-            observe(Note("settings", f"{earlier} is now called {RENAMED[earlier]}"))
-        try:
-            _merge(asked, use_current_names(source))
-        except ValueError as error:
-            raise ConfigError(f"{error}.", "Leave the earlier name out.") from None
-    preset = str(asked.get("preset", preset))
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}."
-        )
-    values: dict[str, Any] = {}
-    _merge(values, {**PRESETS[preset], "preset": preset})
-    _merge(values, asked)
-    try:
-        return LoomConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no settings file {file}.", "Check the path.") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
-
-
-def _nest(name: str, value: Any) -> dict[str, Any]:
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return dict(value)
-
-
-def _merge(target: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _parse(text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
-def setting_names() -> list[str]:
-    """Every setting by its dotted name, in order."""
-    names: list[str] = []
-    for name, info in LoomConfig.model_fields.items():
-        if isinstance(info.default, Section):
-            names += [f"{name}.{inner}" for inner in type(info.default).model_fields]
-        else:
-            names.append(name)
-    return names
-
-
-def describe_settings() -> list[tuple[str, str, str]]:
-    """Every setting as (dotted name, default, description with the words it allows)."""
-    rows = []
-    for name, info in LoomConfig.model_fields.items():
-        if isinstance(info.default, Section):
-            fields = type(info.default).model_fields.items()
-            rows += [_describe(f"{name}.{inner}", field) for inner, field in fields]
-        else:
-            rows.append(_describe(name, info))
-    return rows
-
-
-def _describe(name: str, field: FieldInfo) -> tuple[str, str, str]:
-    text = " ".join((field.description or "").split())
-    words = allowed_words(field.annotation)
-    if words and (words != ["auto"] or "auto" not in text):
-        text += f" {'Or' if words == ['auto'] else 'One of'}: {', '.join(words)}."
-    return name, str(field.get_default(call_default_factory=True)), text
-
-
-def allowed_words(annotation: Any) -> list[str]:
-    """List the words that a setting's type allows by name: ``auto`` and what else it spells out."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
-    return [word for one in inner for word in allowed_words(one)]
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    """Turn pydantic's findings into one sentence per setting, all at once."""
-    unknown: list[str] = []
-    given: dict[str, Any] = {}
-    reasons: dict[str, dict[str, None]] = {}
-    for finding in error.errors():
-        place = ".".join(str(part) for part in finding["loc"])
-        if finding["type"] == "extra_forbidden":
-            unknown += _leaves(place, finding["input"])
-            continue
-        # Behind the setting's own name, pydantic names the alternative or the item it tried.
-        within = [name for name in setting_names() if f"{place}.".startswith(f"{name}.")]
-        name = (within or [place])[0]
-        reason = _REASONS.get(finding["type"]) or finding["msg"].removeprefix("Value error, ")
-        given.setdefault(name, finding["input"])
-        reasons.setdefault(name, {})[reason[0].lower() + reason[1:]] = None
-    problems = [
-        f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
-        for name, value in given.items()
-    ]
-    problems += [f"There is no setting {name!r}." for name in unknown]
-    meant = {name: text for name, _, text in describe_settings()}
-    hints = [f"{name}: {meant[name]}" for name in given if name in meant]
-    hints += dict.fromkeys(_suggest(name) for name in unknown)
-    return ConfigError(" ".join(problems), " ".join(hints))
-
-
-_REASONS = {
-    "model_type": "it is a group of settings, such as train.rank",
-    "tuple_type": "input should be a list, such as [25, 50]",
-}
-
-
-def _leaves(name: str, value: Any) -> list[str]:
-    """Name what was typed: ``trian.rank`` where only the group ``trian`` is unknown."""
-    if not isinstance(value, Mapping) or not value:
-        return [name]
-    return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}", inner)]
-
-
-def _suggest(name: str) -> str:
-    names = setting_names()
-    group, _, last = name.rpartition(".")
-    same_last = [known for known in names if known.rpartition(".")[2] == last]
-    close = same_last or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    if not close:
-        # A bare name is compared with bare names: "lerning_rate" is near "train.learning_rate".
-        near = difflib.get_close_matches(last, [known.rpartition(".")[2] for known in names], n=2)
-        close = [known for known in names if known.rpartition(".")[2] in near]
-    if close:
-        return f"Did you mean {' or '.join(close)}?"
-    siblings = [known for known in names if group and known.startswith(f"{group}.")]
-    return f"Known settings: {', '.join(siblings or names)}."
-
-
-def to_toml(config: LoomConfig) -> str:
-    """Write every setting, resolved, so that presets may change without changing old runs."""
-    lines, tables = [], []
-    for name, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            tables += ["", f"[{name}]"] + [f"{k} = {_toml(v)}" for k, v in value.items()]
-        else:
-            lines.append(f"{name} = {_toml(value)}")
-    return "\n".join(lines + tables) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return f'"{NONE}"'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # TOML's basic strings are JSON's, save that they want DEL escaped too.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    return repr(value)

@@ -1,4 +1,4 @@
-"""What is not ideal about photos: each one by itself, and the set as a whole."""
+"""Checking photos: what is not ideal about each one, and about the set as a whole."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import CropShape
+from dreamloom.core.toml_files import ClosedModel
 from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
 from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
 from dreamloom.data.photos.listing import (
@@ -22,7 +22,7 @@ from dreamloom.data.photos.listing import (
     list_photos,
     name_some,
 )
-from dreamloom.data.quality import Look, group_alike, judge, nearly_same
+from dreamloom.data.quality import PictureHash, group_alike, judge, nearly_same
 
 FEW_PHOTOS, MANY_PHOTOS = 4, 30
 
@@ -39,11 +39,7 @@ _LOCATED = "says where it was taken; that is left out of everything DreamLoom wr
 _SERIES = "holds more than one picture; the first is used"
 
 
-class _Report(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CheckedPhoto(_Report):
+class CheckedPhoto(ClosedModel):
     """What the check found out about one photo."""
 
     file: str
@@ -64,7 +60,7 @@ class CheckedPhoto(_Report):
     """What is worth knowing about it, and needs nothing done."""
 
 
-class PhotoCheck(_Report):
+class PhotoCheck(ClosedModel):
     """What the check found out about a folder of photos."""
 
     folder: Path
@@ -94,7 +90,7 @@ class MeasuredPhoto(NamedTuple):
     """Its mask, of the original's size."""
     checked: CheckedPhoto
     sha256: str
-    look: Look
+    hash: PictureHash
 
 
 def list_shapes(resolution_px: int, shape: CropShape, step_px: int) -> list[Size]:
@@ -116,7 +112,7 @@ def check_photos(
     shape: CropShape = "square",
     step_px: int = 64,
 ) -> PhotoCheck:
-    """Look at a folder of photos as `load_photos` would, and write nothing.
+    """PictureHash at a folder of photos as `load_photos` would, and write nothing.
 
     Args:
         folder: Where the photos lie, not in folders of their own.
@@ -134,26 +130,26 @@ def check_photos(
     """
     listing = list_photos(folder)
     shapes = list_shapes(resolution_px, shape, step_px)
-    rows, looked_at = [], []
+    rows, measured = [], []
     for done, path in enumerate(listing.pictures, start=1):
         try:
-            photo = see_photo(path, listing.told[path], shapes)
+            photo = measure_photo(path, listing.metadata[path], shapes)
         except PhotoError as error:
             rows.append(CheckedPhoto(file=path.name, unreadable=str(error)))
         else:
             rows.append(photo.checked)
-            looked_at.append(forget_pixels(photo))
+            measured.append(forget_pixels(photo))
         observe(Progress("photos", "look at photos", done, len(listing.pictures)))
     return PhotoCheck(
         folder=folder,
         resolution_px=resolution_px,
         photos=tuple(rows),
-        notes=(*listing.notes, *judge_set(looked_at)),
-        to_add=_what_to_add(looked_at),
+        notes=(*listing.notes, *judge_set(measured)),
+        to_add=_advise(measured),
     )
 
 
-def see_photo(path: Path, told: PhotoMetadata, shapes: Sequence[Size]) -> MeasuredPhoto:
+def measure_photo(path: Path, metadata: PhotoMetadata, shapes: Sequence[Size]) -> MeasuredPhoto:
     """Read and judge one photo, and find out how crops of one of the shapes are cut from it.
 
     Raises:
@@ -166,8 +162,8 @@ def see_photo(path: Path, told: PhotoMetadata, shapes: Sequence[Size]) -> Measur
     refuse_sliver(path, image)
     bucket = choose_bucket(size, shapes)
     scaled = scale_to_cover(size, bucket)
-    mask = read_mask(told.mask, upright) if told.mask else None
-    box = _find_box(path, told, mask, size)
+    mask = read_mask(metadata.mask, upright) if metadata.mask else None
+    box = _find_box(path, metadata, mask, size)
     box_px = scale_box(box, size, scaled) if box else None
     judgement = judge(image, bucket)
     checked = CheckedPhoto(
@@ -179,7 +175,7 @@ def see_photo(path: Path, told: PhotoMetadata, shapes: Sequence[Size]) -> Measur
         issues=judgement.issues,
         remarks=_remark(upright, box_px, bucket),
     )
-    return MeasuredPhoto(image, bucket, scaled, box_px, mask, checked, sha256, judgement.look)
+    return MeasuredPhoto(image, bucket, scaled, box_px, mask, checked, sha256, judgement.hash)
 
 
 def forget_pixels(photo: MeasuredPhoto) -> MeasuredPhoto:
@@ -207,16 +203,16 @@ def refuse_sliver(path: Path, image: Image.Image) -> None:
 
 
 def _find_box(
-    path: Path, told: PhotoMetadata, mask: Image.Image | None, size: Size
+    path: Path, metadata: PhotoMetadata, mask: Image.Image | None, size: Size
 ) -> tuple[float, float, float, float] | None:
     """Find top, left, bottom and right of the subject in the original, as far as it is known."""
-    if told.box is None:
+    if metadata.box is None:
         return find_marked(mask) if mask else None
-    left, top, right, bottom = told.box
+    left, top, right, bottom = metadata.box
     if left < 0 or top < 0 or right > size[1] or bottom > size[0]:
-        given = ", ".join(f"{side:g}" for side in told.box)
+        given = ", ".join(f"{side:g}" for side in metadata.box)
         raise PhotoError(
-            f"{told.box_from}: the box [{given}] does not lie inside {path.name}, which has "
+            f"{metadata.box_from}: the box [{given}] does not lie inside {path.name}, which has "
             f"{size[1]} × {size[0]} pixels.",
             "Give left, top, right and bottom in pixels of the upright photo.",
         )
@@ -234,45 +230,41 @@ def _remark(upright: Upright, box: Box | None, bucket: Size) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def judge_set(looked_at: Sequence[MeasuredPhoto]) -> list[str]:
+def judge_set(measured: Sequence[MeasuredPhoto]) -> list[str]:
     """Say what is not ideal about the photos together."""
     notes = [
         f"{name_some([one.checked.file for one in alike])} are the same file: keep one of them"
-        for alike in group_alike(looked_at, _same_file)
+        for alike in group_alike(measured, lambda one, other: one.sha256 == other.sha256)
     ]
     notes += [
         f"{name_some([one.checked.file for one in alike])} are nearly the same picture: "
         "keep the best of them"
-        for alike in group_alike(_one_of_each(looked_at), _same_look)
+        for alike in group_alike(_one_of_each(measured), _nearly_same)
     ]
-    if 0 < len(looked_at) < FEW_PHOTOS:
+    if 0 < len(measured) < FEW_PHOTOS:
         notes.append(
-            f"{count(looked_at, 'photo')} {'is' if len(looked_at) == 1 else 'are'} few: "
+            f"{count(measured, 'photo')} {'is' if len(measured) == 1 else 'are'} few: "
             f"{FEW_PHOTOS} to {MANY_PHOTOS} are usual, and about {USUAL_PHOTOS} good ones do well"
         )
-    if len(looked_at) > MANY_PHOTOS:
+    if len(measured) > MANY_PHOTOS:
         notes.append(
-            f"{len(looked_at)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose "
+            f"{len(measured)} photos are many: {FEW_PHOTOS} to {MANY_PHOTOS} are usual; choose "
             "the best, or raise train.steps"
         )
     return notes
 
 
-def _same_file(one: MeasuredPhoto, other: MeasuredPhoto) -> bool:
-    return one.sha256 == other.sha256
+def _nearly_same(one: MeasuredPhoto, other: MeasuredPhoto) -> bool:
+    return nearly_same(one.hash, other.hash)
 
 
-def _same_look(one: MeasuredPhoto, other: MeasuredPhoto) -> bool:
-    return nearly_same(one.look, other.look)
+def _one_of_each(measured: Sequence[MeasuredPhoto]) -> list[MeasuredPhoto]:
+    return list({one.sha256: one for one in reversed(measured)}.values())[::-1]
 
 
-def _one_of_each(looked_at: Sequence[MeasuredPhoto]) -> list[MeasuredPhoto]:
-    return list({one.sha256: one for one in reversed(looked_at)}.values())[::-1]
-
-
-def _what_to_add(looked_at: Sequence[MeasuredPhoto]) -> tuple[str, ...]:
-    distinct = _one_of_each(looked_at)
-    repeated = sum(len(alike) - 1 for alike in group_alike(distinct, _same_look))
+def _advise(measured: Sequence[MeasuredPhoto]) -> tuple[str, ...]:
+    distinct = _one_of_each(measured)
+    repeated = sum(len(alike) - 1 for alike in group_alike(distinct, _nearly_same))
     good = sum(not one.checked.issues for one in distinct) - repeated
     missing = USUAL_PHOTOS - max(0, good)
     if missing <= 0:

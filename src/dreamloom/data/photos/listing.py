@@ -1,4 +1,4 @@
-"""What lies in a folder of photos: pictures, what is told of each, and what is ignored."""
+"""Listing a folder of photos: pictures, their captions, boxes and masks, and what is ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LISTED_NAMES = 5
 
 
 class PhotoMetadata(NamedTuple):
-    """What the user told of one photo."""
+    """What the user says of one photo: its caption, box and mask."""
 
     caption: str = ""
     box: GivenBox | None = None
@@ -29,17 +29,10 @@ class PhotoMetadata(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A folder's pictures by name, what was told of each, and what to say about the rest."""
+    """A folder's pictures by name, the metadata of each, and what to say about the rest."""
 
     pictures: list[Path]
-    told: dict[Path, PhotoMetadata]
-    notes: list[str]
-
-
-class _Entries(NamedTuple):
-    pictures: list[Path]
-    captions: dict[Path, Path]
-    masks: dict[Path, Path]
+    metadata: dict[Path, PhotoMetadata]
     notes: list[str]
 
 
@@ -52,11 +45,11 @@ def list_photos(folder: Path) -> Listing:
         PhotoError: If the folder is missing, is a file, may not be read or holds no picture; or
             if a caption or metadata.jsonl is not as it should be.
     """
-    _require_folder(folder)
     lines, unknown = read_metadata(folder)
     named_masks = {line.mask for line in lines if line.mask}
-    entries = _sort_entries(folder, used={folder / METADATA, *named_masks})
-    by_name = {path.name: path for path in entries.pictures}
+    used = {folder / METADATA, *named_masks}
+    pictures, captions, masks, notes = _sort_entries(folder, used)
+    by_name = {path.name: path for path in pictures}
     described: dict[Path, Line] = {}
     for line in lines:
         if line.file_name not in by_name:
@@ -66,32 +59,30 @@ def list_photos(folder: Path) -> Listing:
                 f"{line.where}: {line.file_name} is {what}.", "Mend that line, or remove it."
             )
         described[by_name[line.file_name]] = line
-    notes = [*entries.notes]
     if unknown:
         notes.append(f"{METADATA}: ignored {count(unknown, 'field')}: {name_some(unknown)}")
-    told = {}
-    for path in entries.pictures:
-        told[path], overruled = _put_together(entries, path, described.get(path))
+    metadata = {}
+    for path in pictures:
+        near = path, captions.get(path), masks.get(path)
+        metadata[path], overruled = _combine_metadata(*near, described.get(path))
         notes += overruled
-    return Listing(entries.pictures, told, notes)
+    return Listing(pictures, metadata, notes)
 
 
 def list_class_images(folder: Path) -> Listing:
-    """List a folder's pictures; nothing is told of class images but the prompt of all.
+    """List a folder's pictures; class images have one prompt and no metadata of their own.
 
     Raises:
         PhotoError: If the folder is missing, is a file, may not be read or holds no picture.
     """
-    _require_folder(folder)
-    entries = _sort_entries(folder)
-    beside = sorted(path.name for path in {*entries.captions.values(), *entries.masks.values()})
-    notes = [*entries.notes]
+    pictures, captions, masks, notes = _sort_entries(folder)
+    beside = sorted(path.name for path in {*captions.values(), *masks.values()})
     if beside:
         notes.append(
             f"ignored {count(beside, 'file')} beside class images, which have one prompt and no "
             f"masks: {name_some(beside)}"
         )
-    return Listing(entries.pictures, {path: PhotoMetadata() for path in entries.pictures}, notes)
+    return Listing(pictures, {path: PhotoMetadata() for path in pictures}, notes)
 
 
 def gather_facts(listing: Listing) -> list[PhotoFacts]:
@@ -100,12 +91,11 @@ def gather_facts(listing: Listing) -> list[PhotoFacts]:
     Raises:
         PhotoError: If a file cannot be read.
     """
-    return [
-        PhotoFacts(
-            hash_file(path), told.caption, told.box, hash_file(told.mask) if told.mask else ""
-        )
-        for path, told in ((path, listing.told[path]) for path in listing.pictures)
-    ]
+    facts = []
+    for path in listing.pictures:
+        caption, box, _, mask = listing.metadata[path]
+        facts.append(PhotoFacts(hash_file(path), caption, box, hash_file(mask) if mask else ""))
+    return facts
 
 
 def hash_file(path: Path) -> str:
@@ -138,15 +128,14 @@ def name_some(names: Sequence[str]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-def _require_folder(folder: Path) -> None:
+def _sort_entries(
+    folder: Path, used: Collection[Path] = ()
+) -> tuple[list[Path], dict[Path, Path], dict[Path, Path], list[str]]:
+    """Find pictures, their captions and masks, and notes on the rest, save for ``used`` files."""
     if folder.is_file():
         raise PhotoError(f"{folder} is a file, not a folder.", "Name the folder that it lies in.")
     if not folder.is_dir():
         raise PhotoError(f"There is no folder {folder}.", "Check the path.")
-
-
-def _sort_entries(folder: Path, used: Collection[Path] = ()) -> _Entries:
-    """Tell pictures, captions and masks from the rest; ``used`` files are spoken for."""
     try:
         entries = sorted(folder.iterdir())
     except PermissionError:
@@ -159,8 +148,8 @@ def _sort_entries(folder: Path, used: Collection[Path] = ()) -> _Entries:
     pictures = [path for path in named_so if path not in hidden and path not in all_masks]
     texts = {path: path.with_suffix(".txt") for path in pictures}
     captions = {path: text for path, text in texts.items() if text in entries}
-    beside = {path: path.with_suffix(_MASK) for path in pictures}
-    masks = {path: mask for path, mask in beside.items() if mask in all_masks}
+    possible = {path: path.with_suffix(_MASK) for path in pictures}
+    masks = {path: mask for path, mask in possible.items() if mask in all_masks}
     known = {*named_so, *captions.values(), *used}
     others = [path.name for path in entries if path.is_file() and path not in known]
     lost = [path.name for path in all_masks if path not in {*masks.values(), *hidden}]
@@ -184,28 +173,26 @@ def _sort_entries(folder: Path, used: Collection[Path] = ()) -> _Entries:
             f"There is no photo in {folder}{holds}.",
             f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {kinds}.",
         )
-    return _Entries(pictures, captions, masks, notes)
+    return pictures, captions, masks, notes
 
 
-def _put_together(
-    entries: _Entries, path: Path, line: Line | None
+def _combine_metadata(
+    path: Path, text: Path | None, mask: Path | None, line: Line | None
 ) -> tuple[PhotoMetadata, list[str]]:
     """Put together what lies beside a photo and what its line says; name what is overruled."""
-    caption, mask = _read_caption(entries.captions.get(path)), entries.masks.get(path)
+    caption = _read_caption(text)
     if line is None:
         return PhotoMetadata(caption, mask=mask), []
     overruled = [
         f"{path.name}: {near.name} goes before the {what} in {METADATA}"
         for near, what, differs in (
-            (entries.captions.get(path), "text", caption and line.text not in ("", caption)),
+            (text, "text", caption and line.text not in ("", caption)),
             (mask, "mask", line.mask not in (None, mask)),
         )
         if near and differs
     ]
-    told = PhotoMetadata(
-        caption or line.text, line.box, line.where if line.box else "", mask or line.mask
-    )
-    return told, overruled
+    box_from = line.where if line.box else ""
+    return PhotoMetadata(caption or line.text, line.box, box_from, mask or line.mask), overruled
 
 
 def _read_caption(text: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""The lines of metadata.jsonl: captions, boxes and masks of many photos in one file.
+"""Reading metadata.jsonl: captions, boxes and masks of many photos in one file.
 
 Source:
     The convention of Hugging Face's imagefolder (huggingface.co/docs/datasets/image_dataset):
@@ -62,7 +62,14 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[str]]:
         if not row.strip():
             continue
         where = f"{path}, line {number}"
-        fields = _read_object(row, where)
+        try:
+            fields = json.loads(row)
+        except ValueError as error:
+            raise PhotoError(f"{where}: this is not JSON: {error}.", _MEND) from None
+        if not isinstance(fields, dict):
+            raise PhotoError(
+                f"{where}: this is not a JSON object.", 'Write {"file_name": "…", "text": "…"}.'
+            )
         line = _read_line(fields, where, folder)
         if line.file_name in lines:
             raise PhotoError(
@@ -72,18 +79,6 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[str]]:
         lines[line.file_name] = line
         unknown += [name for name in fields if name not in _OURS and name not in unknown]
     return list(lines.values()), unknown
-
-
-def _read_object(row: str, where: str) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(row)
-    except ValueError as error:
-        raise PhotoError(f"{where}: this is not JSON: {error}.", _MEND) from None
-    if not isinstance(fields, dict):
-        raise PhotoError(
-            f"{where}: this is not a JSON object.", 'Write {"file_name": "…", "text": "…"}.'
-        )
-    return fields
 
 
 def _read_line(fields: Mapping[str, Any], where: str, folder: Path) -> Line:

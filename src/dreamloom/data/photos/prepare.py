@@ -33,7 +33,7 @@ from dreamloom.data.photos.check import (
     forget_pixels,
     judge_set,
     list_shapes,
-    see_photo,
+    measure_photo,
 )
 from dreamloom.data.photos.listing import Listing, count, gather_facts, list_photos, refuse_own
 
@@ -41,7 +41,7 @@ from dreamloom.data.photos.listing import Listing, count, gather_facts, list_pho
 def fingerprint_photos(
     folder: Path, resolution_px: int, shape: CropShape = "square", step_px: int = 64
 ) -> str:
-    """Foretell the fingerprint of the `PhotoSet` that `load_photos` makes of a folder.
+    """Predict the fingerprint of the `PhotoSet` that `load_photos` makes of a folder.
 
     Files are hashed, but no picture is decoded: this is quick, and finds no unreadable photo.
 
@@ -100,16 +100,18 @@ def load_photos(
     shapes = list_shapes(resolution_px, shape, step_px)
     with atomic_folder(run.photos) as fresh:
         photos: list[Photo] = []
-        looked_at: list[MeasuredPhoto] = []
+        measured: list[MeasuredPhoto] = []
 
         def prepare(path: Path, name: str) -> None:
-            one = see_photo(path, listing.told[path], shapes)
+            one = measure_photo(path, listing.metadata[path], shapes)
             photos.append(_write_copy(one, facts[listing.pictures.index(path)], fresh / name))
-            _tell(one, observe)
-            looked_at.append(forget_pixels(one))
+            for text in (*one.checked.issues, *one.checked.remarks):
+                is_issue = text in one.checked.issues
+                observe(Note("photos", f"{one.checked.file} {text}", warning=is_issue))
+            measured.append(forget_pixels(one))
 
         prepare_each(listing.pictures, prepare, "photos", observe)
-        notes = (*listing.notes, *judge_set(looked_at))
+        notes = (*listing.notes, *judge_set(measured))
         for note in notes:
             observe(Note("photos", note, warning=note not in listing.notes))
         prepared = PhotoSet(
@@ -133,7 +135,7 @@ def load_photos(
             seconds=seconds,
         )
     )
-    troubled = sum(bool(one.checked.issues) for one in looked_at)
+    troubled = sum(bool(one.checked.issues) for one in measured)
     observe(StageDone("photos", seconds, f"{count(photos, 'photo')}, {troubled} with issues"))
     return prepared.model_copy(update={"folder": run.photos})
 
@@ -171,13 +173,6 @@ def _write_copy(one: MeasuredPhoto, facts: PhotoFacts, target: Path) -> Photo:
         mask_sha256=facts.mask_sha256,
         issues=one.checked.issues + one.checked.remarks,
     )
-
-
-def _tell(one: MeasuredPhoto, observe: Observer) -> None:
-    for text in one.checked.issues:
-        observe(Note("photos", f"{one.checked.file} {text}", warning=True))
-    for text in one.checked.remarks:
-        observe(Note("photos", f"{one.checked.file} {text}"))
 
 
 def prepare_each(

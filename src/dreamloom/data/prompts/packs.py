@@ -7,14 +7,12 @@ change: scores of one pack stay comparable.
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
-
 from dreamloom.core.manifests import FaceShown, PromptStyle, SubjectChange
+from dreamloom.core.toml_files import ClosedModel, read_toml
 
 Category: TypeAlias = Literal[
     "photo",
@@ -61,10 +59,8 @@ def is_person(class_noun: str) -> bool:
     return bool(_PERSONS.intersection(class_noun.lower().split()[-1:]))
 
 
-class PackPrompt(BaseModel):
+class PackPrompt(ClosedModel):
     """A prompt of a pack, and what a right picture of it may show otherwise than the photos."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str
     """{subject} stands for the subject's phrase, {class_noun} for what it is one of."""
@@ -98,7 +94,7 @@ class PackPrompt(BaseModel):
         return _ARTICLE_AND_BLANK.sub(replace, self.text)
 
     def suits(self, class_noun: str) -> bool:
-        """Tell whether the prompt makes sense for subjects of this class.
+        """Say whether the prompt makes sense for subjects of this class.
 
         One for persons does not suit dogs, and one that is to be unrelated must not name the
         class.
@@ -111,10 +107,8 @@ class PackPrompt(BaseModel):
         return not re.search(rf"(?<!\w){re.escape(' '.join(words))}s?(?!\w)", self.text.lower())
 
 
-class Pack(BaseModel):
+class Pack(ClosedModel):
     """A named list of prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     about: str
@@ -137,8 +131,7 @@ def read_pack(name: str) -> Pack:
     """
     if name not in PACK_NAMES:
         raise ValueError(f"there is no prompt pack {name!r}, only {', '.join(PACK_NAMES)}")
-    listed = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return Pack.model_validate({"name": name, **listed})
+    return Pack.model_validate({"name": name, **read_toml(_FOLDER / f"{name}.toml", "pack")})
 
 
 def _takes_an(words: str) -> bool:

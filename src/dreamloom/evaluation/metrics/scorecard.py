@@ -32,6 +32,15 @@ class Score(_Listed):
     lift_interval: tuple[float, float] | None = None
     note: str = ""
 
+    def cells(self, absent: str = "") -> list[str]:
+        """Write value, n, interval, floor, ceiling and lift as cells of a table."""
+        if self.value is None:
+            return ["not measured", *5 * [absent]]
+        numbers = (self.value, self.floor, self.ceiling, self.lift)
+        value, floor, ceiling, lift = ("–" if one is None else f"{one:.3f}" for one in numbers)
+        between = "–" if self.interval is None else "{:.3f} to {:.3f}".format(*self.interval)
+        return [value, str(self.n), between, floor, ceiling, lift]
+
 
 class Group(_Listed):
     """The scores of some of the pictures: one prompt, one category, or one sampler."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dreamloom.evaluation.compare import LEVEL, Comparison
 from dreamloom.evaluation.metrics.measures import MEASURE
@@ -48,7 +49,7 @@ class Contrast:
         """Put the measures that decide together."""
         return decide({one.measure: one.outcome for one in self.measures}, decide_by)
 
-    def tell(self, names: Sequence[str]) -> str:
+    def describe(self, names: Sequence[str]) -> str:
         """Say the named measures' outcomes with their evidence, those of one outcome together.
 
         A measure of which neither more nor less is better stands beside them without a word.
@@ -56,9 +57,9 @@ class Contrast:
         found = [one for name in names for one in self.measures if one.measure == name]
         said = []
         for outcome in (BETTER, WORSE, SAME, FEW, UNMEASURED):
-            told = [tell_evidence(one) for one in found if one.outcome == outcome]
-            said += [f"{outcome} in {_list(told)}"] if told else []
-        neutral = [tell_evidence(one) for one in found if one.outcome in ("higher", "lower")]
+            evidence = [format_evidence(one) for one in found if one.outcome == outcome]
+            said += [f"{outcome} in {_list(evidence)}"] if evidence else []
+        neutral = [format_evidence(one) for one in found if one.outcome in ("higher", "lower")]
         said += [f"beside {_list(neutral)}"] if neutral else []
         return ", ".join(said)
 
@@ -78,24 +79,19 @@ def correct_together(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """
     tested = [one.p for contrast in contrasts for one in contrast.measures if one.p is not None]
     corrected = iter(correct_by_holm(tested))
+
+    def correct(one: Comparison) -> Comparison:
+        if one.p is None:
+            return one
+        p, outcome = next(corrected), one.outcome
+        if p > LEVEL:
+            units = one.prompts if one.prompts > 1 else one.pairs
+            outcome = FEW if smallest_p(units) * len(tested) > LEVEL else SAME
+        return one.model_copy(update={"p_corrected": p, "outcome": outcome})
+
     return [
-        replace(
-            contrast,
-            measures=tuple(
-                one if one.p is None else _judge_again(one, next(corrected), len(tested))
-                for one in contrast.measures
-            ),
-        )
-        for contrast in contrasts
+        replace(contrast, measures=tuple(map(correct, contrast.measures))) for contrast in contrasts
     ]
-
-
-def _judge_again(one: Comparison, corrected: float, family: int) -> Comparison:
-    outcome = one.outcome
-    if corrected > LEVEL:
-        units = one.prompts if one.prompts > 1 else one.pairs
-        outcome = FEW if smallest_p(units) * family > LEVEL else SAME
-    return one.model_copy(update={"p_corrected": corrected, "outcome": outcome})
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
     """
     if set(decide_by) != {"identity", "clip_t"}:
         sign = -1 if MEASURE[decide_by[0]].better == "lower" else 1
-        values = [_mean([card.scores.get(decide_by[0]) for card in arm]) for arm in cards]
+        values = [mean_part([card.scores.get(decide_by[0]) for card in arm]) for arm in cards]
         known = [(sign * value, -place) for place, value in enumerate(values) if value is not None]
         return -max(known)[1] if known else 0
     candidates = []
@@ -176,9 +172,9 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
         candidates.append(
             CheckpointCandidate(
                 update=place,
-                identity_lift=_mean([card.scores.get("identity") for card in arm], "lift"),
-                clip_t=_mean(clip_t),
-                clip_t_floor=_mean(clip_t, "floor"),
+                identity_lift=mean_part([card.scores.get("identity") for card in arm], "lift"),
+                clip_t=mean_part(clip_t),
+                clip_t_floor=mean_part(clip_t, "floor"),
                 alarms=tuple(alarm for card in arm for alarm in card.alarms),
             )
         )
@@ -186,27 +182,28 @@ def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -
     return recommended.update if recommended else 0
 
 
-def _mean(scores: Sequence[object], part: str = "value") -> float | None:
+def mean_part(scores: Sequence[object], part: str = "value") -> float | None:
+    """Take the mean of one part of some scores; None unless each of them has it."""
     values = [getattr(score, part, None) for score in scores]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def tell_evidence(one: Comparison) -> str:
+def format_evidence(one: Comparison) -> str:
     """Name a measure with what was found: ``Identity (+0.120, 0.050 to 0.190)``."""
     if one.difference is None:
         return label_of(one.measure)
-    told = f"{one.difference:+.3f}"
+    evidence = f"{one.difference:+.3f}"
     if one.interval is not None:
-        told += ", {:+.3f} to {:+.3f}".format(*one.interval)
-    return f"{label_of(one.measure)} ({told.replace('-', '−')})"
+        evidence += ", {:+.3f} to {:+.3f}".format(*one.interval)
+    return f"{label_of(one.measure)} ({evidence.replace('-', '−')})"
 
 
 def answer_compare(contrasts: Sequence[Contrast], seeds: int, decide_by: Sequence[str]) -> str:
     """Say how each arm stands to the first."""
     said = [
-        f"{_quote(contrast.second)} against {_quote(contrast.first)}: {contrast.tell(decide_by)}"
-        for contrast in contrasts
+        f"{_quote(one.second)} against {_quote(one.first)}: {one.describe(decide_by)}"
+        for one in contrasts
     ]
     return f"{'; '.join(said)}; {_basis(seeds)}."
 
@@ -227,20 +224,21 @@ def answer_plateau(contrasts: Sequence[Contrast], seeds: int, decide_by: Sequenc
     if start is None:
         nearest = contrasts[-1]
         if decisions[-1].few:
-            told = f"{FEW} to tell {_quote(nearest.second)} from {last}"
+            said = f"{FEW} to tell {_quote(nearest.second)} from {last}"
         else:
-            told = f"{_quote(nearest.second)} against {last}: {nearest.tell(decide_by)}"
-        return f"No plateau found: {told}; {_basis(seeds)}."
+            name = _quote(nearest.second)
+            said = f"{name} against {last}: {nearest.describe(decide_by)}"
+        return f"No plateau found: {said}; {_basis(seeds)}."
     first = contrasts[start]
     if any(decision.better for decision in decisions[start:]):
-        told = f"From {_quote(first.second)} on none is worse than {last}"
+        said = f"From {_quote(first.second)} on none is worse than {last}"
     else:
-        told = f"From {_quote(first.second)} on, {SAME} to {last}"
-    told += f" ({first.tell(decide_by)})"
+        said = f"From {_quote(first.second)} on, {SAME} to {last}"
+    said += f" ({first.describe(decide_by)})"
     if start:
         before = contrasts[start - 1]
-        told += f"; {_quote(before.second)} against {last}: {before.tell(decide_by)}"
-    return f"{told}; {_basis(seeds)}."
+        said += f"; {_quote(before.second)} against {last}: {before.describe(decide_by)}"
+    return f"{said}; {_basis(seeds)}."
 
 
 def answer_choose(
@@ -282,19 +280,14 @@ def answer_choose(
     )
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """How like the subject pictures of one category are, beside the category where most so.
-
-    Args:
-        category: The category.
-        value: Its identity.
-        outcome: How it stands to the other category.
-    """
+class Likeness(NamedTuple):
+    """How like the subject pictures of one category are, beside the category where most so."""
 
     category: str
     value: float
+    """Its identity."""
     outcome: str
+    """How it stands to the other category."""
 
 
 def compare_likeness(groups: Sequence[Mapping[str, Figure]]) -> tuple[str, tuple[Likeness, ...]]:
@@ -312,7 +305,7 @@ def compare_likeness(groups: Sequence[Mapping[str, Figure]]) -> tuple[str, tuple
         where fewer than two have one.
     """
     shared = [name for name in groups[0] if all(one[name].measured for one in groups)]
-    means = {name: _mean([one[name] for one in groups]) or 0.0 for name in shared}
+    means = {name: mean_part([one[name] for one in groups]) or 0.0 for name in shared}
     if len(means) < 2:
         return "", ()
     top = max(means, key=lambda name: means[name])
@@ -340,7 +333,7 @@ def answer_weak_spots(
     """
     decisions = {name: contrast.decide(decide_by) for name, contrast in contrasts.items()}
     said = [
-        f"in {_quote(name)} against the base model: {contrasts[name].tell(found.worse)}"
+        f"in {_quote(name)} against the base model: {contrasts[name].describe(found.worse)}"
         for name, found in decisions.items()
         if found.worse
     ]

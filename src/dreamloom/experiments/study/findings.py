@@ -21,6 +21,7 @@ from dreamloom.experiments.study.answers import (
     choose_arm,
     compare_likeness,
     correct_together,
+    mean_part,
 )
 from dreamloom.experiments.study.question import Study
 
@@ -150,34 +151,24 @@ def contrast_categories(
         below: The base model's scorecards of the same prompts and seeds.
         measures: What is compared.
     """
-    kinds = [
-        kind
-        for kind in dict.fromkeys(one.category for card in arm.cards for one in card.pictures)
-        if kind and _has(arm.cards, kind, measures)
-    ]
-    contrasts = [
-        Contrast(
-            BASE_MODEL,
-            arm.name,
-            compare(_keep(below, kind), _keep(arm.cards, kind), measures),
-        )
-        for kind in kinds
-    ]
+    pictures = [one for card in arm.cards for one in card.pictures]
+    measured = {one.category for one in pictures if one.values.keys() & set(measures)}
+    named = dict.fromkeys(one.category for one in pictures)
+    kinds = [kind for kind in named if kind and kind in measured]
+    contrasts = []
+    for kind in kinds:
+        own, base = _select_category(arm.cards, kind), _select_category(below, kind)
+        contrasts.append(Contrast(BASE_MODEL, arm.name, compare(base, own, measures)))
     return dict(zip(kinds, correct_together(contrasts), strict=True))
 
 
-def _keep(cards: Sequence[Scorecard], category: str) -> list[Scorecard]:
+def _select_category(cards: Sequence[Scorecard], category: str) -> list[Scorecard]:
     return [
         card.model_copy(
             update={"pictures": tuple(one for one in card.pictures if one.category == category)}
         )
         for card in cards
     ]
-
-
-def _has(cards: Sequence[Scorecard], category: str, measures: Sequence[str]) -> bool:
-    kept = [picture for card in _keep(cards, category) for picture in card.pictures]
-    return any(name in picture.values for picture in kept for name in measures)
 
 
 def compare(
@@ -195,12 +186,11 @@ def compare(
     """
     cards = [*first, *second]
     known = [name for name in measures if any(_is_measured(card, name) for card in cards)]
-    compared = (
-        compare_settings(_drop_samplers(first), _drop_samplers(second), known) if known else ()
-    )
-    found = {one.measure: one for one in compared}
-    unmeasured = [Comparison(measure=name, outcome=UNMEASURED) for name in measures]
-    return tuple(found.get(one.measure, one) for one in unmeasured)
+    found = {name: Comparison(measure=name, outcome=UNMEASURED) for name in measures}
+    if known:
+        compared = compare_settings(_drop_samplers(first), _drop_samplers(second), known)
+        found |= {one.measure: one for one in compared}
+    return tuple(found[name] for name in measures)
 
 
 def _is_measured(card: Scorecard, name: str) -> bool:
@@ -250,8 +240,8 @@ def _list_notes(
     if study.preset == "quick":
         yield "The quick preset teaches and draws little: the standard one may answer otherwise."
     if len(set(exposures.values())) > 1:
-        told = ", ".join(f"{count} by “{name}”" for name, count in exposures.items())
-        yield f"The arms saw photos unequally often, which may be the difference: {told}."
+        counts = ", ".join(f"{count} by “{name}”" for name, count in exposures.items())
+        yield f"The arms saw photos unequally often, which may be the difference: {counts}."
     if not study.references:
         yield (
             "Pictures are scored against the photos that were taught, so a copy of one scores "
@@ -288,17 +278,12 @@ def join_scores(scores: Sequence[Score], is_share: bool = False) -> Score:
         value=over.value,
         n=sum(score.n for score in scores if score.n is not None),
         interval=ends,
-        floor=_mean([score.floor for score in scores]),
-        ceiling=_mean([score.ceiling for score in scores]),
-        lift=_mean([score.lift for score in scores]),
+        floor=mean_part(scores, "floor"),
+        ceiling=mean_part(scores, "ceiling"),
+        lift=mean_part(scores, "lift"),
         key=scores[0].key,
         note=f"{len(scores)} trainings: {', '.join(f'{value:.3f}' for value in values)}",
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def list_findings(found: StudyFindings, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -344,14 +329,14 @@ def write_page(found: StudyFindings) -> str:
     lines = [f"# {found.study.question}", "", f"**{found.answer}**", ""]
     lines += [f"- {note}" for note in found.notes]
     lines += ["", "## Arms", ""]
-    lines += _table(
-        ("arm", "measure", "value", "n", "interval", "floor", "ceiling", "lift", "s a picture"),
-        (
-            (arm.name, label_of(name), *_cells(score), f"{arm.seconds_per_picture:.2f}")
-            for arm in found.arms
-            for name, score in arm.measures().items()
-        ),
-    )
+    head = ("arm", "measure", "value", "n", "interval", "floor", "ceiling", "lift", "s a picture")
+    table: list[Sequence[str]] = [head, ["---"] * len(head)]
+    table += [
+        (arm.name, label_of(name), *score.cells("–"), f"{arm.seconds_per_picture:.2f}")
+        for arm in found.arms
+        for name, score in arm.measures().items()
+    ]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table]
     lines += ["", "## Comparisons", ""]
     rows = [("", contrast) for contrast in found.contrasts]
     rows += list(found.categories.items())
@@ -360,17 +345,3 @@ def write_page(found: StudyFindings) -> str:
         lines.append(f"- “{contrast.second}” against “{contrast.first}”{where}:")
         lines += [f"    - {tell_comparison(one)}" for one in contrast.measures]
     return "\n".join(lines) + "\n"
-
-
-def _cells(score: Score) -> list[str]:
-    if score.value is None:
-        return ["not measured", "–", "–", "–", "–", "–"]
-    numbers = (score.value, score.floor, score.ceiling, score.lift)
-    value, floor, ceiling, lift = ("–" if one is None else f"{one:.3f}" for one in numbers)
-    between = "–" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
-    return [value, str(score.n), between, floor, ceiling, lift]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

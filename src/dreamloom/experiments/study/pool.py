@@ -1,11 +1,11 @@
-"""Who does a study's work: this process, several of one thread each, or a Ray cluster."""
+"""Worker pools for a study: this process, several of one thread each, or a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import active_children, get_context
@@ -26,12 +26,6 @@ class Crew:
     """Does pieces of work; without an executor, one after the other in this process."""
 
     executor: Executor | None = None
-
-    def do(
-        self, work: Callable[..., _Done], item: object, observe: Observer, task: str = "reading"
-    ) -> _Done:
-        """Do one piece of work."""
-        return self.do_all(work, {None: item}, observe, task)[None]
 
     def do_all(
         self,
@@ -76,14 +70,13 @@ def open_crew(workers: int, on: str = "here") -> Iterator[Crew]:
     """
     if on not in PLACES:
         raise ConfigError(f"--on {on} is no place to work.", f"Choose from: {', '.join(PLACES)}.")
+    place: AbstractContextManager[Executor | None] = nullcontext()
     if on == "ray":
-        with _open_ray(workers) as executor:
-            yield Crew(executor)
-    elif workers == 1:
-        yield Crew()
-    else:
-        with open_pool(workers) as executor:
-            yield Crew(executor)
+        place = _open_ray(workers)
+    elif workers > 1:
+        place = open_pool(workers)
+    with place as executor:
+        yield Crew(executor)
 
 
 @contextmanager

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from dreamloom.core.config.aliases import RENAMED
-from dreamloom.core.config.settings import LoomConfig, load_config, setting_names
+from dreamloom.core.config.loading import load_config, setting_names
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import Section, check_section, read_toml, suggest
 from dreamloom.evaluation.metrics.measures import MEASURE
 
 AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
 _FEWEST_ARMS: dict[AnswerKind, int] = {"compare": 2, "plateau": 3, "choose": 2, "weak_spots": 1}
-# A look draws and writes; more of them than this would cost more than the training.
-_MOST_LOOKS = 32
+# A validation draws and writes; more of them than this would cost more than the training.
+_MOST_VALIDATIONS = 32
 
 
 def _refuse_doubles(given: tuple[int, ...]) -> tuple[int, ...]:
@@ -30,23 +30,17 @@ def _refuse_doubles(given: tuple[int, ...]) -> tuple[int, ...]:
     return given
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class Arm(_Closed):
+class Arm(Section):
     """One of the things compared; whatever it does not name is as in ``[settings]``."""
 
     name: str = Field(min_length=1)
     """What tables and the answer call it."""
     photo_count: Annotated[int, Field(ge=1)] | None = None
-    """Teach with so many of the photos; more photos include those of fewer."""
+    """Train with so many of the photos; more photos include those of fewer."""
     checkpoint: float = Field(1.0, gt=0, le=1)
     """Draw with the adapter as it was after this share of the updates."""
     weight: float = 1.0
-    """Weight at which the adapter is worn."""
+    """Weight of the adapter."""
     scheduler: str = ""
     """The scheduler to draw with; empty takes that of generate.schedulers."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -55,7 +49,7 @@ class Arm(_Closed):
     """Any setting of a run, by name."""
 
 
-class Study(_Closed):
+class Study(Section):
     """A question that is answered by doing the same thing in several ways."""
 
     question: str = Field(min_length=1)
@@ -70,7 +64,7 @@ class Study(_Closed):
     photos: str
     """The subject's photos; a relative path counts from the study's file."""
     references: str = ""
-    """Photos to score against, best ones that are never taught; empty takes ``photos``."""
+    """Photos to score against, best ones that are never trained on; empty takes ``photos``."""
     subject: str = Field("rraj person", min_length=1)
     """The subject as prompts name it."""
     class_noun: str = ""
@@ -80,7 +74,7 @@ class Study(_Closed):
     train_seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_refuse_doubles)
     ] = Field((0,), min_length=1)
-    """Every arm is taught once with each. Three or more let the answer speak of the settings."""
+    """Every arm is trained once with each. Three or more let the answer speak of the settings."""
     packs: tuple[str, ...] = ()
     """Prompt packs to draw."""
     prompts: tuple[str, ...] = ()
@@ -102,7 +96,7 @@ class Study(_Closed):
         return self.arms or tuple(_make_arms(self.grid))
 
     def configure(self, arm: Arm, train_seed: int) -> LoomConfig:
-        """Put together the settings with which an arm is taught and drawn.
+        """Put together the settings with which an arm is trained and drawn.
 
         Raises:
             ConfigError: If a setting is unknown or its value not allowed.
@@ -122,20 +116,20 @@ class Study(_Closed):
         if arm.steps:
             given["generate.steps"] = (arm.steps,)
         config = load_config(overrides=given)
-        every = self._look_every(config.train.steps)
+        every = self._validate_every(config.train.steps)
         if every is None:
             return config
         rare = {"every": every, "images": 1, "scores": False}
         return config.model_copy(update={"validation": config.validation.model_copy(update=rare)})
 
-    def _look_every(self, updates: int) -> int | None:
+    def _validate_every(self, updates: int) -> int | None:
         """Find how often the adapter must be kept for every checkpoint that an arm asks for."""
         shares = {arm.checkpoint for arm in self.list_arms()}
         if shares == {1.0}:
             return None
         asked = [count_updates(share, updates) for share in shares]
         every = math.gcd(updates, *asked)
-        if updates > _MOST_LOOKS * every:
+        if updates > _MOST_VALIDATIONS * every:
             raise ConfigError(
                 f"Checkpoints after {', '.join(map(str, sorted(asked)))} of {updates} updates "
                 f"would be kept every {every} updates.",
@@ -146,6 +140,12 @@ class Study(_Closed):
 
 ARM_WORDS = tuple(name for name in Arm.model_fields if name not in ("name", "settings"))
 """What an arm or a grid may vary beside settings."""
+
+
+def _part_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part an arm's own words from settings; both stand side by side in a file."""
+    own = {name: value for name, value in given.items() if name in ARM_WORDS}
+    return own, {name: value for name, value in given.items() if name not in ARM_WORDS}
 
 
 def count_updates(share: float, updates: int) -> int:
@@ -205,15 +205,10 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
         ConfigError: If the file cannot be read, a name is unknown (with the nearest known one), a
             value is not allowed, or the arms do not fit the kind of answer.
     """
-    given = changes.apply(_read(file))
-    given["arms"] = [_sort_arm(arm) for arm in _list_tables(given.get("arms", []), "arms")]
-    unknown = [name for name in given if name not in Study.model_fields]
-    if unknown:
-        raise _refuse_unknown(unknown[0], Study.model_fields)
-    try:
-        study = Study.model_validate(given)
-    except ValidationError as error:
-        raise _explain(error) from None
+    given = changes.apply(read_toml(file, "study file"))
+    if isinstance(arms := given.get("arms"), list):
+        given["arms"] = [_nest_settings(arm) if isinstance(arm, dict) else arm for arm in arms]
+    study = check_section(Study, given)
     study = study.model_copy(
         update={
             "photos": str(file.parent / study.photos),
@@ -224,31 +219,14 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
     return study
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no study file {file}.", "Name one, such as recipes/questions/prior.toml."
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
-
-
-def _list_tables(given: Any, name: str) -> list[dict[str, Any]]:
-    if isinstance(given, list) and all(isinstance(one, dict) for one in given):
-        return given
-    raise ConfigError(f"{name} is not a list of tables.", f"Begin each with [[{name}]].")
-
-
-def _sort_arm(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell an arm's own words from settings; both stand side by side in the file."""
-    own = {name: value for name, value in given.items() if name in Arm.model_fields}
-    settings = {name: value for name, value in given.items() if name not in own}
+def _nest_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the settings of an arm, which stand beside its own words, into a table of their own."""
+    own, settings = _part_settings(given)
+    own |= {name: settings.pop(name) for name in ("name", "settings") if name in settings}
     _refuse_other_names(settings)
-    return {**own, "settings": {**own.get("settings", {}), **settings}}
+    if isinstance(nested := own.get("settings", {}), dict):
+        own["settings"] = nested | settings
+    return own
 
 
 _OWN_WORDS = {
@@ -270,36 +248,8 @@ def _refuse_other_names(given: Mapping[str, Any]) -> None:
                 f"Write {_OWN_WORDS[name]} at the top of the file.",
             )
         if RENAMED.get(name, name) not in known:
-            raise _refuse_unknown(name, (*ARM_WORDS, *known))
-
-
-def _refuse_unknown(name: str, known: Iterable[str]) -> ConfigError:
-    known = list(known)
-    last = {one.rpartition(".")[2]: one for one in known}
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6) or [
-        last[one] for one in difflib.get_close_matches(name.rpartition(".")[2], last, n=2)
-    ]
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."
-    return ConfigError(f"A study knows no {name!r}.", hint)
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    """Turn pydantic's findings into one sentence each."""
-    problems, hints = [], []
-    for finding in error.errors():
-        place = ".".join(str(part) for part in finding["loc"])
-        if finding["type"] == "missing":
-            problems.append(f"The study says no {place}.")
-        else:
-            reason = finding["msg"].removeprefix("Value error, ")
-            reason = reason[0].lower() + reason[1:]
-            problems.append(f"{place} = {finding['input']!r} is not allowed: {reason}.")
-        model = Arm if error.title == Arm.__name__ or finding["loc"][0] == "arms" else Study
-        named = next((part for part in reversed(finding["loc"]) if part in model.model_fields), "")
-        if named:
-            meaning = model.model_fields[str(named)].description or ""
-            hints.append(f"{named}: {' '.join(meaning.split())}")
-    return ConfigError(" ".join(dict.fromkeys(problems)), " ".join(dict.fromkeys(hints)))
+            hint = suggest(name, (*ARM_WORDS, *known))
+            raise ConfigError(f"There is no setting {name!r}.", hint)
 
 
 def _flatten(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -325,8 +275,8 @@ _LABELS: dict[str, Callable[[Any], str]] = {
 
 
 def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
-    axes = {**{n: v for n, v in grid.items() if n in ARM_WORDS}}
-    axes |= _flatten({name: value for name, value in grid.items() if name not in ARM_WORDS})
+    own, settings = _part_settings(grid)
+    axes = own | _flatten(settings)
     # In the file's own order, which says what varies fastest and what comes first of equals.
     order = [name for key in grid for name in axes if name == key or name.startswith(f"{key}.")]
     for values in itertools.product(*(axes[name] for name in order)):
@@ -335,9 +285,8 @@ def _make_arms(grid: Mapping[str, Any]) -> Iterable[Arm]:
             _LABELS[key](value) if key in _LABELS else f"{key} = {value}"
             for key, value in chosen.items()
         )
-        own = {key: value for key, value in chosen.items() if key in ARM_WORDS}
-        settings = {key: value for key, value in chosen.items() if key not in ARM_WORDS}
-        yield Arm.model_validate({"name": name, **own, "settings": settings})
+        own, settings = _part_settings(chosen)
+        yield check_section(Arm, {"name": name, **own, "settings": settings})
 
 
 def _check(study: Study) -> None:
@@ -358,7 +307,7 @@ def _check(study: Study) -> None:
         )
     for measure in study.decide_by:
         if measure not in MEASURE:
-            raise _refuse_unknown(measure, MEASURE)
+            raise ConfigError(f"There is no measure {measure!r}.", suggest(measure, MEASURE))
     if study.answer == "choose" and MEASURE[study.decide_by[0]].better == "neither":
         raise ConfigError(
             f"Nothing can be chosen by {study.decide_by[0]}: neither more nor less is better.",
@@ -371,7 +320,13 @@ def _check(study: Study) -> None:
     if not study.packs and not study.prompts:
         raise ConfigError("The study draws nothing.", "Name packs or prompts.")
     for text in study.prompts:
-        _check_blanks(text)
+        try:
+            text.format(subject="", class_noun="")
+        except (KeyError, IndexError, ValueError):
+            raise ConfigError(
+                f"The prompt {text!r} cannot be filled in.",
+                "The only words in braces may be {subject} and {class_noun}.",
+            ) from None
     for arm in arms:
         _check_drawing(study, study.configure(arm, study.train_seeds[0]))
 
@@ -379,29 +334,15 @@ def _check(study: Study) -> None:
 def _check_grid(study: Study) -> None:
     if study.arms and study.grid:
         raise ConfigError("The study has both [[arms]] and a [grid].", "Keep one of them.")
-    axes = {name: value for name, value in study.grid.items() if name in ARM_WORDS}
-    others = {name: value for name, value in study.grid.items() if name not in ARM_WORDS}
-    _refuse_other_names(others)
-    for name, values in {**axes, **_flatten(others)}.items():
+    own, settings = _part_settings(study.grid)
+    _refuse_other_names(settings)
+    for name, values in (own | _flatten(settings)).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(
                 f"grid.{name} = {values!r} is not a list of values.",
                 f"Write it as {name} = [first, second].",
             )
-    try:
-        study.list_arms()
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def _check_blanks(text: str) -> None:
-    try:
-        text.format(subject="", class_noun="")
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(
-            f"The prompt {text!r} cannot be filled in.",
-            "The only words in braces may be {subject} and {class_noun}.",
-        ) from None
+    study.list_arms()
 
 
 def _check_drawing(study: Study, config: LoomConfig) -> None:
@@ -416,10 +357,3 @@ def _check_drawing(study: Study, config: LoomConfig) -> None:
             "To choose on some seeds and report on others, a prompt needs two pictures or more.",
             "Raise generate.images_per_prompt.",
         )
-
-
-def describe_study() -> list[tuple[str, str]]:
-    """Every word of a study's file with its meaning, those of an arm as ``arms.weight``."""
-    rows = [(name, info.description or "") for name, info in Study.model_fields.items()]
-    rows += [(f"arms.{name}", info.description or "") for name, info in Arm.model_fields.items()]
-    return [(name, " ".join(text.split())) for name, text in rows]

@@ -1,6 +1,6 @@
-"""Many journeys side by side: the same thing done in several ways, and what comes of each.
+"""A study: the same thing trained and drawn in several ways, and what comes of each.
 
-A study is a file that asks a question (`question`). Its work is cut into pieces that arms share
+A study's file asks a question (`question`). Its work is cut into pieces that arms share
 (`work`) and handed to those who do it (`pool`); what is measured is laid side by side (`findings`)
 and summed up in one sentence (`answers`).
 """
@@ -8,7 +8,6 @@ and summed up in one sentence (`answers`).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from dreamloom.core.run_folder import (
     write_json,
     write_text,
 )
-from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.experiments.study import work
 from dreamloom.experiments.study.findings import (
     ArmFindings,
@@ -31,7 +29,7 @@ from dreamloom.experiments.study.findings import (
     write_page,
 )
 from dreamloom.experiments.study.pool import open_crew
-from dreamloom.experiments.study.question import Arm, Study
+from dreamloom.experiments.study.question import Study
 from dreamloom.experiments.study.work import DrawnSet, Survey
 
 STAGE = "study"
@@ -40,7 +38,7 @@ STAGE = "study"
 def run_study(
     study: Study, out: Path, on: str = "here", observe: Observer = silent
 ) -> StudyFindings:
-    """Teach, draw and score every arm, compare them, and answer the question.
+    """Train, draw and score every arm, compare them, and answer the question.
 
     What arms share is done once. A study that was stopped goes on where it was, and one whose
     file was changed does only what is new.
@@ -66,25 +64,46 @@ def run_study(
     arms = study.list_arms()
     observe(StageStarted(STAGE, f"{len(arms)} arms × {len(study.train_seeds)} training seeds"))
     with open_crew(study.workers, on) as crew:
-        found = crew.do(partial(work.survey, run.path), study, observe)
+        found = crew.do_all(partial(work.survey, run.path), {"": study}, observe, "reading")[""]
         observe = tee(observe, run.observer())
-        plan = _make_plan(study, found)
+        reported, choosing = _plan_drawings(study, found)
+        own = [*reported.values(), *choosing.values()]
         trainings = found.trainings.values()
         class_runs = {t.class_run.path: t for t in trainings if t.class_run}
         crew.do_all(work.draw_class_images, class_runs, observe, "drawing class images")
         crew.do_all(work.train, {t.run.path: t for t in trainings}, observe, "teaching")
-        pieces = {drawing.run.path: drawing for drawing in plan.drawings()}
+        floors = [drawing.floor for drawing in own if drawing.floor]
+        pieces = {drawing.run.path: drawing for drawing in (*own, *floors)}
         drawn = crew.do_all(work.draw, pieces, observe, "drawing")
         if study.answer != "weak_spots":
             pieces = {path: piece for path, piece in pieces.items() if piece.adapter}
         cards = crew.do_all(work.score, pieces, observe, "scoring")
-    measured = tuple(_lay_out(arm, study, found, plan, drawn, cards) for arm in arms)
+    measured = []
+    for arm in arms:
+        places = [(arm.name, seed) for seed in study.train_seeds]
+        pictures = [reported[place].run.path for place in places]
+        measured.append(
+            ArmFindings(
+                name=arm.name,
+                cards=tuple(cards[path] for path in pictures),
+                runs=tuple(_name(found.trainings[place].run.path) for place in places),
+                pictures=tuple(_name(path) for path in pictures),
+                seconds_per_picture=sum(drawn[path] for path in pictures) / len(pictures),
+                choosing=tuple(cards[choosing[p].run.path] for p in places if p in choosing),
+            )
+        )
     below = tuple(
         cards[drawing.floor.run.path]
-        for drawing in plan.reported.values()
+        for drawing in reported.values()
         if study.answer == "weak_spots" and drawing.floor
     )
-    findings = find_answer(study, measured, below, _count_exposures(found))
+    exposures = {
+        arm: t.config.train.steps
+        * t.config.train.batch_photos
+        * t.config.train.gradient_accumulation_steps
+        for (arm, _), t in found.trainings.items()
+    }
+    findings = find_answer(study, tuple(measured), below, exposures)
     write_json(run.path / "study.json", list_findings(findings, library_versions()))
     write_text(run.path / "study.md", write_page(findings))
     for note in findings.notes:
@@ -103,26 +122,14 @@ def run_study(
     return findings
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A study's pieces of work, by arm and training seed.
-
-    Args:
-        reported: What each draws with the seeds that are reported.
-        choosing: What each draws with the seeds that choose; empty where nothing is chosen.
-    """
-
-    reported: dict[tuple[str, int], DrawnSet]
-    choosing: dict[tuple[str, int], DrawnSet]
-
-    def drawings(self) -> list[DrawnSet]:
-        """List everything that is drawn, the base model's pictures among it."""
-        own = [*self.reported.values(), *self.choosing.values()]
-        return [*own, *(drawing.floor for drawing in own if drawing.floor)]
+_Drawings = dict[tuple[str, int], DrawnSet]
+"""What is drawn, by arm and training seed."""
 
 
-def _make_plan(study: Study, found: Survey) -> _Plan:
-    plan = _Plan({}, {})
+def _plan_drawings(study: Study, found: Survey) -> tuple[_Drawings, _Drawings]:
+    """Share out the seeds: those that are reported, and those that choose, if one is chosen."""
+    reported: _Drawings = {}
+    choosing: _Drawings = {}
     for arm in study.list_arms():
         for seed in study.train_seeds:
             training = found.trainings[arm.name, seed]
@@ -130,42 +137,11 @@ def _make_plan(study: Study, found: Survey) -> _Plan:
             first, count = settings.first_seed, settings.images_per_prompt
             half = count // 2 if study.answer == "choose" else 0
             rest = range(first + half, first + count)
-            plan.reported[arm.name, seed] = work.plan_drawing(study, found, arm, training, rest)
+            reported[arm.name, seed] = work.plan_drawing(study, found, arm, training, rest)
             if half:
                 own = range(first, first + half)
-                plan.choosing[arm.name, seed] = work.plan_drawing(study, found, arm, training, own)
-    return plan
-
-
-def _count_exposures(found: Survey) -> dict[str, int]:
-    """Count how many photos each arm sees in one training."""
-    return {
-        arm: t.config.train.steps
-        * t.config.train.batch_photos
-        * t.config.train.gradient_accumulation_steps
-        for (arm, _), t in found.trainings.items()
-    }
-
-
-def _lay_out(
-    arm: Arm,
-    study: Study,
-    found: Survey,
-    plan: _Plan,
-    drawn: dict[Path, float],
-    cards: dict[Path, Scorecard],
-) -> ArmFindings:
-    places = [(arm.name, seed) for seed in study.train_seeds]
-    pictures = [plan.reported[place].run.path for place in places]
-    choosing = [plan.choosing[place].run.path for place in places if place in plan.choosing]
-    return ArmFindings(
-        name=arm.name,
-        cards=tuple(cards[path] for path in pictures),
-        runs=tuple(_name(found.trainings[place].run.path) for place in places),
-        pictures=tuple(_name(path) for path in pictures),
-        seconds_per_picture=sum(drawn[path] for path in pictures) / len(pictures),
-        choosing=tuple(cards[path] for path in choosing),
-    )
+                choosing[arm.name, seed] = work.plan_drawing(study, found, arm, training, own)
+    return reported, choosing
 
 
 def _name(folder: Path) -> str:

@@ -260,7 +260,11 @@ def plan_drawing(
     config = config.model_copy(update={"generate": generate})
     update = count_updates(arm.checkpoint, updates)
     run = training.run
-    adapter = run.adapter if update == updates else run.looks / f"{update:06d}" / run.adapter.name
+    adapter = (
+        run.adapter
+        if update == updates
+        else run.validation_samples / f"{update:06d}" / run.adapter.name
+    )
     prompts = list_prompts(study, config)
     below = DrawnSet(training.root, config, found.base, prompts, found.references)
     return DrawnSet(

@@ -1,19 +1,18 @@
-"""What a merge is made of and how: typed as words, written as a file, or found in a header."""
+"""Merge recipes: which adapters and how, typed as words or written as a TOML file."""
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import Section, check_section, read_toml
 from dreamloom.lora.writing import FileFormat
 from dreamloom.merging.blocks import read_blocks
 from dreamloom.merging.method import Value
@@ -39,12 +38,8 @@ class AdapterPart:
     Args:
         path: Its file.
         weight: Any finite number; negative ones subtract, 0 leaves out.
-        name: What the merged file calls it; empty takes the file's name.
-        blocks: Weights of single blocks, as the user types or writes them; see
-            `dreamloom.merging.blocks.read_blocks`. Empty is 1 everywhere.
-        sha256: What the file's SHA-256 must be; empty takes any.
-        prompts: What a base model is asked for this adapter, by methods that ask one; without any
-            the adapter tells.
+        name: As in `PartForm`, like all that follows.
+        blocks: See `dreamloom.merging.blocks.read_blocks`; empty is 1 everywhere.
     """
 
     path: Path
@@ -57,19 +52,12 @@ class AdapterPart:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which adapters are merged, and how.
+    """Which adapters are merged, and how; `RecipeForm` says what each field means.
 
     Args:
         parts: The adapters, in an order that matters to some methods.
         method: The name of a method; see `dreamloom.merging.methods.METHODS`.
         options: The method's own settings; what is absent is its default.
-        rank: How thin the result may be.
-        seed: Of methods that throw dice.
-        format: Of the merged file.
-        precision: Of the numbers in it.
-        base: The base model that some methods ask; empty takes the one that the adapters name.
-        joint: What it is asked for all adapters at once; without any, made from the adapters'.
-        device: Where it computes.
     """
 
     parts: tuple[AdapterPart, ...]
@@ -111,7 +99,7 @@ def _parse_unnamed(text: str) -> AdapterPart:
 def name_parts(parts: Sequence[AdapterPart]) -> tuple[AdapterPart, ...]:
     """Give every part a name of its own: the user's, or the file's, numbered where it is shared.
 
-    Files that training wrote are all called alike; they are named by the subject that they tell.
+    Files that training wrote are all called alike; they are named by their metadata's subject.
 
     Raises:
         ConfigError: If the user gave one name twice.
@@ -202,13 +190,7 @@ def share_blocks(parts: Sequence[AdapterPart], texts: Iterable[str]) -> tuple[Ad
     return tuple(replace(part, blocks=blocks[part.name]) for part in parts)
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class PartForm(_Closed):
+class PartForm(Section):
     """A part as a recipe's file names it, in ``[[parts]]``."""
 
     file: str = Field(min_length=1)
@@ -222,10 +204,10 @@ class PartForm(_Closed):
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """The file's SHA-256, 64 hex digits: another file is refused."""
     prompts: tuple[str, ...] = ()
-    """What the base model is asked for it, by methods that ask; without any the adapter tells."""
+    """What the base model is asked for it, by methods that ask; else what the adapter says."""
 
 
-class RecipeForm(_Closed):
+class RecipeForm(Section):
     """A recipe as a file: the words at its top."""
 
     parts: tuple[PartForm, ...] = Field(min_length=1)
@@ -241,7 +223,7 @@ class RecipeForm(_Closed):
     format: FileFormat = "peft"
     """Of the merged file."""
     precision: FilePrecision = "fp32"
-    """Of the numbers in it: fp32, fp16 or bf16."""
+    """Of the numbers in it."""
     base: str = ""
     """The base model, for methods that ask it; without one, the adapters' own."""
     joint: tuple[str, ...] = ()
@@ -257,93 +239,14 @@ def read_recipe(file: Path) -> Recipe:
         ConfigError: If it cannot be read, a name is unknown (with the nearest known one), or a
             value is not allowed.
     """
-    given = _read_toml(file)
-    for name in given:
-        if name not in RecipeForm.model_fields:
-            raise _refuse_unknown(name, RecipeForm.model_fields)
-    listed = given.get("parts", [])
-    if not isinstance(listed, list) or not all(isinstance(part, dict) for part in listed):
-        raise ConfigError("parts is not a list of tables.", "Begin each with [[parts]].")
-    for part in listed:
-        for name in part:
-            if name not in PartForm.model_fields:
-                raise _refuse_unknown(name, PartForm.model_fields)
-    try:
-        form = RecipeForm.model_validate(given)
-    except ValidationError as error:
-        raise _explain(error) from None
-    parts = [
-        AdapterPart(
-            file.parent / part.file,
-            part.weight,
-            part.name,
-            part.blocks,
-            part.sha256,
-            part.prompts,
-        )
-        for part in form.parts
-    ]
+    form = check_section(RecipeForm, read_toml(file, "recipe"))
+    parts = [AdapterPart(file.parent / part.file, **_fields(part, "file")) for part in form.parts]
     find_method(form.method).read_options(form.options)
     for part in parts:
         read_blocks(part.blocks)
-    return Recipe(
-        name_parts(parts),
-        form.method,
-        form.options,
-        parse_rank(str(form.rank)),
-        form.seed,
-        form.format,
-        form.precision,
-        form.base,
-        form.joint,
-        form.device,
-    )
+    rest = _fields(form, "parts", "rank")
+    return Recipe(name_parts(parts), rank=parse_rank(str(form.rank)), **rest)
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no recipe {file}.", "Check the path.") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Name a file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.", "Mend that line.") from None
-
-
-def _refuse_unknown(name: str, known: Iterable[str]) -> ConfigError:
-    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."
-    return ConfigError(f"A recipe knows no {name!r}.", hint)
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    """Turn pydantic's findings into one sentence each."""
-    problems, hints = [], []
-    for finding in error.errors():
-        # Behind the word itself, pydantic names the alternative that it tried.
-        place = [part for part in finding["loc"] if part not in {"str", "int", "float", "bool"}]
-        name = ".".join(str(part + 1 if isinstance(part, int) else part) for part in place)
-        if finding["type"] == "missing":
-            problems.append(f"The recipe says no {name}.")
-        else:
-            reason = finding["msg"].removeprefix("Value error, ")
-            reason = reason[0].lower() + reason[1:]
-            problems.append(f"{name} = {finding['input']!r} is not allowed: {reason}.")
-        form = PartForm if place[0] == "parts" and len(place) > 1 else RecipeForm
-        info = form.model_fields.get(str(place[-1]))
-        if info is not None:
-            hints.append(f"{place[-1]}: {' '.join((info.description or '').split())}")
-    return ConfigError(" ".join(dict.fromkeys(problems)), " ".join(dict.fromkeys(hints)))
-
-
-def check_choice(what: str, given: str, allowed: Any) -> str:
-    """Refuse a word that is none of a literal type's.
-
-    Raises:
-        ConfigError: If so, naming those that are.
-    """
-    known: tuple[str, ...] = get_args(allowed)
-    if given not in known:
-        raise ConfigError(f"There is no {what} {given!r}.", f"Choose: {', '.join(known)}.")
-    return given
+def _fields(form: Section, *without: str) -> dict[str, Any]:
+    return {name: value for name, value in form if name not in without}
