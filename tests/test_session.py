@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreamloom.core.config.settings import load_config
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import BaseModelError
 from dreamloom.models.base import MemoryOptions
