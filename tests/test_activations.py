@@ -15,6 +15,7 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram
 from dreamloom.merging.activations.denoising import denoise_steps, predict, step_down
 from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
 from dreamloom.merging.activations.gram import (
@@ -30,7 +31,6 @@ from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
-from dreamloom.merging.prepared import JOINT, name_down, name_gram
 from dreamloom.models.activation_hooks import add_changes, hook_activations
 from dreamloom.models.base import AdapterSpec
 from dreamloom.models.families import load_model

@@ -11,10 +11,10 @@ from torch import Tensor, isfinite, nn
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.activation_inputs import JOINT
 from dreamloom.merging.activations.denoising import DenoisingStep, count_steps, denoise_steps
 from dreamloom.merging.activations.prompts import MergePrompts
 from dreamloom.merging.merging import MergeRequest
-from dreamloom.merging.prepared import JOINT
 from dreamloom.models.base import Model
 
 Prepared = dict[str, dict[str, Tensor]]

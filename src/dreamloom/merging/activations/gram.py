@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamloom.core.events import silent
+from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram
 from dreamloom.merging.activations.forward_passes import (
     ForwardPass,
     ForwardPasses,
@@ -20,7 +21,6 @@ from dreamloom.merging.activations.forward_passes import (
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods.regmean import InputShares
-from dreamloom.merging.prepared import JOINT, name_down, name_gram
 from dreamloom.models.activation_hooks import (
     go_down,
     gram_of,

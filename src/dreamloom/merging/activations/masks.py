@@ -16,12 +16,12 @@ from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter
+from dreamloom.merging.activation_inputs import JOINT, name_mask
 from dreamloom.merging.activations.forward_passes import ForwardPasses, ForwardResult, Prepared
 from dreamloom.merging.activations.targets import Examples, record_examples
 from dreamloom.merging.factors import Factors, balance, flatten
 from dreamloom.merging.method import Value
-from dreamloom.merging.methods.ziprank import split_directions
-from dreamloom.merging.prepared import JOINT, name_mask
+from dreamloom.merging.methods.ziplora import split_directions
 from dreamloom.models.activation_hooks import add_changes, go_down, go_up
 from dreamloom.models.base import Conditioning, Model
 from dreamloom.models.lora_schedule import acts_on_text

@@ -1,26 +1,15 @@
-"""The sum of updates with all its directions made equally strong."""
+"""Iso-C: the sum of LoRAs with its spectrum flattened, all directions equally strong."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dreamloom.merging.factors import Factors, Spectrum, find_spectrum, stack
+from dreamloom.merging.factors import Factors, find_spectrum, stack
 from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 
 # A direction below this share of the strongest is what rounding left of float32 factors that repeat
 # each other; made as strong as the rest it would be noise.
 _NOISE = 1e-5
-
-
-def flatten_spectrum(spectrum: Spectrum) -> Factors:
-    """Give all directions of an update their mean strength: σ̄ U Vᵀ, the strongest first."""
-    values = spectrum.values
-    count = int((values > _NOISE * values[:1]).sum())
-    strength = (values[:count].sum() / max(count, 1)).sqrt()
-    up = spectrum.left_vectors()[:, :count] * strength
-    down = spectrum.right_vectors()[:count] * strength
-    dtype = spectrum.factors.up.dtype
-    return Factors(up.to(dtype), down.to(dtype))
 
 
 def add_isotropic(parts: Sequence[LayerPart], context: Context) -> Factors:
@@ -36,7 +25,14 @@ def add_isotropic(parts: Sequence[LayerPart], context: Context) -> Factors:
         adapters' own directions as in Panariello et al., Core Space (arXiv:2509.17786).
     """
     total = stack([(part.factors, part.weight) for part in parts])
-    return flatten_spectrum(find_spectrum(total)).scaled(context.number("strength"))
+    spectrum = find_spectrum(total)
+    values = spectrum.values
+    count = int((values > _NOISE * values[:1]).sum())
+    mean = (values[:count].sum() / max(count, 1)).sqrt()
+    up = spectrum.left_vectors()[:, :count] * mean
+    down = spectrum.right_vectors()[:count] * mean
+    dtype = total.up.dtype
+    return Factors(up.to(dtype), down.to(dtype)).scaled(context.number("strength"))
 
 
 METHODS = (

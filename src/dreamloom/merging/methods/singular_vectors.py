@@ -1,4 +1,4 @@
-"""Singular vectors of all updates, made perpendicular to each other before they are added."""
+"""TSV-Merge: singular vectors of all updates, made orthogonal before they are added."""
 
 from __future__ import annotations
 
