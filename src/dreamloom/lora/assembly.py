@@ -1,4 +1,4 @@
-"""From the tensors of one layer in a file to its change: the factors, scales folded in."""
+"""Assemble a layer's tensors (LoRA, LoHa, LoKr, DoRA, diff) to factors, alpha folded in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamloom.lora.lycoris import (
 from dreamloom.lora.tensors import is_finite
 
 Parts = Mapping[str, Tensor]
-"""The tensors of one layer by their part, as `spelling.split_key` names them."""
+"""The tensors of one layer by their part, as `key_names.split_key` names them."""
 ScaleOf = Callable[[int], float]
 """From a rank to the scale of a LoRA whose file says nothing of the layer's own alpha."""
 
@@ -84,27 +84,25 @@ def assemble_layer(
     return layer
 
 
-def _assemble(
-    kind: str, tensors: Mapping[str, Tensor], kernel: Sequence[int], scale_of: ScaleOf
-) -> Layer:
-    if "alpha" in tensors and tensors["alpha"].numel() != 1:
+def _assemble(kind: str, parts: Parts, kernel: Sequence[int], scale_of: ScaleOf) -> Layer:
+    if "alpha" in parts and parts["alpha"].numel() != 1:
         raise ValueError("the alpha is no single number")
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-    if kind in ("LoRA", "DoRA"):
-        return _assemble_lora(tensors, alpha, scale_of)
-    if kind == "LoRA with Tucker cores":
-        return _assemble_tucker(tensors, alpha)
+    alpha = float(parts["alpha"]) if "alpha" in parts else None
     if kind == "full difference":
-        return assemble_difference(tensors["diff"])
-    return assemble_product(kind, tensors, kernel, lambda rank: _divide(alpha, rank))
-
-
-def _divide(alpha: float | None, rank: int) -> float:
-    return 1.0 if alpha is None else alpha / rank
-
-
-def _assemble_lora(parts: Parts, alpha: float | None, scale_of: ScaleOf) -> Layer:
+        # Bit for bit: one of the factors is an identity.
+        change = parts["diff"]
+        if change.ndim < 2:
+            raise ValueError("a difference of a vector")
+        return make_layer(split_exactly(change.flatten(1)), change.shape[2:])
+    if kind in ("LoHa", "LoKr"):
+        return assemble_product(kind, parts, kernel, lambda r: 1.0 if alpha is None else alpha / r)
     down, up = parts["down"], parts["up"]
+    if kind == "LoRA with Tucker cores":
+        down, core, up = down.flatten(1), parts["mid"], up.flatten(1)
+        if up.shape[1] != core.shape[0]:
+            raise ValueError("up and the core differ in rank")
+        scale = 1.0 if alpha is None else alpha / down.shape[0]
+        return make_layer((up, contract_tucker(core, down)), core.shape[2:], scale)
     fits = (
         down.ndim >= 2
         and down.shape[0] > 0
@@ -117,25 +115,6 @@ def _assemble_lora(parts: Parts, alpha: float | None, scale_of: ScaleOf) -> Laye
     rank = down.shape[0]
     scale = scale_of(rank) if alpha is None else alpha / rank
     return Layer(down.contiguous(), (up * scale).contiguous())
-
-
-def _assemble_tucker(parts: Parts, alpha: float | None) -> Layer:
-    down, core, up = parts["down"].flatten(1), parts["mid"], parts["up"].flatten(1)
-    if up.shape[1] != core.shape[0]:
-        raise ValueError("up and the core differ in rank")
-    factors = up, contract_tucker(core, down)
-    return make_layer(factors, core.shape[2:], _divide(alpha, down.shape[0]))
-
-
-def assemble_difference(change: Tensor) -> Layer:
-    """Write a full difference of weights as two factors, bit for bit: one is an identity.
-
-    Raises:
-        ValueError: If it is no weight of a linear layer or a convolution.
-    """
-    if change.ndim < 2:
-        raise ValueError("a difference of a vector")
-    return make_layer(split_exactly(change.flatten(1)), change.shape[2:])
 
 
 def assemble_product(

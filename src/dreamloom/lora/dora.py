@@ -1,4 +1,4 @@
-"""DoRA in PEFT's form: a LoRA's factors and, for each output, the length of its weights."""
+"""DoRA and LoraConfig in PEFT's form: factors, ranks, lora_alpha, each output's magnitude."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names and entries of kohya-ss's files, which ComfyUI and AUTOMATIC1111 read."""
+"""Layer names of kohya-ss's LoRA files, which ComfyUI and AUTOMATIC1111 read."""
 
 from __future__ import annotations
 
@@ -61,9 +61,3 @@ def name_for_kohya_diffusers(names: Iterable[str]) -> dict[str, str]:
                 "Write the format peft.",
             )
     return spelled
-
-
-def list_unlisted(names: Iterable[str]) -> list[str]:
-    """List the names that no reader can find from their underscored form without help."""
-    layers = sdxl_layers()
-    return sorted(name for name in map(respell_text, names) if name not in layers)

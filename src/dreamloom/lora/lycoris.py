@@ -1,4 +1,4 @@
-"""Other products than a LoRA's, written exactly as a product of two factors.
+"""LoHa and LoKr of LyCORIS, Tucker cores and full differences as a LoRA's product of factors.
 
 A weight of a convolution is taken as a matrix: a row for each output, a column for each input and
 place of the kernel. Products are computed in double precision and rounded once.
@@ -159,7 +159,12 @@ def truncate_change(
     matrix = whole.T if tall else whole
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
-    kept = _count_kept(squares, energy) if rank is None else min(rank, len(squares))
+    kept = len(squares) if rank is None else min(rank, len(squares))
+    if energy is not None:
+        total = squares.sum()
+        # Rounding may leave the last sum just below 1.
+        below = 0 if total == 0 else int((squares.cumsum(0) / total < energy - 1e-12).sum())
+        kept = min(below + 1, len(squares))
     # Both factors get the root of the singular values, so that halves of them are in range alike.
     roots = squares[:kept].pow(0.25)
     left = vectors[:, :kept]
@@ -169,12 +174,3 @@ def truncate_change(
     safe = torch.where(roots > 0, roots, 1.0)
     left, right = left * roots, right / safe[:, None]
     return ((right.T, left.T) if tall else (left, right)), lost
-
-
-def _count_kept(squares: Float[Tensor, " values"], energy: float | None) -> int:
-    total = squares.sum()
-    if energy is None or total == 0:
-        return 1
-    shares = squares.cumsum(0) / total
-    # Rounding may leave the last sum just below 1.
-    return min(int((shares < energy - 1e-12).sum()) + 1, len(squares))

@@ -1,4 +1,4 @@
-"""The header entries by which other tools list and describe an SDXL adapter."""
+"""ModelSpec metadata: the header entries by which other tools list and describe a LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns of layers' names, the same wherever a user names some of a model's layers."""
+"""Patterns of layer names (block weights, target modules), and B-LoRA's two blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's configuration of a component: how strong its layers are, and what it must not say."""
+"""PEFT's LoraConfig: ``lora_alpha``, rsLoRA and patterns give each layer its scale."""
 
 from __future__ import annotations
 
