@@ -1,4 +1,4 @@
-"""Updates as products of two thin matrices, and what can be computed without multiplying them out.
+"""Low-rank updates as two thin factors: norms, SVD and truncation without multiplying out.
 
 Small matrices are float64 whatever the factors are: what nearly cancels, and squared lengths, would
 lose half of float32's digits.
@@ -238,16 +238,13 @@ def _find_triangle(
     if quick and columns.shape[0] >= columns.shape[1] > 0:
         triangle: Tensor
         triangle, failed = torch.linalg.cholesky_ex(columns.T @ columns, upper=True)
-        if not failed and _condition(triangle) < _WELL_CONDITIONED:
-            return triangle
+        if not failed:
+            one = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+            inverse = torch.linalg.solve_triangular(triangle, one, upper=True)
+            if float(triangle.norm() * inverse.norm()) < _WELL_CONDITIONED:
+                return triangle
     upper: Tensor = torch.linalg.qr(columns, mode="r").R
     return upper
-
-
-def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
-    one = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
-    inverse = torch.linalg.solve_triangular(triangle, one, upper=True)
-    return float(triangle.norm() * inverse.norm())
 
 
 @dataclass(frozen=True)
@@ -355,6 +352,11 @@ def truncate_matrix(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Facto
         return Factors(matrix[:, :0], matrix[:0])
     found = _search(matrix, rank)
     return find_singular(matrix).truncate(rank) if found is None else found
+
+
+def frobenius(tensor: Tensor) -> float:
+    """The Frobenius norm of a tensor of any shape, in float64 in one go."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def measure(matrix: Float[Tensor, "outputs inputs"]) -> float:

@@ -1,4 +1,4 @@
-"""What a way to merge is: a function of one layer's updates, and what must be known about it."""
+"""A merge method: a function of one layer's LoRA updates, its options and what it needs."""
 
 from __future__ import annotations
 
@@ -46,27 +46,23 @@ class Option:
         Raises:
             ConfigError: If it is of another type or outside what is allowed.
         """
-        value = self._convert(given)
+        value: Value = str(given)
+        try:
+            if isinstance(self.default, bool):
+                value = {"true": True, "false": False}[str(given).lower()]
+            elif isinstance(self.default, int):
+                value = int(given)
+            elif isinstance(self.default, float):
+                value = float(given)
+                if not isfinite(value):
+                    raise ValueError
+        except (ValueError, KeyError):
+            raise self._refuse(given) from None
         too_low = self.low is not None and isinstance(value, int | float) and value < self.low
         too_high = self.high is not None and isinstance(value, int | float) and value > self.high
         if too_low or too_high or (self.choices and value not in self.choices):
             raise self._refuse(given)
         return value
-
-    def _convert(self, given: Value) -> Value:
-        try:
-            if isinstance(self.default, bool):
-                return {"true": True, "false": False}[str(given).lower()]
-            if isinstance(self.default, int):
-                return int(given)
-            if isinstance(self.default, float):
-                value = float(given)
-                if not isfinite(value):
-                    raise ValueError
-                return value
-        except (ValueError, KeyError):
-            raise self._refuse(given) from None
-        return str(given)
 
     def _refuse(self, given: Value) -> ConfigError:
         if self.choices:

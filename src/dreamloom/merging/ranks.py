@@ -1,4 +1,4 @@
-"""How thin a merged update may be: all of it, a rank, a share of its energy, or a file's size."""
+"""The rank of a merged LoRA: full, fixed, by energy (SVD), or by a budget of bytes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ class RankRequest:
             return "full"
         if self.kind == "fixed":
             return f"{self.amount:.0f}"
-        return f"{self.kind}:" + (
-            _spell_bytes(self.amount) if self.kind == "budget" else str(self.amount)
-        )
+        if self.kind == "energy":
+            return f"energy:{self.amount}"
+        # So that `parse_rank` reads the very same number.
+        for unit in ("GB", "MB", "kB"):
+            size = _UNITS[unit.lower()]
+            number = f"{self.amount / size:.6g}"
+            if self.amount >= size and "e" not in number and float(number) * size == self.amount:
+                return f"budget:{number}{unit}"
+        return f"budget:{Decimal(self.amount):f}B"
 
 
 FULL = RankRequest("full")
@@ -65,16 +71,6 @@ def parse_rank(text: str) -> RankRequest:
         f"{text!r} is no rank.",
         "Give full, a whole number such as 32, energy:0.995, or budget:100MB.",
     )
-
-
-def _spell_bytes(amount: float) -> str:
-    """Write a number of bytes so that `parse_rank` reads the very same number."""
-    for unit in ("GB", "MB", "kB"):
-        size = _UNITS[unit.lower()]
-        number = f"{amount / size:.6g}"
-        if amount >= size and "e" not in number and float(number) * size == amount:
-            return number + unit
-    return f"{Decimal(amount):f}B"
 
 
 def _is_share(text: str) -> bool:
@@ -140,15 +136,16 @@ def spend_budget(
         uniform = ranks
     order = _order_by_worth(values, numbers_per_rank)
     filled = [_fill(begun, order, numbers_per_rank, numbers) for begun in (least, uniform)]
-    return max(filled, key=lambda ranks: _sum_energy(values, ranks))
+    return max(
+        filled,
+        key=lambda ranks: sum(
+            float(values[name][:rank].double().square().sum()) for name, rank in ranks.items()
+        ),
+    )
 
 
 def _count_numbers(ranks: Mapping[str, int], numbers_per_rank: Mapping[str, int]) -> int:
     return sum(rank * numbers_per_rank[name] for name, rank in ranks.items())
-
-
-def _sum_energy(values: Mapping[str, Float[Tensor, " k"]], ranks: Mapping[str, int]) -> float:
-    return sum(float(values[name][:rank].double().square().sum()) for name, rank in ranks.items())
 
 
 def _order_by_worth(

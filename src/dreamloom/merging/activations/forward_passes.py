@@ -1,4 +1,4 @@
-"""What the base model is asked: which adapters it wears, and which prompts it draws."""
+"""Forward passes of the base model with LoRAs applied, whose activations a merge needs."""
 
 from __future__ import annotations
 
@@ -74,10 +74,6 @@ class ForwardPasses:
     seed: int
     observe: Observer = silent
 
-    def weight_of(self, number: int, layer: str) -> float:
-        """The weight of an adapter, numbered from 1, in a layer."""
-        return weight_of(self.request, number, layer)
-
     @cached_property
     def weighed(self) -> list[Adapter]:
         """The adapters with their weights folded in."""
@@ -126,20 +122,14 @@ class ForwardPasses:
 def weigh_adapters(adapters: Sequence[Adapter], request: MergeRequest) -> list[Adapter]:
     """Fold weights and block weights into updates; layers and adapters at weight 0 have none."""
     weighed = []
-    for number, (adapter, weight) in enumerate(zip(adapters, request.weights, strict=True), 1):
+    for place, (adapter, weight) in enumerate(zip(adapters, request.weights, strict=True)):
         layers = {
-            name: Layer(layer.down, layer.up * weight_of(request, number, name))
+            name: Layer(layer.down, layer.up * request.weight_of(place, name))
             for name, layer in adapter.layers.items()
-            if weight_of(request, number, name) != 0
+            if request.weight_of(place, name) != 0
         }
         weighed.append(replace(adapter, layers=layers, tokens=adapter.tokens if weight else {}))
     return weighed
-
-
-def weight_of(request: MergeRequest, number: int, layer: str) -> float:
-    """The weight of an adapter, numbered from 1, in a layer: its own times that of the block."""
-    block = request.blocks[number - 1].of(layer) if request.blocks else 1.0
-    return request.weights[number - 1] * block
 
 
 def list_passes(

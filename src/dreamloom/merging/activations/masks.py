@@ -207,7 +207,9 @@ def _mask_layer(forward_passes: ForwardPasses, name: str, make: Make) -> Masked:
     numbers = forward_passes.shared[name]
     parts = [flatten(forward_passes.adapters[number - 1].layers[name]) for number in numbers]
     weight: Tensor = forward_passes.layers[name].weight  # type: ignore[assignment]
-    return make(parts, [forward_passes.weight_of(number, name) for number in numbers], weight)
+    return make(
+        parts, [forward_passes.request.weight_of(number - 1, name) for number in numbers], weight
+    )
 
 
 def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
