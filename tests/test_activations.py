@@ -399,7 +399,7 @@ def test_masks_move_and_less_is_missed(learned):
     request, prepared, _ = learned
     masks = torch.cat([mask for own in prepared.layers.values() for mask in own.values()])
     assert (masks - 1).abs().mean() > 0.02
-    assert sum(prepared.told.missed) < 0.95 * sum(prepared.told.missed_by_sum)
+    assert sum(prepared.result.missed) < 0.95 * sum(prepared.result.missed_by_sum)
     assert request.method in METHODS
 
 
@@ -410,7 +410,9 @@ def test_the_file_says_what_the_masked_model_said(model, small, learned):
     wished = find_prompts(small, 2, PROMPTS)
     passes = list_passes(weigh_adapters(small, request), wished, False)
     examples = record_examples(ForwardPasses(model, small, request, passes, 2, 0))
-    assert measure_missed(model, examples, merged) == pytest.approx(prepared.told.missed, rel=1e-3)
+    assert measure_missed(model, examples, merged) == pytest.approx(
+        prepared.result.missed, rel=1e-3
+    )
     assert set(merged.ranks.values()) == {4}
 
 
@@ -447,7 +449,7 @@ def test_masks_that_help_nothing_stay_1(model, small):
     request = MergeRequest([1.0, 1.0], "ziprank", {**QUICK, "updates": 2, "learning_rate": 1.0})
     prepared = prepare_merge(model, same, request, (PROMPTS[0], PROMPTS[0]))
     # Nothing is missed by the sum: whatever is learned is worse.
-    assert prepared.told.missed_by_sum[0] < 1e-6
+    assert prepared.result.missed_by_sum[0] < 1e-6
     assert_same(combine(same, request, prepared.layers).adapter, small[0])
 
 

@@ -1,4 +1,4 @@
-"""What the base model sees and says while it draws a prompt, step by step from noise."""
+"""Denoising steps of the base model on some prompts, whose activations a merge records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def denoise_steps(
         seed: Of the noise.
     """
     device = model.runtime.device
-    shape = find_latent_shape(model)
+    side = model.advice.resolution_px
+    _, *shape = model.encode_images(torch.zeros(1, 3, side, side)).mean.shape
     for start in range(0, len(conditioning), BATCH):
         rows = torch.arange(start, min(start + BATCH, len(conditioning)))
         noise = [
@@ -77,13 +78,6 @@ def predict(
     side = model.advice.resolution_px
     framings = [Framing((side, side))] * len(noisy)
     return model.predict(noisy, timesteps, conditioning, framings).float()
-
-
-def find_latent_shape(model: Model) -> tuple[int, int, int]:
-    """Ask the model for the shape of the latents of its own resolution."""
-    side = model.advice.resolution_px
-    _, channels, height, width = model.encode_images(torch.zeros(1, 3, side, side)).mean.shape
-    return channels, height, width
 
 
 def spread_timesteps(timesteps: int, steps: int) -> list[int]:

@@ -1,12 +1,12 @@
-"""Learn what of each update shall go into a merge, so that it says what each adapter says alone."""
+"""Learn the masks of ZipLoRA and ZipRank by gradient descent on the LoRAs' own predictions."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import combinations
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.nn import Parameter
 from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
-from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activation_inputs import JOINT, name_mask
 from dreamloom.merging.activations.forward_passes import ForwardPasses, ForwardResult, Prepared
 from dreamloom.merging.activations.targets import Examples, record_examples
@@ -30,46 +29,50 @@ from dreamloom.models.lora_schedule import acts_on_text
 _PER_UPDATE = 2
 
 
-class Masked(Protocol):
-    """The masked updates of one layer."""
-
-    masks: Parameter
-
-    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """The layer's change of its output."""
-        ...
-
-    def overlap(self) -> Tensor:
-        """How much of the same the masks let through, from 0; about 1 at the most at first."""
-        ...
-
-    def read(self) -> list[Tensor]:
-        """The mask of each part."""
-        ...
-
-
-class MaskedColumns:
-    """ZipLoRA: a number for every input of the layer and every part.
-
-    The masked factors are as thin as the factors, so nothing is ever multiplied out.
+class Masked(ABC):
+    """The masked updates of one layer, side by side.
 
     Args:
-        parts: The updates.
+        parts: The updates, split as the masks act on them.
         weights: What each is multiplied by.
         like: Gives device and precision.
     """
 
+    masks: Parameter
+
     def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
-        even = [balance(part) for part in parts]
-        ups = [part.up * weight for part, weight in zip(even, weights, strict=True)]
+        ups = [part.up * weight for part, weight in zip(parts, weights, strict=True)]
         self._up = torch.cat(ups, dim=1).to(like)
-        self._down = torch.cat([part.down for part in even]).to(like)
-        self._ranks = torch.tensor([part.rank for part in even], device=like.device)
-        self.masks = Parameter(torch.ones(len(even), self._down.shape[1], device=like.device))
+        self._down = torch.cat([part.down for part in parts]).to(like)
+        self._ranks = [part.rank for part in parts]
+
+    @abstractmethod
+    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """The layer's change of its output."""
+
+    @abstractmethod
+    def overlap(self) -> Tensor:
+        """How much of the same the masks let through, from 0; about 1 at the most at first."""
+
+    @abstractmethod
+    def read(self) -> list[Tensor]:
+        """The mask of each part."""
+
+
+class MaskedColumns(Masked):
+    """ZipLoRA: a number for every input of the layer and every part; see `Masked`.
+
+    The masked factors are as thin as the factors, so nothing is ever multiplied out.
+    """
+
+    def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
+        super().__init__([balance(part) for part in parts], weights, like)
+        self.masks = Parameter(torch.ones(len(parts), self._down.shape[1], device=like.device))
+        self._repeats = torch.tensor(self._ranks, device=like.device)
 
     def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
         """Up · ((down ∘ m) · x)."""
-        masks = self.masks.to(self._down.dtype).repeat_interleave(self._ranks, dim=0)
+        masks = self.masks.to(self._down.dtype).repeat_interleave(self._repeats, dim=0)
         return go_up(layer, go_down(layer, rows, self._down * masks), self._up)
 
     def overlap(self) -> Tensor:
@@ -86,21 +89,12 @@ class MaskedColumns:
         return list(self.masks.detach().float().cpu())
 
 
-class MaskedDirections:
-    """ZipRank: a number for every singular direction of every part.
-
-    Args:
-        parts: The updates.
-        weights: What each is multiplied by.
-        like: Gives device and precision.
-    """
+class MaskedDirections(Masked):
+    """ZipRank: a number for every singular direction of every part; see `Masked`."""
 
     def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
         split = [split_directions(part) for part in parts]
-        ups = [part.up * weight for part, weight in zip(split, weights, strict=True)]
-        self._up = torch.cat(ups, dim=1).to(like)
-        self._down = torch.cat([part.down for part in split]).to(like)
-        self._ranks = [part.rank for part in split]
+        super().__init__(split, weights, like)
         self.masks = Parameter(torch.ones(sum(self._ranks), device=like.device))
         self._pairs = [
             (i, j, _compare_directions(split[i], split[j]).to(like.device))
@@ -176,7 +170,10 @@ def learn_masks(
         for n in forward_passes.shared
         if not acts_on_text(n)
     }
-    others = [(adapter, 1.0) for adapter in _leave_out(forward_passes.weighed, masked)]
+    others = [
+        (replace(a, layers={n: layer for n, layer in a.layers.items() if n not in masked}), 1.0)
+        for a in forward_passes.weighed
+    ]
     with ExitStack() as stack:
         stack.enter_context(model.apply_adapters(others))
         stack.enter_context(add_changes(forward_passes.layers, masked))
@@ -186,8 +183,8 @@ def learn_masks(
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
             stack.enter_context(model.saving_memory())
-        taught = list(zip(recorded, prompts, shares, strict=True))
-        _descend(forward_passes, options, taught, list(masked.values()))
+        weighted_examples = list(zip(recorded, prompts, shares, strict=True))
+        _descend(forward_passes, options, weighted_examples, list(masked.values()))
         missed = _measure(model, recorded, prompts)
     at_first, at_last = (
         sum(share * part for share, part in zip(shares, parts, strict=True))
@@ -212,13 +209,6 @@ def _mask_layer(forward_passes: ForwardPasses, name: str, make: Make) -> Masked:
     )
 
 
-def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
-    return [
-        replace(a, layers={name: layer for name, layer in a.layers.items() if name not in names})
-        for a in weighed
-    ]
-
-
 def _measure(
     model: Model, recorded: Sequence[Examples], prompts: Sequence[Conditioning]
 ) -> list[float]:
@@ -239,7 +229,7 @@ def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
 def _descend(
     forward_passes: ForwardPasses,
     options: Mapping[str, Value],
-    taught: Sequence[tuple[Examples, Conditioning, float]],
+    weighted_examples: Sequence[tuple[Examples, Conditioning, float]],
     masked: Sequence[Masked],
 ) -> None:
     if not masked:
@@ -252,7 +242,7 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         rng = generator_for(forward_passes.seed, "masks", update)
         draws = torch.rand(_PER_UPDATE, generator=rng)
-        for examples, said, share in taught:
+        for examples, said, share in weighted_examples:
             # The same places for each adapter, so that their order does not matter.
             picked = (draws * len(examples)).long()
             loss = share * examples.miss(forward_passes.model, said, picked).mean()

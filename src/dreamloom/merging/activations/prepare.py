@@ -1,4 +1,4 @@
-"""Ask the base model what a merge must know before adapters can be combined."""
+"""Prepare a merge with the base model: activations for RegMean and SSR, masks for ZipLoRA."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Preparation:
     """What the base model was asked about a merge, and what it told."""
 
     prompts: MergePrompts
-    told: ForwardResult
+    result: ForwardResult
 
     @property
     def layers(self) -> Prepared:
         """By layer and name, for `combine.combine`."""
-        return self.told.layers
+        return self.result.layers
 
 
 def prepare_merge(

@@ -1,4 +1,4 @@
-"""Which prompts the base model is asked, for each adapter and for all of them together."""
+"""Prompts on which the base model's activations are gathered, for each LoRA and for all."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def find_prompts(
 
 
 def _find_prompt(adapter: Adapter, number: int) -> str:
-    told = adapter.metadata.get("dreamloom.photo_prompt", "").strip()
+    named = adapter.metadata.get("dreamloom.photo_prompt", "").strip()
     words = _find_words(adapter)
-    if told or words:
-        return told or f"a photo of {words}"
+    if named or words:
+        return named or f"a photo of {words}"
     raise ConfigError(
         f"Adapter {number} does not say what it was taught with, so the base model cannot be "
         "asked for it.",

@@ -1,4 +1,4 @@
-"""What each adapter says alone on its prompts: what a merge is held to."""
+"""Targets of a merge: the predictions of each LoRA alone on its own prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Examples:
         rows: Which prompt each example is of.
         noisy: What the model was given.
         timesteps: At which timestep.
-        told: What it said with the adapter, in float32.
+        prediction: What it said with the adapter, in float32.
         gap: How far that is from what the base model says, as a mean square; 1 where the adapter
             changes nothing.
     """
@@ -33,7 +33,7 @@ class Examples:
     rows: Int[Tensor, " examples"]
     noisy: Float[Tensor, "examples channels height width"]
     timesteps: Int[Tensor, " examples"]
-    told: Float[Tensor, "examples channels height width"]
+    prediction: Float[Tensor, "examples channels height width"]
     gap: float
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Examples:
             self.timesteps[picked],
             conditioning.take(self.rows[picked]),
         )
-        return (said - self.told[picked]).square().flatten(1).mean(dim=1) / self.gap
+        return (said - self.prediction[picked]).square().flatten(1).mean(dim=1) / self.gap
 
     @torch.no_grad()
     def miss_of_all(self, model: Model, conditioning: Conditioning) -> float:

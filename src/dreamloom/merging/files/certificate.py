@@ -1,4 +1,4 @@
-"""What a merged file says of itself: its recipe, what became of each layer, and a seal.
+"""The certificate in a merged file's metadata: its recipe, what became of each layer, a seal.
 
 All of it stands in the header, so that the file is still an ordinary adapter to everyone else.
 """
@@ -66,7 +66,7 @@ class RecordedPart(_Closed):
 
 
 class RecordedRecipe(_Closed):
-    """A recipe as the merged file tells it, with everything that the result depends on."""
+    """A recipe as the merged file records it, with everything that the result depends on."""
 
     parts: tuple[RecordedPart, ...]
     method: str
@@ -104,13 +104,13 @@ class Certificate:
     """What a merged file says of itself.
 
     Args:
-        told: Its recipe.
+        recipe: Its recipe.
         reports: What became of each layer, also of those where nothing is left.
         slices: For each part, its share of each layer's rank, layers in order of their names;
             empty where the parts cannot be told apart.
     """
 
-    told: RecordedRecipe
+    recipe: RecordedRecipe
     reports: Mapping[str, LayerReport]
     slices: Sequence[Mapping[str, int]] = ()
 
@@ -120,29 +120,27 @@ class Certificate:
         Args:
             layers: The names of the layers that the file holds.
         """
+        held = sorted(set(layers))
         entries = {
-            RECIPE_KEY: self.told.model_dump_json(exclude_defaults=True),
-            LAYERS_KEY: _pack(self.reports, set(layers)),
+            RECIPE_KEY: self.recipe.model_dump_json(exclude_defaults=True),
+            # Rows without names: the names of what is held stand in the file.
+            LAYERS_KEY: _compact(
+                {
+                    "ranks": _squeeze([self.reports[name].rank for name in held]),
+                    "norms": [_shorten(self.reports[name].norm) for name in held],
+                    "errors": _squeeze([_shorten(self.reports[name].error) for name in held]),
+                    "empty": {
+                        name: _shorten(self.reports[name].error)
+                        for name in sorted(set(self.reports) - set(held))
+                    },
+                }
+            ),
             SEAL_KEY: _UNSEALED,
         }
         if self.slices:
-            held = sorted(layers)
             rows = [_squeeze([ranks.get(name, 0) for name in held]) for ranks in self.slices]
             entries[SLICES_KEY] = _compact(rows)
         return entries
-
-
-def _pack(reports: Mapping[str, LayerReport], held: set[str]) -> str:
-    """Put the reports in rows without names: the names of what is held stand in the file."""
-    kept = [reports[name] for name in sorted(held)]
-    return _compact(
-        {
-            "ranks": _squeeze([report.rank for report in kept]),
-            "norms": [_shorten(report.norm) for report in kept],
-            "errors": _squeeze([_shorten(report.error) for report in kept]),
-            "empty": {name: _shorten(reports[name].error) for name in sorted(set(reports) - held)},
-        }
-    )
 
 
 def _shorten(number: float) -> float:
@@ -183,7 +181,7 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
         )
     held = sorted(adapter.layers)
     try:
-        told = RecordedRecipe.model_validate_json(adapter.metadata[RECIPE_KEY])
+        recipe = RecordedRecipe.model_validate_json(adapter.metadata[RECIPE_KEY])
         packed = json.loads(adapter.metadata[LAYERS_KEY])
         rows = (_spread(packed[key], len(held)) for key in ("ranks", "norms", "errors"))
         reports = {
@@ -195,13 +193,13 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
             dict(zip(held, map(int, _spread(row, len(held))), strict=True))
             for row in json.loads(adapter.metadata.get(SLICES_KEY, "[]"))
         ]
-        told.request()
+        recipe.request()
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"What {path} says of how it was merged does not fit the file.",
             "It was changed after it was merged; merge the parts again.",
         ) from error
-    return Certificate(told, reports, slices)
+    return Certificate(recipe, reports, slices)
 
 
 def refuse_unsealed(path: Path, adapter: Adapter) -> None:

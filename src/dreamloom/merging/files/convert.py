@@ -1,4 +1,4 @@
-"""One adapter file into another: thinner, or in another format."""
+"""Convert, resize (SVD to a lower rank) and extract LoRA files."""
 
 from __future__ import annotations
 
@@ -65,14 +65,17 @@ def resize_adapter(
             MergeRequest([1.0], rank=rank, bytes_per_number=BYTES[precision]),
             on_layer=lambda done, total: observe(Progress("resize", "layers", done, total)),
         )
-        told = {
+        resized_from = {
             "file": source.name,
             "sha256": hash_input(source),
             "rank": str(rank),
             "error": float(f"{combined.error:.6g}"),
         }
-        story = {**forget_certificate(adapter.metadata), "dreamloom.resized": json.dumps(told)}
-        resized = replace(combined.adapter, metadata=story)
+        metadata = {
+            **forget_certificate(adapter.metadata),
+            "dreamloom.resized": json.dumps(resized_from),
+        }
+        resized = replace(combined.adapter, metadata=metadata)
         write_adapter(out, resized, DTYPES[precision], format or keep_format(found.naming))
     observe(StageDone("resize", effort.seconds, str(out)))
     return Combined(resized, combined.reports)
