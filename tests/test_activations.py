@@ -24,9 +24,9 @@ from dreamloom.merging.activations.gram import (
     gather_signals,
     plan_rounds,
 )
+from dreamloom.merging.activations.masks import measure_missed, record_examples
 from dreamloom.merging.activations.prepare import PREPARERS, prepare_merge
 from dreamloom.merging.activations.prompts import find_prompts
-from dreamloom.merging.activations.targets import measure_missed, record_examples
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import MergeRequest, combine

@@ -39,12 +39,6 @@ from dreamloom.experiments.merge_search.candidates import (
 )
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import Tried, write_command
-from dreamloom.experiments.merge_search.front import (
-    attribute_change,
-    correlate_ranks,
-    find_front,
-    join_shares,
-)
 from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
 from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
 from dreamloom.experiments.merge_search.plot import draw_front
@@ -54,7 +48,13 @@ from dreamloom.experiments.merge_search.request import (
     list_prompts,
     name_class,
 )
-from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.retention import (
+    Ends,
+    attribute_change,
+    correlate_ranks,
+    find_front,
+    join_shares,
+)
 from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
 from dreamloom.experiments.merge_search.running import run_search
 from dreamloom.experiments.merge_search.work import read_measured
@@ -646,7 +646,7 @@ def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_pat
     )
     candidate = draw_design(3, by_block, BETWEEN, 5, [])[2]
     shots = [Shot("snow, a photo of rraj person", seed) for seed in range(2)]
-    with model.apply_adapters(candidate.dress(subject, style)):
+    with model.apply_adapters(candidate.weigh(subject, style)):
         active = model.sample(shots, SAMPLER)
     path = tmp_path / "merged.safetensors"
     write_adapter(path, combine([subject, style], candidate.request()).adapter)

@@ -1,4 +1,4 @@
-"""What a search found: for programs, as a page, and as a command."""
+"""Findings of a weight search: as JSON, as a page of Markdown, and as a merge command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The winner against what everybody would have taken, on prompts and seeds it never saw."""
+"""Compare the found weights with the plain sum, paired, on held-out prompts and seeds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
 from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
-from dreamloom.experiments.merge_search.front import attribute_change, join_shares
-from dreamloom.experiments.merge_search.retention import Ends, average
+from dreamloom.experiments.merge_search.retention import (
+    Ends,
+    attribute_change,
+    average,
+    join_shares,
+)
 
 MEASURE = "kept together"
 """The harmonic mean of what is kept of each aim."""
@@ -108,7 +112,7 @@ def tell_verdict(
         }.get(one.outcome, f"no better than {name}: {one.outcome}")
         basis = tell_basis(one)
         told.append(f"{says} ({basis})" if basis else says)
-    return f"{winner.told} on held-out prompts and seeds: {'; '.join(told)}."
+    return f"{winner.spelled} on held-out prompts and seeds: {'; '.join(told)}."
 
 
 def join_kept(shares: Mapping[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""The plan of a search: how a budget of pictures is spent, settled before the first is drawn.
+"""Plan a search by successive halving: how a budget of pictures is spent, settled beforehand.
 
 Successive halving: many candidates are drawn on few prompts with few steps, the better half of
 them on more, and so on. Whatever is compared is drawn from the same prompts and seeds.
@@ -105,7 +105,10 @@ def plan_search(
         ConfigError: If the budget does not suffice for a search.
     """
     searched, held, leaking = prompts
-    prompts_held, shots_held = _plan_held_out(budget, held)
+    room = int(_HELD_OUT_SHARE * budget) // (ENDS + RIVALS)
+    prompts_held = min(len(held), max(FEWEST_PAIRS, room))
+    # Pictures of them that each side draws.
+    shots_held = max(FEWEST_PAIRS, room - room % prompts_held)
     leaks = min(len(leaking), FEWEST_PAIRS // 2)
     left = budget - (ENDS + RIVALS) * shots_held - (1 + RIVALS) * leaks
     found = None
@@ -132,13 +135,6 @@ def plan_search(
         leaks=_list_shots(leaking, leaks, next_seed),
         pictures=_cost(rounds) + budget - left,
     )
-
-
-def _plan_held_out(budget: int, held: Sequence[str]) -> tuple[int, int]:
-    """Say how many prompts are held out, and how many pictures of them each side draws."""
-    room = int(_HELD_OUT_SHARE * budget) // (ENDS + RIVALS)
-    prompts = min(len(held), max(FEWEST_PAIRS, room))
-    return prompts, max(FEWEST_PAIRS, room - room % prompts)
 
 
 def _plan_rounds(candidates: int, shots: int, steps: int) -> tuple[Round, ...]:

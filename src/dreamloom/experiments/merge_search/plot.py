@@ -1,4 +1,4 @@
-"""The front of a search as a drawing: what is kept of the subject against what of the style."""
+"""Plot the Pareto front of a search: what is kept of the subject against what of the style."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ def draw_front(
     for one in sorted(shown, key=lambda one: one.name in names):
         x, y = place(one.kept["identity"], one.kept["style"])
         colour = _shade(one.kept.get("prompt"), prompts)
+        kept = ", ".join(f"{aim} {_number(share)}" for aim, share in one.kept.items())
         if one.name in front:
             parts.append(f'<circle class="front" cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
         parts.append(
             f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{colour}">'
-            f"<title>{escape(_speak(one))}</title></circle>"
+            f"<title>{escape(f'{one.name}: {kept}')}</title></circle>"
         )
         if one.name in names:
             # Near the right edge a label stands on the other side of its point.
@@ -175,8 +176,3 @@ def _shade(value: float | None, prompts: Sequence[float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".").replace("-", "−")
-
-
-def _speak(one: Tried) -> str:
-    kept = ", ".join(f"{aim} {_number(share)}" for aim, share in one.kept.items())
-    return f"{one.name}: {kept}"

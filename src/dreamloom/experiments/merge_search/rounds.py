@@ -1,4 +1,4 @@
-"""Successive halving: the same pictures for every candidate, and the better half goes on."""
+"""Successive halving of merge weights: the same pictures for all, the better half goes on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from dreamloom.core.device import seed_for
 from dreamloom.experiments.merge_search.candidates import MergeWeights, propose_near
-from dreamloom.experiments.merge_search.front import correlate_ranks
 from dreamloom.experiments.merge_search.plan import Round
-from dreamloom.experiments.merge_search.retention import rank_key
+from dreamloom.experiments.merge_search.retention import correlate_ranks, rank_key
 
 MeasureWeights = Callable[
     [Sequence[MergeWeights], Round], Mapping[MergeWeights, Mapping[str, float]]

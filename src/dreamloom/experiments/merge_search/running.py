@@ -1,4 +1,4 @@
-"""A search from beginning to end; a stopped one goes on where it was."""
+"""Run a search for merge weights from beginning to end; a stopped one goes on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import SearchRequest
 from dreamloom.experiments.merge_search.retention import Ends, explain_no_room
 from dreamloom.experiments.merge_search.rounds import Ranked, halve
-from dreamloom.experiments.merge_search.summarise import WINNER, Searched, tell_search
+from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.models.base import Shot
 
@@ -84,8 +84,8 @@ def run_search(
         observe(Note(STAGE, text))
     job = replace(job, notes=(*job.notes, *_load_photos(job, run, observe)))
     with open_crew(request.workers) as crew:
-        told = tell_search(_Search(job, crew, observe).run())
-    outputs = _write(run, job, told)
+        findings = summarise_search(_Search(job, crew, observe).run())
+    outputs = _write(run, job, findings)
     seconds = time.perf_counter() - start
     run.write_record(
         Record(
@@ -93,14 +93,14 @@ def run_search(
             inputs=job.inputs,
             settings=dict(job.settings),
             outputs=outputs,
-            results={"verdict": told.verdict, "pictures": told.pictures},
+            results={"verdict": findings.verdict, "pictures": findings.pictures},
             base=dict(job.base),
             seed=job.config.seed,
             seconds=seconds,
         )
     )
     observe(StageDone(STAGE, seconds, str(run.path / "search.md")))
-    return told
+    return findings
 
 
 def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
@@ -119,12 +119,14 @@ def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
     return []
 
 
-def _write(run: RunFolder, job: Job, told: SearchFindings) -> dict[str, str]:
+def _write(run: RunFolder, job: Job, findings: SearchFindings) -> dict[str, str]:
     paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
     names = {candidate.name: name for name, candidate in job.rivals.items()}
-    drawing = draw_front(told.compared_on.candidates, told.front, told.winner.name, names)
-    write_json(paths[0], told)
-    write_text(paths[1], write_page(told))
+    drawing = draw_front(
+        findings.compared_on.candidates, findings.front, findings.winner.name, names
+    )
+    write_json(paths[0], findings)
+    write_text(paths[1], write_page(findings))
     write_text(paths[2], drawing)
     return run.hash_outputs(*paths)
 
@@ -212,13 +214,13 @@ class _Search:
         return ends, {candidate: found[candidate.name] for candidate in candidates}
 
     def _do(self, pieces: Sequence[work.Piece], task: str) -> dict[str, list[MeasuredImage]]:
-        return self.crew.do_all(
-            work.do_piece, {piece.name: piece for piece in pieces}, self._tell, task
-        )
+        def observe(event: Event) -> None:
+            # The crew's progress is the search's own.
+            self.observe(replace(event, stage=STAGE) if isinstance(event, Progress) else event)
 
-    def _tell(self, event: Event) -> None:
-        """Tell the crew's progress as the search's own."""
-        self.observe(replace(event, stage=STAGE) if isinstance(event, Progress) else event)
+        return self.crew.do_all(
+            work.do_piece, {piece.name: piece for piece in pieces}, observe, task
+        )
 
     def _hold_out(
         self,

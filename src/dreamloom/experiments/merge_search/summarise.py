@@ -1,4 +1,4 @@
-"""From what was seen in a search's pictures to what can be said of them."""
+"""Summarise a weight search: rounds, Pareto front, held-out comparisons and scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from dreamloom.experiments.merge_search.findings import (
     Tried,
     write_command,
 )
-from dreamloom.experiments.merge_search.front import find_front
 from dreamloom.experiments.merge_search.heldout import (
     compare_kept,
     correct_together,
@@ -26,12 +25,12 @@ from dreamloom.experiments.merge_search.heldout import (
     tell_verdict,
 )
 from dreamloom.experiments.merge_search.job import Job
-from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.retention import Ends, find_front
 from dreamloom.experiments.merge_search.rounds import Ranked, correlate_rounds
 
 WINNER = "the winner"
 _SCORES = ("identity", "clip_t", "copy", "copy_sscd", "leakage")
-"""What is told of held-out pictures beside the shares."""
+"""What is summaries of held-out pictures beside the shares."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +58,31 @@ class Searched:
     notes: tuple[str, ...]
 
 
-def tell_search(found: Searched) -> SearchFindings:
+def summarise_search(found: Searched) -> SearchFindings:
     """Sum up a search."""
     job, plan = found.job, found.job.plan
     winner = found.sides[WINNER]
-    rounds = [
-        _tell_round(ranked, _count_next(found.ranked, number))
-        for number, ranked in enumerate(found.ranked)
-    ]
+    # How many of each round's candidates went on.
+    following = [ranked.round for ranked in found.ranked[1:]]
+    promoted = [*(after.candidates - after.fresh for after in following), 1]
+    rounds = [_summarise_round(*pair) for pair in zip(found.ranked, promoted, strict=True)]
     on_same = found.ranked[1]
-    comparisons = _compare(found)
-    tried, held_out = rounds[-1].candidates[0], _tell_held_out(found)
+    kept = [on_same.kept[one] for one in on_same.candidates]
+    aims = [aim for aim in kept[0] if all(aim in shares for shares in kept)]
+    front = find_front([[shares[aim] for aim in aims] for shares in kept])
+    rivals = [name for name in found.sides if name != WINNER]
+    seen = found.measured_images
+    # Both comparisons are corrected together.
+    comparisons = correct_together(
+        {name: compare_kept(found.ends, seen[name], seen[WINNER], len(rivals)) for name in rivals}
+    )
+    tried, held_out = rounds[-1].candidates[0], _summarise_held_out(found)
     return SearchFindings(
         verdict=tell_verdict(winner, comparisons, job.rivals),
         winner=tried,
         command=write_command(job.request.files, winner, job.request.out / "merged.safetensors"),
-        front=_find_front(on_same),
-        compared_on=_tell_round(on_same, 0),
+        front=tuple(on_same.candidates[place].name for place in front),
+        compared_on=_summarise_round(on_same, 0),
         rounds=tuple(rounds),
         agreement=correlate_rounds(found.ranked[0], found.ranked[1]),
         held_out=held_out,
@@ -99,15 +106,7 @@ def tell_search(found: Searched) -> SearchFindings:
     )
 
 
-def _count_next(ranked: Sequence[Ranked], number: int) -> int:
-    """How many of a round's candidates went on."""
-    if number + 1 == len(ranked):
-        return 1
-    following = ranked[number + 1].round
-    return following.candidates - following.fresh
-
-
-def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
+def _summarise_round(ranked: Ranked, promoted: int) -> RoundFindings:
     return RoundFindings(
         shots=ranked.round.shots,
         steps=ranked.round.steps,
@@ -122,26 +121,6 @@ def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
             )
             for place, one in enumerate(ranked.candidates)
         ),
-    )
-
-
-def _find_front(ranked: Ranked) -> tuple[str, ...]:
-    kept = [ranked.kept[one] for one in ranked.candidates]
-    aims = [aim for aim in kept[0] if all(aim in shares for shares in kept)]
-    places = find_front([[shares[aim] for aim in aims] for shares in kept])
-    return tuple(ranked.candidates[place].name for place in places)
-
-
-def _compare(found: Searched) -> dict[str, Comparison]:
-    """Compare the winner with each rival; both comparisons are corrected together."""
-    rivals = [name for name in found.sides if name != WINNER]
-    return correct_together(
-        {
-            name: compare_kept(
-                found.ends, found.measured_images[name], found.measured_images[WINNER], len(rivals)
-            )
-            for name in rivals
-        }
     )
 
 
@@ -164,13 +143,13 @@ def _compare_scores(found: Searched) -> dict[str, tuple[Comparison, ...]]:
     return changes
 
 
-def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
+def _summarise_held_out(found: Searched) -> dict[str, HeldOut]:
     evaluate = found.job.config.evaluate
-    told = {}
+    summaries = {}
     for name, candidate in found.sides.items():
         measured_images, card = found.measured_images[name], found.cards[name]
         kept = found.ends.keep(measured_images)
-        told[name] = HeldOut(
+        summaries[name] = HeldOut(
             name=candidate.name,
             subject=candidate.subject,
             style=candidate.style,
@@ -188,7 +167,7 @@ def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
             alarms=card.alarms,
             findings=tuple(text for text in card.findings if not text.startswith("Drift")),
         )
-    return told
+    return summaries
 
 
 def _average(values: Sequence[float | None]) -> float | None:

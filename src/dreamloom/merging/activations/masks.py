@@ -5,19 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
+from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activation_inputs import JOINT, name_mask
-from dreamloom.merging.activations.forward_passes import ForwardPasses, ForwardResult, Prepared
-from dreamloom.merging.activations.targets import Examples, record_examples
+from dreamloom.merging.activations.denoising import BATCH, predict
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPass,
+    ForwardPasses,
+    ForwardResult,
+    Prepared,
+)
 from dreamloom.merging.factors import Factors, balance, flatten
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods.ziplora import split_directions
@@ -133,6 +140,95 @@ def _compare_directions(one: Factors, other: Factors) -> Tensor:
     return (products / (both if both > 0 else 1.0)).float()
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Steps of one adapter's drawings, and what it said at each.
+
+    Args:
+        one_pass: The adapter and its prompts.
+        rows: Which prompt each example is of.
+        noisy: What the model was given.
+        timesteps: At which timestep.
+        prediction: What it said with the adapter, in float32.
+        gap: How far that is from what the base model says, as a mean square; 1 where the adapter
+            changes nothing.
+    """
+
+    one_pass: ForwardPass
+    rows: Int[Tensor, " examples"]
+    noisy: Float[Tensor, "examples channels height width"]
+    timesteps: Int[Tensor, " examples"]
+    prediction: Float[Tensor, "examples channels height width"]
+    gap: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def miss(
+        self, model: Model, conditioning: Conditioning, picked: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """How far from what was told the model is now, as shares of ``gap``.
+
+        0 says what the adapter says alone, 1 is as far away as the base model is on average.
+
+        Args:
+            model: As it shall be judged: what it wears is worn.
+            conditioning: The ask's prompts as it encodes them.
+            picked: Which examples.
+        """
+        said = predict(
+            model,
+            self.noisy[picked],
+            self.timesteps[picked],
+            conditioning.take(self.rows[picked]),
+        )
+        return (said - self.prediction[picked]).square().flatten(1).mean(dim=1) / self.gap
+
+    @torch.no_grad()
+    def miss_of_all(self, model: Model, conditioning: Conditioning) -> float:
+        """The mean of `miss` over every example."""
+        parts = torch.arange(len(self)).split(BATCH)
+        return float(torch.cat([self.miss(model, conditioning, part) for part in parts]).mean())
+
+
+@torch.no_grad()
+def record_examples(forward_passes: ForwardPasses) -> list[Examples]:
+    """Draw each adapter's prompts with that adapter alone, and keep what it says at every step.
+
+    Raises:
+        TrainingError: If what is drawn is not finite.
+    """
+    model = forward_passes.model
+    recorded = []
+    for one_pass in forward_passes.passes:
+        denoised = forward_passes.draw(one_pass)
+        without_gap = Examples(
+            one_pass,
+            torch.cat([step.rows for step in denoised]),
+            torch.cat([step.noisy for step in denoised]),
+            torch.cat([step.timesteps for step in denoised]),
+            torch.cat([step.prediction for step in denoised]),
+            gap=1.0,
+        )
+        gap = without_gap.miss_of_all(model, model.encode_prompts(one_pass.prompts))
+        recorded.append(replace(without_gap, gap=gap if gap > 0 else 1.0))
+    return recorded
+
+
+def measure_missed(model: Model, recorded: Sequence[Examples], merged: Adapter) -> list[float]:
+    """Measure how much of what each adapter does on its own prompts a merged one misses.
+
+    Returns:
+        For each adapter the mean square distance from what it says alone, as a share of the base
+        model's: 0 misses nothing, 1 is no better than the base.
+    """
+    with model.apply_adapters([(merged, 1.0)]):
+        return [
+            examples.miss_of_all(model, model.encode_prompts(examples.one_pass.prompts))
+            for examples in recorded
+        ]
+
+
 Make = Callable[[Sequence[Factors], Sequence[float], Tensor], Masked]
 """Makes the masks of a layer from its parts and their weights, where the last tensor lies."""
 
@@ -179,7 +275,11 @@ def learn_masks(
         stack.enter_context(add_changes(forward_passes.layers, masked))
         prompts = [model.encode_prompts(examples.one_pass.prompts) for examples in recorded]
         model.release_encoders()
-        shares = _share_loss(recorded, float(options["joint"]))
+        # What each kind of example adds to the loss, in units of what is missed of it.
+        gaps = [examples.gap for examples in recorded if examples.one_pass.number != JOINT]
+        mean = sum(gaps) / len(gaps)
+        joint = float(options["joint"])
+        shares = [e.gap / mean * (joint if e.one_pass.number == JOINT else 1.0) for e in recorded]
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
             stack.enter_context(model.saving_memory())
@@ -213,17 +313,6 @@ def _measure(
     model: Model, recorded: Sequence[Examples], prompts: Sequence[Conditioning]
 ) -> list[float]:
     return [e.miss_of_all(model, said) for e, said in zip(recorded, prompts, strict=True)]
-
-
-def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
-    """What each kind of example adds to the loss, in units of what is missed of it."""
-    gaps = [examples.gap for examples in recorded if examples.one_pass.number != JOINT]
-    return [
-        examples.gap
-        / (sum(gaps) / len(gaps))
-        * (joint if examples.one_pass.number == JOINT else 1.0)
-        for examples in recorded
-    ]
 
 
 def _descend(

@@ -1,12 +1,11 @@
-"""What to do about two adapters, in sentences; each rule states its threshold and why.
+"""Advice on merging two LoRAs, in sentences; each rule states its threshold and why.
 
 The rules speak of weights. Whether a picture gets better, only pictures can tell.
 """
 
 from __future__ import annotations
 
-from dreamloom.merging.diagnose.groups import LayerGroup, group_layers
-from dreamloom.merging.diagnose.measuring import Diagnosis, Together
+from dreamloom.merging.diagnose.measuring import Diagnosis, LayerGroup, Together, group_layers
 
 UNEQUAL = 4.0
 """Energies this far apart leave the weaker adapter a fifth of the sum's, if they are unrelated."""
@@ -58,28 +57,26 @@ def _advise_strength(diagnosis: Diagnosis) -> list[str]:
     said = []
     if energy >= UNEQUAL:
         weight = diagnosis.weights[strong] / energy**0.5
+        shown = f"{weight:.2f}" if weight >= 0.1 else f"{weight:.2g}"
         said.append(
             f"{names[strong]} has {_round(energy)} times the energy of {names[weak]}, and may "
-            f"drown it: give it the weight {_shorten(weight)}, or merge with --method equal."
+            f"drown it: give it the weight {shown}, or merge with --method equal."
         )
     odd = [
         group
         for group in group_layers(diagnosis)
-        if group.together.ratio and _differs(group.together.ratio, ratio)
+        if group.together.ratio and _distance(group.together.ratio, ratio) >= UNEQUAL
     ]
     if odd:
         worst = max(odd, key=lambda group: _distance(group.together.ratio or 1.0, ratio))
         there = worst.together.ratio or 1.0
+        more = f", and {len(odd) - 1} more blocks differ as much" if len(odd) > 1 else ""
         said.append(
             f"In {worst.name} the energies are {_as_ratio(there)}, and {_as_ratio(ratio)} over all"
-            f"{_count_others(len(odd) - 1)}: --method equal with scope=layer levels every layer, "
+            f"{more}: --method equal with scope=layer levels every layer, "
             f"or give that block a weight of its own with --blocks."
         )
     return said
-
-
-def _differs(ratio: float, usual: float) -> bool:
-    return _distance(ratio, usual) >= UNEQUAL
 
 
 def _distance(ratio: float, usual: float) -> float:
@@ -93,14 +90,6 @@ def _as_ratio(ratio: float) -> str:
 
 def _round(number: float) -> str:
     return f"{number:.1f}" if number < 100 else f"{number:.0f}"
-
-
-def _shorten(weight: float) -> str:
-    return f"{weight:.2f}" if weight >= 0.1 else f"{weight:.2g}"
-
-
-def _count_others(count: int) -> str:
-    return "" if count == 0 else f", and {count} more blocks differ as much"
 
 
 def _advise_direction(diagnosis: Diagnosis) -> list[str]:
