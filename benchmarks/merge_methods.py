@@ -33,8 +33,8 @@ from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import table, tell_score
-from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
 from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.summarise import compare_kept, correct_together, join_kept
 from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter

@@ -17,7 +17,12 @@ from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram
 from dreamloom.merging.activations.denoising import denoise_steps, predict, step_down
-from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPasses,
+    find_prompts,
+    list_passes,
+    weigh_adapters,
+)
 from dreamloom.merging.activations.gram import (
     find_sources,
     gather_inputs,
@@ -26,7 +31,6 @@ from dreamloom.merging.activations.gram import (
 )
 from dreamloom.merging.activations.masks import measure_missed, record_examples
 from dreamloom.merging.activations.prepare import PREPARERS, prepare_merge
-from dreamloom.merging.activations.prompts import find_prompts
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import MergeRequest, combine

@@ -21,16 +21,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import dreamloom
 from dreamloom.core.errors import AdapterError, RunFolderError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
-from dreamloom.lora.conversion import approximate_dora, as_lora
-from dreamloom.lora.dora import make_dora
-from dreamloom.lora.key_names import LayerNames
-from dreamloom.lora.lycoris import (
+from dreamloom.lora.assembly import (
     make_layer,
     multiply_blocks,
     multiply_entries,
     split_exactly,
     truncate_change,
 )
+from dreamloom.lora.conversion import approximate_dora, as_lora
+from dreamloom.lora.dora import make_dora
+from dreamloom.lora.key_names import LayerNames
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 from dreamloom.lora.summary import describe_adapter

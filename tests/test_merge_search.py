@@ -39,8 +39,12 @@ from dreamloom.experiments.merge_search.candidates import (
 )
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import Tried, write_command
-from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
-from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
+from dreamloom.experiments.merge_search.plan import (
+    correlate_rounds,
+    halve,
+    plan_search,
+    split_prompts,
+)
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import (
     SearchRequest,
@@ -55,8 +59,12 @@ from dreamloom.experiments.merge_search.retention import (
     find_front,
     join_shares,
 )
-from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
 from dreamloom.experiments.merge_search.running import run_search
+from dreamloom.experiments.merge_search.summarise import (
+    compare_kept,
+    correct_together,
+    tell_verdict,
+)
 from dreamloom.experiments.merge_search.work import read_measured
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter

@@ -1,4 +1,4 @@
-"""Key names of LoRA files (PEFT, diffusers, kohya, LyCORIS): which layer and part a key means."""
+"""Key names of LoRA files (PEFT, diffusers, kohya, LyCORIS): which layer a key means, and back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from dreamloom.lora.sdxl_layers import (
     sdxl_layers,
     underscore,
 )
+
+LAYOUT_KEY = "dreamloom.layout"
+"""Where an adapter's header says whether its base has SDXL's published blocks: ``sdxl`` if so."""
+
+
+# diffusers splits this layer's name wrongly where it stands with diffusers' blocks.
+_MISREAD = "unet.add_embedding."
 
 _ENDINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -140,12 +147,7 @@ class LayerNames:
             if layer.stability:
                 self._by_name[_STABILITY_PREFIX + layer.stability] = layer.name
         for name in sorted(self.known):
-            other = self._by_name.setdefault(underscore(name), name)
-            if other != name:
-                raise AdapterError(
-                    f"The layers {other} and {name} have one name in kohya's files.",
-                    "Write the format peft.",
-                )
+            _claim(self._by_name, underscore(name), name)
         self.known |= set(sdxl_layers())
 
     def find(self, found: str) -> str | None:
@@ -225,3 +227,58 @@ def find_named_base(metadata: Mapping[str, str]) -> str:
         if _OTHER_BASES.fullmatch(f"{name}={named}"):
             return f"{named.partition('/')[0]} (its header says so in {name})"
     return ""
+
+
+def name_for_kohya(names: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Translate layers' names, such as ``unet.mid_block.attentions.0.proj_in``.
+
+    Args:
+        names: Names as in an `Adapter`.
+        metadata: The adapter's; it may say that the base has other blocks than SDXL.
+
+    Returns:
+        For each name kohya's, such as ``lora_unet_middle_block_1_proj_in``.
+
+    Raises:
+        AdapterError: If the base has not SDXL's published blocks.
+    """
+    layers = sdxl_layers()
+    spelled = {name: respell_text(name) for name in names}
+    foreign = [name for name, spelling in spelled.items() if spelling not in layers]
+    if foreign or metadata.get(LAYOUT_KEY, "sdxl") != "sdxl":
+        example = f" ({foreign[0]})" if foreign else ""
+        raise AdapterError(
+            "The adapter's base model has other blocks than the published SDXL"
+            f"{example}, and kohya's format has names for that one's only.",
+            "Write the format kohya-diffusers, which has names for all, or peft.",
+        )
+    return {name: layers[spelling].kohya for name, spelling in spelled.items()}
+
+
+def name_for_kohya_diffusers(names: Iterable[str]) -> dict[str, str]:
+    """Translate layers' names of any base into those with kohya's endings and diffusers' blocks.
+
+    Raises:
+        AdapterError: If diffusers would read a name wrongly, or two names become one.
+    """
+    spelled = {name: underscore(name) for name in names}
+    misread = [name for name in spelled if name.startswith(_MISREAD)]
+    if misread:
+        raise AdapterError(
+            f"diffusers reads {misread[0]} wrongly in the format kohya-diffusers.",
+            "Write the format kohya or peft.",
+        )
+    owners: dict[str, str] = {}
+    for name, spelling in spelled.items():
+        _claim(owners, spelling, name)
+    return spelled
+
+
+def _claim(owners: dict[str, str], spelling: str, name: str) -> None:
+    """Note whose an underscored name is, and refuse one that two layers would share."""
+    other = owners.setdefault(spelling, name)
+    if other != name:
+        raise AdapterError(
+            f"The layers {other} and {name} have one name in kohya's files.",
+            "Write the format peft.",
+        )

@@ -17,6 +17,7 @@ from dreamloom.lora.assembly import ScaleOf, assemble_layer, name_stored_kind, s
 from dreamloom.lora.dora import make_dora
 from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
 from dreamloom.lora.key_names import (
+    LAYOUT_KEY,
     LayerNames,
     find_named_base,
     find_other_base,
@@ -24,7 +25,6 @@ from dreamloom.lora.key_names import (
     refuse_other_kinds_by_key,
     split_key,
 )
-from dreamloom.lora.kohya import LAYOUT_KEY
 from dreamloom.lora.modelspec import HASH_KEY as MODELSPEC_HASH_KEY
 from dreamloom.lora.peftconfig import (
     CONFIG_KEY,

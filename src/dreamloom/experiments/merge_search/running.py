@@ -30,11 +30,10 @@ from dreamloom.experiments.merge_search.candidates import MergeWeights, draw_des
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.findings import SearchFindings, write_page
 from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
-from dreamloom.experiments.merge_search.plan import Round
+from dreamloom.experiments.merge_search.plan import Ranked, Round, halve
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import SearchRequest
 from dreamloom.experiments.merge_search.retention import Ends, explain_no_room
-from dreamloom.experiments.merge_search.rounds import Ranked, halve
 from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.models.base import Shot

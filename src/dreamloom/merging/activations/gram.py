@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from weakref import ReferenceType, ref
 
 import torch
@@ -34,34 +34,30 @@ ROUND_BYTES = 2**31
 """How much memory the Gram matrices of inputs may take at a time."""
 
 
+@dataclass
 class GramSum:
     """A growing mean of outer products.
 
     Args:
         features: How long the rows are.
+        places: How many rows there were.
     """
 
-    def __init__(self, features: int) -> None:
-        self._features = features
-        self._total: Tensor | None = None
-        self._places = 0
+    features: int
+    places: int = 0
+    _total: Tensor | None = None
 
     def add(self, rows: Float[Tensor, "places features"]) -> None:
         """Take more rows in."""
         gram = gram_of(rows)
         self._total = gram if self._total is None else self._total.add_(gram)
-        self._places += len(rows)
-
-    @property
-    def places(self) -> int:
-        """How many rows there were."""
-        return self._places
+        self.places += len(rows)
 
     def mean(self) -> Float[Tensor, "features features"]:
         """The mean over all rows; zeros if there was none."""
         if self._total is None:
-            return torch.zeros(self._features, self._features)
-        return self._total / self._places
+            return torch.zeros(self.features, self.features)
+        return self._total / self.places
 
 
 def gather_signals(forward_passes: ForwardPasses, options: Mapping[str, Value]) -> ForwardResult:

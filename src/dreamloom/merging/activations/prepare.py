@@ -13,13 +13,14 @@ from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.activations.forward_passes import (
     ForwardPasses,
     ForwardResult,
+    MergePrompts,
     Prepared,
+    find_prompts,
     list_passes,
     weigh_adapters,
 )
 from dreamloom.merging.activations.gram import gather_inputs, gather_signals
 from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
-from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method

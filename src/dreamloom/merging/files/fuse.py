@@ -74,7 +74,15 @@ class _Fuser:
         tensor = file.read(key)
         for name, place in self._by_tensor[file.path, key]:
             part = place.pick(tensor)
-            update = self._add_up(name, part)
+            update = torch.zeros(part.shape)
+            for adapted, adapter, blocks in zip(
+                self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
+            ):
+                layer = adapter.layers.get(self.names[name][adapted.name], None)
+                weight = adapted.weight * blocks.of(name)
+                if layer is not None and weight != 0:
+                    up, down = layer.up.flatten(1), layer.down.flatten(1)
+                    update.flatten(1).addmm_(up, down, alpha=weight)
             exact = part.float() + update
             rounded = exact.to(part.dtype)
             if not torch.isfinite(rounded).all():
@@ -86,18 +94,6 @@ class _Fuser:
             self._lost += frobenius(exact.sub_(part)) ** 2
             self._whole += frobenius(update) ** 2
         return tensor
-
-    def _add_up(self, name: str, like: Tensor) -> Tensor:
-        update = torch.zeros(like.shape)
-        matrix = update.flatten(1)
-        for part, adapter, blocks in zip(
-            self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
-        ):
-            layer = adapter.layers.get(self.names[name][part.name], None)
-            weight = part.weight * blocks.of(name)
-            if layer is not None and weight != 0:
-                matrix.addmm_(layer.up.flatten(1), layer.down.flatten(1), alpha=weight)
-        return update
 
 
 def fuse_into_checkpoint(

@@ -16,7 +16,7 @@ from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
-from dreamloom.merging.files.base_model import Answer, Question, ask_base
+from dreamloom.merging.files.base_model import Question, ask_base
 from dreamloom.merging.files.certificate import (
     Certificate,
     RecordedRecipe,
@@ -143,7 +143,17 @@ def verify_merge(
         refuse_unsealed(path, merged)
         recipe = certificate.recipe
         adapters = [read_input(found) for found in find_inputs(recipe, path, folder, files)]
-        answer = _ask_again(path, recipe, adapters, question or Question(), observe)
+        # The base model is asked what it was asked before, and must be the same.
+        where = question or Question()
+        prompts = [part.prompts for part in recipe.parts]
+        asked = Question(where.base or recipe.base, where.device, prompts, recipe.joint)
+        answer = ask_base(asked, adapters, recipe.request(), observe)
+        if answer.fingerprint != recipe.base_fingerprint:
+            raise AdapterError(
+                f"{path} was merged with the help of {recipe.base}, and {answer.base} has other "
+                "weights.",
+                "Name that base model with --base.",
+            )
         layers: dict[str, _Layer] = {}
         for uncut in merge_uncut(adapters, recipe.request(), answer.layers):
             layers[uncut.layer] = _compare(uncut, merged, recipe)
@@ -151,26 +161,6 @@ def verify_merge(
         verified = _judge(path, certificate, layers)
     observe(StageDone("verify", effort.seconds, str(path)))
     return verified
-
-
-def _ask_again(
-    path: Path,
-    recipe: RecordedRecipe,
-    adapters: Sequence[Adapter],
-    question: Question,
-    observe: Observer,
-) -> Answer:
-    """Ask the base model what it was asked before, and see that it is the same."""
-    prompts = [part.prompts for part in recipe.parts]
-    asked = Question(question.base or recipe.base, question.device, prompts, recipe.joint)
-    answer = ask_base(asked, adapters, recipe.request(), observe)
-    if answer.fingerprint != recipe.base_fingerprint:
-        raise AdapterError(
-            f"{path} was merged with the help of {recipe.base}, and {answer.base} has other "
-            "weights.",
-            "Name that base model with --base.",
-        )
-    return answer
 
 
 def _compare(uncut: Uncut, merged: Adapter, recipe: RecordedRecipe) -> _Layer:
