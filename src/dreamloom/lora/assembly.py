@@ -31,11 +31,7 @@ FactorPair = tuple[Matrix, Matrix]
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOHA_CORES = {"hada_t1", "hada_t2"}
 _LOKR_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
-_LOKR_SECOND = (
-    {"lokr_w2"},
-    {"lokr_w2_a", "lokr_w2_b"},
-    {"lokr_w2_a", "lokr_w2_b", "lokr_t2"},
-)
+_LOKR_SECOND = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
 _LOKR = [first | second for first in _LOKR_FIRST for second in _LOKR_SECOND]
 
 

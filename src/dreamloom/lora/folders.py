@@ -62,7 +62,18 @@ def read_peft_folder(path: Path, names: LayerNames) -> FolderContent:
 
 
 def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:
-    config, named = _read_config(folder / CONFIG)
+    file = folder / CONFIG
+    try:
+        found_config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"{file} cannot be read: {error}.",
+            "Without it the strength of the adapter is unknown; get the folder again.",
+        ) from error
+    config = {k: v for k, v in found_config.items() if k not in _LEFT_OUT and v is not None}
+    mapping = found_config.get("auto_mapping")
+    model = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
+    named = _CLASSES.get(model, "")
     weights = folder / WEIGHTS
     if not weights.is_file():
         for pickle in sorted(folder.glob("adapter_model.*")):
@@ -77,22 +88,6 @@ def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:
         owners = {key.rpartition(".")[0].removesuffix(".oft_R") for key in tensors}
         config["target_modules"] = sorted(owners)
     return {f"{component}.{key}": tensor for key, tensor in tensors.items()}, {component: config}
-
-
-def _read_config(file: Path) -> tuple[dict[str, Any], str]:
-    """Read a configuration, and the component that its model's class is; empty if unknown."""
-    try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise AdapterError(
-            f"{file} cannot be read: {error}.",
-            "Without it the strength of the adapter is unknown; get the folder again.",
-        ) from error
-    mapping = config.get("auto_mapping")
-    component = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
-    return {
-        name: value for name, value in config.items() if name not in _LEFT_OUT and value is not None
-    }, _CLASSES.get(component, "")
 
 
 def _choose_component(

@@ -99,7 +99,16 @@ def read_adapter(path: Path, layer_names: Iterable[str] = ()) -> Adapter:
 def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFile:
     """Read an adapter and tell how it was written; see `read_adapter`."""
     given = list(layer_names)
-    found = _open(path, LayerNames(given))
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+        path = path.parent
+    if path.is_dir():
+        tensors, configs = read_peft_folder(path, LayerNames(given))
+        found = _Found(str(path), tensors, configs=configs, is_folder=True)
+    else:
+        tensors, header = open_tensors(path)
+        configs = read_header_config(str(path), header.get(CONFIG_KEY))
+        words = read_token_embeddings(path, header)
+        found = _Found(str(path), tensors, header, configs, words)
     metadata = {name: text for name, text in found.metadata.items() if name not in _MADE_ANEW}
     _refuse_impossible(found)
     state = _read_other_kind(found)
@@ -117,17 +126,6 @@ def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFil
         peft = make_dora(layers, magnitudes)
         return AdapterFile(Adapter({}, metadata, found.words, peft), naming, stored)
     return AdapterFile(Adapter(layers, metadata, found.words), naming, stored)
-
-
-def _open(path: Path, names: LayerNames) -> _Found:
-    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
-        path = path.parent
-    if path.is_dir():
-        tensors, configs = read_peft_folder(path, names)
-        return _Found(str(path), tensors, configs=configs, is_folder=True)
-    tensors, metadata = open_tensors(path)
-    configs = read_header_config(str(path), metadata.get(CONFIG_KEY))
-    return _Found(str(path), tensors, metadata, configs, read_token_embeddings(path, metadata))
 
 
 def _refuse_impossible(found: _Found) -> None:

@@ -32,11 +32,7 @@ _TEXT_ENCODERS = {
 }
 _TEXT_PROJECTION = "text_encoder_2.text_projection"
 
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-}
+_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1"}
 _SHORTCUT = ("conv_shortcut", "skip_connection")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_LAYERS = (

@@ -92,7 +92,14 @@ def check_layout(path: Path) -> None:
                 "It is cut off, or no safetensors file; copy or download it again.",
             )
         text = file.read(length)
-    promised = _LENGTH_BYTES + length + _count_bytes(path, text)
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
+        promised = _LENGTH_BYTES + length + max((int(end) for end in ends), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise _explain(
+            path, "its header makes no sense", "It is damaged; copy or download it again."
+        ) from error
     if promised != size:
         raise _explain(
             path,
@@ -101,18 +108,6 @@ def check_layout(path: Path) -> None:
             if promised > size
             else "Something was added to it; copy or download it again.",
         )
-
-
-def _count_bytes(path: Path, text: bytes) -> int:
-    """Count the bytes of all tensors that a header lists."""
-    try:
-        entries: dict[str, Any] = json.loads(text)
-        ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
-        return max((int(end) for end in ends), default=0)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise _explain(
-            path, "its header makes no sense", "It is damaged; copy or download it again."
-        ) from error
 
 
 def _explain(path: Path, reason: str, hint: str) -> AdapterError:

@@ -30,10 +30,7 @@ attention by PEFT's names."""
 
 
 def write_adapter(
-    path: Path,
-    adapter: Adapter,
-    dtype: torch.dtype = torch.float32,
-    format: FileFormat = "peft",
+    path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32, format: FileFormat = "peft"
 ) -> None:
     """Write an adapter atomically as safetensors that other programs can load.
 

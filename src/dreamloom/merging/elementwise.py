@@ -42,12 +42,10 @@ class Entries:
     Args:
         update: The weighted update, in float64.
         weight: The weight that is in it.
-        numbers_per_block: About how many entries a block has; one row at least.
     """
 
     update: Factors
     weight: float
-    numbers_per_block: int
 
     @property
     def count(self) -> int:
@@ -55,9 +53,9 @@ class Entries:
         return self.update.shape[0] * self.update.shape[1]
 
     def slices(self) -> Iterator[slice]:
-        """The rows of each block, in order."""
+        """The rows of each block, one at least, in order."""
         outputs, inputs = self.update.shape
-        rows = max(1, self.numbers_per_block // inputs)
+        rows = max(1, NUMBERS_PER_BLOCK // inputs)
         for start in range(0, outputs, rows):
             yield slice(start, min(start + rows, outputs))
 
@@ -168,7 +166,7 @@ def open_entries(parts: Sequence[LayerPart], space: str) -> tuple[Space, list[En
     """Write some updates, weighted and not all zero, in a space."""
     coordinates = enter_space([part.factors.scaled(part.weight) for part in parts], space)
     tables = [
-        Entries(update, part.weight, NUMBERS_PER_BLOCK)
+        Entries(update, part.weight)
         for update, part in zip(coordinates.updates, parts, strict=True)
     ]
     return coordinates, tables

@@ -161,28 +161,21 @@ class Spectrum:
         Source:
             Eckart and Young, Psychometrika 1 (1936): no other matrix of that rank is nearer.
         """
-        roots = self.values[:rank].sqrt()
+        roots, dtype = self.values[:rank].sqrt(), self.factors.up.dtype
+        # Directions that nearly cancel are large on both sides of these products, so they are
+        # multiplied in float64 and rounded only once.
         return Factors(
-            self._multiply_up(self.left[:, :rank] * roots).to(self.factors.up.dtype),
-            self._multiply_down(self.right[:rank] / roots[:, None]).to(self.factors.up.dtype),
+            (self.factors.up.double() @ (self.left[:, :rank] * roots)).to(dtype),
+            ((self.right[:rank] / roots[:, None]) @ self.factors.down.double()).to(dtype),
         )
 
     def left_vectors(self) -> Float[Tensor, "outputs k"]:
         """The left singular vectors in float64: orthonormal columns."""
-        return self._multiply_up(self.left)
+        return self.factors.up.double() @ self.left
 
     def right_vectors(self) -> Float[Tensor, "k inputs"]:
         """The right singular vectors in float64: orthonormal rows."""
-        return self._multiply_down(self.right / self.values[:, None])
-
-    # Directions that nearly cancel are large on both sides of these products, so they are
-    # multiplied in float64 and rounded only once.
-
-    def _multiply_up(self, by: Float[Tensor, "rank r"]) -> Float[Tensor, "outputs r"]:
-        return self.factors.up.double() @ by
-
-    def _multiply_down(self, by: Float[Tensor, "r rank"]) -> Float[Tensor, "r inputs"]:
-        return by @ self.factors.down.double()
+        return (self.right / self.values[:, None]) @ self.factors.down.double()
 
     def lost(self, rank: int) -> float:
         """The Frobenius norm of what `truncate` leaves out."""
@@ -212,10 +205,7 @@ def find_spectrum(factors: Factors) -> Spectrum:
     alive = values > noise
     left, values, right = left[:, alive], values[alive], right[alive]
     return Spectrum(
-        values=values,
-        factors=factors,
-        left=lower.T @ right.T / values,
-        right=left.T @ upper,
+        values=values, factors=factors, left=lower.T @ right.T / values, right=left.T @ upper
     )
 
 

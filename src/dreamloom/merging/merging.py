@@ -29,7 +29,7 @@ from dreamloom.merging.factors import (
 )
 from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Value
 from dreamloom.merging.methods import METHODS, find_method
-from dreamloom.merging.ranks import FULL, RankRequest, check_rank, choose_rank, spend_budget
+from dreamloom.merging.ranks import FULL, RankRequest, choose_rank, spend_budget
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,13 @@ def combine(
     if not merger.names:
         raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
     if request.rank.kind == "fixed":
-        check_rank(request.rank, [merger.existing_rank(name) for name in merger.names])
+        highest = max(merger.existing_rank(name) for name in merger.names)
+        if request.rank.amount > highest:
+            raise ConfigError(
+                f"Rank {request.rank.amount:.0f} is above what exists: no layer has more than rank "
+                f"{highest}.",
+                f"Ask for {highest} or less, or for full.",
+            )
     ranks = merger.spend_budget() if request.rank.kind == "budget" else {}
     layers: dict[str, Layer] = {}
     reports: dict[str, LayerReport] = {}
@@ -275,9 +281,7 @@ class _Merger:
         """What goes into a layer; adapters without it, or with weight 0, are left out."""
         return [
             LayerPart(
-                flatten(adapter.layers[name]),
-                self._request.weight_of(number, name),
-                number + 1,
+                flatten(adapter.layers[name]), self._request.weight_of(number, name), number + 1
             )
             for number, adapter in enumerate(self._adapters)
             if name in adapter.layers and self._request.weight_of(number, name) != 0

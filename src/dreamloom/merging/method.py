@@ -121,10 +121,6 @@ class Context:
         """A numeric option."""
         return float(self.options[name])
 
-    def flag(self, name: str) -> bool:
-        """An option that is true or false."""
-        return bool(self.options[name])
-
     def word(self, name: str) -> str:
         """An option that is a word."""
         return str(self.options[name])

@@ -96,9 +96,7 @@ def keep_energy(values: Float[Tensor, " k"], share: float) -> int:
 
 
 def spend_budget(
-    values: Mapping[str, Float[Tensor, " k"]],
-    numbers_per_rank: Mapping[str, int],
-    numbers: float,
+    values: Mapping[str, Float[Tensor, " k"]], numbers_per_rank: Mapping[str, int], numbers: float
 ) -> dict[str, int]:
     """Choose each layer's rank so that all together lose least within a number of parameters.
 
@@ -191,22 +189,3 @@ def choose_rank(values: Float[Tensor, " k"], request: RankRequest, full: int | N
     if request.kind == "full":
         return len(values) if full is None else min(full, len(values))
     raise ValueError("a budget concerns all layers together")
-
-
-def check_rank(request: RankRequest, existing: Sequence[int]) -> None:
-    """Refuse a rank above what exists in every layer.
-
-    Args:
-        request: What the user asked for.
-        existing: The rank that each layer's merged update has.
-
-    Raises:
-        ConfigError: If ``request`` is a rank that no layer has.
-    """
-    highest = max(existing, default=0)
-    if request.kind == "fixed" and request.amount > highest:
-        raise ConfigError(
-            f"Rank {request.amount:.0f} is above what exists: no layer has more than rank "
-            f"{highest}.",
-            f"Ask for {highest} or less, or for full.",
-        )

@@ -108,15 +108,11 @@ def write_command(files: tuple[Path, Path], winner: MergeWeights, out: Path) -> 
     """Give the command line that merges with the winner's weights."""
     subject, style = winner.sides
     named = [("subject", files[0], subject), ("style", files[1], style)]
-    if not (subject.blocks or style.blocks):
-        return _join("merge", *(f"{path}:{side.weight:g}" for _, path, side in named), out=out)
-    parts = [f"{name}={path}:{side.weight:g}" for name, path, side in named]
+    parts = [f"{path}:{side.weight:g}" for _, path, side in named]
     blocks = [f"--blocks={name}:{side.blocks}" for name, _, side in named if side.blocks]
-    return _join("merge", *parts, *blocks, out=out)
-
-
-def _join(*words: str, out: Path) -> str:
-    return shlex.join(["dreamloom", *words, "-o", str(out)])
+    if blocks:
+        parts = [f"{name}={part}" for (name, _, _), part in zip(named, parts, strict=True)]
+    return shlex.join(["dreamloom", "merge", *parts, *blocks, "-o", str(out)])
 
 
 def write_page(found: SearchFindings) -> str:

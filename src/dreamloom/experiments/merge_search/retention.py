@@ -21,11 +21,12 @@ AIMS = ("identity", "style", "prompt")
 """What a merge is to keep, in the order in which it is told."""
 
 _STRETCHES = 1000
-_NO_ROOM = {
+NO_ROOM = {
     "identity": "the subject's adapter alone is no more like the photos than the base model",
     "style": "the style's adapter alone is no more in the style than the subject's",
     "prompt": "the base model's pictures fit their own prompts no better than others",
 }
+"""Why nothing of an aim can be kept."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,10 @@ class Ends:
         identity = [None if one.copies_photo else one.identity for one in measured_images]
         style = [None if one.copies_style else one.style for one in measured_images]
         every = (*measured_images, *self.base, *self.subject, *self.style)
+        base, subject = [one.identity for one in self.base], [one.style for one in self.subject]
         found = {
-            "identity": _fill(
-                identity,
-                [one.identity for one in self.base],
-                _count_columns([one.identity for one in every]),
-            ),
-            "style": _fill(
-                style,
-                [one.style for one in self.subject],
-                _count_columns([one.style for one in every]),
-            ),
+            "identity": _fill(identity, base, [one.identity for one in every]),
+            "style": _fill(style, subject, [one.style for one in every]),
         }
         if all(one.prompt is not None for one in (*measured_images, *self.base)):
             found["prompt"] = np.array([one.prompt for one in measured_images], float)
@@ -135,7 +129,7 @@ class Ends:
                 statistics.sample_mean(side, draws) for side in (values[aim], *bounds)
             )
             found = statistics.lift(kept, low, high, draws.independent, draws.confidence)
-            note = "" if found.value is not None else f"not measured: perhaps {_NO_ROOM[aim]}"
+            note = "" if found.value is not None else f"not measured: perhaps {NO_ROOM[aim]}"
             scores[aim] = Score(
                 value=found.value,
                 n=len(measured_images),
@@ -144,11 +138,6 @@ class Ends:
                 note=note,
             )
         return scores
-
-
-def explain_no_room(aim: str) -> str:
-    """Say why nothing of an aim can be kept."""
-    return _NO_ROOM[aim]
 
 
 def rank_key(shares: Mapping[str, float]) -> tuple[float, float]:
@@ -165,17 +154,16 @@ def average(values: Scores, prompts: Sequence[str]) -> float:
     return float(np.mean([rows[labels == prompt].mean() for prompt in dict.fromkeys(prompts)]))
 
 
-def _count_columns(rows: Sequence[tuple[float, ...] | None]) -> int:
-    """How many references pictures were compared with; 0 if none could be."""
-    return max((len(row) for row in rows if row is not None), default=0)
-
-
 def _fill(
     rows: Sequence[tuple[float, ...] | None],
     below: Sequence[tuple[float, ...] | None],
-    columns: int,
+    every: Sequence[tuple[float, ...] | None],
 ) -> Scores | None:
-    """Give rows without a value what lies below them, or the mean of that, or zeros."""
+    """Give rows without a value what lies below them, or the mean of that, or zeros.
+
+    None if none of ``every`` picture could be compared with a reference.
+    """
+    columns = max((len(row) for row in every if row is not None), default=0)
     if columns == 0:
         return None
     known = [row for row in below if row is not None] or [(0.0,) * columns]

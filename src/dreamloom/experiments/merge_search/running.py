@@ -33,7 +33,7 @@ from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_fi
 from dreamloom.experiments.merge_search.plan import Ranked, Round, halve
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import SearchRequest
-from dreamloom.experiments.merge_search.retention import Ends, explain_no_room
+from dreamloom.experiments.merge_search.retention import NO_ROOM, Ends
 from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.models.base import Shot
@@ -183,11 +183,11 @@ class _Search:
         for aim in ("identity", "style"):
             if aim not in rooms:
                 raise EvaluationError(
-                    f"There is nothing that a merge could keep: {explain_no_room(aim)}.",
+                    f"There is nothing that a merge could keep: {NO_ROOM[aim]}.",
                     "Train that adapter longer, or give prompts that call what it has learned.",
                 )
         if "prompt" not in rooms:
-            why = explain_no_room("prompt") if ends.bounds("prompt") else "it needs two prompts"
+            why = NO_ROOM["prompt"] if ends.bounds("prompt") else "it needs two prompts"
             notes.append(f"What is kept of the prompts is not measured: {why}.")
         scores = ends.score(ends.subject, {}, evaluate.resamples, evaluate.confidence)
         for aim in rooms:
@@ -222,10 +222,7 @@ class _Search:
         )
 
     def _hold_out(
-        self,
-        ranked: list[Ranked],
-        scale: Mapping[str, float],
-        notes: tuple[str, ...],
+        self, ranked: list[Ranked], scale: Mapping[str, float], notes: tuple[str, ...]
     ) -> Searched:
         winner = ranked[-1].candidates[0]
         plan, steps = self.job.plan, self.job.plan.rounds[-1].steps

@@ -113,8 +113,3 @@ def step_down(
     picture = (b * noisy - sigma * prediction) / both
     noise = (alpha * prediction - a * noisy) / both
     return model.add_noise(picture, noise, after)
-
-
-def count_steps(prompts: int, steps: int) -> int:
-    """How many looks `denoise_steps` tells of."""
-    return -(-prompts // BATCH) * steps

@@ -12,7 +12,7 @@ from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.merging.activation_inputs import JOINT
-from dreamloom.merging.activations.denoising import DenoisingStep, count_steps, denoise_steps
+from dreamloom.merging.activations.denoising import BATCH, DenoisingStep, denoise_steps
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.models.base import Model
 
@@ -136,7 +136,7 @@ class ForwardPasses:
         denoised: list[DenoisingStep] = []
         with self.model.apply_adapters([(adapter, 1.0) for adapter in one_pass.active]):
             conditioning = self.model.encode_prompts(one_pass.prompts)
-            total = count_steps(len(one_pass.prompts), self.steps)
+            total = -(-len(one_pass.prompts) // BATCH) * self.steps
             for step in denoise_steps(self.model, conditioning, self.steps, self.seed):
                 if not bool(isfinite(step.prediction).all()):
                     raise TrainingError(

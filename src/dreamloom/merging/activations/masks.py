@@ -177,10 +177,7 @@ class Examples:
             picked: Which examples.
         """
         said = predict(
-            model,
-            self.noisy[picked],
-            self.timesteps[picked],
-            conditioning.take(self.rows[picked]),
+            model, self.noisy[picked], self.timesteps[picked], conditioning.take(self.rows[picked])
         )
         return (said - self.prediction[picked]).square().flatten(1).mean(dim=1) / self.gap
 

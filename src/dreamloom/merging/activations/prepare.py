@@ -84,19 +84,6 @@ def prepare_merge(
     if method.needs not in ("activations", "training"):
         return None
     options = method.read_options(request.options)
-    _check_adapters(model, adapters, request)
-    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
-        model.rescale_to_zero_terminal_snr()
-    asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
-    wants_joint = float(options.get("joint", 0.0)) > 0
-    passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)
-    forward_passes = ForwardPasses(
-        model, adapters, request, passes, int(options["steps"]), request.seed, observe
-    )
-    return Preparation(asked, PREPARERS[method.name](forward_passes, options))
-
-
-def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeRequest) -> None:
     if len(adapters) != len(request.weights):
         raise ConfigError(
             f"{len(adapters)} adapters need as many weights, got {len(request.weights)}."
@@ -111,3 +98,12 @@ def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeReq
                 f"{model.identity.name} as it is here.",
                 "Name that base model with --base.",
             )
+    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
+        model.rescale_to_zero_terminal_snr()
+    asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
+    wants_joint = float(options.get("joint", 0.0)) > 0
+    passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)
+    forward_passes = ForwardPasses(
+        model, adapters, request, passes, int(options["steps"]), request.seed, observe
+    )
+    return Preparation(asked, PREPARERS[method.name](forward_passes, options))

@@ -76,7 +76,9 @@ def resize_adapter(
             "dreamloom.resized": json.dumps(resized_from),
         }
         resized = replace(combined.adapter, metadata=metadata)
-        write_adapter(out, resized, DTYPES[precision], format or keep_format(found.naming))
+        kohya: FileFormat = "kohya-diffusers" if found.naming == "kohya-diffusers" else "kohya"
+        own: FileFormat = kohya if found.naming.startswith("kohya") else "peft"
+        write_adapter(out, resized, DTYPES[precision], format or own)
     observe(StageDone("resize", effort.seconds, str(out)))
     return Combined(resized, combined.reports)
 
@@ -190,10 +192,3 @@ def find_precision(source: Path) -> FilePrecision:
     # Kohya's files keep the scale of each layer as a number of its own, often in float32.
     kinds = {entry.dtype for entry in TensorFile(file).entries.values() if entry.shape}
     return _PRECISIONS.get(next(iter(kinds)), "fp32") if len(kinds) == 1 else "fp32"
-
-
-def keep_format(naming: str) -> FileFormat:
-    """The format whose names a file uses, for `write_adapter`."""
-    if naming == "kohya-diffusers":
-        return "kohya-diffusers"
-    return "kohya" if naming.startswith("kohya") else "peft"

@@ -164,8 +164,7 @@ def _check_place(out: Path, base: Path, overwrite: bool) -> None:
         )
     if base.is_dir() and (out.is_file() or out.suffix == ".safetensors"):
         raise RunFolderError(
-            f"{out} names a file, and the base is a folder in diffusers' layout.",
-            "Name a folder.",
+            f"{out} names a file, and the base is a folder in diffusers' layout.", "Name a folder."
         )
     if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
         raise RunFolderError(f"{out} lies inside the base model.", "Name another place to write.")

@@ -8,7 +8,6 @@ from math import isfinite
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError
@@ -162,11 +161,14 @@ def _weigh_parts(
     recipe = certificate.recipe
     old = [part.weight for part in recipe.parts]
     factors = [new / was if was else 0.0 for was, new in zip(old, weights, strict=True)]
-    layers = {
-        name: weighed
-        for name, layer in merged.layers.items()
-        if (weighed := _weigh(layer, [own[name] for own in certificate.slices], factors)).rank
-    }
+    layers = {}
+    for name, layer in merged.layers.items():
+        ranks = [own[name] for own in certificate.slices]
+        slices = zip(layer.up.split(ranks, dim=1), layer.down.split(ranks), factors, strict=True)
+        kept = [(up * factor, down) for up, down, factor in slices if factor != 0]
+        if any(down.shape[0] for _, down in kept):
+            ups, downs = zip(*kept, strict=True)
+            layers[name] = Layer(torch.cat(downs), torch.cat(ups, dim=1))
     parts = [
         (part.model_copy(update={"weight": weight}), own)
         for part, weight, own in zip(recipe.parts, weights, certificate.slices, strict=True)
@@ -192,18 +194,3 @@ def _weigh_parts(
         tokens={word: rows for word, rows in merged.tokens.items() if word in words},
     )
     return remixed, renewed.recipe
-
-
-def _weigh(layer: Layer, ranks: Sequence[int], factors: Sequence[float]) -> Layer:
-    """Multiply each part's slice of a layer by a factor; 0 takes the slice out."""
-    ups: list[Tensor] = []
-    downs: list[Tensor] = []
-    for up, down, factor in zip(
-        layer.up.split(list(ranks), dim=1), layer.down.split(list(ranks)), factors, strict=True
-    ):
-        if factor != 0:
-            ups.append(up * factor)
-            downs.append(down)
-    if not ups:
-        return Layer(layer.down[:0], layer.up[:, :0])
-    return Layer(torch.cat(downs), torch.cat(ups, dim=1))
