@@ -1,6 +1,5 @@
 """What the base model is asked before a merge, against what can be seen by hand."""
 
-import doctest
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import prod
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-import dreamloom.merging.activations.denoising
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
 from dreamloom.core.events import Progress
@@ -183,10 +181,9 @@ def test_drawings_begin_with_the_same_noise_and_go_down(model):
     assert not torch.equal(next(denoise_steps(model, other, 1, 8)).noisy, first.noisy)
 
 
-def test_the_examples_are_true():
-    failures, tried = doctest.testmod(dreamloom.merging.activations.denoising)
-    assert tried
-    assert not failures
+def test_timesteps_are_spread_evenly_from_the_last_one_down(model):
+    denoised = denoise_steps(model, model.encode_prompts(["snow"]), 4, 7)
+    assert [int(step.timesteps[0]) for step in denoised] == [999, 749, 500, 250]
 
 
 # Listening.

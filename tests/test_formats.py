@@ -29,8 +29,8 @@ from dreamloom.lora.assembly import (
     truncate_change,
 )
 from dreamloom.lora.conversion import approximate_dora, as_lora
-from dreamloom.lora.dora import make_dora
 from dreamloom.lora.key_names import LayerNames
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 from dreamloom.lora.summary import describe_adapter

@@ -17,7 +17,7 @@ from torch import nn
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.lora.writing import write_adapter

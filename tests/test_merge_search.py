@@ -63,7 +63,7 @@ from dreamloom.experiments.merge_search.running import run_search
 from dreamloom.experiments.merge_search.summarise import (
     compare_kept,
     correct_together,
-    tell_verdict,
+    write_verdict,
 )
 from dreamloom.experiments.merge_search.work import read_measured
 from dreamloom.lora.adapter import Adapter, Layer
@@ -411,10 +411,10 @@ def test_two_comparisons_are_corrected_together() -> None:
 def test_the_verdict_says_when_searching_was_for_nothing(outcome: str, says: str) -> None:
     one = Comparison(measure="kept together", outcome=outcome, difference=0.01)
     winner = MergeWeights((0.93,), (1.2,))
-    told = tell_verdict(winner, dict.fromkeys(RIVALS, one), RIVALS)
+    told = write_verdict(winner, dict.fromkeys(RIVALS, one), RIVALS)
     assert told.startswith("0.93 and 1.2 on held-out prompts and seeds: ")
     assert f"; {says} (+0.010)." in told
-    itself = tell_verdict(RIVALS["0.8 and 1.0"], {"the plain sum": one}, RIVALS)
+    itself = write_verdict(RIVALS["0.8 and 1.0"], {"the plain sum": one}, RIVALS)
     assert itself.endswith("; no better than 0.8 and 1.0: they are the same.")
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
 from dreamloom.lora.assembly import assemble_product, make_layer, truncate_change
-from dreamloom.lora.dora import DOWN, MAGNITUDE, UP
-from dreamloom.lora.peftconfig import match_pattern, read_pattern
+from dreamloom.lora.peftconfig import DOWN, MAGNITUDE, UP, match_pattern, read_pattern
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text
 
 ERROR_KEY = "dreamloom.approximation"

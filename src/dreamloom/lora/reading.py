@@ -14,7 +14,6 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
 from dreamloom.lora.assembly import ScaleOf, assemble_layer, name_stored_kind, stack_layers
-from dreamloom.lora.dora import make_dora
 from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
 from dreamloom.lora.key_names import (
     LAYOUT_KEY,
@@ -30,6 +29,7 @@ from dreamloom.lora.peftconfig import (
     CONFIG_KEY,
     OTHER_KINDS,
     Scaling,
+    make_dora,
     read_header_config,
     read_scaling,
 )
@@ -209,7 +209,16 @@ def _understand(
         gathered.setdefault(name, []).append(layer)
         if kinds[owner] == "DoRA":
             magnitudes[name] = _read_magnitude(found.path, name, parts[owner], layer)
-    layers = {name: _join(found.path, name, gathered[name]) for name in sorted(gathered)}
+    layers: dict[str, Layer] = {}
+    for name in sorted(gathered):
+        try:
+            # A union of two files may name a layer twice: the changes add up.
+            layers[name] = stack_layers(gathered[name])
+        except ValueError as error:
+            raise AdapterError(
+                f"{found.path} names {name} twice, and the changes differ in shape.",
+                "Get the file again.",
+            ) from error
     plain = sorted(set(gathered) - set(magnitudes))
     twice = [name for name in magnitudes if len(gathered[name]) > 1]
     if magnitudes and (plain or twice):
@@ -270,13 +279,3 @@ def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: La
         )
     ones = (1,) * (layer.down.ndim - 2)
     return lengths.reshape(1, outputs, *ones) if ones else lengths.flatten()
-
-
-def _join(path: str, name: str, layers: list[Layer]) -> Layer:
-    """Add what one file says of a layer under two names, as a union of two files may."""
-    try:
-        return stack_layers(layers)
-    except ValueError as error:
-        raise AdapterError(
-            f"{path} names {name} twice, and the changes differ in shape.", "Get the file again."
-        ) from error

@@ -14,10 +14,9 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import atomic_path
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
-from dreamloom.lora.dora import DOWN, MAGNITUDE, UP, describe_lora
 from dreamloom.lora.key_names import LAYOUT_KEY, name_for_kohya, name_for_kohya_diffusers
 from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
-from dreamloom.lora.peftconfig import CONFIG_KEY
+from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora
 from dreamloom.lora.reading import NAMES_KEY
 from dreamloom.lora.sdxl_layers import respell_text, sdxl_layers
 from dreamloom.lora.tensors import sort_header

@@ -116,7 +116,7 @@ def combine(
     Args:
         adapters: One or more LoRAs.
         request: How.
-        prepared: What the base model told by layer, for methods that need it.
+        prepared: What was gathered from the base model, by layer, for methods that need it.
         on_layer: Told of progress.
 
     Raises:

@@ -103,7 +103,7 @@ class Context:
         adapters: How many adapters are merged; a layer may have fewer.
         whole: Inner products of the weighted updates over all layers, adapter by adapter in the
             user's order (float64, (adapters, adapters)), if the method asks for them.
-        prepared: What the base model told about this layer, by name; see `MergeMethod.needs`.
+        prepared: What the base model gave for this layer, by name; see `MergeMethod.needs`.
         weights: The adapters' weights in the user's order, block weights left out.
         notes: Empty; figures about the layer that a method puts here, by name, are reported.
     """

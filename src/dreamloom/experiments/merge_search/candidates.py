@@ -13,7 +13,7 @@ from dreamloom.merging.blocks import NO_BLOCKS, parse_blocks
 from dreamloom.merging.merging import MergeRequest
 
 GROUPS = ("down", "mid", "up")
-"""Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""
+"""Blocks that may have weights of their own, as `blocks.parse_blocks` calls them."""
 
 BETWEEN = (0.3, 1.5)
 """Weights that a search tries, by default."""

@@ -119,7 +119,7 @@ class PictureJudge:
                     others=others,
                     copy_photo=float(photo[row].max()),
                     copy_style=None if style_copy is None else float(style_copy[row].max()),
-                    content_style=_mean(shown[row]),
+                    content_style=mean_of(shown[row] or ()),
                     copies_photo=bool(repeats_photo[row]),
                     copies_style=bool(repeats_style[row]),
                 )
@@ -193,8 +193,10 @@ def _compare(
     return [tuple(next(found)) if usable else None for usable in _usable(seen, name)]
 
 
-def _mean(row: Sequence[float] | None) -> float | None:
-    return sum(row) / len(row) if row else None
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _among(seen: Embeddings) -> Float[Tensor, "pictures pictures"]:

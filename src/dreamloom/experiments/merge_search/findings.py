@@ -133,8 +133,7 @@ def write_page(found: SearchFindings) -> str:
                 f"- With {name}: likeness to what the pictures in the style show, by DINO, is "
                 f"{_number(held.content)}; {_number(held.content_without)} without the style."
             )
-        told = [*held.alarms, *held.findings]
-        lines += [f"- With {name}: {text}" for text in told]
+        lines += [f"- With {name}: {text}" for text in (*held.alarms, *held.findings)]
     lines += ["", "## What was tried", "", "![The front](search.svg)", ""]
     lines.append(
         f"All on the same {found.compared_on.shots} pictures; on the front is what no other one "
@@ -175,10 +174,10 @@ def _page_held_out(found: SearchFindings) -> list[str]:
             name,
             _weights(held.subject),
             _weights(held.style),
-            *(tell_score(held.kept[aim]) for aim in aims),
+            *(format_score(held.kept[aim]) for aim in aims),
             _number(held.together),
             str(held.copies),
-            *(tell_score(held.scores[name]) if name in held.scores else "–" for name in beside),
+            *(format_score(held.scores[name]) if name in held.scores else "–" for name in beside),
         ]
         for name, held in found.held_out.items()
     ]
@@ -207,7 +206,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def tell_score(score: Score) -> str:
+def format_score(score: Score) -> str:
     """A score with its interval, in a cell."""
     if score.value is None:
         return "not measured"

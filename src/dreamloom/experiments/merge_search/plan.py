@@ -117,7 +117,9 @@ def plan_search(
     left = budget - (ENDS + RIVALS) * shots_held - (1 + RIVALS) * leaks
     found = None
     for shots in range(max(2, len(searched)), 1, -1):
-        count = _count_candidates(left, shots, steps)
+        count = 0
+        while _cost(_plan_rounds(count + 1, shots, steps)) <= left:
+            count += 1
         if count >= _FEWEST_CANDIDATES:
             found = shots, count
             if count >= 6 * parameters:
@@ -159,14 +161,6 @@ def _cost(rounds: Sequence[Round]) -> int:
         total += (one.candidates - one.fresh + ENDS) * (one.shots - again) + one.fresh * one.shots
         before = one
     return total
-
-
-def _count_candidates(left: int, shots: int, steps: int) -> int:
-    """How many candidates a search of so many first shots can begin with."""
-    count = 0
-    while _cost(_plan_rounds(count + 1, shots, steps)) <= left:
-        count += 1
-    return count
 
 
 def _list_shots(prompts: Sequence[str], count: int, first_seed: int) -> tuple[Shot, ...]:

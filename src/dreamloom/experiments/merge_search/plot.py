@@ -165,13 +165,8 @@ def _shade(value: float | None, prompts: Sequence[float]) -> str:
     if value is None or len(set(prompts)) < 2:
         return _COLOURS[1]
     share = (value - min(prompts)) / (max(prompts) - min(prompts))
-    mixed = [
-        round(int(low, 16) + share * (int(high, 16) - int(low, 16)))
-        for low, high in (
-            (_COLOURS[0][place : place + 2], _COLOURS[1][place : place + 2]) for place in (1, 3, 5)
-        )
-    ]
-    return "#" + "".join(f"{part:02x}" for part in mixed)
+    ends = zip(*(bytes.fromhex(colour[1:]) for colour in _COLOURS), strict=True)
+    return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in ends)
 
 
 def _number(value: float) -> str:

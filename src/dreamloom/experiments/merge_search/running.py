@@ -84,14 +84,19 @@ def run_search(
     job = replace(job, notes=(*job.notes, *_load_photos(job, run, observe)))
     with open_crew(request.workers) as crew:
         findings = summarise_search(_Search(job, crew, observe).run())
-    outputs = _write(run, job, findings)
+    paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
+    names = {candidate.name: name for name, candidate in job.rivals.items()}
+    write_json(paths[0], findings)
+    write_text(paths[1], write_page(findings))
+    tried, winner = findings.compared_on.candidates, findings.winner.name
+    write_text(paths[2], draw_front(tried, findings.front, winner, names))
     seconds = time.perf_counter() - start
     run.write_record(
         Record(
             stage=STAGE,
             inputs=job.inputs,
             settings=dict(job.settings),
-            outputs=outputs,
+            outputs=run.hash_outputs(*paths),
             results={"verdict": findings.verdict, "pictures": findings.pictures},
             base=dict(job.base),
             seed=job.config.seed,
@@ -116,18 +121,6 @@ def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
     if counts[1:] == [1]:
         return ["There is one picture in the style only: what it shows may count as its style."]
     return []
-
-
-def _write(run: RunFolder, job: Job, findings: SearchFindings) -> dict[str, str]:
-    paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
-    names = {candidate.name: name for name, candidate in job.rivals.items()}
-    drawing = draw_front(
-        findings.compared_on.candidates, findings.front, findings.winner.name, names
-    )
-    write_json(paths[0], findings)
-    write_text(paths[1], write_page(findings))
-    write_text(paths[2], drawing)
-    return run.hash_outputs(*paths)
 
 
 @dataclass

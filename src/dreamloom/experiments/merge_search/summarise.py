@@ -14,7 +14,7 @@ from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
 from dreamloom.experiments.merge_search.candidates import MergeWeights
-from dreamloom.experiments.merge_search.embeddings import MeasuredImage
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage, mean_of
 from dreamloom.experiments.merge_search.findings import (
     HeldOut,
     RoundFindings,
@@ -85,7 +85,7 @@ def summarise_search(found: Searched) -> SearchFindings:
     )
     tried, held_out = rounds[-1].candidates[0], _summarise_held_out(found)
     return SearchFindings(
-        verdict=tell_verdict(winner, comparisons, job.rivals),
+        verdict=write_verdict(winner, comparisons, job.rivals),
         winner=tried,
         command=write_command(job.request.files, winner, job.request.out / "merged.safetensors"),
         front=tuple(on_same.candidates[place].name for place in front),
@@ -168,18 +168,13 @@ def _summarise_held_out(found: Searched) -> dict[str, HeldOut]:
             nearest_copy=max(
                 max(one.copy_photo, one.copy_style or -1.0) for one in measured_images
             ),
-            content=_average([one.content_style for one in measured_images]),
-            content_without=_average([one.content_style for one in found.ends.subject]),
+            content=mean_of([one.content_style for one in measured_images]),
+            content_without=mean_of([one.content_style for one in found.ends.subject]),
             scores={one: card.scores[one] for one in _SCORES if one in card.scores},
             alarms=card.alarms,
             findings=tuple(text for text in card.findings if not text.startswith("Drift")),
         )
     return summaries
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _doubt(winner: HeldOut) -> list[str]:
@@ -244,7 +239,7 @@ def compare_kept(
         labels = np.array(ends.prompts)
         rows = np.array([changes[labels == prompt].mean() for prompt in prompts])
     draws = statistics.draw(range(len(rows)))
-    told = Comparison(
+    undecided = Comparison(
         measure=MEASURE,
         outcome="too few images",
         difference=average(changes, ends.prompts),
@@ -254,8 +249,8 @@ def compare_kept(
         note="this speaks for one prompt only" if len(prompts) == 1 else "",
     )
     if len(first) < FEWEST_PAIRS or tests * smallest_p(len(rows)) > LEVEL:
-        return told
-    return told.model_copy(update={"p": sign_flip_p(rows)})
+        return undecided
+    return undecided.model_copy(update={"p": sign_flip_p(rows)})
 
 
 def correct_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison]:
@@ -273,7 +268,7 @@ def correct_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison
     return decided
 
 
-def tell_verdict(
+def write_verdict(
     winner: MergeWeights, compared: Mapping[str, Comparison], rivals: Mapping[str, MergeWeights]
 ) -> str:
     """Say in a sentence or two whether searching has found anything.
@@ -284,10 +279,10 @@ def tell_verdict(
         rivals: What it was compared with: the plain sum, and usual weights, by what they are called
             in a sentence.
     """
-    told = []
+    clauses = []
     for name, rival in rivals.items():
         if rival == winner:
-            told.append(f"no better than {name}: they are the same")
+            clauses.append(f"no better than {name}: they are the same")
             continue
         one = compared[name]
         says = {
@@ -297,8 +292,8 @@ def tell_verdict(
             "not measured": f"not measured against {name}",
         }.get(one.outcome, f"no better than {name}: {one.outcome}")
         basis = tell_basis(one)
-        told.append(f"{says} ({basis})" if basis else says)
-    return f"{winner.spelled} on held-out prompts and seeds: {'; '.join(told)}."
+        clauses.append(f"{says} ({basis})" if basis else says)
+    return f"{winner.spelled} on held-out prompts and seeds: {'; '.join(clauses)}."
 
 
 def join_kept(shares: Mapping[str, float]) -> float | None:

@@ -46,7 +46,8 @@ def denoise_steps(
     Args:
         model: As it shall be looked at: what it wears is worn.
         conditioning: The prompts, encoded.
-        steps: 1 or more, spread evenly over the training's timesteps. 1 looks at noise only.
+        steps: 1 or more, spread evenly over the training's timesteps from the last one down: 999,
+            749, 500, 250. 1 looks at noise only.
         seed: Of the noise.
     """
     device = model.runtime.device
@@ -59,7 +60,8 @@ def denoise_steps(
             for row in rows.tolist()
         ]
         noisy = torch.stack(noise).to(device)
-        times = spread_timesteps(model.train_timesteps, steps)
+        last = model.train_timesteps - 1
+        times = [round(last * (1 - number / steps)) for number in range(steps)]
         for number, time in enumerate(times):
             timesteps = torch.full((len(rows),), time, device=device)
             if number == 0:
@@ -78,16 +80,6 @@ def predict(
     side = model.advice.resolution_px
     framings = [Framing((side, side))] * len(noisy)
     return model.predict(noisy, timesteps, conditioning, framings).float()
-
-
-def spread_timesteps(timesteps: int, steps: int) -> list[int]:
-    """Choose where to look: from the last timestep down, at even distances.
-
-    Example:
-        >>> spread_timesteps(1000, 4)
-        [999, 749, 500, 250]
-    """
-    return [round((timesteps - 1) * (1 - number / steps)) for number in range(steps)]
 
 
 def step_down(

@@ -34,7 +34,7 @@ MOTIFS = (" of a person", " of a dog", " of a cat", " of a house", " of a tree",
 _MEDIA = frozenset("photo picture image drawing painting illustration sketch art style".split())
 
 Prepared = dict[str, dict[str, Tensor]]
-"""What was prepared, by layer and name; see `combine.Context.prepared`."""
+"""What was prepared, by layer and name; see `method.Context.prepared`."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class MergePrompts:
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """What the base model told.
+    """What was gathered from the base model.
 
     Args:
         layers: By layer and name.
         missed_by_sum: Where masks were learned: how much of each adapter the plain sum misses; see
-            `examples.measure_missed`.
+            `masks.measure_missed`.
         missed: The same with the masks.
     """
 
@@ -215,11 +215,8 @@ def find_prompts(
 
 
 def _find_words(adapter: Adapter) -> str:
-    for key in ("dreamloom.subject", "modelspec.trigger_phrase"):
-        words = adapter.metadata.get(key, "").strip()
-        if words:
-            return words
-    return ""
+    keys = ("dreamloom.subject", "modelspec.trigger_phrase")
+    return next(filter(None, (adapter.metadata.get(key, "").strip() for key in keys)), "")
 
 
 def _vary(adapter: Adapter, number: int, count: int) -> tuple[str, ...]:

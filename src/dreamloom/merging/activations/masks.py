@@ -167,7 +167,7 @@ class Examples:
     def miss(
         self, model: Model, conditioning: Conditioning, picked: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """How far from what was told the model is now, as shares of ``gap``.
+        """How far from the recorded prediction the model is now, as shares of ``gap``.
 
         0 says what the adapter says alone, 1 is as far away as the base model is on average.
 

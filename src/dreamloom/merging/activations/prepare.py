@@ -41,14 +41,14 @@ PREPARERS: Mapping[str, Prepare] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the base model was asked about a merge, and what it told."""
+    """What the base model was asked about a merge, and the result."""
 
     prompts: MergePrompts
     result: ForwardResult
 
     @property
     def layers(self) -> Prepared:
-        """By layer and name, for `combine.combine`."""
+        """By layer and name, for `merging.combine`."""
         return self.result.layers
 
 
@@ -65,13 +65,13 @@ def prepare_merge(
     Args:
         model: The base model of the adapters, with nothing worn.
         adapters: As many LoRAs as ``request`` has weights.
-        request: How they shall be merged; the same is then given to `combine.combine`.
+        request: How they shall be merged; the same is then given to `merging.combine`.
         prompts: For each adapter the prompts that ask for it; an empty list lets the adapter tell.
         joint: Prompts that ask for all adapters at once.
         observe: Told of progress.
 
     Returns:
-        What `combine.combine` takes as ``prepared``, and its story; None if the method needs no
+        What `merging.combine` takes as ``prepared``, and the prompts; None if the method needs no
         base model.
 
     Raises:

@@ -163,18 +163,13 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def has_certificate(metadata: Mapping[str, str]) -> bool:
-    """Say whether a header tells how its file was merged."""
-    return RECIPE_KEY in metadata
-
-
 def read_certificate(path: Path, adapter: Adapter) -> Certificate:
     """Read what a merged file says of itself.
 
     Raises:
         AdapterError: If it says nothing, or what it says does not fit the file.
     """
-    if not has_certificate(adapter.metadata):
+    if RECIPE_KEY not in adapter.metadata:
         raise AdapterError(
             f"{path} does not say how it was merged.",
             "Only files that this version of dreamloom merge wrote do; merge the parts again.",
@@ -230,23 +225,18 @@ def write_sealed(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as workplace:
         fresh = Path(workplace) / out.name
         write_adapter(fresh, adapter, DTYPES[precision], format)
-        _seal(fresh)
+        # The SHA-256 of the whole file, as it is without a seal, goes in the seal's place.
+        mark = f'"{SEAL_KEY}":"{_UNSEALED}"'.encode()
+        with fresh.open("r+b") as stream:
+            header = stream.read(int.from_bytes(stream.read(8), "little"))
+            place = header.index(mark) + len(mark) - len(_UNSEALED) - 1
+            stream.seek(8 + place)
+            stream.write(file_sha256(fresh).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
         for file in (token_embeddings_file(fresh), fresh):
             if file.is_file():
                 file.replace(out.with_name(file.name))
-
-
-def _seal(path: Path) -> None:
-    """Put the SHA-256 of the whole file, as it is without a seal, in the seal's place."""
-    mark = f'"{SEAL_KEY}":"{_UNSEALED}"'.encode()
-    with path.open("r+b") as file:
-        start = file.read(8)
-        header = file.read(int.from_bytes(start, "little"))
-        place = header.index(mark) + len(mark) - len(_UNSEALED) - 1
-        file.seek(8 + place)
-        file.write(file_sha256(path).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def seal_holds(path: Path, seal: str) -> bool:

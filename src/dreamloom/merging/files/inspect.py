@@ -15,7 +15,6 @@ from dreamloom.merging.files.certificate import (
     RECIPE_KEY,
     SEAL_KEY,
     SLICES_KEY,
-    has_certificate,
     seal_holds,
 )
 from dreamloom.merging.files.inputs import read_input, refuse_other_bases
@@ -34,7 +33,7 @@ def inspect_file(path: Path) -> dict[str, object]:
     metadata = summary.pop("metadata")
     assert isinstance(metadata, dict)
     entries = {key: text for key, text in metadata.items() if key not in (LAYERS_KEY, SLICES_KEY)}
-    if has_certificate(entries):
+    if RECIPE_KEY in entries:
         try:
             summary["recipe"] = json.loads(entries.pop(RECIPE_KEY))
         except ValueError:

@@ -103,12 +103,6 @@ class _Layer:
     together: int
     sides: tuple[int, int]
 
-    def lost(self, rank: int) -> float:
-        return float(self.values[rank:].norm())
-
-    def kept(self, rank: int) -> float:
-        return float(self.values[:rank].norm())
-
 
 def verify_merge(
     path: Path,
@@ -254,7 +248,8 @@ def _find_fault(layer: _Layer, rank: int, told_error: float) -> str:
     those of the nearest update of its rank. All three are the same for every such update, also
     where equal singular values leave a choice.
     """
-    lost, kept, whole = layer.lost(rank), layer.kept(rank), layer.whole or 1.0
+    lost, kept = float(layer.values[rank:].norm()), float(layer.values[:rank].norm())
+    whole = layer.whole or 1.0
     if not layer.difference <= lost + layer.rounding:
         return (
             f"differs by {layer.difference / whole:.1e} from what the method says, and rank and "
