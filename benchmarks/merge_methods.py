@@ -33,9 +33,9 @@ from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
-from dreamloom.experiments.merge_search.findings import table, tell_score
-from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, join_kept
+from dreamloom.experiments.merge_search.findings import format_score, table
 from dreamloom.experiments.merge_search.retention import Ends
+from dreamloom.experiments.merge_search.summarise import compare_kept, correct_together, join_kept
 from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter
@@ -305,7 +305,7 @@ def print_table(rows: Sequence[Row]) -> None:
 def tell_row(row: Row) -> list[str]:
     """One line of the table."""
     identity, style, prompt, clip_t = map(
-        tell_score, (row.identity, row.style, row.prompt, row.clip_t)
+        format_score, (row.identity, row.style, row.prompt, row.clip_t)
     )
     against = "–"
     if row.against_sum is not None and row.against_sum.difference is not None:

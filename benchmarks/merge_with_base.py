@@ -21,10 +21,14 @@ import torch
 from dreamloom.core.device import measure_effort, pick_runtime
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
-from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPasses,
+    MergePrompts,
+    list_passes,
+    weigh_adapters,
+)
+from dreamloom.merging.activations.masks import measure_missed, record_examples
 from dreamloom.merging.activations.prepare import prepare_merge
-from dreamloom.merging.activations.prompts import MergePrompts
-from dreamloom.merging.activations.targets import measure_missed, record_examples
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.method import Value
 from dreamloom.models.base import Model

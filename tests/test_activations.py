@@ -1,6 +1,5 @@
 """What the base model is asked before a merge, against what can be seen by hand."""
 
-import doctest
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import prod
@@ -10,27 +9,30 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-import dreamloom.merging.activations.denoising
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram
 from dreamloom.merging.activations.denoising import denoise_steps, predict, step_down
-from dreamloom.merging.activations.forward_passes import ForwardPasses, list_passes, weigh_adapters
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPasses,
+    find_prompts,
+    list_passes,
+    weigh_adapters,
+)
 from dreamloom.merging.activations.gram import (
     find_sources,
     gather_inputs,
     gather_signals,
     plan_rounds,
 )
+from dreamloom.merging.activations.masks import measure_missed, record_examples
 from dreamloom.merging.activations.prepare import PREPARERS, prepare_merge
-from dreamloom.merging.activations.prompts import find_prompts
-from dreamloom.merging.activations.targets import measure_missed, record_examples
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
-from dreamloom.merging.prepared import JOINT, name_down, name_gram
 from dreamloom.models.activation_hooks import add_changes, hook_activations
 from dreamloom.models.base import AdapterSpec
 from dreamloom.models.families import load_model
@@ -179,10 +181,9 @@ def test_drawings_begin_with_the_same_noise_and_go_down(model):
     assert not torch.equal(next(denoise_steps(model, other, 1, 8)).noisy, first.noisy)
 
 
-def test_the_examples_are_true():
-    failures, tried = doctest.testmod(dreamloom.merging.activations.denoising)
-    assert tried
-    assert not failures
+def test_timesteps_are_spread_evenly_from_the_last_one_down(model):
+    denoised = denoise_steps(model, model.encode_prompts(["snow"]), 4, 7)
+    assert [int(step.timesteps[0]) for step in denoised] == [999, 749, 500, 250]
 
 
 # Listening.
@@ -399,7 +400,7 @@ def test_masks_move_and_less_is_missed(learned):
     request, prepared, _ = learned
     masks = torch.cat([mask for own in prepared.layers.values() for mask in own.values()])
     assert (masks - 1).abs().mean() > 0.02
-    assert sum(prepared.told.missed) < 0.95 * sum(prepared.told.missed_by_sum)
+    assert sum(prepared.result.missed) < 0.95 * sum(prepared.result.missed_by_sum)
     assert request.method in METHODS
 
 
@@ -410,7 +411,9 @@ def test_the_file_says_what_the_masked_model_said(model, small, learned):
     wished = find_prompts(small, 2, PROMPTS)
     passes = list_passes(weigh_adapters(small, request), wished, False)
     examples = record_examples(ForwardPasses(model, small, request, passes, 2, 0))
-    assert measure_missed(model, examples, merged) == pytest.approx(prepared.told.missed, rel=1e-3)
+    assert measure_missed(model, examples, merged) == pytest.approx(
+        prepared.result.missed, rel=1e-3
+    )
     assert set(merged.ranks.values()) == {4}
 
 
@@ -447,7 +450,7 @@ def test_masks_that_help_nothing_stay_1(model, small):
     request = MergeRequest([1.0, 1.0], "ziprank", {**QUICK, "updates": 2, "learning_rate": 1.0})
     prepared = prepare_merge(model, same, request, (PROMPTS[0], PROMPTS[0]))
     # Nothing is missed by the sum: whatever is learned is worse.
-    assert prepared.told.missed_by_sum[0] < 1e-6
+    assert prepared.result.missed_by_sum[0] < 1e-6
     assert_same(combine(same, request, prepared.layers).adapter, small[0])
 
 

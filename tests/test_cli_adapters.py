@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from dreamloom.cli.main import main
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.methods import METHODS

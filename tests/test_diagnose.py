@@ -12,8 +12,16 @@ from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.merging.diagnose.advice import give_advice
-from dreamloom.merging.diagnose.groups import KINDS, block_of, group_layers, kind_of, sort_blocks
-from dreamloom.merging.diagnose.measuring import RANKS, diagnose_adapters, shrink
+from dreamloom.merging.diagnose.measuring import (
+    KINDS,
+    RANKS,
+    block_of,
+    diagnose_adapters,
+    group_layers,
+    kind_of,
+    shrink,
+    sort_blocks,
+)
 from dreamloom.merging.diagnose.picture import draw_diagnosis
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.methods import METHODS

@@ -21,21 +21,22 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import dreamloom
 from dreamloom.core.errors import AdapterError, RunFolderError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
-from dreamloom.lora.conversion import approximate_dora, as_lora, convert_adapter
-from dreamloom.lora.dora import make_dora
-from dreamloom.lora.key_names import LayerNames
-from dreamloom.lora.lycoris import (
+from dreamloom.lora.assembly import (
     make_layer,
     multiply_blocks,
     multiply_entries,
     split_exactly,
     truncate_change,
 )
+from dreamloom.lora.conversion import approximate_dora, as_lora
+from dreamloom.lora.key_names import LayerNames
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 from dreamloom.lora.summary import describe_adapter
 from dreamloom.lora.writing import write_adapter
 from looks import psnr_of_arrays
+from dreamloom.merging.files.convert import convert_file
 
 PACKAGE = Path(dreamloom.__file__).parent
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -842,7 +843,7 @@ FORMATS = ("peft", "kohya", "kohya-diffusers")
 @pytest.mark.parametrize("second", FORMATS)
 def test_equal_ranks_come_back_bit_for_bit_through_every_format(tmp_path, adapter, first, second):
     write_adapter(tmp_path / "1.safetensors", adapter, format=first)
-    convert_adapter(tmp_path / "1.safetensors", tmp_path / "2.safetensors", second)
+    convert_file(tmp_path / "1.safetensors", tmp_path / "2.safetensors", second)
     assert_identical(read_adapter(tmp_path / "2.safetensors"), adapter)
     assert describe_adapter(tmp_path / "2.safetensors")["format"] == second
 
@@ -928,15 +929,15 @@ def test_conversion_overwrites_only_when_asked(tmp_path, adapter):
     out = tmp_path / "b.safetensors"
     out.write_text("precious")
     with pytest.raises(RunFolderError, match="exists already"):
-        convert_adapter(tmp_path / "a.safetensors", out)
+        convert_file(tmp_path / "a.safetensors", out)
     with pytest.raises(RunFolderError, match="is a folder"):
-        convert_adapter(tmp_path / "a.safetensors", tmp_path)
+        convert_file(tmp_path / "a.safetensors", tmp_path)
     assert out.read_text() == "precious"
-    convert_adapter(tmp_path / "a.safetensors", out, "kohya", torch.float16, overwrite=True)
+    convert_file(tmp_path / "a.safetensors", out, "kohya", "fp16", overwrite=True)
     assert read_adapter(out).metadata["note"] == "mine"
     assert {t.dtype for k, t in load_file(out).items()} == {torch.float16}
     with pytest.raises(AdapterError, match="There is no adapter"):
-        convert_adapter(tmp_path / "none.safetensors", out, overwrite=True)
+        convert_file(tmp_path / "none.safetensors", out, overwrite=True)
     assert read_adapter(out).metadata["note"] == "mine"
 
 
@@ -947,9 +948,9 @@ def test_conversion_writes_a_loha_as_a_lora_where_it_must(tmp_path):
     inner = TO_Q.removeprefix("unet.")
     own = PeftState("loha", tensors, {"unet": {**state.configs["unet"], "target_modules": [inner]}})
     write_adapter(tmp_path / "a.safetensors", Adapter({}, peft=own))
-    convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert read_adapter(tmp_path / "b.safetensors").kind == "loha"
-    convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)
+    convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)
     found = read_adapter(tmp_path / "b.safetensors")
     torch.testing.assert_close(found.layers[TO_Q].update(), changes["unet.to_q"])
 

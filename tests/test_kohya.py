@@ -11,10 +11,9 @@ from torch import nn
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.lora.dora import make_dora
-from dreamloom.lora.key_names import LayerNames
-from dreamloom.lora.kohya import name_for_kohya
+from dreamloom.lora.key_names import LayerNames, name_for_kohya
 from dreamloom.lora.modelspec import make_modelspec
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.lora.writing import write_adapter

@@ -22,7 +22,7 @@ from torch import nn
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import file_sha256
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.summary import describe_adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file

@@ -308,7 +308,7 @@ def test_a_remix_equals_a_new_merge_of_the_inputs(parts, tmp_path, precision, we
     assert one.tokens.keys() == other.tokens.keys()
     rounding = {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}[precision]
     assert_same(one, other, rounding)
-    assert verify_merge(again).told.remixed == 1
+    assert verify_merge(again).recipe.remixed == 1
 
 
 def test_a_remix_can_be_remixed(parts, out):
@@ -317,7 +317,7 @@ def test_a_remix_can_be_remixed(parts, out):
     for weight in (0.1, 3.0, 0.8):
         remix_merge(out, {"person": weight})
     assert_same(read_adapter(out), before, 1e-5)
-    assert verify_merge(out).told.remixed == 3
+    assert verify_merge(out).recipe.remixed == 3
 
 
 def test_block_weights_stay_in_a_remix(parts, out, tmp_path):

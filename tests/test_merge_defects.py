@@ -17,14 +17,14 @@ from torch import nn
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.activation_inputs import LEARNING_RATE, name_mask
 from dreamloom.merging.blocks import parse_blocks, read_blocks
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
-from dreamloom.merging.prepared import LEARNING_RATE, name_mask
 from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.base import Framing
 from merges import assert_same, dense, random_layer, rewrite

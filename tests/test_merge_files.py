@@ -15,9 +15,8 @@ from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
-from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart, parse_part
-from dreamloom.merging.files.record import record_merge
 from looks import psnr_of_arrays
 
 # ------------------------------------------------------------------ what is typed

@@ -40,14 +40,12 @@ from dreamloom.experiments.merge_search.candidates import (
 )
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import Tried, write_command
-from dreamloom.experiments.merge_search.front import (
-    attribute_change,
-    correlate_ranks,
-    find_front,
-    join_shares,
+from dreamloom.experiments.merge_search.plan import (
+    correlate_rounds,
+    halve,
+    plan_search,
+    split_prompts,
 )
-from dreamloom.experiments.merge_search.heldout import compare_kept, correct_together, tell_verdict
-from dreamloom.experiments.merge_search.plan import plan_search, split_prompts
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import (
     SearchRequest,
@@ -55,9 +53,19 @@ from dreamloom.experiments.merge_search.request import (
     list_prompts,
     name_class,
 )
-from dreamloom.experiments.merge_search.retention import Ends
-from dreamloom.experiments.merge_search.rounds import correlate_rounds, halve
+from dreamloom.experiments.merge_search.retention import (
+    Ends,
+    attribute_change,
+    correlate_ranks,
+    find_front,
+    join_shares,
+)
 from dreamloom.experiments.merge_search.running import run_search
+from dreamloom.experiments.merge_search.summarise import (
+    compare_kept,
+    correct_together,
+    write_verdict,
+)
 from dreamloom.experiments.merge_search.work import read_measured
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
@@ -404,10 +412,10 @@ def test_two_comparisons_are_corrected_together() -> None:
 def test_the_verdict_says_when_searching_was_for_nothing(outcome: str, says: str) -> None:
     one = Comparison(measure="kept together", outcome=outcome, difference=0.01)
     winner = MergeWeights((0.93,), (1.2,))
-    told = tell_verdict(winner, dict.fromkeys(RIVALS, one), RIVALS)
+    told = write_verdict(winner, dict.fromkeys(RIVALS, one), RIVALS)
     assert told.startswith("0.93 and 1.2 on held-out prompts and seeds: ")
     assert f"; {says} (+0.010)." in told
-    itself = tell_verdict(RIVALS["0.8 and 1.0"], {"the plain sum": one}, RIVALS)
+    itself = write_verdict(RIVALS["0.8 and 1.0"], {"the plain sum": one}, RIVALS)
     assert itself.endswith("; no better than 0.8 and 1.0: they are the same.")
 
 
@@ -647,7 +655,7 @@ def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_pat
     )
     candidate = draw_design(3, by_block, BETWEEN, 5, [])[2]
     shots = [Shot("snow, a photo of rraj person", seed) for seed in range(2)]
-    with model.apply_adapters(candidate.dress(subject, style)):
+    with model.apply_adapters(candidate.weigh(subject, style)):
         active = model.sample(shots, SAMPLER)
     path = tmp_path / "merged.safetensors"
     write_adapter(path, combine([subject, style], candidate.request()).adapter)

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging import entries, spaces
-from dreamloom.merging.entries import add_agreeing, elect_signs, find_magnitudes
+from dreamloom.merging import elementwise as entries
+from dreamloom.merging import spaces
+from dreamloom.merging.elementwise import add_agreeing, elect_signs, find_magnitudes
 from dreamloom.merging.factors import Factors, stack, truncate_matrix
 from dreamloom.merging.merging import MergeRequest, combine, merge_uncut
 from dreamloom.merging.method import Context, LayerPart
 from dreamloom.merging.methods import find_method
-from dreamloom.merging.methods.della import keep_chances
+from dreamloom.merging.methods.dare import keep_chances
 from dreamloom.merging.ranks import parse_rank
 from merges import random_adapter, rewrite
 

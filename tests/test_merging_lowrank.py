@@ -29,13 +29,11 @@ from dreamloom.merging.factors import (
 )
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
-from dreamloom.merging.methods.equal import choose_equal_energy
-from dreamloom.merging.methods.karcher import choose_mean_direction
-from dreamloom.merging.methods.matched import match_norm
+from dreamloom.merging.methods.matched import choose_equal_energy, match_norm
 from dreamloom.merging.methods.median import choose_median
 from dreamloom.merging.methods.perpendicular import choose_perpendicular
 from dreamloom.merging.methods.singular_vectors import whiten
-from dreamloom.merging.methods.slerp import choose_on_arc
+from dreamloom.merging.methods.slerp import choose_mean_direction, choose_on_arc
 from dreamloom.merging.methods.stock import choose_by_agreement
 from dreamloom.merging.ranks import keep_energy, parse_rank, spend_budget
 from merges import assert_same, dense, names_of, random_adapter, random_layer, rewrite

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter
+from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram, name_mask
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.methods.regmean import InputShares
 from dreamloom.merging.methods.ssr import solve_routing
-from dreamloom.merging.methods.ziprank import split_directions
-from dreamloom.merging.prepared import JOINT, name_down, name_gram, name_mask
+from dreamloom.merging.methods.ziplora import split_directions
 from merges import (
     SHAPES,
     adapters,

@@ -425,7 +425,7 @@ def _show_recipe(found: Mapping[str, Any]) -> None:
 def show_diagnosis(found: Diagnosis) -> None:
     """Print what two adapters have to do with each other, block by block, and what to do."""
     from dreamloom.merging.diagnose.advice import give_advice
-    from dreamloom.merging.diagnose.groups import group_layers
+    from dreamloom.merging.diagnose.measuring import group_layers
 
     one, other = (escape(name) for name in found.names)
     head = ("block", f"‖{one}‖", f"‖{other}‖", "ratio", "cosine", "overlap", "chance")

@@ -23,9 +23,8 @@ from dreamloom.evaluation.metrics.retention import Retention
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_run, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
-from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart
-from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts

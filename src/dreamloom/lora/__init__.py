@@ -1,1 +1,1 @@
-"""The one in-memory form of an adapter, and the files it is read from and written to."""
+"""LoRA files: one form in memory, read from and written to every format."""

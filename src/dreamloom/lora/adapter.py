@@ -1,4 +1,4 @@
-"""An adapter: what a training changed of a base model, and the story of how it was made."""
+"""A LoRA in memory: each layer's factors and rank, PEFT's other kinds, tokens, metadata."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class PeftState:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a training changed, and the story of how it was made.
+    """What a training changed, and how it was made.
 
     Args:
         layers: The updates of a LoRA by the layer's name in the model, such as
@@ -135,7 +135,7 @@ class Adapter:
         return sum(tensor.numel() for tensor in tensors)
 
     def with_metadata(self, **entries: str) -> Adapter:
-        """The same updates with entries added to, or replaced in, the story."""
+        """The same updates with entries added to, or replaced in, the metadata."""
         return replace(self, metadata={**self.metadata, **entries})
 
     def norm(self) -> float:

@@ -1,25 +1,19 @@
-"""From one kind of adapter, or one format of file, to another."""
+"""Convert LoHa and LoKr to LoRA exactly, and approximate a DoRA by one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamloom.core.errors import AdapterError, RunFolderError
+from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
-from dreamloom.lora.assembly import assemble_product
-from dreamloom.lora.dora import DOWN, MAGNITUDE, UP
-from dreamloom.lora.lycoris import make_layer, truncate_change
-from dreamloom.lora.peftconfig import match_pattern, read_pattern
-from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.assembly import assemble_product, make_layer, truncate_change
+from dreamloom.lora.peftconfig import DOWN, MAGNITUDE, UP, match_pattern, read_pattern
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text
-from dreamloom.lora.writing import FileFormat, write_adapter
 
 ERROR_KEY = "dreamloom.approximation"
 """Where an adapter's header says what was approximated, and by how much it is wrong."""
@@ -70,10 +64,15 @@ def _expand(state: PeftState, name: str, kernel: Sequence[int]) -> Layer:
         for key, tensor in state.tensors.items()
         if key.startswith(f"{name}.")
     }
-    scale = _scale_of(state.configs[component], inner)
+    # PEFT's scale of a LoHa or LoKr is alpha over the rank of its setting, by its patterns.
+    config = state.configs[component]
+    alpha, rank = (
+        match_pattern(read_pattern(config.get(pattern)), inner, float(config[name]))
+        for pattern, name in (("alpha_pattern", "alpha"), ("rank_pattern", "r"))
+    )
     try:
         return assemble_product(
-            KIND_NAMES[state.kind], parts, kernel, lambda _: scale, is_kohya=False
+            KIND_NAMES[state.kind], parts, kernel, lambda _: alpha / rank, is_kohya=False
         )
     except (ValueError, RuntimeError, KeyError) as error:
         shapes = ", ".join(f"{part} is {tuple(t.shape)}" for part, t in sorted(parts.items()))
@@ -81,14 +80,6 @@ def _expand(state: PeftState, name: str, kernel: Sequence[int]) -> Layer:
             f"The factors of {name} do not fit together: {shapes}.",
             "The file may be damaged; get it again.",
         ) from error
-
-
-def _scale_of(config: Mapping[str, Any], inner: str) -> float:
-    """PEFT's scale of a LoHa or LoKr: alpha over the rank of its setting, by its patterns."""
-    alpha = match_pattern(read_pattern(config.get("alpha_pattern")), inner, float(config["alpha"]))
-    return alpha / match_pattern(
-        read_pattern(config.get("rank_pattern")), inner, float(config["r"])
-    )
 
 
 def approximate_dora(
@@ -135,9 +126,9 @@ def approximate_dora(
         squared = float(change.square().sum())
         lost, whole = lost + errors[name] ** 2 * squared, whole + squared
     error = (lost / whole) ** 0.5 if whole > 0 else 0.0
-    told = json.dumps({"of": "DoRA", "relative_error": round(error, 6)})
+    note = json.dumps({"of": "DoRA", "relative_error": round(error, 6)})
     approximated = replace(adapter, layers=layers, peft=None)
-    return approximated.with_metadata(**{ERROR_KEY: told}), errors
+    return approximated.with_metadata(**{ERROR_KEY: note}), errors
 
 
 def _change_of_dora(state: PeftState, name: str, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -156,42 +147,3 @@ def _change_of_dora(state: PeftState, name: str, weight: Tensor) -> tuple[Tensor
     lengths = torch.where(lengths > 0, lengths, 1.0)
     magnitude = state.tensors[name + MAGNITUDE].double().reshape(-1, 1)
     return magnitude / lengths * moved - base, tuple(shape[2:])
-
-
-def convert_adapter(
-    source: Path,
-    out: Path,
-    format: FileFormat = "peft",
-    dtype: torch.dtype = torch.float32,
-    overwrite: bool = False,
-    layer_names: Iterable[str] = (),
-) -> Adapter:
-    """Read an adapter in any format and write it in another, with the same change.
-
-    A LoHa or LoKr in PEFT's form becomes a LoRA where the format holds LoRAs only. New words are
-    written beside the new file.
-
-    Args:
-        source: A file or a folder; see `read_adapter`.
-        out: Ends in .safetensors.
-        format: See `write_adapter`.
-        dtype: The precision of what is written.
-        overwrite: Whether ``out`` may be replaced.
-        layer_names: The base's own layers, where the source cannot do without; see `read_adapter`.
-
-    Returns:
-        The adapter, as it was written.
-
-    Raises:
-        AdapterError: If the source cannot be read, or the format cannot hold it.
-        RunFolderError: If ``out`` exists and must not be overwritten.
-    """
-    if out.is_dir():
-        raise RunFolderError(f"{out} is a folder.", "Name a .safetensors file.")
-    if out.exists() and not overwrite:
-        raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
-    adapter = read_adapter(source, layer_names)
-    if format != "peft" and adapter.kind in ("loha", "lokr"):
-        adapter = as_lora(adapter)
-    write_adapter(out, adapter, dtype, format)
-    return adapter

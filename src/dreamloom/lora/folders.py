@@ -1,4 +1,4 @@
-"""PEFT's own folders: ``adapter_model.safetensors`` beside ``adapter_config.json``."""
+"""Read PEFT's folders: ``adapter_model.safetensors`` beside ``adapter_config.json``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora.key_names import LayerNames, split_key, strip_peft_prefix
+from dreamloom.lora.key_names import LayerNames, split_key
 from dreamloom.lora.peftconfig import OTHER_KINDS
 from dreamloom.lora.sdxl_layers import COMPONENTS
 from dreamloom.lora.tensors import open_tensors, refuse_pickles
@@ -62,16 +62,27 @@ def read_peft_folder(path: Path, names: LayerNames) -> FolderContent:
 
 
 def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:
-    config = _read_config(folder / CONFIG)
+    file = folder / CONFIG
+    try:
+        found_config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"{file} cannot be read: {error}.",
+            "Without it the strength of the adapter is unknown; get the folder again.",
+        ) from error
+    config = {k: v for k, v in found_config.items() if k not in _LEFT_OUT and v is not None}
+    mapping = found_config.get("auto_mapping")
+    model = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
+    named = _CLASSES.get(model, "")
     weights = folder / WEIGHTS
     if not weights.is_file():
         for pickle in sorted(folder.glob("adapter_model.*")):
             refuse_pickles(pickle)
         raise AdapterError(f"{folder} holds no {WEIGHTS}.", "Save the adapter with PEFT again.")
     found, _ = open_tensors(weights)
-    tensors = {strip_peft_prefix(key): tensor for key, tensor in found.items()}
-    told = config.pop("_component", "")
-    component = component or _choose_component(folder, tensors, told, names)
+    # PEFT writes this before the names of a model that it wraps.
+    tensors = {key.removeprefix("base_model.model."): tensor for key, tensor in found.items()}
+    component = component or _choose_component(folder, tensors, named, names)
     if config.get("peft_type") in OTHER_KINDS:
         # PEFT's list may hold ends of names; what there is, the tensors tell.
         owners = {key.rpartition(".")[0].removesuffix(".oft_R") for key in tensors}
@@ -79,36 +90,25 @@ def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:
     return {f"{component}.{key}": tensor for key, tensor in tensors.items()}, {component: config}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise AdapterError(
-            f"{file} cannot be read: {error}.",
-            "Without it the strength of the adapter is unknown; get the folder again.",
-        ) from error
-    mapping = config.get("auto_mapping")
-    kept = {
-        name: value for name, value in config.items() if name not in _LEFT_OUT and value is not None
-    }
-    if isinstance(mapping, dict) and mapping.get("base_model_class") in _CLASSES:
-        kept["_component"] = _CLASSES[mapping["base_model_class"]]
-    return kept
-
-
 def _choose_component(
-    folder: Path, tensors: Mapping[str, Tensor], told: str, names: LayerNames
+    folder: Path, tensors: Mapping[str, Tensor], named: str, names: LayerNames
 ) -> str:
     """Find the component that has all of the layers; where two have, look at what else is known."""
     owners = {owner for owner, _ in filter(None, map(split_key, tensors))}
     owners |= {key.rpartition(".")[0] for key in tensors if split_key(key) is None}
     candidates = names.find_component(owners)
-    if told in candidates or (told and not candidates):
-        return told
+    if named in candidates or (named and not candidates):
+        return named
     if len(candidates) == 1:
         return candidates[0]
     if len(candidates) > 1:
-        widths = {_TEXT_WIDTHS.get(width) for width in _list_text_inputs(tensors)}
+        # Only layers that read a text encoder's own width tell it apart.
+        widths = {
+            _TEXT_WIDTHS.get(tensor.shape[-1])
+            for key, tensor in tensors.items()
+            for owner, part in [split_key(key) or ("", "")]
+            if owner.endswith(_TEXT_INPUTS) and part in ("down", "hada_w1_b")
+        }
         known = [component for component in candidates if widths == {component}]
         if known:
             return known[0]
@@ -122,13 +122,3 @@ def _choose_component(
         "If it was made for a base with other blocks, put it into a folder named "
         f"{', '.join(COMPONENTS)}, and name the folder above.",
     )
-
-
-def _list_text_inputs(tensors: Mapping[str, Tensor]) -> set[int]:
-    """List how many inputs the layers have that read a text encoder's own width."""
-    widths = set()
-    for key, tensor in tensors.items():
-        owner, part = split_key(key) or ("", "")
-        if owner.endswith(_TEXT_INPUTS) and part in ("down", "hada_w1_b"):
-            widths.add(tensor.shape[-1])
-    return widths

@@ -1,4 +1,4 @@
-"""The spellings of the world's adapter files: what a key means, and whose layer it is."""
+"""Key names of LoRA files (PEFT, diffusers, kohya, LyCORIS): which layer a key means, and back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from dreamloom.lora.sdxl_layers import (
     sdxl_layers,
     underscore,
 )
+
+LAYOUT_KEY = "dreamloom.layout"
+"""Where an adapter's header says whether its base has SDXL's published blocks: ``sdxl`` if so."""
+
+
+# diffusers splits this layer's name wrongly where it stands with diffusers' blocks.
+_MISREAD = "unet.add_embedding."
 
 _ENDINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -40,11 +47,9 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
         **{f".lokr_{part}": f"lokr_{part}" for part in ("w2", "w2_a", "w2_b", "t2")},
     }
 )
-_KOHYA_ENDINGS = (".lora_down.weight", ".lora_up.weight")
 # diffusers' first spelling: the processor of an attention held its LoRA.
 _FIRST = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 _OLD_ENDINGS = (".lora.down.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
-_PEFT_PREFIX = "base_model.model."
 _STABILITY_PREFIX = "diffusion_model."
 
 # What a LoRA's form cannot hold, by the endings that give it away.
@@ -61,7 +66,7 @@ _REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _CONTROL_LORA = "lora_controlnet"
 
 # What other bases' headers say: kohya's own entry, and ModelSpec's of the architecture.
-_TOLD = re.compile(
+_OTHER_BASES = re.compile(
     "ss_base_model_version=(sd_v[12]|sd3|flux).*"
     "|modelspec.architecture=(stable-diffusion-(v[12]|3|xl-v1-refiner)|flux).*",
     re.IGNORECASE,
@@ -94,11 +99,6 @@ def split_key(key: str) -> tuple[str, str] | None:
         if key.endswith(ending) and key != ending:
             return key.removesuffix(ending), part
     return None
-
-
-def is_old_spelling(key: str) -> bool:
-    """Say whether diffusers wrote the key before it took over PEFT's names."""
-    return key.endswith(_OLD_ENDINGS) or _FIRST.fullmatch(key) is not None
 
 
 def refuse_other_kinds_by_key(path: str, keys: Iterable[str]) -> None:
@@ -138,21 +138,16 @@ class LayerNames:
 
     def __init__(self, layer_names: Iterable[str] = ()) -> None:
         self.known: set[str] = {respell_text(name) for name in layer_names}
-        strangers = [name for name in self.known if name.partition(".")[0] not in COMPONENTS]
-        if strangers:
-            raise ValueError(f"{strangers[0]} begins with none of {', '.join(COMPONENTS)}")
+        foreign = [name for name in self.known if name.partition(".")[0] not in COMPONENTS]
+        if foreign:
+            raise ValueError(f"{foreign[0]} begins with none of {', '.join(COMPONENTS)}")
         self._by_name: dict[str, str] = {}
         for layer in sdxl_layers().values():
             self._by_name |= dict.fromkeys((layer.kohya, layer.kohya_diffusers), layer.name)
             if layer.stability:
                 self._by_name[_STABILITY_PREFIX + layer.stability] = layer.name
         for name in sorted(self.known):
-            other = self._by_name.setdefault(underscore(name), name)
-            if other != name:
-                raise AdapterError(
-                    f"The layers {other} and {name} have one name in kohya's files.",
-                    "Write the format peft.",
-                )
+            _claim(self._by_name, underscore(name), name)
         self.known |= set(sdxl_layers())
 
     def find(self, found: str) -> str | None:
@@ -180,11 +175,6 @@ class LayerNames:
         ]
 
 
-def strip_peft_prefix(key: str) -> str:
-    """Take off what PEFT writes before the names of a model that it wraps."""
-    return key.removeprefix(_PEFT_PREFIX)
-
-
 def name_naming(found: Iterable[str], keys: Iterable[str]) -> str:
     """Say whose names a file uses, for `describe_adapter`.
 
@@ -201,7 +191,8 @@ def name_naming(found: Iterable[str], keys: Iterable[str]) -> str:
         if not of_kohya and of_unet:
             return "kohya-diffusers"
         return "kohya" if len(of_kohya) == len(of_unet) else "kohya, two namings"
-    return "diffusers, old" if any(is_old_spelling(key) for key in keys) else "peft"
+    old = any(key.endswith(_OLD_ENDINGS) or _FIRST.fullmatch(key) for key in keys)
+    return "diffusers, old" if old else "peft"
 
 
 def find_other_base(unknown: Iterable[str], inputs: Mapping[str, int]) -> str:
@@ -225,14 +216,69 @@ def find_other_base(unknown: Iterable[str], inputs: Mapping[str, int]) -> str:
     return ""
 
 
-def find_told_base(story: Mapping[str, str]) -> str:
+def find_named_base(metadata: Mapping[str, str]) -> str:
     """Tell which other base model than SDXL a file's header names; empty if it names none.
 
     Returns:
         Such as ``sd_v1 (its header says so in ss_base_model_version)``.
     """
     for name in ("ss_base_model_version", "modelspec.architecture"):
-        told = story.get(name, "")
-        if _TOLD.fullmatch(f"{name}={told}"):
-            return f"{told.partition('/')[0]} (its header says so in {name})"
+        named = metadata.get(name, "")
+        if _OTHER_BASES.fullmatch(f"{name}={named}"):
+            return f"{named.partition('/')[0]} (its header says so in {name})"
     return ""
+
+
+def name_for_kohya(names: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Translate layers' names, such as ``unet.mid_block.attentions.0.proj_in``.
+
+    Args:
+        names: Names as in an `Adapter`.
+        metadata: The adapter's; it may say that the base has other blocks than SDXL.
+
+    Returns:
+        For each name kohya's, such as ``lora_unet_middle_block_1_proj_in``.
+
+    Raises:
+        AdapterError: If the base has not SDXL's published blocks.
+    """
+    layers = sdxl_layers()
+    spelled = {name: respell_text(name) for name in names}
+    foreign = [name for name, spelling in spelled.items() if spelling not in layers]
+    if foreign or metadata.get(LAYOUT_KEY, "sdxl") != "sdxl":
+        example = f" ({foreign[0]})" if foreign else ""
+        raise AdapterError(
+            "The adapter's base model has other blocks than the published SDXL"
+            f"{example}, and kohya's format has names for that one's only.",
+            "Write the format kohya-diffusers, which has names for all, or peft.",
+        )
+    return {name: layers[spelling].kohya for name, spelling in spelled.items()}
+
+
+def name_for_kohya_diffusers(names: Iterable[str]) -> dict[str, str]:
+    """Translate layers' names of any base into those with kohya's endings and diffusers' blocks.
+
+    Raises:
+        AdapterError: If diffusers would read a name wrongly, or two names become one.
+    """
+    spelled = {name: underscore(name) for name in names}
+    misread = [name for name in spelled if name.startswith(_MISREAD)]
+    if misread:
+        raise AdapterError(
+            f"diffusers reads {misread[0]} wrongly in the format kohya-diffusers.",
+            "Write the format kohya or peft.",
+        )
+    owners: dict[str, str] = {}
+    for name, spelling in spelled.items():
+        _claim(owners, spelling, name)
+    return spelled
+
+
+def _claim(owners: dict[str, str], spelling: str, name: str) -> None:
+    """Note whose an underscored name is, and refuse one that two layers would share."""
+    other = owners.setdefault(spelling, name)
+    if other != name:
+        raise AdapterError(
+            f"The layers {other} and {name} have one name in kohya's files.",
+            "Write the format peft.",
+        )

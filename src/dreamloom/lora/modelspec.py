@@ -1,4 +1,4 @@
-"""The header entries by which other tools list and describe an SDXL adapter."""
+"""ModelSpec metadata: the header entries by which other tools list and describe a LoRA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def make_modelspec(metadata: Mapping[str, str]) -> dict[str, str]:
     """Describe an SDXL adapter as ModelSpec entries, from DreamLoom's own header entries.
 
     Read are ``dreamloom.subject``, ``dreamloom.photo_prompt``, ``dreamloom.words``,
-    ``dreamloom.resolution_px``, ``dreamloom.prediction`` (as in `families.base.Prediction`),
+    ``dreamloom.resolution_px``, ``dreamloom.prediction`` (as in `models.base.Prediction`),
     ``dreamloom.date`` (ISO 8601) and ``dreamloom.base``; what is absent is left out. The hash of
     the tensors (``modelspec.hash_sha256``) is added by `write_adapter`.
 

@@ -1,4 +1,4 @@
-"""Patterns of layers' names, the same wherever a user names some of a model's layers."""
+"""Patterns of layer names (block weights, target modules), and B-LoRA's two blocks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 B_LORA_BLOCKS: Mapping[str, str] = MappingProxyType(
-    {
-        "content": "unet.up_blocks.0.attentions.0",
-        "style": "unet.up_blocks.0.attentions.1",
-    }
+    {"content": "unet.up_blocks.0.attentions.0", "style": "unet.up_blocks.0.attentions.1"}
 )
 """SDXL's blocks that hold mostly content and mostly style.
 

@@ -1,10 +1,11 @@
-"""Read adapter files of every spelling into the one form in memory."""
+"""Read LoRA files of PEFT, diffusers, kohya and LyCORIS into the one form in memory."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,23 @@ from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
-from dreamloom.lora.assembly import assemble_layer, name_stored_kind, stack_layers
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.assembly import ScaleOf, assemble_layer, name_stored_kind, stack_layers
 from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
 from dreamloom.lora.key_names import (
+    LAYOUT_KEY,
     LayerNames,
+    find_named_base,
     find_other_base,
-    find_told_base,
     name_naming,
     refuse_other_kinds_by_key,
     split_key,
 )
-from dreamloom.lora.kohya import LAYOUT_KEY
 from dreamloom.lora.modelspec import HASH_KEY as MODELSPEC_HASH_KEY
 from dreamloom.lora.peftconfig import (
     CONFIG_KEY,
     OTHER_KINDS,
     Scaling,
+    make_dora,
     read_header_config,
     read_scaling,
 )
@@ -67,7 +68,7 @@ class _Found:
 
     path: str
     tensors: dict[str, Tensor]
-    story: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     words: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     is_folder: bool = False
@@ -98,45 +99,33 @@ def read_adapter(path: Path, layer_names: Iterable[str] = ()) -> Adapter:
 def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFile:
     """Read an adapter and tell how it was written; see `read_adapter`."""
     given = list(layer_names)
-    found = _open(path, LayerNames(given))
-    story = {name: text for name, text in found.story.items() if name not in _MADE_ANEW}
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+        path = path.parent
+    if path.is_dir():
+        tensors, configs = read_peft_folder(path, LayerNames(given))
+        found = _Found(str(path), tensors, configs=configs, is_folder=True)
+    else:
+        tensors, header = open_tensors(path)
+        configs = read_header_config(str(path), header.get(CONFIG_KEY))
+        words = read_token_embeddings(path, header)
+        found = _Found(str(path), tensors, header, configs, words)
+    metadata = {name: text for name, text in found.metadata.items() if name not in _MADE_ANEW}
     _refuse_impossible(found)
     state = _read_other_kind(found)
     if state is not None:
         naming = "peft folder" if found.is_folder else "peft"
         count = len(state.layer_names)
-        adapter = Adapter({}, story, found.words, state)
+        adapter = Adapter({}, metadata, found.words, state)
         return AdapterFile(adapter, naming, {KIND_NAMES[state.kind]: count})
     refuse_other_kinds_by_key(found.path, found.tensors)
-    names = LayerNames([*given, *_list_told_names(found.story)])
+    names = LayerNames([*given, *found.metadata.get(NAMES_KEY, "").split()])
     layers, magnitudes, stored = _understand(found, names, check_base=not given)
-    naming = _name_naming(found)
+    owners = [split[0] for split in map(split_key, found.tensors) if split is not None]
+    naming = "peft folder" if found.is_folder else name_naming(owners, found.tensors)
     if magnitudes:
         peft = make_dora(layers, magnitudes)
-        return AdapterFile(Adapter({}, story, found.words, peft), naming, stored)
-    return AdapterFile(Adapter(layers, story, found.words), naming, stored)
-
-
-def _open(path: Path, names: LayerNames) -> _Found:
-    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
-        path = path.parent
-    if path.is_dir():
-        tensors, configs = read_peft_folder(path, names)
-        return _Found(str(path), tensors, configs=configs, is_folder=True)
-    tensors, story = open_tensors(path)
-    configs = read_header_config(str(path), story.get(CONFIG_KEY))
-    return _Found(str(path), tensors, story, configs, read_token_embeddings(path, story))
-
-
-def _list_told_names(story: Mapping[str, str]) -> list[str]:
-    return story.get(NAMES_KEY, "").split()
-
-
-def _name_naming(found: _Found) -> str:
-    if found.is_folder:
-        return "peft folder"
-    owners = [split[0] for split in map(split_key, found.tensors) if split is not None]
-    return name_naming(owners, found.tensors)
+        return AdapterFile(Adapter({}, metadata, found.words, peft), naming, stored)
+    return AdapterFile(Adapter(layers, metadata, found.words), naming, stored)
 
 
 def _refuse_impossible(found: _Found) -> None:
@@ -192,38 +181,53 @@ def _understand(
     parts, unknown = _sort_by_owner(found)
     owners = {owner: names.find(owner) for owner in parts}
     kinds = {owner: name_stored_kind(tensors) for owner, tensors in parts.items()}
-    strangers = {owner for owner in parts if owners[owner] is None or not kinds[owner]}
-    unknown += [key for key in found.tensors if (split_key(key) or ("",))[0] in strangers]
+    foreign = {owner for owner in parts if owners[owner] is None or not kinds[owner]}
+    unknown += [key for key in found.tensors if (split_key(key) or ("",))[0] in foreign]
     # A base with other blocks may have any width; its own files say so, or its names are given.
-    is_sdxl = check_base and LAYOUT_KEY not in found.story
-    widths = {owner: _count_inputs(tensors) for owner, tensors in parts.items()}
-    told = find_told_base(found.story) if is_sdxl else ""
-    _refuse_other_bases(found.path, owners, widths if is_sdxl else {}, told)
+    is_sdxl = check_base and LAYOUT_KEY not in found.metadata
+    widths = {o: _count_inputs(tensors) for o, tensors in parts.items()} if is_sdxl else {}
+    base = find_other_base([owner for owner, name in owners.items() if name is None], widths)
+    base = base or (find_named_base(found.metadata) if is_sdxl else "")
+    if base:
+        raise AdapterError(
+            f"{found.path} is for {base}.", "DreamLoom works with SDXL; use an adapter made for it."
+        )
     if unknown or not parts:
-        raise _explain_unknown(found, sorted(unknown))
+        shown = ", ".join(sorted(unknown)[:3]) + (" …" if len(unknown) > 3 else "")
+        raise AdapterError(
+            f"{found.path} is no adapter of SDXL in a format that DreamLoom reads: "
+            + (f"{len(unknown)} unknown keys ({shown})." if unknown else "it holds no layer."),
+            "docs/formats.md lists the formats; a kohya file of another base needs the names of "
+            "its layers.",
+        )
     scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
     gathered: dict[str, list[Layer]] = {}
     magnitudes: dict[str, Tensor] = {}
     for owner, name in sorted((o, n) for o, n in owners.items() if n is not None):
-        scale = _Scale(name, owner, scalings)
-        layer = assemble_layer(found.path, name, parts[owner], kernel_of(name), scale.of)
+        scale_of = _scale_by(scalings, name, owner)
+        layer = assemble_layer(found.path, name, parts[owner], kernel_of(name), scale_of)
         gathered.setdefault(name, []).append(layer)
         if kinds[owner] == "DoRA":
             magnitudes[name] = _read_magnitude(found.path, name, parts[owner], layer)
-    layers = {name: _join(found.path, name, gathered[name]) for name in sorted(gathered)}
-    _refuse_mixed_dora(found.path, magnitudes, gathered)
-    return layers, magnitudes, dict(sorted(Counter(kinds.values()).items()))
-
-
-def _refuse_other_bases(
-    path: str, owners: Mapping[str, str | None], widths: Mapping[str, int], told: str
-) -> None:
-    unknown = [owner for owner, name in owners.items() if name is None]
-    base = find_other_base(unknown, widths) or told
-    if base:
+    layers: dict[str, Layer] = {}
+    for name in sorted(gathered):
+        try:
+            # A union of two files may name a layer twice: the changes add up.
+            layers[name] = stack_layers(gathered[name])
+        except ValueError as error:
+            raise AdapterError(
+                f"{found.path} names {name} twice, and the changes differ in shape.",
+                "Get the file again.",
+            ) from error
+    plain = sorted(set(gathered) - set(magnitudes))
+    twice = [name for name in magnitudes if len(gathered[name]) > 1]
+    if magnitudes and (plain or twice):
         raise AdapterError(
-            f"{path} is for {base}.", "DreamLoom works with SDXL; use an adapter made for it."
+            f"{found.path} is a DoRA in {len(magnitudes)} layers, and not in others, such as "
+            f"{(plain or twice)[0]}.",
+            "DreamLoom reads a file of one kind; split it by kind.",
         )
+    return layers, magnitudes, dict(sorted(Counter(kinds.values()).items()))
 
 
 def _sort_by_owner(found: _Found) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -251,32 +255,15 @@ def _count_inputs(parts: Mapping[str, Tensor]) -> int:
     return 0
 
 
-def _explain_unknown(found: _Found, unknown: list[str]) -> AdapterError:
-    shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-    return AdapterError(
-        f"{found.path} is no adapter of SDXL in a format that DreamLoom reads: "
-        + (f"{len(unknown)} unknown keys ({shown})." if unknown else "it holds no layer."),
-        "docs/formats.md lists the formats; a kohya file of another base needs the names of its "
-        "layers.",
-    )
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """The scale of a layer that has no alpha of its own."""
-
-    name: str
-    owner: str
-    scalings: Mapping[str, Scaling | None]
-
-    def of(self, rank: int) -> float:
-        component, _, inner = self.name.partition(".")
-        scaling = self.scalings.get(component)
-        if scaling is None:
-            return 1.0
-        # PEFT's patterns mean the names that the file itself uses.
-        own = self.owner.partition(".")
-        return scaling.of(own[2] if own[0] == component else inner, rank)
+def _scale_by(scalings: Mapping[str, Scaling | None], name: str, owner: str) -> ScaleOf:
+    """Give the scale of a layer that has no alpha of its own, by its rank."""
+    component, _, inner = name.partition(".")
+    scaling = scalings.get(component)
+    if scaling is None:
+        return lambda rank: 1.0
+    # PEFT's patterns mean the names that the file itself uses.
+    own = owner.partition(".")
+    return partial(scaling.of, own[2] if own[0] == component else inner)
 
 
 def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: Layer) -> Tensor:
@@ -292,26 +279,3 @@ def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: La
         )
     ones = (1,) * (layer.down.ndim - 2)
     return lengths.reshape(1, outputs, *ones) if ones else lengths.flatten()
-
-
-def _join(path: str, name: str, layers: list[Layer]) -> Layer:
-    """Add what one file says of a layer under two names, as a union of two files may."""
-    try:
-        return stack_layers(layers)
-    except ValueError as error:
-        raise AdapterError(
-            f"{path} names {name} twice, and the changes differ in shape.", "Get the file again."
-        ) from error
-
-
-def _refuse_mixed_dora(
-    path: str, magnitudes: Mapping[str, Tensor], gathered: Mapping[str, list[Layer]]
-) -> None:
-    plain = sorted(set(gathered) - set(magnitudes))
-    twice = [name for name in magnitudes if len(gathered[name]) > 1]
-    if magnitudes and (plain or twice):
-        raise AdapterError(
-            f"{path} is a DoRA in {len(magnitudes)} layers, and not in others, such as "
-            f"{(plain or twice)[0]}.",
-            "DreamLoom reads a file of one kind; split it by kind.",
-        )

@@ -32,11 +32,7 @@ _TEXT_ENCODERS = {
 }
 _TEXT_PROJECTION = "text_encoder_2.text_projection"
 
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-}
+_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1"}
 _SHORTCUT = ("conv_shortcut", "skip_connection")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_LAYERS = (
@@ -86,7 +82,12 @@ def sdxl_layers() -> Mapping[str, SdxlLayer]:
         name = f"unet.{ours}"
         kohya = KOHYA_PREFIXES["unet"] + theirs.replace(".", "_")
         layers[name] = SdxlLayer(name, theirs, kohya, underscore(name))
-    for name in _list_text():
+    text = [
+        f"{component}.{where}.{number}.{part}"
+        for component, (count, where) in _TEXT_ENCODERS.items()
+        for number, part in product(range(count), _TEXT_LAYERS)
+    ]
+    for name in (*text, _TEXT_PROJECTION):
         layers[name] = SdxlLayer(name, "", underscore(name), underscore(name))
     return MappingProxyType(layers)
 
@@ -113,13 +114,6 @@ def kernel_of(name: str) -> tuple[int, ...]:
     if not name.startswith("unet."):
         return ()
     return _KERNELS.get(name.rpartition(".")[2], ())
-
-
-def _list_text() -> Iterator[str]:
-    for component, (layers, where) in _TEXT_ENCODERS.items():
-        for number, part in product(range(layers), _TEXT_LAYERS):
-            yield f"{component}.{where}.{number}.{part}"
-    yield _TEXT_PROJECTION
 
 
 def _list_unet() -> Iterator[tuple[str, str]]:

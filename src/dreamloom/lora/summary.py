@@ -1,4 +1,4 @@
-"""What an adapter file holds, in plain values."""
+"""Inspect a LoRA file: its layers, ranks, norm, format and metadata in plain values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from dreamloom.lora.adapter import KIND_NAMES, Adapter
+from dreamloom.lora.adapter import KIND_NAMES
 from dreamloom.lora.reading import read_adapter_file
 from dreamloom.lora.sdxl_layers import COMPONENTS
 
@@ -25,12 +25,26 @@ def describe_adapter(path: Path) -> dict[str, object]:
     found = read_adapter_file(path)
     adapter = found.adapter
     ranks = Counter(adapter.ranks.values())
+    counts = Counter(name.partition(".")[0] for name in adapter.layer_names)
+    energies: dict[str, float] = {}
+    if adapter.peft is None:
+        for component in counts:
+            own = {n: la for n, la in adapter.layers.items() if n.startswith(f"{component}.")}
+            energies[component] = replace(adapter, layers=own).norm() ** 2
+    total = sum(energies.values())
     summary: dict[str, object] = {
         "file": str(path),
         "format": found.naming,
         "stored": dict(found.stored),
         "layers": len(adapter.layer_names),
-        "components": _describe_components(adapter),
+        "components": {
+            component: {
+                "layers": counts[component],
+                "energy": energies[component] / total if total > 0 else None,
+            }
+            for component in COMPONENTS
+            if component in counts
+        },
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "parameters": adapter.parameters,
         "norm": adapter.norm() if adapter.peft is None else None,
@@ -41,21 +55,3 @@ def describe_adapter(path: Path) -> dict[str, object]:
     if adapter.tokens:
         summary["words"] = list(adapter.tokens)
     return summary
-
-
-def _describe_components(adapter: Adapter) -> dict[str, dict[str, float | int | None]]:
-    counts = Counter(name.partition(".")[0] for name in adapter.layer_names)
-    energies: dict[str, float] = {}
-    if adapter.peft is None:
-        for component in counts:
-            own = {n: la for n, la in adapter.layers.items() if n.startswith(f"{component}.")}
-            energies[component] = replace(adapter, layers=own).norm() ** 2
-    total = sum(energies.values())
-    return {
-        component: {
-            "layers": counts[component],
-            "energy": energies[component] / total if total > 0 else None,
-        }
-        for component in COMPONENTS
-        if component in counts
-    }

@@ -1,15 +1,17 @@
-"""Open a file of tensors, after looking at everything that can be wrong with it."""
+"""Open a safetensors file after checking its header, and sort the header of one written."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora.headers import check_layout
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that can run code when they are opened."""
@@ -29,7 +31,7 @@ def refuse_pickles(path: Path) -> None:
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all tensors of a safetensors file, in the file's precision, and its header's story.
+    """Read all tensors of a safetensors file, in the file's precision, and its header's metadata.
 
     Raises:
         AdapterError: If the file is missing, a pickle, empty, cut off or damaged.
@@ -40,7 +42,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         check_layout(path)
         with safe_open(path, framework="pt") as file:
-            story = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
             # The file itself is no mapping: it has keys, and no iterator over them.
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -48,9 +50,88 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} cannot be read as safetensors: {error}.",
             "The file may be cut off; copy or download it again.",
         ) from error
-    return tensors, story
+    return tensors, metadata
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Say whether a tensor of any precision holds neither NaN nor infinity."""
     return bool(torch.isfinite(tensor.float()).all())
+
+
+_LENGTH_BYTES = 8
+
+
+# How a pickle of any protocol since 2 begins, and the archive that torch puts one in.
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+def check_layout(path: Path) -> None:
+    """Check that a file has the lengths that a safetensors file promises of itself.
+
+    Raises:
+        AdapterError: If it is empty, a pickle, cut off, or its header lies about a length.
+        OSError: If it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        if not start:
+            raise _explain(path, "it is empty", "Copy or download it again.")
+        length = int.from_bytes(start, "little")
+        if length > size - _LENGTH_BYTES or length == 0:
+            # Only here: a header of 640 bytes begins like a pickle, too.
+            if start.startswith(_PICKLE_STARTS):
+                raise _explain(
+                    path,
+                    "it is a pickle under another name, which can run code when it is opened",
+                    "Ask its author for safetensors.",
+                )
+            raise _explain(
+                path,
+                f"its header claims {length:,} bytes, and the whole file has {size:,}",
+                "It is cut off, or no safetensors file; copy or download it again.",
+            )
+        text = file.read(length)
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
+        promised = _LENGTH_BYTES + length + max((int(end) for end in ends), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise _explain(
+            path, "its header makes no sense", "It is damaged; copy or download it again."
+        ) from error
+    if promised != size:
+        raise _explain(
+            path,
+            f"its header promises {promised:,} bytes, and it has {size:,}",
+            "It is cut off or damaged; copy or download it again."
+            if promised > size
+            else "Something was added to it; copy or download it again.",
+        )
+
+
+def _explain(path: Path, reason: str, hint: str) -> AdapterError:
+    return AdapterError(f"{path} cannot be read as safetensors: {reason}.", hint)
+
+
+def sort_header(path: Path, hash_key: str = "") -> None:
+    """Put the header's entries in order, so that equal adapters are equal files.
+
+    safetensors writes the entries of the metadata in an order of chance. Only the header changes;
+    the tensors' offsets count from its end.
+
+    Args:
+        path: The file.
+        hash_key: Also enter the SHA-256 of all tensors under this name, if it is not empty.
+    """
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    tensors = content[8 + length :]
+    metadata = header["__metadata__"]
+    if hash_key:
+        metadata[hash_key] = f"0x{hashlib.sha256(tensors).hexdigest()}"
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust((len(text) + 7) // 8 * 8)
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + tensors)

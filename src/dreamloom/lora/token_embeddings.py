@@ -1,4 +1,4 @@
-"""New words of an adapter, in a file beside it that diffusers and ComfyUI read as embeddings."""
+"""Token embeddings (textual inversion) of a LoRA's new words, in a file beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import atomic_path, file_sha256
-from dreamloom.lora.headers import sort_header
+from dreamloom.lora.tensors import sort_header
 
 TOKENS_KEY, HASH_KEY = "dreamloom.words", "dreamloom.words_sha256"
 # What tools call SDXL's two text encoders in files of embeddings.
@@ -90,24 +90,18 @@ def read_token_embeddings(path: Path, metadata: Mapping[str, str]) -> dict[str, 
             raise AdapterError(
                 f"{beside} holds NaN or infinity.", "Use the words of an earlier checkpoint."
             )
-        return _split(listed, tensors)
+        words: dict[str, dict[str, Tensor]] = {word: {} for word in listed}
+        for encoder, key in _NAMES.items():
+            owners = [word for word, found in listed.items() if encoder in found]
+            if owners:
+                counts = [listed[word][encoder] for word in owners]
+                for word, rows in zip(owners, tensors[key].float().split(counts), strict=True):
+                    words[word][encoder] = rows.clone()
+        return words
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise AdapterError(
             f"The new words of {path} cannot be read: {error}.", "Get both files again."
         ) from error
-
-
-def _split(
-    listed: Mapping[str, Mapping[str, int]], tensors: Mapping[str, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    words: dict[str, dict[str, Tensor]] = {word: {} for word in listed}
-    for encoder, key in _NAMES.items():
-        owners = [word for word, found in listed.items() if encoder in found]
-        if owners:
-            counts = [listed[word][encoder] for word in owners]
-            for word, rows in zip(owners, tensors[key].float().split(counts), strict=True):
-                words[word][encoder] = rows.clone()
-    return words
 
 
 def gather_token_embeddings(parts: Sequence[TokenEmbeddings]) -> dict[str, Mapping[str, Tensor]]:
@@ -119,14 +113,14 @@ def gather_token_embeddings(parts: Sequence[TokenEmbeddings]) -> dict[str, Mappi
     gathered: dict[str, Mapping[str, Tensor]] = {}
     for words in parts:
         for word, found in words.items():
-            if word in gathered and not _equal(gathered[word], found):
+            known = gathered.get(word)
+            if known is not None and not (
+                known.keys() == found.keys()
+                and all(torch.equal(known[encoder], found[encoder]) for encoder in found)
+            ):
                 raise AdapterError(
                     f"Two adapters teach the word {word} in different ways.",
                     "Wear one of them, or teach one again with another word.",
                 )
             gathered[word] = found
     return gathered
-
-
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)

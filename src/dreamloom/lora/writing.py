@@ -1,4 +1,4 @@
-"""Write adapters as files that other programs read with the same change."""
+"""Write LoRA files for diffusers, PEFT, kohya, ComfyUI and AUTOMATIC1111."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import atomic_path
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
-from dreamloom.lora.dora import DOWN, MAGNITUDE, UP, describe_lora
-from dreamloom.lora.headers import sort_header
-from dreamloom.lora.kohya import LAYOUT_KEY, list_unlisted, name_for_kohya, name_for_kohya_diffusers
+from dreamloom.lora.key_names import LAYOUT_KEY, name_for_kohya, name_for_kohya_diffusers
 from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
-from dreamloom.lora.peftconfig import CONFIG_KEY
+from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora
 from dreamloom.lora.reading import NAMES_KEY
+from dreamloom.lora.sdxl_layers import respell_text, sdxl_layers
+from dreamloom.lora.tensors import sort_header
 from dreamloom.lora.token_embeddings import write_token_embeddings
 
 FileFormat = Literal["peft", "kohya", "kohya-diffusers"]
@@ -29,10 +29,7 @@ attention by PEFT's names."""
 
 
 def write_adapter(
-    path: Path,
-    adapter: Adapter,
-    dtype: torch.dtype = torch.float32,
-    format: FileFormat = "peft",
+    path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32, format: FileFormat = "peft"
 ) -> None:
     """Write an adapter atomically as safetensors that other programs can load.
 
@@ -61,18 +58,17 @@ def write_adapter(
     if not adapter.layer_names:
         raise AdapterError(f"There is no layer to write to {path}.", "Nothing was written.")
     if format == "peft":
-        tensors, story = _name_for_peft(adapter)
+        tensors, metadata = _name_for_peft(adapter)
     else:
-        tensors, story = _name_for_kohya(adapter, format)
+        tensors, metadata = _name_for_kohya(adapter, format)
     tensors = {key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise AdapterError(
-                f"The update of {_layer_of(key)} is not finite.", "Nothing was written."
-            )
+            layer = re.sub(r"\.(lora_|hada_|lokr_|oft_).*", "", key)
+            raise AdapterError(f"The update of {layer} is not finite.", "Nothing was written.")
     header = {
         **adapter.metadata,
-        **story,
+        **metadata,
         "format": "pt",
         **write_token_embeddings(path, adapter.tokens),
     }
@@ -82,10 +78,6 @@ def write_adapter(
         save_file(tensors, temporary, metadata=header)
         described = any(key.startswith("modelspec.") for key in header)
         sort_header(temporary, HASH_KEY if described else "")
-
-
-def _layer_of(key: str) -> str:
-    return re.sub(r"\.(lora_|hada_|lokr_|oft_).*", "", key)
 
 
 def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -139,14 +131,15 @@ def _name_for_kohya(
             f"{names[name]}.lora_up.weight": layer.up * (layer.rank / alpha),
             f"{names[name]}.alpha": torch.tensor(float(alpha)),
         }
-    story = {
+    metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(alpha),
         "ss_network_alpha": str(alpha),
     }
-    unlisted = list_unlisted(adapter.layers)
+    # No reader can find these names from their underscored form without help.
+    unlisted = sorted({*map(respell_text, adapter.layers)} - set(sdxl_layers()))
     if not unlisted and adapter.metadata.get(LAYOUT_KEY, "sdxl") == "sdxl":
-        story["ss_base_model_version"] = "sdxl_base_v1-0"
+        metadata["ss_base_model_version"] = "sdxl_base_v1-0"
     if unlisted:
-        story[NAMES_KEY] = " ".join(unlisted)
-    return tensors, story
+        metadata[NAMES_KEY] = " ".join(unlisted)
+    return tensors, metadata

@@ -1,1 +1,1 @@
-"""Ways to make one adapter out of several; `methods` lists them, `combine` carries one out."""
+"""Merge LoRAs: `methods` lists the merge methods, `combine` carries one out."""

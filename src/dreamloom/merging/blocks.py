@@ -1,4 +1,4 @@
-"""Weights of single layers: by pattern, by a block's name, or by the lists that tools know.
+"""Block weights of a LoRA: by pattern, by a block's name, or by the lists of sd-webui.
 
 A weight multiplies the adapter's own once, in every kind of layer: attention, convolutions, and
 whatever stands between the blocks.

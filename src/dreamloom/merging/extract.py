@@ -1,10 +1,10 @@
-"""An adapter from two checkpoints: what a tuned model has changed of its base, cut to a rank."""
+"""Extract a LoRA from two checkpoints (SVD of their difference), cut to a rank."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError
 from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.merging.factors import Factors, truncate_matrix, unflatten
+from dreamloom.merging.factors import Factors, frobenius, truncate_matrix, unflatten
 from dreamloom.merging.ranks import RankRequest, choose_rank, spend_budget
 from dreamloom.models.weight_files import BaseWeights, fingerprint_weights, open_weights
 
@@ -73,12 +73,36 @@ def extract_adapter(
         4.4 and 5.1, for low ranks; otherwise the singular value decomposition.
     """
     new, old = open_weights(tuned), open_weights(base)
-    cutter = _Cutter(new, old, _match(new, old, tuned, base), rank, on_layer)
-    ranks = cutter.spend(bytes_per_number) if rank.kind == "budget" else {}
+    names = _match(new, old, tuned, base)
+    sides = {name: (new.shape(name)[0], math.prod(new.shape(name)[1:])) for name in names}
+    highest = max(map(min, sides.values()))
+    if rank.kind == "fixed" and rank.amount > highest:
+        raise ConfigError(
+            f"Rank {rank.amount:.0f} is above what exists: the largest layer has {highest}.",
+            f"Ask for {highest} or less.",
+        )
+    total = len(names) * (2 if rank.kind == "budget" else 1)
+    done = iter(range(1, total + 1))
+
+    def list_differences() -> Iterator[tuple[str, Tensor]]:
+        return _list_differences(new, old, names, lambda: on_layer(next(done), total))
+
+    ranks: dict[str, int] = {}
+    if rank.kind == "budget":
+        # Of each layer only its singular values are kept.
+        values = {name: torch.linalg.svdvals(matrix) for name, matrix in list_differences()}
+        costs = {name: sum(sides[name]) for name in values}
+        ranks = spend_budget(values, costs, rank.amount / bytes_per_number) if values else {}
     layers: dict[str, Layer] = {}
     errors: dict[str, float] = {}
     lost = whole = 0.0
-    for name, factors, size, left_out in cutter.cut_all(ranks):
+    for name, matrix in list_differences():
+        most = int(rank.amount) if rank.kind == "fixed" else ranks.get(name)
+        if most is None:
+            most = choose_rank(torch.linalg.svdvals(matrix), rank)
+        factors = find_nearest(matrix, min(most, *matrix.shape), name)
+        size = frobenius(matrix)
+        left_out = frobenius(matrix.addmm_(factors.up, factors.down, alpha=-1.0))
         errors[name] = left_out / size
         whole, lost = whole + size**2, lost + left_out**2
         if factors.rank:
@@ -88,14 +112,14 @@ def extract_adapter(
             f"{tuned} and {base} have the same weights in every layer.", "Name two models."
         )
     error = (lost / whole) ** 0.5
-    story = {
+    metadata = {
         "dreamloom.kind": "extract",
         "dreamloom.base": base,
         "dreamloom.base_fingerprint": fingerprint_weights(old.path),
         "dreamloom.rank": str(rank),
         "dreamloom.error": f"{error:.6g}",
     }
-    return Extracted(Adapter(layers, story), errors, error, _list_others(new, old))
+    return Extracted(Adapter(layers, metadata), errors, error, _list_others(new, old))
 
 
 def _match(new: BaseWeights, old: BaseWeights, tuned: str, base: str) -> list[str]:
@@ -113,62 +137,22 @@ def _match(new: BaseWeights, old: BaseWeights, tuned: str, base: str) -> list[st
     return names
 
 
-class _Cutter:
-    """Takes the differences of layers and cuts them to a rank."""
-
-    def __init__(
-        self,
-        new: BaseWeights,
-        old: BaseWeights,
-        names: list[str],
-        request: RankRequest,
-        on_layer: OnProgress,
-    ) -> None:
-        self._new, self._old, self._names, self._request = new, old, names, request
-        self._on_layer = on_layer
-        self._done, self._total = 0, len(names) * (2 if request.kind == "budget" else 1)
-        highest = max(min(_flat_shape(new, name)) for name in names)
-        if request.kind == "fixed" and request.amount > highest:
-            raise ConfigError(
-                f"Rank {request.amount:.0f} is above what exists: the largest layer has {highest}.",
-                f"Ask for {highest} or less.",
-            )
-
-    def _list_differences(self) -> Iterator[tuple[str, Tensor]]:
-        """Give each differing layer's name and difference, a matrix in float32."""
-        for name in self._names:
-            one, other = self._new.read(name), self._old.read(name)
-            if one.dtype != other.dtype or not torch.equal(one, other):
-                matrix = (one.float() - other.float()).flatten(1)
-                if not torch.isfinite(matrix).all():
-                    raise BaseModelError(
-                        f"{name} holds numbers that are not finite (NaN or infinity).",
-                        "Get the checkpoint again.",
-                    )
-                if matrix.any():
-                    yield name, matrix
-            self._done += 1
-            self._on_layer(self._done, self._total)
-
-    def spend(self, bytes_per_number: int) -> dict[str, int]:
-        """Choose the ranks of all layers together; of each only its singular values are kept."""
-        values = {name: torch.linalg.svdvals(matrix) for name, matrix in self._list_differences()}
-        costs = {name: sum(_flat_shape(self._new, name)) for name in values}
-        return (
-            spend_budget(values, costs, self._request.amount / bytes_per_number) if values else {}
-        )
-
-    def cut_all(self, ranks: Mapping[str, int]) -> Iterator[tuple[str, Factors, float, float]]:
-        """Give each layer's name, its cut difference, its norm, and the norm of what is lost."""
-        for name, matrix in self._list_differences():
-            rank = ranks.get(name)
-            if rank is None and self._request.kind == "fixed":
-                rank = int(self._request.amount)
-            elif rank is None:
-                rank = choose_rank(torch.linalg.svdvals(matrix), self._request)
-            factors = find_nearest(matrix, min(rank, *matrix.shape), name)
-            size = _measure(matrix)
-            yield name, factors, size, _measure(matrix.addmm_(factors.up, factors.down, alpha=-1.0))
+def _list_differences(
+    new: BaseWeights, old: BaseWeights, names: list[str], on_done: Callable[[], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Give each differing layer's name and difference, a matrix in float32."""
+    for name in names:
+        one, other = new.read(name), old.read(name)
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            matrix = (one.float() - other.float()).flatten(1)
+            if not torch.isfinite(matrix).all():
+                raise BaseModelError(
+                    f"{name} holds numbers that are not finite (NaN or infinity).",
+                    "Get the checkpoint again.",
+                )
+            if matrix.any():
+                yield name, matrix
+        on_done()
 
 
 def find_nearest(matrix: Float[Tensor, "outputs inputs"], rank: int, seed: str = "") -> Factors:
@@ -194,15 +178,6 @@ def find_nearest(matrix: Float[Tensor, "outputs inputs"], rank: int, seed: str =
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
     small = truncate_matrix(basis.T @ matrix, rank)
     return Factors(basis @ small.up, small.down)
-
-
-def _measure(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-
-
-def _flat_shape(weights: BaseWeights, name: str) -> tuple[int, int]:
-    outputs, *inputs = weights.shape(name)
-    return outputs, math.prod(inputs)
 
 
 def _list_others(new: BaseWeights, old: BaseWeights) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Updates as products of two thin matrices, and what can be computed without multiplying them out.
+"""Low-rank updates as two thin factors: norms, SVD and truncation without multiplying out.
 
 Small matrices are float64 whatever the factors are: what nearly cancels, and squared lengths, would
 lose half of float32's digits.
@@ -161,28 +161,21 @@ class Spectrum:
         Source:
             Eckart and Young, Psychometrika 1 (1936): no other matrix of that rank is nearer.
         """
-        roots = self.values[:rank].sqrt()
+        roots, dtype = self.values[:rank].sqrt(), self.factors.up.dtype
+        # Directions that nearly cancel are large on both sides of these products, so they are
+        # multiplied in float64 and rounded only once.
         return Factors(
-            self._multiply_up(self.left[:, :rank] * roots).to(self.factors.up.dtype),
-            self._multiply_down(self.right[:rank] / roots[:, None]).to(self.factors.up.dtype),
+            (self.factors.up.double() @ (self.left[:, :rank] * roots)).to(dtype),
+            ((self.right[:rank] / roots[:, None]) @ self.factors.down.double()).to(dtype),
         )
 
     def left_vectors(self) -> Float[Tensor, "outputs k"]:
         """The left singular vectors in float64: orthonormal columns."""
-        return self._multiply_up(self.left)
+        return self.factors.up.double() @ self.left
 
     def right_vectors(self) -> Float[Tensor, "k inputs"]:
         """The right singular vectors in float64: orthonormal rows."""
-        return self._multiply_down(self.right / self.values[:, None])
-
-    # Directions that nearly cancel are large on both sides of these products, so they are
-    # multiplied in float64 and rounded only once.
-
-    def _multiply_up(self, by: Float[Tensor, "rank r"]) -> Float[Tensor, "outputs r"]:
-        return self.factors.up.double() @ by
-
-    def _multiply_down(self, by: Float[Tensor, "r rank"]) -> Float[Tensor, "r inputs"]:
-        return by @ self.factors.down.double()
+        return (self.right / self.values[:, None]) @ self.factors.down.double()
 
     def lost(self, rank: int) -> float:
         """The Frobenius norm of what `truncate` leaves out."""
@@ -212,10 +205,7 @@ def find_spectrum(factors: Factors) -> Spectrum:
     alive = values > noise
     left, values, right = left[:, alive], values[alive], right[alive]
     return Spectrum(
-        values=values,
-        factors=factors,
-        left=lower.T @ right.T / values,
-        right=left.T @ upper,
+        values=values, factors=factors, left=lower.T @ right.T / values, right=left.T @ upper
     )
 
 
@@ -238,16 +228,13 @@ def _find_triangle(
     if quick and columns.shape[0] >= columns.shape[1] > 0:
         triangle: Tensor
         triangle, failed = torch.linalg.cholesky_ex(columns.T @ columns, upper=True)
-        if not failed and _condition(triangle) < _WELL_CONDITIONED:
-            return triangle
+        if not failed:
+            one = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+            inverse = torch.linalg.solve_triangular(triangle, one, upper=True)
+            if float(triangle.norm() * inverse.norm()) < _WELL_CONDITIONED:
+                return triangle
     upper: Tensor = torch.linalg.qr(columns, mode="r").R
     return upper
-
-
-def _condition(triangle: Float[Tensor, "rank rank"]) -> float:
-    one = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
-    inverse = torch.linalg.solve_triangular(triangle, one, upper=True)
-    return float(triangle.norm() * inverse.norm())
 
 
 @dataclass(frozen=True)
@@ -355,6 +342,11 @@ def truncate_matrix(matrix: Float[Tensor, "outputs inputs"], rank: int) -> Facto
         return Factors(matrix[:, :0], matrix[:0])
     found = _search(matrix, rank)
     return find_singular(matrix).truncate(rank) if found is None else found
+
+
+def frobenius(tensor: Tensor) -> float:
+    """The Frobenius norm of a tensor of any shape, in float64 in one go."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def measure(matrix: Float[Tensor, "outputs inputs"]) -> float:

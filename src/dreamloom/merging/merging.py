@@ -1,9 +1,9 @@
-"""Several adapters in, one adapter out: layer by layer, cut to a rank, with the error told."""
+"""Merge LoRAs: several adapters in, one out, layer by layer, cut to a rank, with its error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
 from dreamloom.lora.token_embeddings import gather_token_embeddings
-from dreamloom.merging.blocks import NO_BLOCKS, BlockWeights
+from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.factors import (
     Factors,
     find_singular,
@@ -29,7 +29,7 @@ from dreamloom.merging.factors import (
 )
 from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Value
 from dreamloom.merging.methods import METHODS, find_method
-from dreamloom.merging.ranks import FULL, RankRequest, check_rank, choose_rank, spend_budget
+from dreamloom.merging.ranks import FULL, RankRequest, choose_rank, spend_budget
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,15 @@ class MergeRequest:
     blocks: Sequence[BlockWeights] = ()
     seed: int = 0
     bytes_per_number: int = 4
+
+    def weight_of(self, place: int, layer: str) -> float:
+        """The weight of an adapter in a layer: its own times that of the block.
+
+        Args:
+            place: The adapter's, from 0.
+            layer: The layer's name.
+        """
+        return self.weights[place] * (self.blocks[place].of(layer) if self.blocks else 1.0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def combine(
     Args:
         adapters: One or more LoRAs.
         request: How.
-        prepared: What the base model told by layer, for methods that need it.
+        prepared: What was gathered from the base model, by layer, for methods that need it.
         on_layer: Told of progress.
 
     Raises:
@@ -122,13 +131,17 @@ def combine(
         >>> combine([a, b], MergeRequest([1.0, 0.5])).adapter.layers["unet.x"].update()
         tensor([[2.0000, 1.5000]])
     """
-    method = find_method(request.method)
-    _check(adapters, request, method)
-    merger = _Merger(adapters, request, method, prepared or {})
+    merger = _Merger(adapters, request, prepared or {})
     if not merger.names:
         raise ConfigError("Every weight is 0, so nothing is left to merge.", "Raise a weight.")
     if request.rank.kind == "fixed":
-        check_rank(request.rank, [merger.existing_rank(name) for name in merger.names])
+        highest = max(merger.existing_rank(name) for name in merger.names)
+        if request.rank.amount > highest:
+            raise ConfigError(
+                f"Rank {request.rank.amount:.0f} is above what exists: no layer has more than rank "
+                f"{highest}.",
+                f"Ask for {highest} or less, or for full.",
+            )
     ranks = merger.spend_budget() if request.rank.kind == "budget" else {}
     layers: dict[str, Layer] = {}
     reports: dict[str, LayerReport] = {}
@@ -176,9 +189,7 @@ def merge_uncut(
     Raises:
         ConfigError, AdapterError: As `combine`.
     """
-    method = find_method(request.method)
-    _check(adapters, request, method)
-    merger = _Merger(adapters, request, method, prepared or {})
+    merger = _Merger(adapters, request, prepared or {})
     for name in merger.names:
         yield Uncut(name, merger.merge(name), merger.add_ranks(name))
 
@@ -219,21 +230,18 @@ class _Merger:
         self,
         adapters: Sequence[Adapter],
         request: MergeRequest,
-        method: MergeMethod,
         prepared: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        self._adapters = adapters
-        self._request = request
-        self._method = method
-        self._prepared = prepared
-        self._options = method.read_options(request.options)
-        self._blocks = request.blocks or [NO_BLOCKS] * len(adapters)
+        method = find_method(request.method)
+        _check(adapters, request, method)
+        self._adapters, self._request, self._prepared = adapters, request, prepared
+        self._method, self._options = method, method.read_options(request.options)
         self.names = sorted(
             {
                 name
                 for number, adapter in enumerate(adapters)
                 for name in adapter.layers
-                if self._weight(number, name) != 0
+                if request.weight_of(number, name) != 0
             }
         )
         self.kernels = {name: self._check_shapes(name) for name in self.names}
@@ -243,14 +251,11 @@ class _Merger:
         wanted = method.whole and self._options.get("scope", "model") == "model"
         self._whole = self._sum_grams() if wanted else None
 
-    def _weight(self, number: int, layer: str) -> float:
-        return self._request.weights[number] * self._blocks[number].of(layer)
-
     def _check_shapes(self, name: str) -> tuple[int, ...]:
         shapes = {
             (adapter.layers[name].up.shape[0], *adapter.layers[name].down.shape[1:])
             for number, adapter in enumerate(self._adapters)
-            if name in adapter.layers and self._weight(number, name) != 0
+            if name in adapter.layers and self._request.weight_of(number, name) != 0
         }
         if len(shapes) > 1:
             raise AdapterError(
@@ -276,12 +281,10 @@ class _Merger:
         """What goes into a layer; adapters without it, or with weight 0, are left out."""
         return [
             LayerPart(
-                flatten(adapter.layers[name]),
-                self._weight(number, name),
-                number + 1,
+                flatten(adapter.layers[name]), self._request.weight_of(number, name), number + 1
             )
             for number, adapter in enumerate(self._adapters)
-            if name in adapter.layers and self._weight(number, name) != 0
+            if name in adapter.layers and self._request.weight_of(number, name) != 0
         ]
 
     def existing_rank(self, name: str) -> int:
@@ -326,21 +329,52 @@ class _Merger:
 
     def spend_budget(self) -> dict[str, int]:
         """Choose the ranks of all layers together; what is merged is not kept meanwhile."""
-        values = {name: _find_values(self.merge(name)) for name in self.names}
+        values = {}
+        for name in self.names:
+            merged = self.merge(name)
+            if isinstance(merged, Factors):
+                values[name] = find_spectrum(merged).values
+            else:
+                values[name] = find_values(merged.float())
         costs = {name: sum(self.parts(name)[0].factors.shape) for name in self.names}
         return spend_budget(
             values, costs, self._request.rank.amount / self._request.bytes_per_number
         )
 
     def cut(self, name: str, rank: int | None) -> tuple[Factors, LayerReport]:
-        """Merge a layer and cut it to the rank that was asked for."""
+        """Merge a layer and cut it to the rank that was asked for.
+
+        Of what a method of entries made, a matrix, ``full`` is the rank of its parts together.
+        """
+        wanted = self._request.rank
         notes: dict[str, float] = {}
         merged = self.merge(name, notes)
-        if isinstance(merged, Factors):
-            factors, report = _cut_factors(merged, self._request.rank, rank, self._method.ordered)
+        if isinstance(merged, Tensor):
+            matrix = merged.float()
+            if rank is None and wanted.kind == "energy":
+                singular = find_singular(matrix)
+                cut = singular.truncate(choose_rank(singular.values, wanted))
+            else:
+                most = int(wanted.amount) if wanted.kind == "fixed" else self.add_ranks(name)
+                cut = truncate_matrix(matrix, most if rank is None else rank)
+            # Of the very factors that will be written, whichever way they were found.
+            whole, size, lost = measure(matrix), norm(cut), measure_rest(matrix, cut)
+        elif wanted.kind == "full" or (wanted.kind == "fixed" and wanted.amount >= merged.rank):
+            return merged, LayerReport(merged.rank, norm(merged), 0.0, notes)
         else:
-            factors, report = _cut_matrix(merged, self._request.rank, rank, self.add_ranks(name))
-        return factors, replace(report, notes=notes)
+            spectrum = find_spectrum(merged)
+            values = spectrum.values
+            rank = choose_rank(values, wanted) if rank is None else rank
+            whole, size, lost = (
+                float(values.norm()),
+                float(values[:rank].norm()),
+                spectrum.lost(rank),
+            )
+            # Among equally strong directions rounding would choose, and with it the split into
+            # factors.
+            first = Factors(merged.up[:, :rank], merged.down[:rank])
+            cut = first if self._method.ordered else spectrum.truncate(rank)
+        return cut, LayerReport(cut.rank, size, lost / whole if whole > 0 else 0.0, notes)
 
 
 def _find_largest(factor: Tensor) -> float:
@@ -348,41 +382,3 @@ def _find_largest(factor: Tensor) -> float:
         return 0.0
     low, high = torch.aminmax(factor)
     return max(-float(low), float(high))
-
-
-def _find_values(merged: Merged) -> Tensor:
-    if isinstance(merged, Factors):
-        return find_spectrum(merged).values
-    return find_values(merged.float())
-
-
-def _cut_factors(
-    factors: Factors, request: RankRequest, rank: int | None, ordered: bool
-) -> tuple[Factors, LayerReport]:
-    if request.kind == "full" or (request.kind == "fixed" and request.amount >= factors.rank):
-        return factors, LayerReport(factors.rank, norm(factors), 0.0)
-    spectrum = find_spectrum(factors)
-    rank = choose_rank(spectrum.values, request) if rank is None else rank
-    whole = float(spectrum.values.norm())
-    kept = float(spectrum.values[:rank].norm())
-    error = spectrum.lost(rank) / whole if whole > 0 else 0.0
-    # Among equally strong directions rounding would choose, and with it the split into factors.
-    first = Factors(factors.up[:, :rank], factors.down[:rank])
-    cut = first if ordered else spectrum.truncate(rank)
-    return cut, LayerReport(cut.rank, kept, error)
-
-
-def _cut_matrix(
-    matrix: Tensor, request: RankRequest, rank: int | None, together: int
-) -> tuple[Factors, LayerReport]:
-    """Cut what a method of entries made; its ``full`` is the rank of its parts together."""
-    matrix = matrix.float()
-    if rank is None and request.kind == "energy":
-        singular = find_singular(matrix)
-        cut = singular.truncate(choose_rank(singular.values, request))
-    else:
-        most = int(request.amount) if request.kind == "fixed" else together
-        cut = truncate_matrix(matrix, most if rank is None else rank)
-    # Of the very factors that will be written, whichever way they were found.
-    whole, lost = measure(matrix), measure_rest(matrix, cut)
-    return cut, LayerReport(cut.rank, norm(cut), lost / whole if whole > 0 else 0.0)

@@ -1,4 +1,4 @@
-"""What a way to merge is: a function of one layer's updates, and what must be known about it."""
+"""A merge method: a function of one layer's LoRA updates, its options and what it needs."""
 
 from __future__ import annotations
 
@@ -46,27 +46,23 @@ class Option:
         Raises:
             ConfigError: If it is of another type or outside what is allowed.
         """
-        value = self._convert(given)
+        value: Value = str(given)
+        try:
+            if isinstance(self.default, bool):
+                value = {"true": True, "false": False}[str(given).lower()]
+            elif isinstance(self.default, int):
+                value = int(given)
+            elif isinstance(self.default, float):
+                value = float(given)
+                if not isfinite(value):
+                    raise ValueError
+        except (ValueError, KeyError):
+            raise self._refuse(given) from None
         too_low = self.low is not None and isinstance(value, int | float) and value < self.low
         too_high = self.high is not None and isinstance(value, int | float) and value > self.high
         if too_low or too_high or (self.choices and value not in self.choices):
             raise self._refuse(given)
         return value
-
-    def _convert(self, given: Value) -> Value:
-        try:
-            if isinstance(self.default, bool):
-                return {"true": True, "false": False}[str(given).lower()]
-            if isinstance(self.default, int):
-                return int(given)
-            if isinstance(self.default, float):
-                value = float(given)
-                if not isfinite(value):
-                    raise ValueError
-                return value
-        except (ValueError, KeyError):
-            raise self._refuse(given) from None
-        return str(given)
 
     def _refuse(self, given: Value) -> ConfigError:
         if self.choices:
@@ -107,7 +103,7 @@ class Context:
         adapters: How many adapters are merged; a layer may have fewer.
         whole: Inner products of the weighted updates over all layers, adapter by adapter in the
             user's order (float64, (adapters, adapters)), if the method asks for them.
-        prepared: What the base model told about this layer, by name; see `MergeMethod.needs`.
+        prepared: What the base model gave for this layer, by name; see `MergeMethod.needs`.
         weights: The adapters' weights in the user's order, block weights left out.
         notes: Empty; figures about the layer that a method puts here, by name, are reported.
     """
@@ -124,10 +120,6 @@ class Context:
     def number(self, name: str) -> float:
         """A numeric option."""
         return float(self.options[name])
-
-    def flag(self, name: str) -> bool:
-        """An option that is true or false."""
-        return bool(self.options[name])
 
     def word(self, name: str) -> str:
         """An option that is a word."""

@@ -1,4 +1,4 @@
-"""How thin a merged update may be: all of it, a rank, a share of its energy, or a file's size."""
+"""The rank of a merged LoRA: full, fixed, by energy (SVD), or by a budget of bytes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ class RankRequest:
             return "full"
         if self.kind == "fixed":
             return f"{self.amount:.0f}"
-        return f"{self.kind}:" + (
-            _spell_bytes(self.amount) if self.kind == "budget" else str(self.amount)
-        )
+        if self.kind == "energy":
+            return f"energy:{self.amount}"
+        # So that `parse_rank` reads the very same number.
+        for unit in ("GB", "MB", "kB"):
+            size = _UNITS[unit.lower()]
+            number = f"{self.amount / size:.6g}"
+            if self.amount >= size and "e" not in number and float(number) * size == self.amount:
+                return f"budget:{number}{unit}"
+        return f"budget:{Decimal(self.amount):f}B"
 
 
 FULL = RankRequest("full")
@@ -67,16 +73,6 @@ def parse_rank(text: str) -> RankRequest:
     )
 
 
-def _spell_bytes(amount: float) -> str:
-    """Write a number of bytes so that `parse_rank` reads the very same number."""
-    for unit in ("GB", "MB", "kB"):
-        size = _UNITS[unit.lower()]
-        number = f"{amount / size:.6g}"
-        if amount >= size and "e" not in number and float(number) * size == amount:
-            return number + unit
-    return f"{Decimal(amount):f}B"
-
-
 def _is_share(text: str) -> bool:
     try:
         return 0 < float(text) <= 1
@@ -100,9 +96,7 @@ def keep_energy(values: Float[Tensor, " k"], share: float) -> int:
 
 
 def spend_budget(
-    values: Mapping[str, Float[Tensor, " k"]],
-    numbers_per_rank: Mapping[str, int],
-    numbers: float,
+    values: Mapping[str, Float[Tensor, " k"]], numbers_per_rank: Mapping[str, int], numbers: float
 ) -> dict[str, int]:
     """Choose each layer's rank so that all together lose least within a number of parameters.
 
@@ -140,15 +134,16 @@ def spend_budget(
         uniform = ranks
     order = _order_by_worth(values, numbers_per_rank)
     filled = [_fill(begun, order, numbers_per_rank, numbers) for begun in (least, uniform)]
-    return max(filled, key=lambda ranks: _sum_energy(values, ranks))
+    return max(
+        filled,
+        key=lambda ranks: sum(
+            float(values[name][:rank].double().square().sum()) for name, rank in ranks.items()
+        ),
+    )
 
 
 def _count_numbers(ranks: Mapping[str, int], numbers_per_rank: Mapping[str, int]) -> int:
     return sum(rank * numbers_per_rank[name] for name, rank in ranks.items())
-
-
-def _sum_energy(values: Mapping[str, Float[Tensor, " k"]], ranks: Mapping[str, int]) -> float:
-    return sum(float(values[name][:rank].double().square().sum()) for name, rank in ranks.items())
 
 
 def _order_by_worth(
@@ -194,22 +189,3 @@ def choose_rank(values: Float[Tensor, " k"], request: RankRequest, full: int | N
     if request.kind == "full":
         return len(values) if full is None else min(full, len(values))
     raise ValueError("a budget concerns all layers together")
-
-
-def check_rank(request: RankRequest, existing: Sequence[int]) -> None:
-    """Refuse a rank above what exists in every layer.
-
-    Args:
-        request: What the user asked for.
-        existing: The rank that each layer's merged update has.
-
-    Raises:
-        ConfigError: If ``request`` is a rank that no layer has.
-    """
-    highest = max(existing, default=0)
-    if request.kind == "fixed" and request.amount > highest:
-        raise ConfigError(
-            f"Rank {request.amount:.0f} is above what exists: no layer has more than rank "
-            f"{highest}.",
-            f"Ask for {highest} or less, or for full.",
-        )

@@ -1,4 +1,4 @@
-"""Coordinates in which the entries of updates are compared: the layer's own, or aligned ones.
+"""KnOTS and core space: coordinates in which the entries of LoRA updates are compared.
 
 Entries are compared one by one, so it matters along which directions they are taken. In a layer's
 own coordinates the result of such a method has full rank, and a LoRA can only keep a part of it.

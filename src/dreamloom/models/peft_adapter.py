@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
-from dreamloom.lora.dora import make_dora
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.models.base import AdapterSpec, WeightGroup, WeightRole
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
 from dreamloom.models.lowrank import ScaledFactors

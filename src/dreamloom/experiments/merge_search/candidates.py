@@ -1,4 +1,4 @@
-"""Candidates: the weights that a search tries, and how each is worn and merged."""
+"""Candidates of a weight search: the merge weights tried, as block weights and requests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dreamloom.merging.blocks import NO_BLOCKS, parse_blocks
 from dreamloom.merging.merging import MergeRequest
 
 GROUPS = ("down", "mid", "up")
-"""Blocks that may have weights of their own, as `combine.parse_blocks` calls them."""
+"""Blocks that may have weights of their own, as `blocks.parse_blocks` calls them."""
 
 BETWEEN = (0.3, 1.5)
-"""Weights that a search tries, unless told otherwise."""
+"""Weights that a search tries, by default."""
 
 _DIGITS = 2  # of a weight: what is printed is what was worn
 
@@ -40,7 +40,7 @@ class MergeWeights:
         return "-".join("_".join(f"{weight:.{_DIGITS}f}" for weight in side) for side in sides)
 
     @property
-    def told(self) -> str:
+    def spelled(self) -> str:
         """The weights in words, such as ``0.8 and 1``."""
         sides = (self.subject, self.style)
         return " and ".join("/".join(f"{weight:g}" for weight in side) for side in sides)
@@ -55,13 +55,19 @@ class MergeWeights:
         blocks = [parse_blocks(side.blocks) if side.blocks else NO_BLOCKS for side in self.sides]
         return MergeRequest([side.weight for side in self.sides], blocks=blocks)
 
-    def dress(self, subject: Adapter, style: Adapter) -> list[tuple[Adapter, float]]:
+    def weigh(self, subject: Adapter, style: Adapter) -> list[tuple[Adapter, float]]:
         """Both adapters with their weights, to be worn without a merge; those of 0 are left out."""
-        return [
-            (_scale(adapter, side.blocks), side.weight)
-            for adapter, side in zip((subject, style), self.sides, strict=True)
-            if side.weight != 0
-        ]
+        weighed = []
+        for adapter, side in zip((subject, style), self.sides, strict=True):
+            if side.blocks:
+                weights = parse_blocks(side.blocks)
+                layers = {
+                    name: Layer(layer.down, layer.up * weights.of(name))
+                    for name, layer in adapter.layers.items()
+                }
+                adapter = Adapter(layers, adapter.metadata, adapter.tokens)
+            weighed.append((adapter, side.weight))
+        return [(adapter, weight) for adapter, weight in weighed if weight != 0]
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,6 @@ def _read_side(weights: Sequence[float]) -> Side:
     mean = sum(weights) / len(weights)
     own = zip(("all", *GROUPS), (mean, *weights), strict=True)
     return Side(1.0, ", ".join(f"{name}={weight:.4g}" for name, weight in own))
-
-
-def _scale(adapter: Adapter, blocks: str) -> Adapter:
-    if not blocks:
-        return adapter
-    weights = parse_blocks(blocks)
-    layers = {
-        name: Layer(layer.down, layer.up * weights.of(name))
-        for name, layer in adapter.layers.items()
-    }
-    return Adapter(layers, adapter.metadata, adapter.tokens)
 
 
 def has_blocks(adapter: Adapter) -> bool:

@@ -1,4 +1,4 @@
-"""What the encoders say of each drawn picture: plain numbers that can be kept and read again."""
+"""Embeddings of drawn pictures in plain numbers: likeness to photos, style, prompt; copies."""
 
 from __future__ import annotations
 
@@ -85,16 +85,12 @@ class PictureJudge:
         style = references.style or references.drawn
         assert style is not None
         self._style = embed_images(style.paths(), encoders, views=references.style is not None)
-        self._texts = self._read_prompts()
-
-    def _read_prompts(self) -> dict[str, Float[Tensor, " features"]]:
-        clip = self.encoders.clip
-        if isinstance(clip, Missing):
-            return {}
-        prompts = list(dict.fromkeys(text for some in self._references.prompts for text in some))
-        words = self._references.phrase, self._references.class_noun
-        features = clip.embed_texts([replace_subject(text, *words) for text in prompts])
-        return dict(zip(prompts, features, strict=True))
+        self._texts: dict[str, Float[Tensor, " features"]] = {}
+        if not isinstance(encoders.clip, Missing):
+            prompts = list(dict.fromkeys(text for some in references.prompts for text in some))
+            words = references.phrase, references.class_noun
+            features = encoders.clip.embed_texts([replace_subject(t, *words) for t in prompts])
+            self._texts = dict(zip(prompts, features, strict=True))
 
     def measured(self, images: ImageSet) -> list[MeasuredImage]:
         """Look at drawn pictures, in their order."""
@@ -108,7 +104,10 @@ class PictureJudge:
         if self._style.views:
             style_copy = correlate_layouts(seen.layouts, self._style.views)
             repeats_style = find_copies(style_copy, _among(self._style))
-        content = self._compare_content(seen)
+        # How much of what the pictures in the style show has come along with it.
+        shown: list[tuple[float, ...] | None] = [None] * len(prompts)
+        if self._references.style is not None and "dino" in seen.features:
+            shown = _compare(seen, "dino", _select(self._style, "dino"))
         measured_images = []
         for row, prompt in enumerate(prompts):
             own, others = self._read_picture(seen, row, prompt)
@@ -120,7 +119,7 @@ class PictureJudge:
                     others=others,
                     copy_photo=float(photo[row].max()),
                     copy_style=None if style_copy is None else float(style_copy[row].max()),
-                    content_style=content[row],
+                    content_style=mean_of(shown[row] or ()),
                     copies_photo=bool(repeats_photo[row]),
                     copies_style=bool(repeats_style[row]),
                 )
@@ -147,13 +146,6 @@ class PictureJudge:
             )
             means.append((sum(apart) / len(apart),) if apart else None)
         return means
-
-    def _compare_content(self, seen: Embeddings) -> list[float | None]:
-        """Say how much of what the pictures in the style show has come along with it."""
-        if self._references.style is None or "dino" not in seen.features:
-            return [None] * len(seen.prints)
-        found = _compare(seen, "dino", _select(self._style, "dino"))
-        return [None if not row else sum(row) / len(row) for row in found]
 
     def _read_picture(
         self, seen: Embeddings, row: int, prompt: str
@@ -199,6 +191,12 @@ def _compare(
     """Compare each picture with each reference; None where nobody was found."""
     found = iter(cosines(_select(seen, name), references).tolist())
     return [tuple(next(found)) if usable else None for usable in _usable(seen, name)]
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _among(seen: Embeddings) -> Float[Tensor, "pictures pictures"]:

@@ -1,4 +1,4 @@
-"""What a search found: for programs, as a page, and as a command."""
+"""Findings of a weight search: as JSON, as a page of Markdown, and as a merge command."""
 
 from __future__ import annotations
 
@@ -108,15 +108,11 @@ def write_command(files: tuple[Path, Path], winner: MergeWeights, out: Path) -> 
     """Give the command line that merges with the winner's weights."""
     subject, style = winner.sides
     named = [("subject", files[0], subject), ("style", files[1], style)]
-    if not (subject.blocks or style.blocks):
-        return _join("merge", *(f"{path}:{side.weight:g}" for _, path, side in named), out=out)
-    parts = [f"{name}={path}:{side.weight:g}" for name, path, side in named]
+    parts = [f"{path}:{side.weight:g}" for _, path, side in named]
     blocks = [f"--blocks={name}:{side.blocks}" for name, _, side in named if side.blocks]
-    return _join("merge", *parts, *blocks, out=out)
-
-
-def _join(*words: str, out: Path) -> str:
-    return shlex.join(["dreamloom", *words, "-o", str(out)])
+    if blocks:
+        parts = [f"{name}={part}" for (name, _, _), part in zip(named, parts, strict=True)]
+    return shlex.join(["dreamloom", "merge", *parts, *blocks, "-o", str(out)])
 
 
 def write_page(found: SearchFindings) -> str:
@@ -137,8 +133,7 @@ def write_page(found: SearchFindings) -> str:
                 f"- With {name}: likeness to what the pictures in the style show, by DINO, is "
                 f"{_number(held.content)}; {_number(held.content_without)} without the style."
             )
-        told = [*held.alarms, *held.findings]
-        lines += [f"- With {name}: {text}" for text in told]
+        lines += [f"- With {name}: {text}" for text in (*held.alarms, *held.findings)]
     lines += ["", "## What was tried", "", "![The front](search.svg)", ""]
     lines.append(
         f"All on the same {found.compared_on.shots} pictures; on the front is what no other one "
@@ -179,10 +174,10 @@ def _page_held_out(found: SearchFindings) -> list[str]:
             name,
             _weights(held.subject),
             _weights(held.style),
-            *(tell_score(held.kept[aim]) for aim in aims),
+            *(format_score(held.kept[aim]) for aim in aims),
             _number(held.together),
             str(held.copies),
-            *(tell_score(held.scores[name]) if name in held.scores else "–" for name in beside),
+            *(format_score(held.scores[name]) if name in held.scores else "–" for name in beside),
         ]
         for name, held in found.held_out.items()
     ]
@@ -211,7 +206,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def tell_score(score: Score) -> str:
+def format_score(score: Score) -> str:
     """A score with its interval, in a cell."""
     if score.value is None:
         return "not measured"

@@ -1,16 +1,20 @@
-"""The plan of a search: how a budget of pictures is spent, settled before the first is drawn.
+"""Successive halving of merge weights: the plan that spends a budget of pictures, and its run.
 
-Successive halving: many candidates are drawn on few prompts with few steps, the better half of
-them on more, and so on. Whatever is compared is drawn from the same prompts and seeds.
+The plan is settled before the first picture is drawn: many candidates are drawn on few prompts with
+few steps, the better half of them on more, and so on. Whatever is compared is drawn from the same
+prompts and seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dreamloom.core.device import seed_for
 from dreamloom.core.errors import ConfigError
 from dreamloom.evaluation.compare import FEWEST_PAIRS
+from dreamloom.experiments.merge_search.candidates import MergeWeights, propose_near
+from dreamloom.experiments.merge_search.retention import correlate_ranks, rank_key
 from dreamloom.models.base import Shot
 
 ENDS = 3
@@ -105,12 +109,17 @@ def plan_search(
         ConfigError: If the budget does not suffice for a search.
     """
     searched, held, leaking = prompts
-    prompts_held, shots_held = _plan_held_out(budget, held)
+    room = int(_HELD_OUT_SHARE * budget) // (ENDS + RIVALS)
+    prompts_held = min(len(held), max(FEWEST_PAIRS, room))
+    # Pictures of them that each side draws.
+    shots_held = max(FEWEST_PAIRS, room - room % prompts_held)
     leaks = min(len(leaking), FEWEST_PAIRS // 2)
     left = budget - (ENDS + RIVALS) * shots_held - (1 + RIVALS) * leaks
     found = None
     for shots in range(max(2, len(searched)), 1, -1):
-        count = _count_candidates(left, shots, steps)
+        count = 0
+        while _cost(_plan_rounds(count + 1, shots, steps)) <= left:
+            count += 1
         if count >= _FEWEST_CANDIDATES:
             found = shots, count
             if count >= 6 * parameters:
@@ -134,13 +143,6 @@ def plan_search(
     )
 
 
-def _plan_held_out(budget: int, held: Sequence[str]) -> tuple[int, int]:
-    """Say how many prompts are held out, and how many pictures of them each side draws."""
-    room = int(_HELD_OUT_SHARE * budget) // (ENDS + RIVALS)
-    prompts = min(len(held), max(FEWEST_PAIRS, room))
-    return prompts, max(FEWEST_PAIRS, room - room % prompts)
-
-
 def _plan_rounds(candidates: int, shots: int, steps: int) -> tuple[Round, ...]:
     few = max(1, round(_FEW_STEPS_SHARE * steps))
     half, quarter = -(-candidates // 2), max(2, -(-candidates // 4))
@@ -161,16 +163,74 @@ def _cost(rounds: Sequence[Round]) -> int:
     return total
 
 
-def _count_candidates(left: int, shots: int, steps: int) -> int:
-    """How many candidates a search of so many first shots can begin with."""
-    count = 0
-    while _cost(_plan_rounds(count + 1, shots, steps)) <= left:
-        count += 1
-    return count
-
-
 def _list_shots(prompts: Sequence[str], count: int, first_seed: int) -> tuple[Shot, ...]:
     return tuple(
         Shot(prompts[place % len(prompts)], first_seed + place // len(prompts))
         for place in range(count)
+    )
+
+
+MeasureWeights = Callable[
+    [Sequence[MergeWeights], Round], Mapping[MergeWeights, Mapping[str, float]]
+]
+"""Says what each candidate of a round keeps of each aim."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A round's candidates, the best first, with what each keeps of each aim."""
+
+    round: Round
+    candidates: tuple[MergeWeights, ...]
+    kept: Mapping[MergeWeights, Mapping[str, float]]
+
+
+def halve(
+    design: Sequence[MergeWeights],
+    rounds: Sequence[Round],
+    measure: MeasureWeights,
+    between: tuple[float, float],
+    seed: int,
+) -> list[Ranked]:
+    """Measure candidates round by round; the best of each go on, joined by some near them.
+
+    Args:
+        design: The first round's candidates.
+        rounds: The plan.
+        measure: Draws and looks.
+        between: The least and the greatest weight, for those near the best.
+        seed: Of their dice.
+
+    Returns:
+        The rounds; the winner is the first candidate of the last one.
+
+    Source:
+        Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter
+        Optimization (arXiv:1502.07943), Algorithm 1. Candidates that join later are ours.
+    """
+    current, known = list(design), list(design)
+    found: list[Ranked] = []
+    for number, one in enumerate(rounds):
+        if found:
+            best = found[-1].candidates
+            stay = list(best[: one.candidates - one.fresh])
+            fresh = propose_near(
+                best[: max(1, len(stay) // 2)],
+                one.fresh,
+                known,
+                between,
+                seed_for(seed, "search near the leaders", number),
+            )
+            current, known = stay + fresh, known + fresh
+        kept = measure(current, one)
+        order = sorted(current, key=lambda candidate: rank_key(kept[candidate]), reverse=True)
+        found.append(Ranked(one, tuple(order), dict(kept)))
+    return found
+
+
+def correlate_rounds(first: Ranked, second: Ranked) -> float | None:
+    """Say how alike two rounds order the candidates that were in both; see `correlate_ranks`."""
+    both = [candidate for candidate in second.candidates if candidate in first.kept]
+    return correlate_ranks(
+        *([rank_key(one.kept[candidate])[0] for candidate in both] for one in (first, second))
     )

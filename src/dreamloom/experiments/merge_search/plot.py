@@ -1,4 +1,4 @@
-"""The front of a search as a drawing: what is kept of the subject against what of the style."""
+"""Plot the Pareto front of a search: what is kept of the subject against what of the style."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ def draw_front(
     for one in sorted(shown, key=lambda one: one.name in names):
         x, y = place(one.kept["identity"], one.kept["style"])
         colour = _shade(one.kept.get("prompt"), prompts)
+        kept = ", ".join(f"{aim} {_number(share)}" for aim, share in one.kept.items())
         if one.name in front:
             parts.append(f'<circle class="front" cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
         parts.append(
             f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{colour}">'
-            f"<title>{escape(_speak(one))}</title></circle>"
+            f"<title>{escape(f'{one.name}: {kept}')}</title></circle>"
         )
         if one.name in names:
             # Near the right edge a label stands on the other side of its point.
@@ -164,19 +165,9 @@ def _shade(value: float | None, prompts: Sequence[float]) -> str:
     if value is None or len(set(prompts)) < 2:
         return _COLOURS[1]
     share = (value - min(prompts)) / (max(prompts) - min(prompts))
-    mixed = [
-        round(int(low, 16) + share * (int(high, 16) - int(low, 16)))
-        for low, high in (
-            (_COLOURS[0][place : place + 2], _COLOURS[1][place : place + 2]) for place in (1, 3, 5)
-        )
-    ]
-    return "#" + "".join(f"{part:02x}" for part in mixed)
+    ends = zip(*(bytes.fromhex(colour[1:]) for colour in _COLOURS), strict=True)
+    return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in ends)
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".").replace("-", "−")
-
-
-def _speak(one: Tried) -> str:
-    kept = ", ".join(f"{aim} {_number(share)}" for aim, share in one.kept.items())
-    return f"{one.name}: {kept}"

@@ -1,17 +1,18 @@
-"""What a candidate keeps of each aim, from what was seen in its pictures and in the ends'."""
+"""Retention: what a candidate keeps of each aim; harmonic mean, Pareto front, rank correlation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
-from dreamloom.experiments.merge_search.front import join_shares
 
 Scores: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 """A row for each picture; one value, or a column for each reference."""
@@ -19,11 +20,13 @@ Scores: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 AIMS = ("identity", "style", "prompt")
 """What a merge is to keep, in the order in which it is told."""
 
-_NO_ROOM = {
+_STRETCHES = 1000
+NO_ROOM = {
     "identity": "the subject's adapter alone is no more like the photos than the base model",
     "style": "the style's adapter alone is no more in the style than the subject's",
     "prompt": "the base model's pictures fit their own prompts no better than others",
 }
+"""Why nothing of an aim can be kept."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,10 @@ class Ends:
         identity = [None if one.copies_photo else one.identity for one in measured_images]
         style = [None if one.copies_style else one.style for one in measured_images]
         every = (*measured_images, *self.base, *self.subject, *self.style)
+        base, subject = [one.identity for one in self.base], [one.style for one in self.subject]
         found = {
-            "identity": _fill(
-                identity,
-                [one.identity for one in self.base],
-                _count_columns([one.identity for one in every]),
-            ),
-            "style": _fill(
-                style,
-                [one.style for one in self.subject],
-                _count_columns([one.style for one in every]),
-            ),
+            "identity": _fill(identity, base, [one.identity for one in every]),
+            "style": _fill(style, subject, [one.style for one in every]),
         }
         if all(one.prompt is not None for one in (*measured_images, *self.base)):
             found["prompt"] = np.array([one.prompt for one in measured_images], float)
@@ -133,7 +129,7 @@ class Ends:
                 statistics.sample_mean(side, draws) for side in (values[aim], *bounds)
             )
             found = statistics.lift(kept, low, high, draws.independent, draws.confidence)
-            note = "" if found.value is not None else f"not measured: perhaps {_NO_ROOM[aim]}"
+            note = "" if found.value is not None else f"not measured: perhaps {NO_ROOM[aim]}"
             scores[aim] = Score(
                 value=found.value,
                 n=len(measured_images),
@@ -142,11 +138,6 @@ class Ends:
                 note=note,
             )
         return scores
-
-
-def explain_no_room(aim: str) -> str:
-    """Say why nothing of an aim can be kept."""
-    return _NO_ROOM[aim]
 
 
 def rank_key(shares: Mapping[str, float]) -> tuple[float, float]:
@@ -163,17 +154,16 @@ def average(values: Scores, prompts: Sequence[str]) -> float:
     return float(np.mean([rows[labels == prompt].mean() for prompt in dict.fromkeys(prompts)]))
 
 
-def _count_columns(rows: Sequence[tuple[float, ...] | None]) -> int:
-    """How many references pictures were compared with; 0 if none could be."""
-    return max((len(row) for row in rows if row is not None), default=0)
-
-
 def _fill(
     rows: Sequence[tuple[float, ...] | None],
     below: Sequence[tuple[float, ...] | None],
-    columns: int,
+    every: Sequence[tuple[float, ...] | None],
 ) -> Scores | None:
-    """Give rows without a value what lies below them, or the mean of that, or zeros."""
+    """Give rows without a value what lies below them, or the mean of that, or zeros.
+
+    None if none of ``every`` picture could be compared with a reference.
+    """
+    columns = max((len(row) for row in every if row is not None), default=0)
     if columns == 0:
         return None
     known = [row for row in below if row is not None] or [(0.0,) * columns]
@@ -184,3 +174,98 @@ def _fill(
     ]
     table: Scores = np.array(filled, float)
     return table[:, 0] if columns == 1 else table
+
+
+def join_shares(shares: Sequence[float]) -> float:
+    """Give the harmonic mean of shares, each cut to between 0 and 1: none makes up for another.
+
+    Args:
+        shares: One or more.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> join_shares([1.0, 0.5]), join_shares([0.9, -0.1]), join_shares([2.0])
+        (0.6666666666666666, 0.0, 1.0)
+    """
+    if not shares:
+        raise ValueError("there must be at least one share")
+    cut = [min(1.0, max(0.0, share)) for share in shares]
+    return 0.0 if min(cut) == 0 else len(cut) / sum(1 / share for share in cut)
+
+
+def attribute_change(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Say by how much each share counts in what `join_shares` changes from first to second.
+
+    The gradient is averaged over the straight line from one to the other, so that the change is
+    the sum of each share's own change times its number here.
+
+    Source:
+        Sundararajan et al., Axiomatic Attribution for Deep Networks (arXiv:1703.01365), Eq. 1.
+
+    Example:
+        >>> [round(number, 3) for number in attribute_change([0.2, 0.4], [0.4, 0.4])]
+        [0.667, 0.365]
+    """
+    start, end = np.asarray(first, float), np.asarray(second, float)
+    middles = (np.arange(_STRETCHES) + 0.5)[:, None] / _STRETCHES
+    path = start + middles * (end - start)
+    inverse = 1 / path.clip(1e-9, 1)
+    gradients = len(start) * inverse**2 / inverse.sum(axis=1, keepdims=True) ** 2
+    # Nothing is gained above 1, and nothing by one share while another is at 0.
+    flat = (path >= 1) | (path.min(axis=1, keepdims=True) <= 0)
+    return [float(number) for number in np.where(flat, 0.0, gradients).mean(axis=0)]
+
+
+def find_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Find the points that no other one beats: as good in every aim, and better in one.
+
+    Args:
+        points: For each, how good it is in each aim; higher is better.
+
+    Returns:
+        Their numbers, rising.
+
+    Example:
+        >>> find_front([[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.5]])
+        [0, 1, 2]
+    """
+    return [
+        number
+        for number, own in enumerate(points)
+        if not any(
+            all(theirs >= mine for theirs, mine in zip(other, own, strict=True))
+            and any(theirs > mine for theirs, mine in zip(other, own, strict=True))
+            for other in points
+        )
+    ]
+
+
+def correlate_ranks(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Say how alike two orders of the same things are: 1 the same, -1 turned around, 0 unrelated.
+
+    Returns:
+        None with fewer than three things, or where all are alike on one side.
+
+    Source:
+        Spearman, The Proof and Measurement of Association between Two Things (1904).
+
+    Example:
+        >>> correlate_ranks([0.1, 0.5, 0.9], [1.0, 2.0, 3.0])
+        1.0
+    """
+    if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    one, other = _number_places(first), _number_places(second)
+    one, other = one - one.mean(), other - other.mean()
+    return float((one @ other) / math.sqrt((one @ one) * (other @ other)))
+
+
+def _number_places(values: Sequence[float]) -> Float[np.ndarray, " things"]:
+    """Number values from the lowest up; equal ones share the mean of their places."""
+    listed = np.asarray(values, float)
+    below = (listed[:, None] > listed).sum(axis=1)
+    alike = (listed[:, None] == listed).sum(axis=1)
+    ranks: Float[np.ndarray, " things"] = below + (alike - 1) / 2
+    return ranks

@@ -1,4 +1,4 @@
-"""A search from beginning to end; a stopped one goes on where it was."""
+"""Run a search for merge weights from beginning to end; a stopped one goes on."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from dreamloom.experiments.merge_search.candidates import MergeWeights, draw_des
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 from dreamloom.experiments.merge_search.findings import SearchFindings, write_page
 from dreamloom.experiments.merge_search.job import Job, resolve_job, settings_file
-from dreamloom.experiments.merge_search.plan import Round
+from dreamloom.experiments.merge_search.plan import Ranked, Round, halve
 from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import SearchRequest
-from dreamloom.experiments.merge_search.retention import Ends, explain_no_room
-from dreamloom.experiments.merge_search.rounds import Ranked, halve
-from dreamloom.experiments.merge_search.summarise import WINNER, Searched, tell_search
+from dreamloom.experiments.merge_search.retention import NO_ROOM, Ends
+from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.models.base import Shot
 
@@ -84,23 +83,28 @@ def run_search(
         observe(Note(STAGE, text))
     job = replace(job, notes=(*job.notes, *_load_photos(job, run, observe)))
     with open_crew(request.workers) as crew:
-        told = tell_search(_Search(job, crew, observe).run())
-    outputs = _write(run, job, told)
+        findings = summarise_search(_Search(job, crew, observe).run())
+    paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
+    names = {candidate.name: name for name, candidate in job.rivals.items()}
+    write_json(paths[0], findings)
+    write_text(paths[1], write_page(findings))
+    tried, winner = findings.compared_on.candidates, findings.winner.name
+    write_text(paths[2], draw_front(tried, findings.front, winner, names))
     seconds = time.perf_counter() - start
     run.write_record(
         Record(
             stage=STAGE,
             inputs=job.inputs,
             settings=dict(job.settings),
-            outputs=outputs,
-            results={"verdict": told.verdict, "pictures": told.pictures},
+            outputs=run.hash_outputs(*paths),
+            results={"verdict": findings.verdict, "pictures": findings.pictures},
             base=dict(job.base),
             seed=job.config.seed,
             seconds=seconds,
         )
     )
     observe(StageDone(STAGE, seconds, str(run.path / "search.md")))
-    return told
+    return findings
 
 
 def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
@@ -117,16 +121,6 @@ def _load_photos(job: Job, run: RunFolder, observe: Observer) -> list[str]:
     if counts[1:] == [1]:
         return ["There is one picture in the style only: what it shows may count as its style."]
     return []
-
-
-def _write(run: RunFolder, job: Job, told: SearchFindings) -> dict[str, str]:
-    paths = [run.path / f"search.{suffix}" for suffix in ("json", "md", "svg")]
-    names = {candidate.name: name for name, candidate in job.rivals.items()}
-    drawing = draw_front(told.compared_on.candidates, told.front, told.winner.name, names)
-    write_json(paths[0], told)
-    write_text(paths[1], write_page(told))
-    write_text(paths[2], drawing)
-    return run.hash_outputs(*paths)
 
 
 @dataclass
@@ -182,11 +176,11 @@ class _Search:
         for aim in ("identity", "style"):
             if aim not in rooms:
                 raise EvaluationError(
-                    f"There is nothing that a merge could keep: {explain_no_room(aim)}.",
+                    f"There is nothing that a merge could keep: {NO_ROOM[aim]}.",
                     "Train that adapter longer, or give prompts that call what it has learned.",
                 )
         if "prompt" not in rooms:
-            why = explain_no_room("prompt") if ends.bounds("prompt") else "it needs two prompts"
+            why = NO_ROOM["prompt"] if ends.bounds("prompt") else "it needs two prompts"
             notes.append(f"What is kept of the prompts is not measured: {why}.")
         scores = ends.score(ends.subject, {}, evaluate.resamples, evaluate.confidence)
         for aim in rooms:
@@ -212,19 +206,16 @@ class _Search:
         return ends, {candidate: found[candidate.name] for candidate in candidates}
 
     def _do(self, pieces: Sequence[work.Piece], task: str) -> dict[str, list[MeasuredImage]]:
+        def observe(event: Event) -> None:
+            # The crew's progress is the search's own.
+            self.observe(replace(event, stage=STAGE) if isinstance(event, Progress) else event)
+
         return self.crew.do_all(
-            work.do_piece, {piece.name: piece for piece in pieces}, self._tell, task
+            work.do_piece, {piece.name: piece for piece in pieces}, observe, task
         )
 
-    def _tell(self, event: Event) -> None:
-        """Tell the crew's progress as the search's own."""
-        self.observe(replace(event, stage=STAGE) if isinstance(event, Progress) else event)
-
     def _hold_out(
-        self,
-        ranked: list[Ranked],
-        scale: Mapping[str, float],
-        notes: tuple[str, ...],
+        self, ranked: list[Ranked], scale: Mapping[str, float], notes: tuple[str, ...]
     ) -> Searched:
         winner = ranked[-1].candidates[0]
         plan, steps = self.job.plan, self.job.plan.rounds[-1].steps

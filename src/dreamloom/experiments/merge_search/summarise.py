@@ -1,16 +1,20 @@
-"""From what was seen in a search's pictures to what can be said of them."""
+"""Summarise a weight search: rounds, front, and the winner compared on held-out prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import library_versions
-from dreamloom.evaluation.compare import Comparison, compare_cards
+from dreamloom.evaluation.compare import FEWEST_PAIRS, LEVEL, Comparison, compare_cards, tell_basis
 from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
 from dreamloom.experiments.merge_search.candidates import MergeWeights
-from dreamloom.experiments.merge_search.embeddings import MeasuredImage
+from dreamloom.experiments.merge_search.embeddings import MeasuredImage, mean_of
 from dreamloom.experiments.merge_search.findings import (
     HeldOut,
     RoundFindings,
@@ -18,20 +22,22 @@ from dreamloom.experiments.merge_search.findings import (
     Tried,
     write_command,
 )
-from dreamloom.experiments.merge_search.front import find_front
-from dreamloom.experiments.merge_search.heldout import (
-    compare_kept,
-    correct_together,
-    join_kept,
-    tell_verdict,
-)
 from dreamloom.experiments.merge_search.job import Job
-from dreamloom.experiments.merge_search.retention import Ends
-from dreamloom.experiments.merge_search.rounds import Ranked, correlate_rounds
+from dreamloom.experiments.merge_search.plan import Ranked, correlate_rounds
+from dreamloom.experiments.merge_search.retention import (
+    Ends,
+    attribute_change,
+    average,
+    find_front,
+    join_shares,
+)
+
+MEASURE = "kept together"
+"""The harmonic mean of what is kept of each aim."""
 
 WINNER = "the winner"
 _SCORES = ("identity", "clip_t", "copy", "copy_sscd", "leakage")
-"""What is told of held-out pictures beside the shares."""
+"""What is summaries of held-out pictures beside the shares."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +65,31 @@ class Searched:
     notes: tuple[str, ...]
 
 
-def tell_search(found: Searched) -> SearchFindings:
+def summarise_search(found: Searched) -> SearchFindings:
     """Sum up a search."""
     job, plan = found.job, found.job.plan
     winner = found.sides[WINNER]
-    rounds = [
-        _tell_round(ranked, _count_next(found.ranked, number))
-        for number, ranked in enumerate(found.ranked)
-    ]
+    # How many of each round's candidates went on.
+    following = [ranked.round for ranked in found.ranked[1:]]
+    promoted = [*(after.candidates - after.fresh for after in following), 1]
+    rounds = [_summarise_round(*pair) for pair in zip(found.ranked, promoted, strict=True)]
     on_same = found.ranked[1]
-    comparisons = _compare(found)
-    tried, held_out = rounds[-1].candidates[0], _tell_held_out(found)
+    kept = [on_same.kept[one] for one in on_same.candidates]
+    aims = [aim for aim in kept[0] if all(aim in shares for shares in kept)]
+    front = find_front([[shares[aim] for aim in aims] for shares in kept])
+    rivals = [name for name in found.sides if name != WINNER]
+    seen = found.measured_images
+    # Both comparisons are corrected together.
+    comparisons = correct_together(
+        {name: compare_kept(found.ends, seen[name], seen[WINNER], len(rivals)) for name in rivals}
+    )
+    tried, held_out = rounds[-1].candidates[0], _summarise_held_out(found)
     return SearchFindings(
-        verdict=tell_verdict(winner, comparisons, job.rivals),
+        verdict=write_verdict(winner, comparisons, job.rivals),
         winner=tried,
         command=write_command(job.request.files, winner, job.request.out / "merged.safetensors"),
-        front=_find_front(on_same),
-        compared_on=_tell_round(on_same, 0),
+        front=tuple(on_same.candidates[place].name for place in front),
+        compared_on=_summarise_round(on_same, 0),
         rounds=tuple(rounds),
         agreement=correlate_rounds(found.ranked[0], found.ranked[1]),
         held_out=held_out,
@@ -99,15 +113,7 @@ def tell_search(found: Searched) -> SearchFindings:
     )
 
 
-def _count_next(ranked: Sequence[Ranked], number: int) -> int:
-    """How many of a round's candidates went on."""
-    if number + 1 == len(ranked):
-        return 1
-    following = ranked[number + 1].round
-    return following.candidates - following.fresh
-
-
-def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
+def _summarise_round(ranked: Ranked, promoted: int) -> RoundFindings:
     return RoundFindings(
         shots=ranked.round.shots,
         steps=ranked.round.steps,
@@ -122,26 +128,6 @@ def _tell_round(ranked: Ranked, promoted: int) -> RoundFindings:
             )
             for place, one in enumerate(ranked.candidates)
         ),
-    )
-
-
-def _find_front(ranked: Ranked) -> tuple[str, ...]:
-    kept = [ranked.kept[one] for one in ranked.candidates]
-    aims = [aim for aim in kept[0] if all(aim in shares for shares in kept)]
-    places = find_front([[shares[aim] for aim in aims] for shares in kept])
-    return tuple(ranked.candidates[place].name for place in places)
-
-
-def _compare(found: Searched) -> dict[str, Comparison]:
-    """Compare the winner with each rival; both comparisons are corrected together."""
-    rivals = [name for name in found.sides if name != WINNER]
-    return correct_together(
-        {
-            name: compare_kept(
-                found.ends, found.measured_images[name], found.measured_images[WINNER], len(rivals)
-            )
-            for name in rivals
-        }
     )
 
 
@@ -164,13 +150,13 @@ def _compare_scores(found: Searched) -> dict[str, tuple[Comparison, ...]]:
     return changes
 
 
-def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
+def _summarise_held_out(found: Searched) -> dict[str, HeldOut]:
     evaluate = found.job.config.evaluate
-    told = {}
+    summaries = {}
     for name, candidate in found.sides.items():
         measured_images, card = found.measured_images[name], found.cards[name]
         kept = found.ends.keep(measured_images)
-        told[name] = HeldOut(
+        summaries[name] = HeldOut(
             name=candidate.name,
             subject=candidate.subject,
             style=candidate.style,
@@ -182,18 +168,13 @@ def _tell_held_out(found: Searched) -> dict[str, HeldOut]:
             nearest_copy=max(
                 max(one.copy_photo, one.copy_style or -1.0) for one in measured_images
             ),
-            content=_average([one.content_style for one in measured_images]),
-            content_without=_average([one.content_style for one in found.ends.subject]),
+            content=mean_of([one.content_style for one in measured_images]),
+            content_without=mean_of([one.content_style for one in found.ends.subject]),
             scores={one: card.scores[one] for one in _SCORES if one in card.scores},
             alarms=card.alarms,
             findings=tuple(text for text in card.findings if not text.startswith("Drift")),
         )
-    return told
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return summaries
 
 
 def _doubt(winner: HeldOut) -> list[str]:
@@ -220,3 +201,101 @@ def _name_style_reference(found: Searched) -> str:
         f"{len(found.job.table.drawn)} pictures that the style's adapter drew, never with that of "
         f"the same prompt"
     )
+
+
+def compare_kept(
+    ends: Ends, first: Sequence[MeasuredImage], second: Sequence[MeasuredImage], tests: int = 1
+) -> Comparison:
+    """Say whether the second keeps more of all aims together than the first, prompt by prompt.
+
+    The change of the harmonic mean is shared out over the pictures, exactly: each aim's values
+    count by `attribute_change` over the way from nothing kept to everything. A prompt's mean is
+    one number, and the signs of these numbers are tested; the ends are taken as they were found.
+
+    Args:
+        ends: Drawn from the same prompts and seeds.
+        first: What was seen in one side's pictures, in the ends' order.
+        second: In the other's.
+        tests: How many comparisons are made together; `correct_together` then corrects them.
+
+    Returns:
+        A comparison whose outcome is yet to be decided where p is not None.
+    """
+    before, after = ends.keep(first), ends.keep(second)
+    aims = [aim for aim in before if aim in after]
+    if not aims:
+        return Comparison(measure=MEASURE, outcome="not measured")
+    counts = attribute_change([before[aim] for aim in aims], [after[aim] for aim in aims])
+    old, new = ends.value(first), ends.value(second)
+    changes = np.zeros(len(first))
+    for aim, count in zip(aims, counts, strict=True):
+        room = ends.room(aim)
+        assert room is not None
+        change = (new[aim] - old[aim]).reshape(len(first), -1).mean(axis=1)
+        changes += count * change / room
+    prompts = list(dict.fromkeys(ends.prompts))
+    rows = changes
+    if len(prompts) > 1:
+        labels = np.array(ends.prompts)
+        rows = np.array([changes[labels == prompt].mean() for prompt in prompts])
+    draws = statistics.draw(range(len(rows)))
+    undecided = Comparison(
+        measure=MEASURE,
+        outcome="too few images",
+        difference=average(changes, ends.prompts),
+        interval=statistics.interval(statistics.sample_mean(rows, draws), len(rows), 0.95),
+        pairs=len(first),
+        prompts=len(prompts),
+        note="this speaks for one prompt only" if len(prompts) == 1 else "",
+    )
+    if len(first) < FEWEST_PAIRS or tests * smallest_p(len(rows)) > LEVEL:
+        return undecided
+    return undecided.model_copy(update={"p": sign_flip_p(rows)})
+
+
+def correct_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Decide comparisons that were made together, with p corrected by Holm."""
+    tested = {name: one.p for name, one in compared.items() if one.p is not None}
+    corrected = dict(zip(tested, correct_by_holm(list(tested.values())), strict=True))
+    decided = dict(compared)
+    for name, p in corrected.items():
+        one = compared[name]
+        assert one.difference is not None
+        outcome = "no difference detected"
+        if p <= LEVEL:
+            outcome = "better" if one.difference > 0 else "worse"
+        decided[name] = one.model_copy(update={"outcome": outcome, "p_corrected": p})
+    return decided
+
+
+def write_verdict(
+    winner: MergeWeights, compared: Mapping[str, Comparison], rivals: Mapping[str, MergeWeights]
+) -> str:
+    """Say in a sentence or two whether searching has found anything.
+
+    Args:
+        winner: What the search chose.
+        compared: The winner against each rival, by name; a rival that is the winner is absent.
+        rivals: What it was compared with: the plain sum, and usual weights, by what they are called
+            in a sentence.
+    """
+    clauses = []
+    for name, rival in rivals.items():
+        if rival == winner:
+            clauses.append(f"no better than {name}: they are the same")
+            continue
+        one = compared[name]
+        says = {
+            "better": f"better than {name}",
+            "worse": f"no better than {name}: worse, so take {name}",
+            "too few images": f"too few held-out pictures to tell it from {name}",
+            "not measured": f"not measured against {name}",
+        }.get(one.outcome, f"no better than {name}: {one.outcome}")
+        basis = tell_basis(one)
+        clauses.append(f"{says} ({basis})" if basis else says)
+    return f"{winner.spelled} on held-out prompts and seeds: {'; '.join(clauses)}."
+
+
+def join_kept(shares: Mapping[str, float]) -> float | None:
+    """What is kept of all aims together; None where none was measured."""
+    return join_shares(list(shares.values())) if shares else None

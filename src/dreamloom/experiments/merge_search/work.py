@@ -167,7 +167,7 @@ def _draw_missing(piece: Piece) -> ImageSet:
         config.generate.cache_interval,
     )
     batch = config.generate.batch
-    with model.apply_adapters(piece.candidate.dress(*adapters)):
+    with model.apply_adapters(piece.candidate.weigh(*adapters)):
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]
             drawn = model.sample([shot for _, shot in some], sampler, batch=batch)

@@ -1,1 +1,1 @@
-"""What a merge must know from the base model: how its layers are filled, which masks fit."""
+"""Activations of the base model that merge methods need: Gram matrices, masks."""

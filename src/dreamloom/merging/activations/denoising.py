@@ -1,4 +1,4 @@
-"""What the base model sees and says while it draws a prompt, step by step from noise."""
+"""Denoising steps of the base model on some prompts, whose activations a merge records."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ def denoise_steps(
     Args:
         model: As it shall be looked at: what it wears is worn.
         conditioning: The prompts, encoded.
-        steps: 1 or more, spread evenly over the training's timesteps. 1 looks at noise only.
+        steps: 1 or more, spread evenly over the training's timesteps from the last one down: 999,
+            749, 500, 250. 1 looks at noise only.
         seed: Of the noise.
     """
     device = model.runtime.device
-    shape = find_latent_shape(model)
+    side = model.advice.resolution_px
+    _, *shape = model.encode_images(torch.zeros(1, 3, side, side)).mean.shape
     for start in range(0, len(conditioning), BATCH):
         rows = torch.arange(start, min(start + BATCH, len(conditioning)))
         noise = [
@@ -58,7 +60,8 @@ def denoise_steps(
             for row in rows.tolist()
         ]
         noisy = torch.stack(noise).to(device)
-        times = spread_timesteps(model.train_timesteps, steps)
+        last = model.train_timesteps - 1
+        times = [round(last * (1 - number / steps)) for number in range(steps)]
         for number, time in enumerate(times):
             timesteps = torch.full((len(rows),), time, device=device)
             if number == 0:
@@ -77,23 +80,6 @@ def predict(
     side = model.advice.resolution_px
     framings = [Framing((side, side))] * len(noisy)
     return model.predict(noisy, timesteps, conditioning, framings).float()
-
-
-def find_latent_shape(model: Model) -> tuple[int, int, int]:
-    """Ask the model for the shape of the latents of its own resolution."""
-    side = model.advice.resolution_px
-    _, channels, height, width = model.encode_images(torch.zeros(1, 3, side, side)).mean.shape
-    return channels, height, width
-
-
-def spread_timesteps(timesteps: int, steps: int) -> list[int]:
-    """Choose where to look: from the last timestep down, at even distances.
-
-    Example:
-        >>> spread_timesteps(1000, 4)
-        [999, 749, 500, 250]
-    """
-    return [round((timesteps - 1) * (1 - number / steps)) for number in range(steps)]
 
 
 def step_down(
@@ -119,8 +105,3 @@ def step_down(
     picture = (b * noisy - sigma * prediction) / both
     noise = (alpha * prediction - a * noisy) / both
     return model.add_noise(picture, noise, after)
-
-
-def count_steps(prompts: int, steps: int) -> int:
-    """How many looks `denoise_steps` tells of."""
-    return -(-prompts // BATCH) * steps

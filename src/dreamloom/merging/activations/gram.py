@@ -1,9 +1,9 @@
-"""What a model's layers are given on some prompts, kept as sums of a fixed size."""
+"""Gram matrices of layers' activations on some prompts, for RegMean and SSR."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from weakref import ReferenceType, ref
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamloom.core.events import silent
+from dreamloom.merging.activation_inputs import JOINT, name_down, name_gram
 from dreamloom.merging.activations.forward_passes import (
     ForwardPass,
     ForwardPasses,
@@ -20,7 +21,6 @@ from dreamloom.merging.activations.forward_passes import (
 from dreamloom.merging.factors import flatten
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods.regmean import InputShares
-from dreamloom.merging.prepared import JOINT, name_down, name_gram
 from dreamloom.models.activation_hooks import (
     go_down,
     gram_of,
@@ -34,34 +34,30 @@ ROUND_BYTES = 2**31
 """How much memory the Gram matrices of inputs may take at a time."""
 
 
+@dataclass
 class GramSum:
     """A growing mean of outer products.
 
     Args:
         features: How long the rows are.
+        places: How many rows there were.
     """
 
-    def __init__(self, features: int) -> None:
-        self._features = features
-        self._total: Tensor | None = None
-        self._places = 0
+    features: int
+    places: int = 0
+    _total: Tensor | None = None
 
     def add(self, rows: Float[Tensor, "places features"]) -> None:
         """Take more rows in."""
         gram = gram_of(rows)
         self._total = gram if self._total is None else self._total.add_(gram)
-        self._places += len(rows)
-
-    @property
-    def places(self) -> int:
-        """How many rows there were."""
-        return self._places
+        self.places += len(rows)
 
     def mean(self) -> Float[Tensor, "features features"]:
         """The mean over all rows; zeros if there was none."""
         if self._total is None:
-            return torch.zeros(self._features, self._features)
-        return self._total / self._places
+            return torch.zeros(self.features, self.features)
+        return self._total / self.places
 
 
 def gather_signals(forward_passes: ForwardPasses, options: Mapping[str, Value]) -> ForwardResult:
@@ -71,7 +67,7 @@ def gather_signals(forward_passes: ForwardPasses, options: Mapping[str, Value]) 
     over every token or pixel x that it is given. A sum of rank × rank numbers a layer is all that
     is kept, however much is drawn.
 
-    Of a layer that is given too few inputs nothing is kept; see `_is_told_too_little`.
+    Of a layer that is given too few inputs nothing is kept; see `_has_too_few_inputs`.
 
     Source:
         SSR-Merge (arXiv:2606.10617): its statistics add up over inputs.
@@ -96,7 +92,7 @@ def gather_signals(forward_passes: ForwardPasses, options: Mapping[str, Value]) 
     prepared: Prepared = {}
     for name, numbers in forward_passes.shared.items():
         sums = gathered[name]
-        if _is_told_too_little(sums, numbers, downs[name].shape[1], options):
+        if _has_too_few_inputs(sums, numbers, downs[name].shape[1], options):
             sums = {number: GramSum(len(downs[name])) for number in sums}
         prepared[name] = {name_gram(number): total.mean().cpu() for number, total in sums.items()}
     return ForwardResult(prepared)
@@ -111,7 +107,7 @@ def gather_inputs(
     held at a time, and every round draws anew. Layers that are given the same tensor, as queries,
     keys and values of one attention are, share one matrix.
 
-    A layer that is given too few inputs is left to the plain sum; see `_is_told_too_little`.
+    A layer that is given too few inputs is left to the plain sum; see `_has_too_few_inputs`.
 
     Args:
         forward_passes: The merge.
@@ -144,17 +140,27 @@ def gather_inputs(
                 flatten(forward_passes.adapters[number - 1].layers[name]).down for number in numbers
             ]
             key = (source, *map(str, numbers))
-            if _is_told_too_little(sums[source], numbers, gathered_now[source], options):
+            if _has_too_few_inputs(sums[source], numbers, gathered_now[source], options):
                 shared = downs
             else:
                 if key not in shares:
-                    shares[key] = _share_inputs(sums[source], numbers, options, exact)
+                    grams = {
+                        number: total.mean().to(exact) for number, total in sums[source].items()
+                    }
+                    joint = float(options["joint"])
+                    shares[key] = InputShares(
+                        [grams[number] for number in numbers],
+                        joint * grams[JOINT] if joint > 0 else None,
+                        shrink=float(options["shrink"]),
+                        ridge=float(options["ridge"]),
+                        keeps_unseen=options["unseen"] == "sum",
+                    )
                 shared = [shares[key].share(place, down) for place, down in enumerate(downs)]
             prepared[name] = dict(zip(map(name_down, numbers), shared, strict=True))
     return ForwardResult(prepared)
 
 
-def _is_told_too_little(
+def _has_too_few_inputs(
     gathered: Mapping[int, GramSum],
     numbers: Sequence[int],
     inputs: int,
@@ -168,22 +174,6 @@ def _is_told_too_little(
     """
     fewest = min(gathered[number].places for number in numbers)
     return options["unseen"] == "sum" and fewest < inputs
-
-
-def _share_inputs(
-    gathered: Mapping[int, GramSum],
-    numbers: Sequence[int],
-    options: Mapping[str, Value],
-    exact: torch.device,
-) -> InputShares:
-    joint = float(options["joint"])
-    return InputShares(
-        [gathered[number].mean().to(exact) for number in numbers],
-        joint * gathered[JOINT].mean().to(exact) if joint > 0 else None,
-        shrink=float(options["shrink"]),
-        ridge=float(options["ridge"]),
-        keeps_unseen=options["unseen"] == "sum",
-    )
 
 
 def _gather(

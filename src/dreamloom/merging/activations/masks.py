@@ -1,14 +1,15 @@
-"""Learn what of each update shall go into a merge, so that it says what each adapter says alone."""
+"""Learn the masks of ZipLoRA and ZipRank by gradient descent on the LoRAs' own predictions."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -16,12 +17,17 @@ from dreamloom.core.device import generator_for
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Progress
 from dreamloom.lora.adapter import Adapter
-from dreamloom.merging.activations.forward_passes import ForwardPasses, ForwardResult, Prepared
-from dreamloom.merging.activations.targets import Examples, record_examples
+from dreamloom.merging.activation_inputs import JOINT, name_mask
+from dreamloom.merging.activations.denoising import BATCH, predict
+from dreamloom.merging.activations.forward_passes import (
+    ForwardPass,
+    ForwardPasses,
+    ForwardResult,
+    Prepared,
+)
 from dreamloom.merging.factors import Factors, balance, flatten
 from dreamloom.merging.method import Value
-from dreamloom.merging.methods.ziprank import split_directions
-from dreamloom.merging.prepared import JOINT, name_mask
+from dreamloom.merging.methods.ziplora import split_directions
 from dreamloom.models.activation_hooks import add_changes, go_down, go_up
 from dreamloom.models.base import Conditioning, Model
 from dreamloom.models.lora_schedule import acts_on_text
@@ -30,46 +36,50 @@ from dreamloom.models.lora_schedule import acts_on_text
 _PER_UPDATE = 2
 
 
-class Masked(Protocol):
-    """The masked updates of one layer."""
-
-    masks: Parameter
-
-    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """The layer's change of its output."""
-        ...
-
-    def overlap(self) -> Tensor:
-        """How much of the same the masks let through, from 0; about 1 at the most at first."""
-        ...
-
-    def read(self) -> list[Tensor]:
-        """The mask of each part."""
-        ...
-
-
-class MaskedColumns:
-    """ZipLoRA: a number for every input of the layer and every part.
-
-    The masked factors are as thin as the factors, so nothing is ever multiplied out.
+class Masked(ABC):
+    """The masked updates of one layer, side by side.
 
     Args:
-        parts: The updates.
+        parts: The updates, split as the masks act on them.
         weights: What each is multiplied by.
         like: Gives device and precision.
     """
 
+    masks: Parameter
+
     def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
-        even = [balance(part) for part in parts]
-        ups = [part.up * weight for part, weight in zip(even, weights, strict=True)]
+        ups = [part.up * weight for part, weight in zip(parts, weights, strict=True)]
         self._up = torch.cat(ups, dim=1).to(like)
-        self._down = torch.cat([part.down for part in even]).to(like)
-        self._ranks = torch.tensor([part.rank for part in even], device=like.device)
-        self.masks = Parameter(torch.ones(len(even), self._down.shape[1], device=like.device))
+        self._down = torch.cat([part.down for part in parts]).to(like)
+        self._ranks = [part.rank for part in parts]
+
+    @abstractmethod
+    def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """The layer's change of its output."""
+
+    @abstractmethod
+    def overlap(self) -> Tensor:
+        """How much of the same the masks let through, from 0; about 1 at the most at first."""
+
+    @abstractmethod
+    def read(self) -> list[Tensor]:
+        """The mask of each part."""
+
+
+class MaskedColumns(Masked):
+    """ZipLoRA: a number for every input of the layer and every part; see `Masked`.
+
+    The masked factors are as thin as the factors, so nothing is ever multiplied out.
+    """
+
+    def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
+        super().__init__([balance(part) for part in parts], weights, like)
+        self.masks = Parameter(torch.ones(len(parts), self._down.shape[1], device=like.device))
+        self._repeats = torch.tensor(self._ranks, device=like.device)
 
     def __call__(self, layer: nn.Module, rows: Tensor) -> Tensor:
         """Up · ((down ∘ m) · x)."""
-        masks = self.masks.to(self._down.dtype).repeat_interleave(self._ranks, dim=0)
+        masks = self.masks.to(self._down.dtype).repeat_interleave(self._repeats, dim=0)
         return go_up(layer, go_down(layer, rows, self._down * masks), self._up)
 
     def overlap(self) -> Tensor:
@@ -86,21 +96,12 @@ class MaskedColumns:
         return list(self.masks.detach().float().cpu())
 
 
-class MaskedDirections:
-    """ZipRank: a number for every singular direction of every part.
-
-    Args:
-        parts: The updates.
-        weights: What each is multiplied by.
-        like: Gives device and precision.
-    """
+class MaskedDirections(Masked):
+    """ZipRank: a number for every singular direction of every part; see `Masked`."""
 
     def __init__(self, parts: Sequence[Factors], weights: Sequence[float], like: Tensor) -> None:
         split = [split_directions(part) for part in parts]
-        ups = [part.up * weight for part, weight in zip(split, weights, strict=True)]
-        self._up = torch.cat(ups, dim=1).to(like)
-        self._down = torch.cat([part.down for part in split]).to(like)
-        self._ranks = [part.rank for part in split]
+        super().__init__(split, weights, like)
         self.masks = Parameter(torch.ones(sum(self._ranks), device=like.device))
         self._pairs = [
             (i, j, _compare_directions(split[i], split[j]).to(like.device))
@@ -137,6 +138,92 @@ def _compare_directions(one: Factors, other: Factors) -> Tensor:
     ]
     both = float(lengths[0] * lengths[1])
     return (products / (both if both > 0 else 1.0)).float()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Steps of one adapter's drawings, and what it said at each.
+
+    Args:
+        one_pass: The adapter and its prompts.
+        rows: Which prompt each example is of.
+        noisy: What the model was given.
+        timesteps: At which timestep.
+        prediction: What it said with the adapter, in float32.
+        gap: How far that is from what the base model says, as a mean square; 1 where the adapter
+            changes nothing.
+    """
+
+    one_pass: ForwardPass
+    rows: Int[Tensor, " examples"]
+    noisy: Float[Tensor, "examples channels height width"]
+    timesteps: Int[Tensor, " examples"]
+    prediction: Float[Tensor, "examples channels height width"]
+    gap: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def miss(
+        self, model: Model, conditioning: Conditioning, picked: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """How far from the recorded prediction the model is now, as shares of ``gap``.
+
+        0 says what the adapter says alone, 1 is as far away as the base model is on average.
+
+        Args:
+            model: As it shall be judged: what it wears is worn.
+            conditioning: The ask's prompts as it encodes them.
+            picked: Which examples.
+        """
+        said = predict(
+            model, self.noisy[picked], self.timesteps[picked], conditioning.take(self.rows[picked])
+        )
+        return (said - self.prediction[picked]).square().flatten(1).mean(dim=1) / self.gap
+
+    @torch.no_grad()
+    def miss_of_all(self, model: Model, conditioning: Conditioning) -> float:
+        """The mean of `miss` over every example."""
+        parts = torch.arange(len(self)).split(BATCH)
+        return float(torch.cat([self.miss(model, conditioning, part) for part in parts]).mean())
+
+
+@torch.no_grad()
+def record_examples(forward_passes: ForwardPasses) -> list[Examples]:
+    """Draw each adapter's prompts with that adapter alone, and keep what it says at every step.
+
+    Raises:
+        TrainingError: If what is drawn is not finite.
+    """
+    model = forward_passes.model
+    recorded = []
+    for one_pass in forward_passes.passes:
+        denoised = forward_passes.draw(one_pass)
+        without_gap = Examples(
+            one_pass,
+            torch.cat([step.rows for step in denoised]),
+            torch.cat([step.noisy for step in denoised]),
+            torch.cat([step.timesteps for step in denoised]),
+            torch.cat([step.prediction for step in denoised]),
+            gap=1.0,
+        )
+        gap = without_gap.miss_of_all(model, model.encode_prompts(one_pass.prompts))
+        recorded.append(replace(without_gap, gap=gap if gap > 0 else 1.0))
+    return recorded
+
+
+def measure_missed(model: Model, recorded: Sequence[Examples], merged: Adapter) -> list[float]:
+    """Measure how much of what each adapter does on its own prompts a merged one misses.
+
+    Returns:
+        For each adapter the mean square distance from what it says alone, as a share of the base
+        model's: 0 misses nothing, 1 is no better than the base.
+    """
+    with model.apply_adapters([(merged, 1.0)]):
+        return [
+            examples.miss_of_all(model, model.encode_prompts(examples.one_pass.prompts))
+            for examples in recorded
+        ]
 
 
 Make = Callable[[Sequence[Factors], Sequence[float], Tensor], Masked]
@@ -176,18 +263,25 @@ def learn_masks(
         for n in forward_passes.shared
         if not acts_on_text(n)
     }
-    others = [(adapter, 1.0) for adapter in _leave_out(forward_passes.weighed, masked)]
+    others = [
+        (replace(a, layers={n: layer for n, layer in a.layers.items() if n not in masked}), 1.0)
+        for a in forward_passes.weighed
+    ]
     with ExitStack() as stack:
         stack.enter_context(model.apply_adapters(others))
         stack.enter_context(add_changes(forward_passes.layers, masked))
         prompts = [model.encode_prompts(examples.one_pass.prompts) for examples in recorded]
         model.release_encoders()
-        shares = _share_loss(recorded, float(options["joint"]))
+        # What each kind of example adds to the loss, in units of what is missed of it.
+        gaps = [examples.gap for examples in recorded if examples.one_pass.number != JOINT]
+        mean = sum(gaps) / len(gaps)
+        joint = float(options["joint"])
+        shares = [e.gap / mean * (joint if e.one_pass.number == JOINT else 1.0) for e in recorded]
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
             stack.enter_context(model.saving_memory())
-        taught = list(zip(recorded, prompts, shares, strict=True))
-        _descend(forward_passes, options, taught, list(masked.values()))
+        weighted_examples = list(zip(recorded, prompts, shares, strict=True))
+        _descend(forward_passes, options, weighted_examples, list(masked.values()))
         missed = _measure(model, recorded, prompts)
     at_first, at_last = (
         sum(share * part for share, part in zip(shares, parts, strict=True))
@@ -207,14 +301,9 @@ def _mask_layer(forward_passes: ForwardPasses, name: str, make: Make) -> Masked:
     numbers = forward_passes.shared[name]
     parts = [flatten(forward_passes.adapters[number - 1].layers[name]) for number in numbers]
     weight: Tensor = forward_passes.layers[name].weight  # type: ignore[assignment]
-    return make(parts, [forward_passes.weight_of(number, name) for number in numbers], weight)
-
-
-def _leave_out(weighed: Sequence[Adapter], names: Mapping[str, Masked]) -> list[Adapter]:
-    return [
-        replace(a, layers={name: layer for name, layer in a.layers.items() if name not in names})
-        for a in weighed
-    ]
+    return make(
+        parts, [forward_passes.request.weight_of(number - 1, name) for number in numbers], weight
+    )
 
 
 def _measure(
@@ -223,21 +312,10 @@ def _measure(
     return [e.miss_of_all(model, said) for e, said in zip(recorded, prompts, strict=True)]
 
 
-def _share_loss(recorded: Sequence[Examples], joint: float) -> list[float]:
-    """What each kind of example adds to the loss, in units of what is missed of it."""
-    gaps = [examples.gap for examples in recorded if examples.one_pass.number != JOINT]
-    return [
-        examples.gap
-        / (sum(gaps) / len(gaps))
-        * (joint if examples.one_pass.number == JOINT else 1.0)
-        for examples in recorded
-    ]
-
-
 def _descend(
     forward_passes: ForwardPasses,
     options: Mapping[str, Value],
-    taught: Sequence[tuple[Examples, Conditioning, float]],
+    weighted_examples: Sequence[tuple[Examples, Conditioning, float]],
     masked: Sequence[Masked],
 ) -> None:
     if not masked:
@@ -250,7 +328,7 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         rng = generator_for(forward_passes.seed, "masks", update)
         draws = torch.rand(_PER_UPDATE, generator=rng)
-        for examples, said, share in taught:
+        for examples, said, share in weighted_examples:
             # The same places for each adapter, so that their order does not matter.
             picked = (draws * len(examples)).long()
             loss = share * examples.miss(forward_passes.model, said, picked).mean()

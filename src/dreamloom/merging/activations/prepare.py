@@ -1,4 +1,4 @@
-"""Ask the base model what a merge must know before adapters can be combined."""
+"""Prepare a merge with the base model: activations for RegMean and SSR, masks for ZipLoRA."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.activations.forward_passes import (
     ForwardPasses,
     ForwardResult,
+    MergePrompts,
     Prepared,
+    find_prompts,
     list_passes,
     weigh_adapters,
 )
 from dreamloom.merging.activations.gram import gather_inputs, gather_signals
 from dreamloom.merging.activations.masks import MaskedColumns, MaskedDirections, learn_masks
-from dreamloom.merging.activations.prompts import MergePrompts, find_prompts
 from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method
@@ -40,15 +41,15 @@ PREPARERS: Mapping[str, Prepare] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the base model was asked about a merge, and what it told."""
+    """What the base model was asked about a merge, and the result."""
 
     prompts: MergePrompts
-    told: ForwardResult
+    result: ForwardResult
 
     @property
     def layers(self) -> Prepared:
-        """By layer and name, for `combine.combine`."""
-        return self.told.layers
+        """By layer and name, for `merging.combine`."""
+        return self.result.layers
 
 
 def prepare_merge(
@@ -64,13 +65,13 @@ def prepare_merge(
     Args:
         model: The base model of the adapters, with nothing worn.
         adapters: As many LoRAs as ``request`` has weights.
-        request: How they shall be merged; the same is then given to `combine.combine`.
+        request: How they shall be merged; the same is then given to `merging.combine`.
         prompts: For each adapter the prompts that ask for it; an empty list lets the adapter tell.
         joint: Prompts that ask for all adapters at once.
         observe: Told of progress.
 
     Returns:
-        What `combine.combine` takes as ``prepared``, and its story; None if the method needs no
+        What `merging.combine` takes as ``prepared``, and the prompts; None if the method needs no
         base model.
 
     Raises:
@@ -83,19 +84,6 @@ def prepare_merge(
     if method.needs not in ("activations", "training"):
         return None
     options = method.read_options(request.options)
-    _check_adapters(model, adapters, request)
-    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
-        model.rescale_to_zero_terminal_snr()
-    asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
-    wants_joint = float(options.get("joint", 0.0)) > 0
-    passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)
-    forward_passes = ForwardPasses(
-        model, adapters, request, passes, int(options["steps"]), request.seed, observe
-    )
-    return Preparation(asked, PREPARERS[method.name](forward_passes, options))
-
-
-def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeRequest) -> None:
     if len(adapters) != len(request.weights):
         raise ConfigError(
             f"{len(adapters)} adapters need as many weights, got {len(request.weights)}."
@@ -110,3 +98,12 @@ def _check_adapters(model: Model, adapters: Sequence[Adapter], request: MergeReq
                 f"{model.identity.name} as it is here.",
                 "Name that base model with --base.",
             )
+    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
+        model.rescale_to_zero_terminal_snr()
+    asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
+    wants_joint = float(options.get("joint", 0.0)) > 0
+    passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)
+    forward_passes = ForwardPasses(
+        model, adapters, request, passes, int(options["steps"]), request.seed, observe
+    )
+    return Preparation(asked, PREPARERS[method.name](forward_passes, options))

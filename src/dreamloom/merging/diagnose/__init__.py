@@ -1,1 +1,1 @@
-"""What two adapters have to do with each other, layer by layer, before they are merged."""
+"""Diagnose two LoRAs before they are merged: similarity and conflicts, layer by layer."""

@@ -1,12 +1,11 @@
-"""What to do about two adapters, in sentences; each rule states its threshold and why.
+"""Advice on merging two LoRAs, in sentences; each rule states its threshold and why.
 
 The rules speak of weights. Whether a picture gets better, only pictures can tell.
 """
 
 from __future__ import annotations
 
-from dreamloom.merging.diagnose.groups import LayerGroup, group_layers
-from dreamloom.merging.diagnose.measuring import Diagnosis, Together
+from dreamloom.merging.diagnose.measuring import Diagnosis, Together, group_layers
 
 UNEQUAL = 4.0
 """Energies this far apart leave the weaker adapter a fifth of the sum's, if they are unrelated."""
@@ -58,28 +57,26 @@ def _advise_strength(diagnosis: Diagnosis) -> list[str]:
     said = []
     if energy >= UNEQUAL:
         weight = diagnosis.weights[strong] / energy**0.5
+        shown = f"{weight:.2f}" if weight >= 0.1 else f"{weight:.2g}"
         said.append(
             f"{names[strong]} has {_round(energy)} times the energy of {names[weak]}, and may "
-            f"drown it: give it the weight {_shorten(weight)}, or merge with --method equal."
+            f"drown it: give it the weight {shown}, or merge with --method equal."
         )
     odd = [
         group
         for group in group_layers(diagnosis)
-        if group.together.ratio and _differs(group.together.ratio, ratio)
+        if group.together.ratio and _distance(group.together.ratio, ratio) >= UNEQUAL
     ]
     if odd:
         worst = max(odd, key=lambda group: _distance(group.together.ratio or 1.0, ratio))
         there = worst.together.ratio or 1.0
+        more = f", and {len(odd) - 1} more blocks differ as much" if len(odd) > 1 else ""
         said.append(
             f"In {worst.name} the energies are {_as_ratio(there)}, and {_as_ratio(ratio)} over all"
-            f"{_count_others(len(odd) - 1)}: --method equal with scope=layer levels every layer, "
+            f"{more}: --method equal with scope=layer levels every layer, "
             f"or give that block a weight of its own with --blocks."
         )
     return said
-
-
-def _differs(ratio: float, usual: float) -> bool:
-    return _distance(ratio, usual) >= UNEQUAL
 
 
 def _distance(ratio: float, usual: float) -> float:
@@ -93,14 +90,6 @@ def _as_ratio(ratio: float) -> str:
 
 def _round(number: float) -> str:
     return f"{number:.1f}" if number < 100 else f"{number:.0f}"
-
-
-def _shorten(weight: float) -> str:
-    return f"{weight:.2f}" if weight >= 0.1 else f"{weight:.2g}"
-
-
-def _count_others(count: int) -> str:
-    return "" if count == 0 else f", and {count} more blocks differ as much"
 
 
 def _advise_direction(diagnosis: Diagnosis) -> list[str]:
@@ -137,7 +126,15 @@ def _advise_overlap(diagnosis: Diagnosis) -> list[str]:
             f"Only {said}: methods that keep them apart, such as np, give the plain sum; choose "
             "weights."
         ]
-    places = _find_places(diagnosis)
+    # Where the overlap is large and above chance, the strongest first.
+    places = [
+        group
+        for group in group_layers(diagnosis, kinds=True)
+        if group.together.row_chance is not None
+        and _overlap(group.together) >= OVERLAP
+        and _overlap(group.together) > ABOVE_CHANCE * group.together.row_chance[0]
+    ]
+    places.sort(key=lambda group: -_overlap(group.together))
     if places:
         where = ", ".join(f"{group.name} ({_overlap(group.together):.0%})" for group in places[:3])
         return [
@@ -155,19 +152,6 @@ def _advise_overlap(diagnosis: Diagnosis) -> list[str]:
     ]
 
 
-def _find_places(diagnosis: Diagnosis) -> list[LayerGroup]:
-    """Find where the first adapter's overlap is large and above chance, the strongest first."""
-    found = [
-        group
-        for group in group_layers(diagnosis, kinds=True)
-        if group.together.row_overlap is not None
-        and group.together.row_chance is not None
-        and _overlap(group.together) >= OVERLAP
-        and _overlap(group.together) > ABOVE_CHANCE * group.together.row_chance[0]
-    ]
-    return sorted(found, key=lambda group: -_overlap(group.together))
-
-
 def _overlap(together: Together) -> float:
     return together.row_overlap[0] if together.row_overlap else 0.0
 
@@ -179,16 +163,16 @@ def _advise_rank(diagnosis: Diagnosis) -> list[str]:
     single = max(max(pair.ranks) for pair in diagnosis.pairs)
     enough = next((rank for rank, error in errors.items() if error <= SMALL_ERROR), None)
     known = [rank for rank in errors if rank <= single]
-    told = f"Cut to rank {known[-1]}, the sum is {errors[known[-1]]:.1%} off"
+    cost = f"Cut to rank {known[-1]}, the sum is {errors[known[-1]]:.1%} off"
     if enough is None:
-        return [f"{told}; keep --rank full ({highest})."]
+        return [f"{cost}; keep --rank full ({highest})."]
     if errors[known[-1]] <= SMALL_ERROR and enough >= known[-1]:
-        return [f"{told}, which hardly counts: --rank {known[-1]} does."]
+        return [f"{cost}, which hardly counts: --rank {known[-1]} does."]
     if enough < known[-1]:
-        return [f"{told}, and at rank {enough} {errors[enough]:.1%}: --rank {enough} does."]
+        return [f"{cost}, and at rank {enough} {errors[enough]:.1%}: --rank {enough} does."]
     if enough >= highest:
-        return [f"{told}; keep --rank full ({highest})."]
-    return [f"{told}; at rank {enough} it is {errors[enough]:.1%}: --rank {enough} does."]
+        return [f"{cost}; keep --rank full ({highest})."]
+    return [f"{cost}; at rank {enough} it is {errors[enough]:.1%}: --rank {enough} does."]
 
 
 def _advise_coverage(diagnosis: Diagnosis) -> list[str]:
@@ -198,7 +182,7 @@ def _advise_coverage(diagnosis: Diagnosis) -> list[str]:
         (name, sum(1 for pair in diagnosis.pairs if pair.norms[1 - side] == 0))
         for side, name in enumerate(diagnosis.names)
     ]
-    told = [f"{name} alone changes {count}" for name, count in alone if count]
-    if not told:
+    counts = [f"{name} alone changes {count}" for name, count in alone if count]
+    if not counts:
         return []
-    return [f"Of {together.layers} layers, {' and '.join(told)}; there every method is the sum."]
+    return [f"Of {together.layers} layers, {' and '.join(counts)}; there every method is the sum."]

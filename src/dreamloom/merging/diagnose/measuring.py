@@ -1,8 +1,9 @@
-"""Norms, angles and overlaps of two adapters, from thin factors: no update is multiplied out."""
+"""Compare two LoRAs: norms, cosine, subspace overlap and rank, by layer, block and kind."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,17 @@ from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.factors import Factors, balance, flatten
 
 RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Ranks at which the error of the weighted sum is told."""
+"""Ranks at which the error of the weighted sum is shown."""
 
+KINDS = (
+    *("self q", "self k", "self v", "self out"),
+    *("cross q", "cross k", "cross v", "cross out"),
+    *("ff in", "ff out", "proj", "conv", "other"),
+)
+"""What a layer does in its block, in the order of tables."""
+
+_TEXT = ("text_encoder", "text_encoder_2")
+_PARTS = re.compile(r"unet\.((?:(?:down|up)_blocks\.\d+|mid_block)(?:\.attentions\.\d+)?)")
 # Directions below this share of the strongest are rounding errors of float32 factors.
 _NOTHING = 1e-6
 
@@ -131,6 +141,21 @@ class Diagnosis:
         }
 
 
+@dataclass(frozen=True)
+class LayerGroup:
+    """Some layers and what they have in common.
+
+    Args:
+        name: Such as ``up_blocks.0.attentions.1``.
+        pairs: The layers.
+        together: Their measures.
+    """
+
+    name: str
+    pairs: tuple[LayerPair, ...]
+    together: Together
+
+
 def diagnose_adapters(
     one: Adapter,
     other: Adapter,
@@ -180,12 +205,13 @@ def _measure_pair(layer: str, one: Factors | None, other: Factors | None) -> Lay
         )
     small = [_Small(matrix) for matrix in shrink(present)]
     values = torch.linalg.svdvals(torch.stack([side.matrix for side in small]).sum(dim=0))
-    told = tuple(values[values > _NOTHING * values[:1]].tolist())
+    shown = tuple(values[values > _NOTHING * values[:1]].tolist())
     if len(small) == 1 or not all(side.rank for side in small):
         found = iter(small)
         a, b = (None if factors is None else next(found) for factors in (one, other))
-        norms, ranks = (_norm(a), _norm(b)), (_rank(a), _rank(b))
-        return LayerPair(layer, norms, ranks, None, (), (), None, None, None, None, told)
+        norms = a.norm if a else 0.0, b.norm if b else 0.0
+        ranks = a.rank if a else 0, b.rank if b else 0
+        return LayerPair(layer, norms, ranks, None, (), (), None, None, None, None, shown)
     a, b = small
     outputs, inputs = present[0].shape
     return LayerPair(
@@ -205,16 +231,8 @@ def _measure_pair(layer: str, one: Factors | None, other: Factors | None) -> Lay
         ),
         row_chance=(_chance(b.rank, inputs), _chance(a.rank, inputs)),
         column_chance=(_chance(b.rank, outputs), _chance(a.rank, outputs)),
-        values=told,
+        values=shown,
     )
-
-
-def _norm(side: _Small | None) -> float:
-    return 0.0 if side is None else side.norm
-
-
-def _rank(side: _Small | None) -> int:
-    return 0 if side is None else side.rank
 
 
 def shrink(updates: Sequence[Factors]) -> list[Float[Tensor, "k l"]]:
@@ -319,3 +337,72 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     return value
+
+
+def block_of(layer: str) -> str:
+    """Name the block that a layer is in: of the denoiser, or a text encoder as a whole.
+
+    Example:
+        >>> block_of("unet.up_blocks.0.attentions.1.transformer_blocks.3.attn2.to_k")
+        'up_blocks.0.attentions.1'
+        >>> block_of("unet.down_blocks.2.resnets.0.conv1")
+        'down_blocks.2'
+    """
+    component, _, inner = layer.partition(".")
+    if component in _TEXT:
+        return component
+    found = _PARTS.match(layer)
+    return found[1] if found else (inner or layer).partition(".")[0]
+
+
+def kind_of(layer: str) -> str:
+    """Say what a layer does in its block, as one of `KINDS`.
+
+    Example:
+        >>> kind_of("unet.mid_block.attentions.0.transformer_blocks.3.attn2.to_out.0")
+        'cross out'
+        >>> kind_of("text_encoder.encoder.layers.3.mlp.fc1")
+        'ff in'
+    """
+    attention = re.search(r"(attn1|attn2|self_attn)\.(?:to_)?(q|k|v|out)(_proj)?(\.0)?$", layer)
+    if attention:
+        return f"{'cross' if attention[1] == 'attn2' else 'self'} {attention[2]}"
+    for ending, kind in (
+        ((".ff.net.0.proj", ".mlp.fc1"), "ff in"),
+        ((".ff.net.2", ".mlp.fc2"), "ff out"),
+        ((".proj_in", ".proj_out"), "proj"),
+        ((".conv", ".conv1", ".conv2", ".conv_shortcut", ".conv_in", ".conv_out"), "conv"),
+    ):
+        if layer.endswith(ending):
+            return kind
+    return "other"
+
+
+def group_layers(diagnosis: Diagnosis, kinds: bool = False) -> tuple[LayerGroup, ...]:
+    """Put layers together by block, or by block and kind.
+
+    Args:
+        diagnosis: What was measured.
+        kinds: Whether layers of one block that do different things are kept apart; names then
+            are such as ``mid_block.attentions.0 cross k``.
+    """
+    sorted_out: dict[str, list[LayerPair]] = {}
+    for pair in diagnosis.pairs:
+        name = block_of(pair.layer) + (f" {kind_of(pair.layer)}" if kinds else "")
+        sorted_out.setdefault(name, []).append(pair)
+    return tuple(
+        LayerGroup(name, tuple(sorted_out[name]), measure_together(sorted_out[name]))
+        for name in sort_blocks(sorted_out)
+    )
+
+
+def sort_blocks(names: Iterable[str]) -> list[str]:
+    """Sort blocks as a picture passes through them: text encoders, down, middle, up."""
+    order = (*_TEXT, "conv_in", "time_embedding", "add_embedding", "down", "mid", "up", "conv_out")
+
+    def place(name: str) -> tuple[int, str]:
+        head = name.partition(" ")[0]
+        start = head.partition("_block")[0]
+        return (order.index(start) if start in order else len(order), name)
+
+    return sorted(names, key=place)

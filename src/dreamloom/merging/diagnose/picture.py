@@ -1,4 +1,4 @@
-"""A diagnosis as one picture: heat maps by block and kind of layer, and the error against rank."""
+"""Draw a diagnosis of two LoRAs: heat maps by block and kind of layer, error against rank."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dreamloom.merging.diagnose.groups import KINDS, block_of, group_layers, kind_of, sort_blocks
-from dreamloom.merging.diagnose.measuring import Diagnosis, Together
+from dreamloom.merging.diagnose.measuring import (
+    KINDS,
+    Diagnosis,
+    Together,
+    block_of,
+    group_layers,
+    kind_of,
+    sort_blocks,
+)
 
 Rgb: TypeAlias = tuple[int, int, int]
 
@@ -67,7 +74,7 @@ def _list_maps(diagnosis: Diagnosis) -> list[_Map]:
             f"energy of {one} : {other} (orange: {one} is stronger)",
             lambda together: together.ratio and 2 * math.log2(together.ratio),
             lambda value: _blend(_ORANGE if value > 0 else _BLUE, abs(value) / 6),
-            lambda value: _tell_ratio(2**value),
+            lambda value: _spell_ratio(2**value),
         ),
         _Map(
             "cosine (orange: the same way, blue: against each other)",
@@ -90,7 +97,7 @@ def _list_maps(diagnosis: Diagnosis) -> list[_Map]:
     ]
 
 
-def _tell_ratio(energy: float) -> str:
+def _spell_ratio(energy: float) -> str:
     if energy >= 1:
         return f"{min(energy, 999):.1f}:1" if energy < 10 else f"{min(energy, 999):.0f}:1"
     return f"1:{min(1 / energy, 999):.1f}" if energy > 0.1 else f"1:{min(1 / energy, 999):.0f}"
@@ -112,16 +119,16 @@ def _write_title(draw: ImageDraw.ImageDraw, diagnosis: Diagnosis) -> None:
         for name, weight in zip(diagnosis.names, diagnosis.weights, strict=True)
     )
     draw.text((_EDGE_PX, 14), named, _INK, _font(19))
-    told = [f"{together.layers} layers, {together.shared} of both"]
-    told.append(f"norms {together.norms[0]:.3g} and {together.norms[1]:.3g}")
+    facts = [f"{together.layers} layers, {together.shared} of both"]
+    facts.append(f"norms {together.norms[0]:.3g} and {together.norms[1]:.3g}")
     if together.cosine is not None:
-        told.append(f"cosine {together.cosine:+.3f}")
+        facts.append(f"cosine {together.cosine:+.3f}")
     if together.row_overlap and together.row_chance:
-        told.append(
+        facts.append(
             f"overlap of inputs {together.row_overlap[0]:.0%} "
             f"(by chance {together.row_chance[0]:.0%})"
         )
-    draw.text((_EDGE_PX, 40), "    ".join(told), _FAINT, _font(13))
+    draw.text((_EDGE_PX, 40), "    ".join(facts), _FAINT, _font(13))
 
 
 def _draw_map(

@@ -1,1 +1,1 @@
-"""Stage 6: several adapters in, one adapter file out, which says and proves how it was made."""
+"""LoRA files in, one merged LoRA file out, which says and proves how it was made."""

@@ -1,4 +1,4 @@
-"""What a merged file says of itself: its recipe, what became of each layer, and a seal.
+"""The certificate in a merged file's metadata: its recipe, what became of each layer, a seal.
 
 All of it stands in the header, so that the file is still an ordinary adapter to everyone else.
 """
@@ -66,7 +66,7 @@ class RecordedPart(_Closed):
 
 
 class RecordedRecipe(_Closed):
-    """A recipe as the merged file tells it, with everything that the result depends on."""
+    """A recipe as the merged file records it, with everything that the result depends on."""
 
     parts: tuple[RecordedPart, ...]
     method: str
@@ -104,13 +104,13 @@ class Certificate:
     """What a merged file says of itself.
 
     Args:
-        told: Its recipe.
+        recipe: Its recipe.
         reports: What became of each layer, also of those where nothing is left.
         slices: For each part, its share of each layer's rank, layers in order of their names;
             empty where the parts cannot be told apart.
     """
 
-    told: RecordedRecipe
+    recipe: RecordedRecipe
     reports: Mapping[str, LayerReport]
     slices: Sequence[Mapping[str, int]] = ()
 
@@ -120,29 +120,27 @@ class Certificate:
         Args:
             layers: The names of the layers that the file holds.
         """
+        held = sorted(set(layers))
         entries = {
-            RECIPE_KEY: self.told.model_dump_json(exclude_defaults=True),
-            LAYERS_KEY: _pack(self.reports, set(layers)),
+            RECIPE_KEY: self.recipe.model_dump_json(exclude_defaults=True),
+            # Rows without names: the names of what is held stand in the file.
+            LAYERS_KEY: _compact(
+                {
+                    "ranks": _squeeze([self.reports[name].rank for name in held]),
+                    "norms": [_shorten(self.reports[name].norm) for name in held],
+                    "errors": _squeeze([_shorten(self.reports[name].error) for name in held]),
+                    "empty": {
+                        name: _shorten(self.reports[name].error)
+                        for name in sorted(set(self.reports) - set(held))
+                    },
+                }
+            ),
             SEAL_KEY: _UNSEALED,
         }
         if self.slices:
-            held = sorted(layers)
             rows = [_squeeze([ranks.get(name, 0) for name in held]) for ranks in self.slices]
             entries[SLICES_KEY] = _compact(rows)
         return entries
-
-
-def _pack(reports: Mapping[str, LayerReport], held: set[str]) -> str:
-    """Put the reports in rows without names: the names of what is held stand in the file."""
-    kept = [reports[name] for name in sorted(held)]
-    return _compact(
-        {
-            "ranks": _squeeze([report.rank for report in kept]),
-            "norms": [_shorten(report.norm) for report in kept],
-            "errors": _squeeze([_shorten(report.error) for report in kept]),
-            "empty": {name: _shorten(reports[name].error) for name in sorted(set(reports) - held)},
-        }
-    )
 
 
 def _shorten(number: float) -> float:
@@ -165,25 +163,20 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def has_certificate(metadata: Mapping[str, str]) -> bool:
-    """Say whether a header tells how its file was merged."""
-    return RECIPE_KEY in metadata
-
-
 def read_certificate(path: Path, adapter: Adapter) -> Certificate:
     """Read what a merged file says of itself.
 
     Raises:
         AdapterError: If it says nothing, or what it says does not fit the file.
     """
-    if not has_certificate(adapter.metadata):
+    if RECIPE_KEY not in adapter.metadata:
         raise AdapterError(
             f"{path} does not say how it was merged.",
             "Only files that this version of dreamloom merge wrote do; merge the parts again.",
         )
     held = sorted(adapter.layers)
     try:
-        told = RecordedRecipe.model_validate_json(adapter.metadata[RECIPE_KEY])
+        recipe = RecordedRecipe.model_validate_json(adapter.metadata[RECIPE_KEY])
         packed = json.loads(adapter.metadata[LAYERS_KEY])
         rows = (_spread(packed[key], len(held)) for key in ("ranks", "norms", "errors"))
         reports = {
@@ -195,13 +188,13 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
             dict(zip(held, map(int, _spread(row, len(held))), strict=True))
             for row in json.loads(adapter.metadata.get(SLICES_KEY, "[]"))
         ]
-        told.request()
+        recipe.request()
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"What {path} says of how it was merged does not fit the file.",
             "It was changed after it was merged; merge the parts again.",
         ) from error
-    return Certificate(told, reports, slices)
+    return Certificate(recipe, reports, slices)
 
 
 def refuse_unsealed(path: Path, adapter: Adapter) -> None:
@@ -232,23 +225,18 @@ def write_sealed(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as workplace:
         fresh = Path(workplace) / out.name
         write_adapter(fresh, adapter, DTYPES[precision], format)
-        _seal(fresh)
+        # The SHA-256 of the whole file, as it is without a seal, goes in the seal's place.
+        mark = f'"{SEAL_KEY}":"{_UNSEALED}"'.encode()
+        with fresh.open("r+b") as stream:
+            header = stream.read(int.from_bytes(stream.read(8), "little"))
+            place = header.index(mark) + len(mark) - len(_UNSEALED) - 1
+            stream.seek(8 + place)
+            stream.write(file_sha256(fresh).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
         for file in (token_embeddings_file(fresh), fresh):
             if file.is_file():
                 file.replace(out.with_name(file.name))
-
-
-def _seal(path: Path) -> None:
-    """Put the SHA-256 of the whole file, as it is without a seal, in the seal's place."""
-    mark = f'"{SEAL_KEY}":"{_UNSEALED}"'.encode()
-    with path.open("r+b") as file:
-        start = file.read(8)
-        header = file.read(int.from_bytes(start, "little"))
-        place = header.index(mark) + len(mark) - len(_UNSEALED) - 1
-        file.seek(8 + place)
-        file.write(file_sha256(path).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def seal_holds(path: Path, seal: str) -> bool:

@@ -1,4 +1,4 @@
-"""One adapter file into another: thinner, or in another format."""
+"""Convert, resize (SVD to a lower rank) and extract LoRA files."""
 
 from __future__ import annotations
 
@@ -65,15 +65,20 @@ def resize_adapter(
             MergeRequest([1.0], rank=rank, bytes_per_number=BYTES[precision]),
             on_layer=lambda done, total: observe(Progress("resize", "layers", done, total)),
         )
-        told = {
+        resized_from = {
             "file": source.name,
             "sha256": hash_input(source),
             "rank": str(rank),
             "error": float(f"{combined.error:.6g}"),
         }
-        story = {**forget_certificate(adapter.metadata), "dreamloom.resized": json.dumps(told)}
-        resized = replace(combined.adapter, metadata=story)
-        write_adapter(out, resized, DTYPES[precision], format or keep_format(found.naming))
+        metadata = {
+            **forget_certificate(adapter.metadata),
+            "dreamloom.resized": json.dumps(resized_from),
+        }
+        resized = replace(combined.adapter, metadata=metadata)
+        kohya: FileFormat = "kohya-diffusers" if found.naming == "kohya-diffusers" else "kohya"
+        own: FileFormat = kohya if found.naming.startswith("kohya") else "peft"
+        write_adapter(out, resized, DTYPES[precision], format or own)
     observe(StageDone("resize", effort.seconds, str(out)))
     return Combined(resized, combined.reports)
 
@@ -187,10 +192,3 @@ def find_precision(source: Path) -> FilePrecision:
     # Kohya's files keep the scale of each layer as a number of its own, often in float32.
     kinds = {entry.dtype for entry in TensorFile(file).entries.values() if entry.shape}
     return _PRECISIONS.get(next(iter(kinds)), "fp32") if len(kinds) == 1 else "fp32"
-
-
-def keep_format(naming: str) -> FileFormat:
-    """The format whose names a file uses, for `write_adapter`."""
-    if naming == "kohya-diffusers":
-        return "kohya-diffusers"
-    return "kohya" if naming.startswith("kohya") else "peft"

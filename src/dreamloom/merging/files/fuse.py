@@ -1,10 +1,10 @@
-"""Adapters into a full checkpoint: the base's own files again, with changed weights."""
+"""Fuse LoRAs into a full checkpoint: the base's own files again, with changed weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, BaseModelError, RunFolderError
 from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import atomic_folder, atomic_path
-from dreamloom.lora.sdxl_layers import respell_text
+from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text
+from dreamloom.merging.factors import frobenius
 from dreamloom.merging.files.inputs import Loaded, load_parts
 from dreamloom.merging.files.merge import count_adapters
 from dreamloom.merging.files.recipe import AdapterPart
@@ -35,7 +36,7 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 
 @dataclass(frozen=True)
 class FusedCheckpoint:
-    """What became of a baking.
+    """What became of a checkpoint.
 
     Args:
         path: The checkpoint: a file, or a folder in diffusers' layout.
@@ -73,7 +74,15 @@ class _Fuser:
         tensor = file.read(key)
         for name, place in self._by_tensor[file.path, key]:
             part = place.pick(tensor)
-            update = self._add_up(name, part)
+            update = torch.zeros(part.shape)
+            for adapted, adapter, blocks in zip(
+                self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
+            ):
+                layer = adapter.layers.get(self.names[name][adapted.name], None)
+                weight = adapted.weight * blocks.of(name)
+                if layer is not None and weight != 0:
+                    up, down = layer.up.flatten(1), layer.down.flatten(1)
+                    update.flatten(1).addmm_(up, down, alpha=weight)
             exact = part.float() + update
             rounded = exact.to(part.dtype)
             if not torch.isfinite(rounded).all():
@@ -82,25 +91,9 @@ class _Fuser:
                     "Lower a weight.",
                 )
             part.copy_(rounded)
-            self._lost += _measure(exact.sub_(part)) ** 2
-            self._whole += _measure(update) ** 2
+            self._lost += frobenius(exact.sub_(part)) ** 2
+            self._whole += frobenius(update) ** 2
         return tensor
-
-    def _add_up(self, name: str, like: Tensor) -> Tensor:
-        update = torch.zeros(like.shape)
-        matrix = update.flatten(1)
-        for part, adapter, blocks in zip(
-            self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
-        ):
-            layer = adapter.layers.get(self.names[name][part.name], None)
-            weight = part.weight * blocks.of(name)
-            if layer is not None and weight != 0:
-                matrix.addmm_(layer.up.flatten(1), layer.down.flatten(1), alpha=weight)
-        return update
-
-
-def _measure(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
 def fuse_into_checkpoint(
@@ -136,17 +129,26 @@ def fuse_into_checkpoint(
         loaded = load_parts(parts)
         _warn(loaded, weights, observe)
         fuser = _Fuser(loaded, weights.places)
-        story = _tell(loaded)
-        progress = _count(weights, observe)
+        listed = [
+            {"name": p.name, "file": p.path.name, "sha256": p.sha256, "weight": p.weight}
+            for p in loaded.parts
+        ]
+        metadata = {FUSED_KEY: json.dumps(listed)}
+        total = sum(len(file.entries) for file in weights.files)
+        done = iter(range(1, total + 1))
+
+        def progress() -> None:
+            observe(Progress("bake", "tensors", next(done), total))
+
         if weights.path.is_file():
             with atomic_path(out) as temporary:
-                _write_file(weights.files[0], temporary, fuser, story, progress)
+                _write_file(weights.files[0], temporary, fuser, metadata, progress)
         else:
             with atomic_folder(out) as fresh:
                 _copy_beside(weights.path, fresh)
                 for file in weights.files:
                     place = fresh / file.path.relative_to(weights.path)
-                    _write_file(file, place, fuser, story, progress)
+                    _write_file(file, place, fuser, metadata, progress)
     observe(StageDone("bake", effort.seconds, str(out)))
     return FusedCheckpoint(out, len(fuser.names), fuser.rounding)
 
@@ -162,8 +164,7 @@ def _check_place(out: Path, base: Path, overwrite: bool) -> None:
         )
     if base.is_dir() and (out.is_file() or out.suffix == ".safetensors"):
         raise RunFolderError(
-            f"{out} names a file, and the base is a folder in diffusers' layout.",
-            "Name a folder.",
+            f"{out} names a file, and the base is a folder in diffusers' layout.", "Name a folder."
         )
     if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
         raise RunFolderError(f"{out} lies inside the base model.", "Name another place to write.")
@@ -220,25 +221,11 @@ def _match_layers(
     return {name: names[name] for name in sorted(names)}
 
 
-def _tell(loaded: Loaded) -> dict[str, str]:
-    told = [
-        {"name": part.name, "file": part.path.name, "sha256": part.sha256, "weight": part.weight}
-        for part in loaded.parts
-    ]
-    return {FUSED_KEY: json.dumps(told)}
-
-
-def _count(weights: BaseWeights, observe: Observer) -> Callable[[], None]:
-    total = sum(len(file.entries) for file in weights.files)
-    done = iter(range(1, total + 1))
-    return lambda: observe(Progress("bake", "tensors", next(done), total))
-
-
 def _write_file(
     file: TensorFile,
     out: Path,
     fuser: _Fuser,
-    story: Mapping[str, str],
+    fused: Mapping[str, str],
     progress: Callable[[], None],
 ) -> None:
     """Write a file again, tensor by tensor where each was, with changed weights."""
@@ -246,7 +233,7 @@ def _write_file(
     begin = entries[0][1].start if entries else 0
     metadata = {key: text for key, text in file.metadata.items() if key not in _HASHES}
     if any(fuser.changes(file, key) for key in file.entries):
-        metadata |= story
+        metadata |= fused
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     for key, entry in entries:
         header[key] = {
@@ -270,25 +257,17 @@ def _write_file(
 
 def _copy_beside(base: Path, fresh: Path) -> None:
     """Copy configurations and tokenizers, and weights that no adapter changes."""
-    for file in _list_files(base):
-        place = fresh / file.relative_to(base)
+    for file in sorted(base.rglob("*")):
+        inside = file.relative_to(base)
+        top = inside.parts[0]
+        if not file.is_file() or file.suffix in _PICKLES or top in {"judges", ".git", ".cache"}:
+            continue
+        # Beside a pipeline's folders may lie the same model as one file, unchanged.
+        if file.suffix == ".safetensors" and (top in COMPONENTS or len(inside.parts) == 1):
+            continue
+        place = fresh / inside
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(file, place)
         except OSError as error:
             raise BaseModelError(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _list_files(base: Path) -> Iterator[Path]:
-    for file in sorted(base.rglob("*")):
-        inside = file.relative_to(base).parts
-        if file.is_file() and inside[0] not in {"judges", ".git", ".cache"}:
-            changed = file.suffix == ".safetensors" and inside[0] in {
-                "unet",
-                "text_encoder",
-                "text_encoder_2",
-            }
-            # Beside a pipeline's folders may lie the same model as one file, unchanged.
-            whole = file.suffix == ".safetensors" and len(inside) == 1
-            if not (changed or whole) and file.suffix not in _PICKLES:
-                yield file

@@ -1,4 +1,4 @@
-"""The adapters that go into a merge: read, compared, and found again by their SHA-256."""
+"""The LoRA files that go into a merge: read, compared, and found again by their SHA-256."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
         if "dreamloom.base_fingerprint" in adapter.metadata
     }
     if len(known) > 1:
-        told = ", ".join(
+        listed = ", ".join(
             f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
             for path, adapter in known.values()
         )
         raise AdapterError(
-            f"The adapters were made for different base models: {told}.",
+            f"The adapters were made for different base models: {listed}.",
             "Only adapters of one base model can be merged.",
         )
 
@@ -102,12 +102,12 @@ def hash_input(path: Path) -> str:
 
 
 def find_inputs(
-    told: RecordedRecipe, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
+    recipe: RecordedRecipe, path: Path, folder: Path | None = None, files: Sequence[Path] = ()
 ) -> list[Path]:
     """Find the files that were merged, by their SHA-256.
 
     Args:
-        told: The recipe.
+        recipe: The recipe.
         path: The merged file.
         folder: Where to look, at any depth; by default beside the merged file.
         files: Where to look first.
@@ -116,15 +116,15 @@ def find_inputs(
         AdapterError: If one is missing, or only another file of its name is there.
     """
     found: dict[str, Path] = {}
-    wanted = {part.sha256 for part in told.parts}
+    wanted = {part.sha256 for part in recipe.parts}
     seen: dict[Path, str] = {}
-    for file in _list_candidates(told, path, folder, files):
+    for file in _list_candidates(recipe, path, folder, files):
         if wanted <= found.keys():
             break
         if file not in seen:
             seen[file] = hash_input(file)
             found.setdefault(seen[file], file)
-    for part in told.parts:
+    for part in recipe.parts:
         if part.sha256 in found:
             continue
         namesakes = [file for file in seen if file.name == part.file]
@@ -139,11 +139,11 @@ def find_inputs(
             f"The input {part.file} (SHA-256 {part.sha256[:12]}…) is not {where}.",
             "Name the folder where it lies with --inputs.",
         )
-    return [found[part.sha256] for part in told.parts]
+    return [found[part.sha256] for part in recipe.parts]
 
 
 def _list_candidates(
-    told: RecordedRecipe, path: Path, folder: Path | None, files: Sequence[Path]
+    recipe: RecordedRecipe, path: Path, folder: Path | None, files: Sequence[Path]
 ) -> Iterator[Path]:
     """List what may be an input: what is named so before what is named otherwise."""
     yield from (file for file in files if file.exists())
@@ -153,6 +153,6 @@ def _list_candidates(
     listed = sorted(place.rglob("*.safetensors") if folder else place.glob("*.safetensors"))
     listed = [file for file in listed if file.is_file() and not file.samefile(path)]
     listed += [config.parent for config in sorted(place.rglob(CONFIG))] if folder else []
-    names = {part.file for part in told.parts}
+    names = {part.file for part in recipe.parts}
     yield from (file for file in listed if file.name in names)
     yield from (file for file in listed if file.name not in names)

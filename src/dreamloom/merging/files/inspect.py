@@ -1,4 +1,4 @@
-"""What adapter files say of themselves, and what two of them have to do with each other."""
+"""Inspect a LoRA file's metadata and certificate, and diagnose two against each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dreamloom.merging.files.certificate import (
     RECIPE_KEY,
     SEAL_KEY,
     SLICES_KEY,
-    has_certificate,
     seal_holds,
 )
 from dreamloom.merging.files.inputs import read_input, refuse_other_bases
@@ -33,15 +32,15 @@ def inspect_file(path: Path) -> dict[str, object]:
     summary = describe_adapter(path)
     metadata = summary.pop("metadata")
     assert isinstance(metadata, dict)
-    story = {key: text for key, text in metadata.items() if key not in (LAYERS_KEY, SLICES_KEY)}
-    if has_certificate(story):
+    entries = {key: text for key, text in metadata.items() if key not in (LAYERS_KEY, SLICES_KEY)}
+    if RECIPE_KEY in entries:
         try:
-            summary["recipe"] = json.loads(story.pop(RECIPE_KEY))
+            summary["recipe"] = json.loads(entries.pop(RECIPE_KEY))
         except ValueError:
             summary["recipe"] = None
-        summary["sealed"] = seal_holds(path, story.pop(SEAL_KEY, ""))
+        summary["sealed"] = seal_holds(path, entries.pop(SEAL_KEY, ""))
         summary["can_be_remixed"] = SLICES_KEY in metadata
-    return {**summary, "metadata": story}
+    return {**summary, "metadata": entries}
 
 
 def diagnose_files(one: AdapterPart, other: AdapterPart, observe: Observer = silent) -> Diagnosis:

@@ -1,4 +1,4 @@
-"""Several adapter files in, one out, with a certificate of how it was made."""
+"""Merge LoRA files into one, with a certificate of how it was made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.core.run_folder import library_versions
+from dreamloom.core.run_folder import Record, RunFolder, file_sha256, library_versions
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
@@ -36,7 +36,7 @@ def merge_adapters(
     overwrite: bool = False,
     observe: Observer = silent,
 ) -> Adapter:
-    """Combine adapter files into one that can be loaded alone; see `carry_out` for more wishes.
+    """Combine adapter files into one that can be loaded alone; see `carry_out` for more settings.
 
     Returns:
         The merged adapter, as written to ``out``.
@@ -65,12 +65,19 @@ def carry_out(
     """
     check_out(out, [part.path for part in recipe.parts], overwrite)
     find_method(recipe.method).read_options(recipe.options)
-    _refuse_prompts(recipe)
+    prompts = [part.prompts for part in recipe.parts]
+    if not asks_base(recipe.method) and (recipe.joint or any(prompts)):
+        raise ConfigError(
+            f"The method {recipe.method} asks no base model, so prompts change nothing.",
+            "Leave them out, or choose a method that asks, such as ssr.",
+        )
     observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
         request = make_request(recipe, loaded)
-        answer = ask_base(_make_question(recipe), loaded.adapters, request, observe)
+        given = prompts if any(prompts) else ()
+        question = Question(recipe.base, recipe.device, given, recipe.joint)
+        answer = ask_base(question, loaded.adapters, request, observe)
         combined = combine(
             loaded.adapters,
             request,
@@ -78,29 +85,18 @@ def carry_out(
             on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
         )
         refuse_cancelled(loaded, combined)
-        told = _tell(recipe, loaded, answer)
-        certificate = Certificate(told, combined.reports, cut_slices(request, loaded.adapters))
-        story = {
-            **_tell_base(loaded.adapters),
+        recorded = _record_recipe(recipe, loaded, answer)
+        certificate = Certificate(recorded, combined.reports, cut_slices(request, loaded.adapters))
+        metadata = {
+            **_inherit_metadata(loaded.adapters),
             "dreamloom.kind": "merge",
             "dreamloom.method": recipe.method,
             **certificate.as_metadata([*combined.adapter.layers]),
         }
-        merged = combined.adapter.with_metadata(**story)
+        merged = combined.adapter.with_metadata(**metadata)
         write_sealed(out, merged, recipe.precision, recipe.format)
     observe(StageDone("merge", effort.seconds, str(out)))
     return Combined(merged, combined.reports)
-
-
-def _refuse_prompts(recipe: Recipe) -> None:
-    """Refuse prompts that nobody would be asked."""
-    if not asks_base(recipe.method) and (
-        recipe.joint or any(part.prompts for part in recipe.parts)
-    ):
-        raise ConfigError(
-            f"The method {recipe.method} asks no base model, so prompts change nothing.",
-            "Leave them out, or choose a method that asks, such as ssr.",
-        )
 
 
 def count_adapters(parts: Sequence[AdapterPart]) -> str:
@@ -133,11 +129,6 @@ def check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         )
     if out.exists() and not overwrite:
         raise RunFolderError(f"{out} exists already.", "Name another file, or add --overwrite.")
-
-
-def _make_question(recipe: Recipe) -> Question:
-    prompts = [part.prompts for part in recipe.parts]
-    return Question(recipe.base, recipe.device, prompts if any(prompts) else (), recipe.joint)
 
 
 def make_request(recipe: Recipe, loaded: Loaded) -> MergeRequest:
@@ -182,18 +173,12 @@ def cut_slices(request: MergeRequest, adapters: Sequence[Adapter]) -> list[Mappi
     if request.method != "sum" or request.rank.kind != "full":
         return []
     return [
-        {
-            name: rank
-            for name, rank in adapter.ranks.items()
-            if request.weights[number]
-            * (request.blocks[number].of(name) if request.blocks else 1.0)
-            != 0
-        }
+        {name: rank for name, rank in adapter.ranks.items() if request.weight_of(number, name) != 0}
         for number, adapter in enumerate(adapters)
     ]
 
 
-def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> RecordedRecipe:
+def _record_recipe(recipe: Recipe, loaded: Loaded, answer: Answer) -> RecordedRecipe:
     """Say how the file was made, so that it can tell when it is found alone in a folder."""
     versions = library_versions()
     return RecordedRecipe(
@@ -226,10 +211,10 @@ def _tell(recipe: Recipe, loaded: Loaded, answer: Answer) -> RecordedRecipe:
     )
 
 
-def _tell_base(adapters: Sequence[Adapter]) -> dict[str, str]:
+def _inherit_metadata(adapters: Sequence[Adapter]) -> dict[str, str]:
     """What the merged file says as its parts do: whose adapter it is, and what it draws."""
     # The first part is the subject, by custom; its words still name it in the merge.
-    story = {}
+    metadata = {}
     for key in (
         "dreamloom.base",
         "dreamloom.base_fingerprint",
@@ -241,5 +226,35 @@ def _tell_base(adapters: Sequence[Adapter]) -> dict[str, str]:
     ):
         found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
         if found:
-            story[key] = found[0]
-    return story
+            metadata[key] = found[0]
+    return metadata
+
+
+def record_merge(
+    run: RunFolder, parts: Sequence[AdapterPart], out: Path, merged: Adapter, seconds: float
+) -> Record:
+    """Write the record of a merge that lies inside a run."""
+    root = run.path.resolve()
+    # Every run calls its adapter the same, so a file of this run is named by its place there.
+    files = [part.path.resolve() for part in parts]
+    record = Record(
+        stage="merge",
+        inputs={f"part{i}": file_sha256(part.path) for i, part in enumerate(parts)},
+        settings={
+            "method": merged.metadata["dreamloom.method"],
+            "weights": [part.weight for part in parts],
+            "files": [
+                file.relative_to(root).as_posix() if file.is_relative_to(root) else part.path.name
+                for part, file in zip(parts, files, strict=True)
+            ],
+        },
+        outputs=run.hash_outputs(out),
+        results={
+            "layers": len(merged.layers),
+            "ranks": sorted(set(merged.ranks.values())),
+            "norm": merged.norm(),
+        },
+        seconds=seconds,
+    )
+    run.write_record(record)
+    return record

@@ -1,4 +1,4 @@
-"""Other strengths for the parts of a merged file, without the files that it was made from."""
+"""Reweight the LoRAs of a merged file (remix), without the files that it was made from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from math import isfinite
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError
@@ -67,8 +66,8 @@ def list_parts(path: Path) -> tuple[tuple[RecordedPart, ...], str]:
         refuse_unsealed(path, merged)
         _check_slices(path, certificate, merged)
     except AdapterError as error:
-        return certificate.told.parts, error.problem
-    return certificate.told.parts, ""
+        return certificate.recipe.parts, error.problem
+    return certificate.recipe.parts, ""
 
 
 def remix_merge(
@@ -107,41 +106,41 @@ def remix_merge(
         certificate = read_certificate(path, merged)
         refuse_unsealed(path, merged)
         _check_slices(path, certificate, merged)
-        weights = _find_weights(certificate.told, changes)
-        remixed, told = _weigh_parts(merged, certificate, weights)
-        write_sealed(out or path, remixed, told.precision, told.format)
+        weights = _find_weights(certificate.recipe, changes)
+        remixed, recipe = _weigh_parts(merged, certificate, weights)
+        write_sealed(out or path, remixed, recipe.precision, recipe.format)
     observe(StageDone("remix", effort.seconds, str(out or path)))
     return remixed
 
 
 def _check_slices(path: Path, certificate: Certificate, merged: Adapter) -> None:
-    told = certificate.told
-    if told.method != "sum":
+    recipe = certificate.recipe
+    if recipe.method != "sum":
         raise AdapterError(
-            f"{path} was merged by {told.method}, whose parts cannot be told apart.",
+            f"{path} was merged by {recipe.method}, whose parts cannot be told apart.",
             "Only a plain sum at full rank can be remixed; merge the inputs again.",
         )
-    if told.rank != "full":
+    if recipe.rank != "full":
         raise AdapterError(
-            f"{path} was cut to rank {told.rank}, which mixes its parts.",
+            f"{path} was cut to rank {recipe.rank}, which mixes its parts.",
             "Only a plain sum at full rank can be remixed; merge the inputs again.",
         )
     ranks = {
         name: sum(own[name] for own in certificate.slices) if certificate.slices else -1
         for name in merged.layers
     }
-    if len(certificate.slices) != len(told.parts) or ranks != merged.ranks:
+    if len(certificate.slices) != len(recipe.parts) or ranks != merged.ranks:
         raise AdapterError(
             f"{path} does not say where its parts begin and end.",
             "It was changed after it was merged; merge the inputs again.",
         )
 
 
-def _find_weights(told: RecordedRecipe, changes: Mapping[str, float]) -> list[float]:
+def _find_weights(recipe: RecordedRecipe, changes: Mapping[str, float]) -> list[float]:
     """Every part's weight after the changes."""
-    listed = ", ".join(f"{part.name} ({part.weight:g})" for part in told.parts)
+    listed = ", ".join(f"{part.name} ({part.weight:g})" for part in recipe.parts)
     for name, weight in changes.items():
-        known = [part for part in told.parts if part.name == name]
+        known = [part for part in recipe.parts if part.name == name]
         if not known:
             raise ConfigError(f"There is no part {name!r} in the file.", f"It has {listed}.")
         if weight != 0 and known[0].weight == 0:
@@ -149,7 +148,7 @@ def _find_weights(told: RecordedRecipe, changes: Mapping[str, float]) -> list[fl
                 f"The part {name} is not in the file: its weight was 0.",
                 "Merge the inputs again to bring it back.",
             )
-    weights = [changes.get(part.name, part.weight) for part in told.parts]
+    weights = [changes.get(part.name, part.weight) for part in recipe.parts]
     if not any(weights):
         raise ConfigError("Every weight is 0, so nothing is left.", "Raise a weight.")
     return weights
@@ -159,51 +158,39 @@ def _weigh_parts(
     merged: Adapter, certificate: Certificate, weights: Sequence[float]
 ) -> tuple[Adapter, RecordedRecipe]:
     """Give every slice its new weight; a part at 0 goes, its words and its name with it."""
-    told = certificate.told
-    old = [part.weight for part in told.parts]
+    recipe = certificate.recipe
+    old = [part.weight for part in recipe.parts]
     factors = [new / was if was else 0.0 for was, new in zip(old, weights, strict=True)]
-    layers = {
-        name: weighed
-        for name, layer in merged.layers.items()
-        if (weighed := _weigh(layer, [own[name] for own in certificate.slices], factors)).rank
-    }
+    layers = {}
+    for name, layer in merged.layers.items():
+        ranks = [own[name] for own in certificate.slices]
+        slices = zip(layer.up.split(ranks, dim=1), layer.down.split(ranks), factors, strict=True)
+        kept = [(up * factor, down) for up, down, factor in slices if factor != 0]
+        if any(down.shape[0] for _, down in kept):
+            ups, downs = zip(*kept, strict=True)
+            layers[name] = Layer(torch.cat(downs), torch.cat(ups, dim=1))
     parts = [
         (part.model_copy(update={"weight": weight}), own)
-        for part, weight, own in zip(told.parts, weights, certificate.slices, strict=True)
+        for part, weight, own in zip(recipe.parts, weights, certificate.slices, strict=True)
         if weight != 0
     ]
     renewed = Certificate(
-        told.model_copy(
-            update={"parts": tuple(part for part, _ in parts), "remixed": told.remixed + 1}
+        recipe.model_copy(
+            update={"parts": tuple(part for part, _ in parts), "remixed": recipe.remixed + 1}
         ),
         {n: LayerReport(layer.rank, norm(flatten(layer)), 0.0) for n, layer in layers.items()},
         [{name: own[name] for name in layers} for _, own in parts],
     )
     words = {word for part, _ in parts for word in part.words}
-    story = dict(merged.metadata)
-    if told.parts[0].name != parts[0][0].name:
+    metadata = dict(merged.metadata)
+    if recipe.parts[0].name != parts[0][0].name:
         # The first part is the subject, by custom, and it is gone.
-        story.pop("dreamloom.class_noun", None)
-        story["dreamloom.subject"] = parts[0][0].subject
+        metadata.pop("dreamloom.class_noun", None)
+        metadata["dreamloom.subject"] = parts[0][0].subject
     remixed = replace(
         merged,
         layers=layers,
-        metadata={**story, **renewed.as_metadata([*layers])},
+        metadata={**metadata, **renewed.as_metadata([*layers])},
         tokens={word: rows for word, rows in merged.tokens.items() if word in words},
     )
-    return remixed, renewed.told
-
-
-def _weigh(layer: Layer, ranks: Sequence[int], factors: Sequence[float]) -> Layer:
-    """Multiply each part's slice of a layer by a factor; 0 takes the slice out."""
-    ups: list[Tensor] = []
-    downs: list[Tensor] = []
-    for up, down, factor in zip(
-        layer.up.split(list(ranks), dim=1), layer.down.split(list(ranks)), factors, strict=True
-    ):
-        if factor != 0:
-            ups.append(up * factor)
-            downs.append(down)
-    if not ups:
-        return Layer(layer.down[:0], layer.up[:, :0])
-    return Layer(torch.cat(downs), torch.cat(ups, dim=1))
+    return remixed, renewed.recipe

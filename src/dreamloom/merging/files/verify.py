@@ -1,4 +1,4 @@
-"""Is a merged file what its recipe says? Its inputs are found by hash and merged again."""
+"""Verify a merged file: find its inputs by hash, merge them again, compare every layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
-from dreamloom.merging.files.base_model import Answer, Question, ask_base
+from dreamloom.merging.files.base_model import Question, ask_base
 from dreamloom.merging.files.certificate import (
     Certificate,
     RecordedRecipe,
@@ -25,7 +25,7 @@ from dreamloom.merging.files.certificate import (
 )
 from dreamloom.merging.files.inputs import find_inputs, read_input
 from dreamloom.merging.files.recipe import FilePrecision
-from dreamloom.merging.merging import MergeRequest, Uncut, merge_uncut
+from dreamloom.merging.merging import Uncut, merge_uncut
 from dreamloom.merging.ranks import choose_rank, spend_budget
 
 # Half the distance from 1 to the next number, and half that of the least number from 0.
@@ -47,7 +47,7 @@ class Verified:
 
     Args:
         path: The file.
-        told: Its recipe.
+        recipe: Its recipe.
         layers: How many layers were merged again.
         error: ‖what is in the file − what the method says‖ / ‖what the method says‖ over all
             layers together, 0 or above: what the rank cut off, and what the precision rounded.
@@ -57,7 +57,7 @@ class Verified:
     """
 
     path: Path
-    told: RecordedRecipe
+    recipe: RecordedRecipe
     layers: int
     error: float
     worst: str
@@ -65,14 +65,18 @@ class Verified:
     rank_error: float
 
     def __str__(self) -> str:
-        told = self.told
-        names = " and ".join(part.name for part in told.parts)
-        begin = f"{self.path} holds: merged again from {names} by {told.method}, its {self.layers} "
+        recipe = self.recipe
+        names = " and ".join(part.name for part in recipe.parts)
+        begin = (
+            f"{self.path} holds: merged again from {names} by {recipe.method}, its {self.layers} "
+        )
         if self.rank_error <= _ARITHMETIC:
-            rounding = f"{self.error:.1e}, the rounding of {told.precision}" if self.error else "0"
+            rounding = (
+                f"{self.error:.1e}, the rounding of {recipe.precision}" if self.error else "0"
+            )
             return f"{begin}layers differ from what the method says by {rounding}."
         return (
-            f"{begin}layers are as near to what the method says as --rank {told.rank} allows: "
+            f"{begin}layers are as near to what the method says as --rank {recipe.rank} allows: "
             f"{self.error:.2%} off in all, {self.worst_error:.2%} at most, in {self.worst}."
         )
 
@@ -98,12 +102,6 @@ class _Layer:
     rounding: float
     together: int
     sides: tuple[int, int]
-
-    def lost(self, rank: int) -> float:
-        return float(self.values[rank:].norm())
-
-    def kept(self, rank: int) -> float:
-        return float(self.values[:rank].norm())
 
 
 def verify_merge(
@@ -137,38 +135,29 @@ def verify_merge(
         merged = read_adapter(path)
         certificate = read_certificate(path, merged)
         refuse_unsealed(path, merged)
-        told = certificate.told
-        adapters = [read_input(found) for found in find_inputs(told, path, folder, files)]
-        answer = _ask_again(path, told, adapters, question or Question(), observe)
+        recipe = certificate.recipe
+        adapters = [read_input(found) for found in find_inputs(recipe, path, folder, files)]
+        # The base model is asked what it was asked before, and must be the same.
+        where = question or Question()
+        prompts = [part.prompts for part in recipe.parts]
+        asked = Question(where.base or recipe.base, where.device, prompts, recipe.joint)
+        answer = ask_base(asked, adapters, recipe.request(), observe)
+        if answer.fingerprint != recipe.base_fingerprint:
+            raise AdapterError(
+                f"{path} was merged with the help of {recipe.base}, and {answer.base} has other "
+                "weights.",
+                "Name that base model with --base.",
+            )
         layers: dict[str, _Layer] = {}
-        for uncut in merge_uncut(adapters, told.request(), answer.layers):
-            layers[uncut.layer] = _compare(uncut, merged, told)
+        for uncut in merge_uncut(adapters, recipe.request(), answer.layers):
+            layers[uncut.layer] = _compare(uncut, merged, recipe)
             observe(Progress("verify", "layers", len(layers), len(certificate.reports)))
         verified = _judge(path, certificate, layers)
     observe(StageDone("verify", effort.seconds, str(path)))
     return verified
 
 
-def _ask_again(
-    path: Path,
-    told: RecordedRecipe,
-    adapters: Sequence[Adapter],
-    question: Question,
-    observe: Observer,
-) -> Answer:
-    """Ask the base model what it was asked before, and see that it is the same."""
-    prompts = [part.prompts for part in told.parts]
-    asked = Question(question.base or told.base, question.device, prompts, told.joint)
-    answer = ask_base(asked, adapters, told.request(), observe)
-    if answer.fingerprint != told.base_fingerprint:
-        raise AdapterError(
-            f"{path} was merged with the help of {told.base}, and {answer.base} has other weights.",
-            "Name that base model with --base.",
-        )
-    return answer
-
-
-def _compare(uncut: Uncut, merged: Adapter, told: RecordedRecipe) -> _Layer:
+def _compare(uncut: Uncut, merged: Adapter, recipe: RecordedRecipe) -> _Layer:
     """Compare what the method says of a layer with what stands in the file."""
     update = uncut.update
     if uncut.layer in merged.layers:
@@ -194,13 +183,13 @@ def _compare(uncut: Uncut, merged: Adapter, told: RecordedRecipe) -> _Layer:
         values = torch.linalg.svdvals(update.float()).double()
         whole = float(update.double().norm())
         difference = float((held.multiply().double() - update.double()).norm())
-    rounding = _bound_rounding(held, sizes, told, max(merged.ranks.values()))
+    rounding = _bound_rounding(held, sizes, recipe, max(merged.ranks.values()))
     rounding += _ARITHMETIC * (whole + added)
     return _Layer(values, whole, norm(held), difference, rounding, uncut.together, held.shape)
 
 
 def _bound_rounding(
-    held: Factors, sizes: tuple[Tensor, Tensor], told: RecordedRecipe, alpha: int
+    held: Factors, sizes: tuple[Tensor, Tensor], recipe: RecordedRecipe, alpha: int
 ) -> float:
     """Bound how far an update can be moved by rounding its factors.
 
@@ -208,8 +197,8 @@ def _bound_rounding(
     row d of down move by at most δu and δd, and u dᵀ by ‖u‖ δd + δu ‖d‖ + δu δd. Files with
     kohya's names hold ``up`` divided by up to ``alpha``, so that its step counts for more.
     """
-    share, step = _ROUNDING[told.precision]
-    times = 1 + told.remixed
+    share, step = _ROUNDING[recipe.precision]
+    times = 1 + recipe.remixed
     up, down = sizes
     up_moves = times * (share * up + step * alpha * held.shape[0] ** 0.5)
     down_moves = times * (share * down + step * held.shape[1] ** 0.5)
@@ -218,21 +207,32 @@ def _bound_rounding(
 
 def _judge(path: Path, certificate: Certificate, layers: Mapping[str, _Layer]) -> Verified:
     """Say that the file holds, or refuse it for the first thing that does not."""
-    told, reports = certificate.told, certificate.reports
+    recipe, reports = certificate.recipe, certificate.reports
     if set(layers) != set(reports):
         example = sorted(set(layers) ^ set(reports))[0]
-        raise _refuse(path, told, f"by its recipe it has other layers, such as {example}")
-    ranks = _choose_ranks(told.request(), layers)
+        raise _refuse(path, recipe, f"by its recipe it has other layers, such as {example}")
+    # Chosen anew, from what the method says and the rank that was asked for.
+    request = recipe.request()
+    values = {name: layer.values for name, layer in layers.items()}
+    if request.rank.kind == "budget":
+        costs = {name: sum(layer.sides) for name, layer in layers.items()}
+        numbers = request.rank.amount / request.bytes_per_number
+        ranks = spend_budget(values, costs, numbers)
+    else:
+        ranks = {
+            name: choose_rank(values[name], request.rank, layer.together)
+            for name, layer in layers.items()
+        }
     for name, layer in layers.items():
         why = _find_fault(layer, ranks[name], reports[name].error)
         if why:
-            raise _refuse(path, told, f"{name} {why}")
+            raise _refuse(path, recipe, f"{name} {why}")
     shares = {name: la.difference / la.whole if la.whole else 0.0 for name, la in layers.items()}
     worst = max(shares, key=shares.__getitem__)
     whole = sum(layer.whole**2 for layer in layers.values()) ** 0.5
     return Verified(
         path,
-        told,
+        recipe,
         len(layers),
         sum(layer.difference**2 for layer in layers.values()) ** 0.5 / whole,
         worst,
@@ -248,7 +248,8 @@ def _find_fault(layer: _Layer, rank: int, told_error: float) -> str:
     those of the nearest update of its rank. All three are the same for every such update, also
     where equal singular values leave a choice.
     """
-    lost, kept, whole = layer.lost(rank), layer.kept(rank), layer.whole or 1.0
+    lost, kept = float(layer.values[rank:].norm()), float(layer.values[:rank].norm())
+    whole = layer.whole or 1.0
     if not layer.difference <= lost + layer.rounding:
         return (
             f"differs by {layer.difference / whole:.1e} from what the method says, and rank and "
@@ -264,23 +265,11 @@ def _find_fault(layer: _Layer, rank: int, told_error: float) -> str:
     return ""
 
 
-def _choose_ranks(request: MergeRequest, layers: Mapping[str, _Layer]) -> dict[str, int]:
-    """Choose the ranks anew, from what the method says and what was wished."""
-    if request.rank.kind == "budget":
-        values = {name: layer.values for name, layer in layers.items()}
-        costs = {name: sum(layer.sides) for name, layer in layers.items()}
-        return spend_budget(values, costs, request.rank.amount / request.bytes_per_number)
-    return {
-        name: choose_rank(layer.values, request.rank, layer.together)
-        for name, layer in layers.items()
-    }
-
-
-def _refuse(path: Path, told: RecordedRecipe, why: str) -> AdapterError:
+def _refuse(path: Path, recipe: RecordedRecipe, why: str) -> AdapterError:
     now = library_versions()
     other = [
         f"{name} {version} (here {now.get(name, 'none')})"
-        for name, version in told.versions.items()
+        for name, version in recipe.versions.items()
         if now.get(name) != version
     ]
     hint = (

@@ -1,4 +1,4 @@
-"""Every way to merge: a module here, and each of its ``METHODS`` is in the list."""
+"""Merge methods: each module here lists its own in ``METHODS``, and they are all found here."""
 
 from __future__ import annotations
 

@@ -1,18 +1,40 @@
-"""The weighted sum, brought to the size of its parts."""
+"""Norm matching: LoRAs made equally strong before they are added, or their sum afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamloom.merging.coefficients import SCOPE, mix_updates
 from dreamloom.merging.factors import Factors
 from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
-from dreamloom.merging.mixing import SCOPE, mix_updates
 
 # A sum that is shorter than this share of its parts is what rounding left of parts that cancel.
 _CANCELLED = 1e-6
+
+
+def choose_equal_energy(
+    products: Float[Tensor, "k k"], sizes: Float[Tensor, " k"]
+) -> Float[Tensor, " k"]:
+    """The numbers that make every update as strong as its weight says: wᵢ n / ‖ΔWᵢ‖.
+
+    n is the mean of the norms, each counting by its weight. A style that was trained long may
+    change layers ten times as much as a subject does; here a weight alone says how strong an
+    adapter is, so that none drowns another. Updates of one norm give the plain sum.
+
+    Args:
+        products: Inner products of the updates.
+        sizes: Their weights.
+
+    Source:
+        Our own; the γ of K-LoRA (Ouyang et al., arXiv:2502.18461) balances two adapters by the
+        sums of their entries' sizes instead.
+    """
+    lengths = products.diagonal().sqrt()
+    return sizes * (sizes * lengths).sum() / sizes.sum() / lengths
 
 
 def match_norm(
@@ -50,6 +72,15 @@ def add_matched(parts: Sequence[LayerPart], context: Context) -> Factors:
 
 
 METHODS = (
+    MergeMethod(
+        name="equal",
+        summary="The weighted sum of updates that were brought to one norm first.",
+        formula="ΔW = Σ wᵢ (n/‖ΔWᵢ‖) ΔWᵢ, n = Σ |wᵢ| ‖ΔWᵢ‖/Σ |wⱼ|",
+        source="Our own; compare γ of K-LoRA (arXiv:2502.18461)",
+        merge=partial(mix_updates, choose=choose_equal_energy),
+        options=(SCOPE,),
+        whole=True,
+    ),
     MergeMethod(
         name="matched",
         summary="The weighted sum, scaled to the norm of its parts, so that stacks do not burn.",

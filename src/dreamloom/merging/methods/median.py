@@ -1,16 +1,15 @@
-"""The point with the least distance to all updates, which an odd one out cannot move far."""
+"""Geometric median of LoRAs, which one failed training cannot move far."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, LayerPart, MergeMethod
-from dreamloom.merging.mixing import SCOPE, STRENGTH, mix_updates
+from dreamloom.merging.coefficients import SCOPE, STRENGTH, mix_updates
+from dreamloom.merging.method import MergeMethod
 
 _ROUNDS = 1000
 _STILL = 1e-2  # of what counts as standing on an update
@@ -23,6 +22,9 @@ def choose_median(
     products: Float[Tensor, "k k"], sizes: Float[Tensor, " k"]
 ) -> Float[Tensor, " k"]:
     """The numbers of the geometric median: argmin Σ aᵢ ‖x - ΔWᵢ‖.
+
+    Of several trainings of one thing, one that failed pulls the average along; the median stays
+    with the others. It takes three adapters or more: of two it is the one that counts more.
 
     An update is the median if it holds more than all others together pull. Else rounds of averages
     come nearer to it, in which an update counts by aᵢ over its distance.
@@ -74,26 +76,13 @@ def _length(mixture: Float[Tensor, " k"], products: Float[Tensor, "k k"]) -> Ten
     return (mixture @ products @ mixture).clamp(min=0).sqrt()
 
 
-def find_median(parts: Sequence[LayerPart], context: Context) -> Factors:
-    """Find the update with the least sum of distances to all updates.
-
-    Of several trainings of one thing, one that failed pulls the average along; the median stays
-    with the others. The weights say how much each counts. It takes three adapters or more: the
-    median of two is the one that counts more.
-
-    Source:
-        Weiszfeld (1937), Vardi and Zhang (2000).
-    """
-    return mix_updates(parts, context, choose_median)
-
-
 METHODS = (
     MergeMethod(
         name="median",
         summary="The point with the least distance to all updates: one that failed hardly counts.",
         formula="ΔW = argmin Σ |wᵢ| ‖ΔW - sign(wᵢ) ΔWᵢ‖",
         source="Weiszfeld (Tohoku Math. J. 43, 1937); Vardi and Zhang (PNAS 97, 2000)",
-        merge=find_median,
+        merge=partial(mix_updates, choose=choose_median),
         options=(SCOPE, STRENGTH),
         whole=True,
         least=3,

@@ -1,11 +1,8 @@
-"""One adapter keeps its directions to itself: the others are taken out of them."""
+"""NP-LoRA: the null space of one adapter, whose directions are taken out of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from jaxtyping import Float
-from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.merging.factors import Factors, find_spectrum, stack
@@ -13,41 +10,12 @@ from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
 from dreamloom.merging.ranks import keep_energy
 
 
-def project_inputs(
-    factors: Factors, directions: Float[Tensor, "k inputs"], share: float
-) -> Factors:
-    """Take some input directions out of an update: ΔW (I - κ V Vᵀ).
-
-    Args:
-        factors: The update.
-        directions: Vᵀ, orthonormal rows, in float64.
-        share: κ, 0 (nothing) to 1 (all of them).
-    """
-    down = factors.down.double()
-    down = down - share * (down @ directions.T) @ directions
-    return Factors(factors.up, down.to(factors.down.dtype))
-
-
-def project_outputs(
-    factors: Factors, directions: Float[Tensor, "outputs k"], share: float
-) -> Factors:
-    """Take some output directions out of an update: (I - κ U Uᵀ) ΔW.
-
-    Args:
-        factors: The update.
-        directions: U, orthonormal columns, in float64.
-        share: κ, 0 (nothing) to 1 (all of them).
-    """
-    up = factors.up.double()
-    up = up - share * directions @ (directions.T @ up)
-    return Factors(up.to(factors.up.dtype), factors.down)
-
-
-def add_beside(parts: Sequence[LayerPart], context: Context) -> Factors:
+def project_others(parts: Sequence[LayerPart], context: Context) -> Factors:
     """Add updates after taking the protected one's directions out of all others.
 
     The protected adapter, as a rule the style, reads its input directions alone (``hard``), or the
-    others keep 1 / (1 + μ) of what they say there (``soft``). μ = 0 is the plain sum. Where no
+    others keep 1 / (1 + μ) of what they say there (``soft``): ΔW (I - κ V Vᵀ) with orthonormal V,
+    and (I - κ U Uᵀ) ΔW on the side of outputs. μ = 0 is the plain sum. Where no
     directions are shared, it is the plain sum, too, as in layers that only one adapter changes.
     The weights keep their meaning.
 
@@ -66,15 +34,17 @@ def add_beside(parts: Sequence[LayerPart], context: Context) -> Factors:
     mu, side = context.number("mu"), context.word("side")
     share = 1.0 if context.word("projection") == "hard" else mu / (1 + mu)
     context.notes["protected directions"] = float(count)
+    left, right = spectrum.left_vectors()[:, :count], spectrum.right_vectors()[:count]
     added = []
     for part in parts:
-        factors = part.factors
-        if part.number != protected:
-            if side in ("input", "both"):
-                factors = project_inputs(factors, spectrum.right_vectors()[:count], share)
-            if side in ("output", "both"):
-                factors = project_outputs(factors, spectrum.left_vectors()[:, :count], share)
-        added.append((factors, part.weight))
+        up, down = part.factors.up, part.factors.down
+        if part.number != protected and side in ("input", "both"):
+            exact = down.double()
+            down = (exact - share * (exact @ right.T) @ right).to(down.dtype)
+        if part.number != protected and side in ("output", "both"):
+            exact = up.double()
+            up = (exact - share * left @ (left.T @ exact)).to(up.dtype)
+        added.append((Factors(up, down), part.weight))
     return stack(added)
 
 
@@ -96,7 +66,7 @@ METHODS = (
         summary="One adapter, as a rule the style, is kept whole; the others leave its directions.",
         formula="ΔW = wₛ ΔWₛ + Σ wᵢ ΔWᵢ (I - κ VₛVₛᵀ), κ = μ/(1+μ) or 1",
         source="Chen et al., NP-LoRA (arXiv:2511.11051), Eq. 10",
-        merge=add_beside,
+        merge=project_others,
         options=(
             Option("projection", "soft", "soft: by mu, hard: wholly.", choices=("soft", "hard")),
             Option("mu", 0.5, "How much is taken out when soft: mu/(1 + mu).", low=0.0),

@@ -1,16 +1,15 @@
-"""The sum of an update and what the others say beside it."""
+"""Gram-Schmidt on LoRAs: an update, and of each further one what is orthogonal to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, LayerPart, MergeMethod
-from dreamloom.merging.mixing import SCOPE, mix_updates
+from dreamloom.merging.coefficients import SCOPE, mix_updates
+from dreamloom.merging.method import MergeMethod
 
 # An update within this share of those before it (squared) brings nothing that is not rounding.
 _REPEATED = 1e-12
@@ -22,6 +21,9 @@ def choose_perpendicular(
     """The numbers of a sum in which each update counts only at right angles to those before it.
 
     With two: w₁ ΔW₁ + w₂ (ΔW₂ - ⟨ΔW₁, ΔW₂⟩/‖ΔW₁‖² ΔW₁).
+    What two adapters have in common, such as the style of the same camera, counts once instead of
+    twice. The first one's share of the result is exactly its weight, so the order of adapters
+    matters, and the most important one is named first.
 
     Args:
         products: Inner products of the updates.
@@ -47,26 +49,13 @@ def choose_perpendicular(
     return sizes @ new
 
 
-def add_perpendicular(parts: Sequence[LayerPart], context: Context) -> Factors:
-    """Keep the first update as it is, and add of each further one what is new.
-
-    What two adapters have in common, such as the style of the same camera, counts once instead of
-    twice. The first one's share of the result is exactly its weight; so the order of adapters
-    matters, and the most important one is named first.
-
-    Source:
-        Gram and Schmidt, with updates for vectors.
-    """
-    return mix_updates(parts, context, choose_perpendicular)
-
-
 METHODS = (
     MergeMethod(
         name="perpendicular",
         summary="The first update whole, and of each further one what stands at right angles.",
         formula="ΔW = w₁ ΔW₁ + w₂ (ΔW₂ - ⟨ΔW₁,ΔW₂⟩/⟨ΔW₁,ΔW₁⟩ ΔW₁) + …",
         source="Gram-Schmidt; Golub and Van Loan, Matrix Computations, section 5.2",
-        merge=add_perpendicular,
+        merge=partial(mix_updates, choose=choose_perpendicular),
         options=(SCOPE,),
         whole=True,
     ),

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamloom.merging.activation_inputs import JOINT_SHARE, PROMPTS, STEPS, UNSEEN, name_down, take
 from dreamloom.merging.factors import Factors, stack
 from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
-from dreamloom.merging.prepared import JOINT_SHARE, PROMPTS, STEPS, UNSEEN, name_down, take
 
 
 def regress_updates(parts: Sequence[LayerPart], context: Context) -> Factors:

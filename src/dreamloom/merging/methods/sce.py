@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.merging.entries import (
+from dreamloom.merging.elementwise import (
     SCALE,
     Entries,
     add_agreeing,
@@ -82,7 +82,7 @@ def merge_sce(parts: Sequence[LayerPart], context: Context) -> Merged:
     alive = drop_zeros(parts)
     if not alive:
         return make_nothing(parts)
-    place, tables = open_entries(alive, context.word("space"))
+    coordinates, tables = open_entries(alive, context.word("space"))
     select = select_differing(tables, context.number("density"))
     energies = torch.zeros(len(tables), dtype=torch.float64)
     for rows in tables[0].slices():
@@ -95,7 +95,7 @@ def merge_sce(parts: Sequence[LayerPart], context: Context) -> Merged:
         shared = [block * share for block, share in zip(blocks, shares, strict=True)]
         agreed = add_agreeing(shared, shares, sign, "weighted_mean")
         merged[rows] = agreed * context.number("scale")
-    return place.lift(merged)
+    return coordinates.lift(merged)
 
 
 METHODS = (

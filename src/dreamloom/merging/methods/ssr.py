@@ -1,4 +1,4 @@
-"""SSR: each adapter's directions are told apart from the others' by what the layers really see."""
+"""SSR: subspace signal routing tells each adapter's inputs apart by what layers really see."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dreamloom.merging.activation_inputs import (
+    JOINT,
+    JOINT_SHARE,
+    PROMPTS,
+    STEPS,
+    UNSEEN,
+    name_gram,
+    take,
+)
 from dreamloom.merging.factors import Factors, stack
 from dreamloom.merging.method import Context, LayerPart, MergeMethod, Option
-from dreamloom.merging.prepared import JOINT, JOINT_SHARE, PROMPTS, STEPS, UNSEEN, name_gram, take
 
 # Directions of a factor with unit rows that are shorter than this are rounding errors.
 _NOTHING = 1e-7

@@ -1,16 +1,15 @@
-"""An average that trusts the updates as far as they agree."""
+"""Model Stock: an average that trusts the LoRAs as far as they agree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.merging.factors import Factors
-from dreamloom.merging.method import Context, LayerPart, MergeMethod
-from dreamloom.merging.mixing import SCOPE, STRENGTH, cosines, mix_updates
+from dreamloom.merging.coefficients import SCOPE, STRENGTH, cosines, mix_updates
+from dreamloom.merging.method import MergeMethod
 
 
 def choose_by_agreement(
@@ -19,7 +18,9 @@ def choose_by_agreement(
     """The numbers of model stock: t · average, t = K cos θ / (1 + (K-1) cos θ), from 0 to 1.
 
     cos θ is the mean cosine over all pairs; where updates point apart, it counts as 0. One update
-    alone agrees with itself.
+    alone agrees with itself. It is meant for trainings of the same thing, such as three seeds of
+    one subject: what they share stays, what each made up fades towards the base model, the zero
+    of updates. Of unrelated adapters, which stand at right angles, almost nothing is left.
 
     Args:
         products: Inner products of the updates.
@@ -38,26 +39,13 @@ def choose_by_agreement(
     return shares * count * agreement / (1 + (count - 1) * agreement)
 
 
-def average_stock(parts: Sequence[LayerPart], context: Context) -> Factors:
-    """Average updates, and shorten the average towards the base model where they disagree.
-
-    It is meant for trainings of the same thing, such as three seeds of one subject: what they
-    share stays, what each made up by itself fades. Of unrelated adapters, which stand at right
-    angles, almost nothing is left. The weights say how much each counts in the average.
-
-    Source:
-        Jang et al., Model Stock (arXiv:2403.19522); their base model is the zero of updates.
-    """
-    return mix_updates(parts, context, choose_by_agreement)
-
-
 METHODS = (
     MergeMethod(
         name="stock",
         summary="The average of trainings of one thing, shortened where they disagree.",
         formula="ΔW = t Σ aᵢ ΔWᵢ, t = K cos θ/(1 + (K-1) cos θ), aᵢ = wᵢ/Σ|wⱼ|",
         source="Jang et al., Model Stock (arXiv:2403.19522)",
-        merge=average_stock,
+        merge=partial(mix_updates, choose=choose_by_agreement),
         options=(SCOPE, STRENGTH),
         whole=True,
     ),

@@ -1,57 +1,59 @@
-"""TIES: trim small entries, elect a sign for each, and add up what agrees with it."""
+"""TIES, also in KnOTS and core space; magnitude pruning; Model Breadcrumbs: trims by magnitude."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-from dreamloom.merging.entries import (
+import torch
+
+from dreamloom.merging.elementwise import (
     REDUCE,
     SCALE,
+    Entries,
+    Trim,
     density_option,
     election_option,
-    keep_largest,
+    find_magnitudes,
     merge_entries,
 )
-from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod, Option
+from dreamloom.merging.method import Context, MergeMethod, Option
 from dreamloom.merging.spaces import space_option
 
 
-def merge_ties(parts: Sequence[LayerPart], context: Context, space: str) -> Merged:
-    """Trim, elect and merge, in some coordinates.
+def keep_largest(entries: Entries, context: Context, rng: torch.Generator) -> Trim:
+    """Keep the share of entries of largest magnitude; equal magnitudes stay or go together.
 
-    The paper takes the mean of what agrees, which leaves about 1/K of K adapters that have little
-    in common; a subject with a style wants the sum, so that is the default of ``reduce``.
+    TIES of the paper takes the mean of what agrees, which leaves about 1/K of K adapters that have
+    little in common; a subject with a style wants the sum, so that is the default of ``reduce``.
 
     Source:
-        TIES-Merging (Yadav et al., arXiv:2306.01708): trim, elect, merge; top-k within each
-        layer.
+        TIES-Merging (Yadav et al., arXiv:2306.01708): trim, with top-k within each layer. It is
+        the whole of magnitude pruning.
     """
+    del rng  # nothing is left to chance
     density = context.number("density")
-    return merge_entries(parts, context, space, lambda entries, _: keep_largest(entries, density))
+    if density >= 1:
+        return lambda block: block
+    place = max(1, round(density * entries.count))
+    (least,) = find_magnitudes(entries.blocks, [place])
+    return lambda block: block.where(block.abs() >= least, 0)
 
 
-def merge_by_sign(parts: Sequence[LayerPart], context: Context) -> Merged:
-    """TIES in the coordinates that the user chose."""
-    return merge_ties(parts, context, context.word("space"))
+def keep_middle(entries: Entries, context: Context, rng: torch.Generator) -> Trim:
+    """Drop the share of the largest entries, then the smallest ones until a share is left.
 
-
-def merge_knots(parts: Sequence[LayerPart], context: Context) -> Merged:
-    """TIES where the outputs are turned to the directions that the updates share.
-
-    Source:
-        KnOTS (Stoica et al., arXiv:2410.19735) with TIES; with weights, top-k within each
-        layer.
-    """
-    return merge_ties(parts, context, "knots")
-
-
-def merge_core(parts: Sequence[LayerPart], context: Context) -> Merged:
-    """TIES where outputs and inputs are turned to the directions that the updates share.
+    If less than the outliers is to go, fewer outliers go: the share that is left counts. Equal
+    magnitudes stay or go together.
 
     Source:
-        Core Space (Panariello et al., arXiv:2509.17786) with TIES.
+        Model Breadcrumbs (Davari and Belilovsky, arXiv:2312.06795), masks by layer.
     """
-    return merge_ties(parts, context, "core")
+    del rng  # nothing is left to chance
+    kept = max(1, round(context.number("density") * entries.count))
+    outliers = round(context.number("outliers") * entries.count)
+    above = min(outliers, entries.count - kept)
+    most, least = find_magnitudes(entries.blocks, [above + 1, above + kept])
+    return lambda block: block.where((block.abs() >= least) & (block.abs() <= most), 0)
 
 
 _TIES: tuple[Option, ...] = (
@@ -67,7 +69,7 @@ METHODS = (
         summary="Each adapter's largest entries; where signs differ, the heavier side alone.",
         formula="ΔW = λ Σ [sgn τ̂ᵢ = γ] τ̂ᵢ, τ̂ᵢ = top(wᵢ ΔWᵢ), γ = sgn Σ τ̂ᵢ",
         source="Yadav et al., TIES-Merging (arXiv:2306.01708): trim, elect, merge",
-        merge=merge_by_sign,
+        merge=partial(merge_entries, make_trim=keep_largest),
         needs="entries",
         options=(*_TIES, space_option("dense")),
         keeps_one=False,
@@ -77,7 +79,7 @@ METHODS = (
         summary="TIES in the output directions that the adapters share; nothing is cut off.",
         formula="ΔW = U TIES(S V₁ᵀ, …, S V_Kᵀ), U S [V₁ᵀ … V_Kᵀ] = [w₁ ΔW₁ … w_K ΔW_K]",
         source="Stoica et al., Model Merging with SVD to Tie the Knots (arXiv:2410.19735)",
-        merge=merge_knots,
+        merge=partial(merge_entries, make_trim=keep_largest, space="knots"),
         options=_TIES,
         keeps_one=False,
     ),
@@ -86,8 +88,43 @@ METHODS = (
         summary="TIES in the output and input directions that the adapters share.",
         formula="ΔW = U TIES(M₁, …, M_K) Vᵀ, Mᵢ = Uᵀ wᵢ ΔWᵢ V",
         source="Panariello et al., Low-Rank Model Merging in Core Space (arXiv:2509.17786)",
-        merge=merge_core,
+        merge=partial(merge_entries, make_trim=keep_largest, space="core"),
         options=_TIES,
+        keeps_one=False,
+    ),
+    MergeMethod(
+        name="magnitude",
+        summary="The sum of what is largest in each adapter; its small entries go.",
+        formula="ΔW = λ Σ wᵢ top(ΔWᵢ)",
+        source="Yadav et al., TIES-Merging (arXiv:2306.01708), its first step alone",
+        merge=partial(merge_entries, make_trim=keep_largest),
+        needs="entries",
+        options=(
+            density_option(0.5),
+            election_option("none"),
+            REDUCE,
+            SCALE,
+            space_option("knots"),
+        ),
+        keeps_one=False,
+    ),
+    MergeMethod(
+        name="breadcrumbs",
+        summary="The sum of what is neither largest nor smallest in each adapter.",
+        formula="ΔW = λ Σ wᵢ middle(ΔWᵢ)",
+        source="Davari and Belilovsky, Model Breadcrumbs (arXiv:2312.06795)",
+        merge=partial(merge_entries, make_trim=keep_middle),
+        needs="entries",
+        options=(
+            density_option(0.9),
+            Option(
+                "outliers", 0.01, "The share of the largest entries that go.", low=0.0, high=0.5
+            ),
+            election_option("none"),
+            REDUCE,
+            SCALE,
+            space_option("knots"),
+        ),
         keeps_one=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""The exact weighted sum of updates."""
+"""Task arithmetic: the exact weighted sum of LoRAs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods that look at single entries share: reading by blocks, thresholds, elections.
+"""Element-wise merging of LoRAs, which TIES, DARE, DELLA and SCE share: trim, elect, add.
 
 Every such method works on the weighted updates τᵢ = wᵢ ΔWᵢ, so that a weight of 0.5 is the same as
 an adapter half as strong, and a negative weight the same as an adapter turned around. It trims
@@ -10,6 +10,7 @@ Nothing depends on how large the blocks are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from dreamloom.merging.factors import Factors, norm
 from dreamloom.merging.method import Context, LayerPart, Merged, Option
-from dreamloom.merging.rng import make_rng
 from dreamloom.merging.spaces import Space, enter_space
 
 NUMBERS_PER_BLOCK = 2**18
@@ -42,12 +42,10 @@ class Entries:
     Args:
         update: The weighted update, in float64.
         weight: The weight that is in it.
-        numbers_per_block: About how many entries a block has; one row at least.
     """
 
     update: Factors
     weight: float
-    numbers_per_block: int
 
     @property
     def count(self) -> int:
@@ -55,9 +53,9 @@ class Entries:
         return self.update.shape[0] * self.update.shape[1]
 
     def slices(self) -> Iterator[slice]:
-        """The rows of each block, in order."""
+        """The rows of each block, one at least, in order."""
         outputs, inputs = self.update.shape
-        rows = max(1, self.numbers_per_block // inputs)
+        rows = max(1, NUMBERS_PER_BLOCK // inputs)
         for start in range(0, outputs, rows):
             yield slice(start, min(start + rows, outputs))
 
@@ -99,17 +97,18 @@ SCALE = Option("scale", 1.0, "What the result is multiplied by, λ in the papers
 def merge_entries(
     parts: Sequence[LayerPart],
     context: Context,
-    space: str,
-    make_trim: Callable[[Entries, torch.Generator], Trim],
+    make_trim: Callable[[Entries, Context, torch.Generator], Trim],
+    space: str = "",
 ) -> Merged:
     """Trim each weighted update, elect signs, and add up what agrees.
 
     Args:
         parts: The layer's updates; those that are all zero are as good as absent.
         context: Its options ``election``, ``reduce`` and ``scale`` are read.
-        space: The coordinates that entries are taken in; see `enter_space`.
         make_trim: Looks at all entries of a weighted update, and says how to trim a block of them;
-            it may throw the dice given with them, block by block.
+            it may read its options, and throw the dice given with them, block by block.
+        space: The coordinates that entries are taken in, see `enter_space`; by default those of the
+            option ``space``.
 
     Returns:
         A matrix in the layer's own coordinates, factors in others.
@@ -117,9 +116,11 @@ def merge_entries(
     alive = drop_zeros(parts)
     if not alive:
         return make_nothing(parts)
-    place, tables = open_entries(alive, space)
-    rng = make_rng(alive, context)
-    trims = [make_trim(table, die) for table, die in zip(tables, rng, strict=True)]
+    coordinates, tables = open_entries(alive, space or context.word("space"))
+    trims = [
+        make_trim(table, context, rng)
+        for table, rng in zip(tables, make_rng(alive, context), strict=True)
+    ]
     weights = [table.weight for table in tables]
     merged = torch.empty(tables[0].update.shape)
     for rows in tables[0].slices():
@@ -127,7 +128,27 @@ def merge_entries(
         sign = elect_signs(blocks, weights, context.word("election"))
         agreed = add_agreeing(blocks, weights, sign, context.word("reduce"))
         merged[rows] = agreed * context.number("scale")
-    return place.lift(merged)
+    return coordinates.lift(merged)
+
+
+def make_rng(parts: Sequence[LayerPart], context: Context) -> list[torch.Generator]:
+    """Give each adapter dice of its own in a layer.
+
+    They are seeded by the seed, the layer and the adapter's place among the others by the size of
+    its update. So the order in which the adapters are named, their file format and how their
+    updates are split into factors change nothing.
+
+    Returns:
+        One generator on the CPU for each part, in the order of ``parts``.
+    """
+    sizes = [(norm(part.factors), part.weight) for part in parts]
+    order = sorted(range(len(parts)), key=sizes.__getitem__)
+    rng = []
+    for number in range(len(parts)):
+        text = f"{context.seed}/{context.layer}/{order.index(number)}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+        rng.append(torch.Generator().manual_seed(seed))
+    return rng
 
 
 def drop_zeros(parts: Sequence[LayerPart]) -> list[LayerPart]:
@@ -143,12 +164,12 @@ def make_nothing(parts: Sequence[LayerPart]) -> Factors:
 
 def open_entries(parts: Sequence[LayerPart], space: str) -> tuple[Space, list[Entries]]:
     """Write some updates, weighted and not all zero, in a space."""
-    place = enter_space([part.factors.scaled(part.weight) for part in parts], space)
+    coordinates = enter_space([part.factors.scaled(part.weight) for part in parts], space)
     tables = [
-        Entries(update, part.weight, NUMBERS_PER_BLOCK)
-        for update, part in zip(place.updates, parts, strict=True)
+        Entries(update, part.weight)
+        for update, part in zip(coordinates.updates, parts, strict=True)
     ]
-    return place, tables
+    return coordinates, tables
 
 
 def elect_signs(
@@ -203,15 +224,6 @@ def add_agreeing(
         if reduce != "sum":
             share += (agreeing != 0) * (1.0 if reduce == "mean" else abs(weight))
     return total if reduce == "sum" else total / share.where(share > 0, 1)
-
-
-def keep_largest(entries: Entries, density: float) -> Trim:
-    """Keep the share of entries of largest magnitude; equal magnitudes stay or go together."""
-    if density >= 1:
-        return lambda block: block
-    place = max(1, round(density * entries.count))
-    (least,) = find_magnitudes(entries.blocks, [place])
-    return lambda block: block.where(block.abs() >= least, 0)
 
 
 def find_magnitudes(

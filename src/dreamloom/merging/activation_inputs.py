@@ -1,4 +1,4 @@
-"""What the base model tells a method about a layer: names, and the settings of how it is asked."""
+"""Inputs of RegMean, SSR, ZipLoRA and ZipRank from the base model: names and shared options."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ UNSEEN = Option(
     "What becomes of directions that no prompt fills: sum adds them up, drop leaves them out.",
     choices=("sum", "drop"),
 )
-UPDATES = Option("updates", 100, "How often the masks are changed.", low=1.0)
 LEARNING_RATE = Option("learning_rate", 0.01, "Adam's; masks begin at 1.", low=1e-6, high=1.0)
-OVERLAP = Option(
-    "overlap", 0.01, "λ: how much it costs that masks let through the same of both.", low=0.0
+LEARNING = (
+    Option("updates", 100, "How often the masks are changed.", low=1.0),
+    LEARNING_RATE,
+    Option(
+        "overlap", 0.01, "λ: how much it costs that masks let through the same of both.", low=0.0
+    ),
+    JOINT_SHARE,
+    PROMPTS,
+    STEPS,
 )
-LEARNING = (UPDATES, LEARNING_RATE, OVERLAP, JOINT_SHARE, PROMPTS, STEPS)
 
 
 def name_gram(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Mixtures of whole updates: the numbers they are added with, chosen from their inner products.
+"""Merge coefficients: one number for each LoRA, chosen from the updates' inner products.
 
 All results lie among Σ cᵢ ΔWᵢ, so a table of inner products ⟨ΔWᵢ, ΔWⱼ⟩ is all that need be known
 of layers of any size, and nothing depends on how updates are split into factors.
@@ -40,33 +40,25 @@ def mix_updates(parts: Sequence[LayerPart], context: Context, choose: Choose) ->
             ``model``, ``whole`` is needed.
         choose: What makes the method.
     """
-    if context.word("scope") == "model":
-        coefficients = _choose_for_model(parts, context, choose)
+    weights = torch.tensor([part.weight for part in parts], dtype=torch.float64)
+    if context.word("scope") == "layer":
+        signs = weights.sign()
+        products = gram([part.factors for part in parts]) * torch.outer(signs, signs)
+        coefficients = (signs * _choose_alive(products, weights.abs(), choose)).tolist()
+    elif context.whole is None:
+        raise ValueError("inner products over all layers are needed, and there are none")
     else:
-        coefficients = _choose_for_layer(parts, choose)
+        sizes = torch.tensor(context.weights, dtype=torch.float64).abs()
+        # An adapter of weight 0 has inner products of 0 and takes no part.
+        scale = torch.where(sizes > 0, sizes, 1.0)
+        chosen = _choose_alive(context.whole / torch.outer(scale, scale), sizes, choose) / scale
+        coefficients = [float(chosen[part.number - 1]) * part.weight for part in parts]
     strength = context.number("strength") if "strength" in context.options else 1.0
     added = [
         (part.factors, strength * coefficient)
         for part, coefficient in zip(parts, coefficients, strict=True)
     ]
     return stack([(factors, number) for factors, number in added if number != 0] or added[:1])
-
-
-def _choose_for_layer(parts: Sequence[LayerPart], choose: Choose) -> list[float]:
-    weights = torch.tensor([part.weight for part in parts], dtype=torch.float64)
-    signs = weights.sign()
-    products = gram([part.factors for part in parts]) * torch.outer(signs, signs)
-    return (signs * _choose_alive(products, weights.abs(), choose)).tolist()
-
-
-def _choose_for_model(parts: Sequence[LayerPart], context: Context, choose: Choose) -> list[float]:
-    if context.whole is None:
-        raise ValueError("inner products over all layers are needed, and there are none")
-    sizes = torch.tensor(context.weights, dtype=torch.float64).abs()
-    # An adapter of weight 0 has inner products of 0 and takes no part.
-    scale = torch.where(sizes > 0, sizes, 1.0)
-    chosen = _choose_alive(context.whole / torch.outer(scale, scale), sizes, choose) / scale
-    return [float(chosen[part.number - 1]) * part.weight for part in parts]
 
 
 def _choose_alive(
