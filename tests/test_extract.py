@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,6 +159,21 @@ def test_a_baked_model_is_the_base_plus_the_weighted_updates(
         else:
             assert not change.any()
     assert (0 < fused.rounding < 0.01) if kind == "half" else fused.rounding < 1e-6
+
+
+def test_adapters_of_different_layers_are_fused_together(tiny_sdxl, adapter, tmp_path):
+    halves = [LAYERS[::2], LAYERS[1::2]]
+    parts = []
+    for number, names in enumerate(halves):
+        path = tmp_path / f"half{number}.safetensors"
+        write_adapter(path, replace(adapter, layers={name: adapter.layers[name] for name in names}))
+        parts.append(AdapterPart(path, 0.5, f"half{number}"))
+    out = tmp_path / "fused"
+    assert fuse_into_checkpoint(parts, str(tiny_sdxl), out).layers == len(LAYERS)
+    old, new = open_weights(str(tiny_sdxl)), open_weights(str(out))
+    for name in LAYERS:
+        change = new.read(name).float() - old.read(name).float()
+        torch.testing.assert_close(change, 0.5 * adapter.layers[name].update(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])

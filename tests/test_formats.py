@@ -35,8 +35,8 @@ from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 from dreamloom.lora.summary import describe_adapter
 from dreamloom.lora.writing import write_adapter
-from looks import psnr_of_arrays
 from dreamloom.merging.files.convert import convert_file
+from looks import psnr_of_arrays
 
 PACKAGE = Path(dreamloom.__file__).parent
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

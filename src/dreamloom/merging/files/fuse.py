@@ -78,7 +78,7 @@ class _Fuser:
             for adapted, adapter, blocks in zip(
                 self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
             ):
-                layer = adapter.layers.get(self.names[name][adapted.name], None)
+                layer = adapter.layers.get(self.names[name].get(adapted.name, ""))
                 weight = adapted.weight * blocks.of(name)
                 if layer is not None and weight != 0:
                     up, down = layer.up.flatten(1), layer.down.flatten(1)
