@@ -7,12 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamloom.core.config.settings import EvaluateConfig
-from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import EvaluationError
-from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import ImageSet, PhotoSet
-from dreamloom.core.run_folder import Record, RunFolder, fingerprint
 from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.embed import embed_images
 from dreamloom.evaluation.metrics.retention import (
@@ -22,9 +18,8 @@ from dreamloom.evaluation.metrics.retention import (
     measure_retention,
 )
 from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.scoring import EvaluationOptions
 from dreamloom.evaluation.stats import intervals as statistics
-
-STAGE = "retention"
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ def evaluate_merge(
     sets: MergeSets,
     photos: PhotoSet,
     style_pictures: PhotoSet | None,
-    config: EvaluateConfig,
     encoders: Encoders,
+    options: EvaluationOptions,
 ) -> Retention:
     """Say how much of the subject and of the style a merge has kept.
 
@@ -61,9 +56,9 @@ def evaluate_merge(
         sets: The four sets; only what all of them have drawn is compared.
         photos: The subject's photos, prepared.
         style_pictures: Pictures in the style; None takes what the style's adapter drew.
-        config: How many resamples, for which confidence.
         encoders: From `pick_encoders`. The style is told by CSD, and in picturebook's world by its
             own judge.
+        options: How many resamples, for which confidence.
 
     Raises:
         EvaluationError: If the sets have no prompt and seed in common.
@@ -84,14 +79,14 @@ def evaluate_merge(
     prompts = [cells[0][row][0] for row in chosen[0]]
     known = embed_images(photos.paths(), encoders).features
     wanted = embed_images(style_pictures.paths(), encoders).features if style_pictures else style
-    identity = _retain("identity", encoders, (merged, base, subject), known, prompts, config)
+    identity = _retain("identity", encoders, (merged, base, subject), known, prompts, options)
     styled = _retain(
         "style",
         encoders,
         (merged, subject, style),
         wanted,
         prompts,
-        config,
+        options,
         are_drawn=style_pictures is None,
     )
     origin = "in the style" if style_pictures else "that the style's adapter drew"
@@ -103,57 +98,13 @@ def evaluate_merge(
     )
 
 
-def evaluate_merge_run(
-    run: RunFolder,
-    sets: MergeSets,
-    photos: PhotoSet,
-    style_pictures: PhotoSet | None,
-    config: EvaluateConfig,
-    encoders: Encoders,
-    observe: Observer = silent,
-) -> Retention:
-    """Say what a merge has kept, and keep the answer as the run's record ``retention-<name>``.
-
-    Nothing is done again if the pictures, photos, encoders and settings are as they were.
-    """
-    stage = f"{STAGE}-{sets.merged.folder.name}"
-    inputs = {
-        **{images.folder.name: images.fingerprint for images in sets.all()},
-        "photos": photos.fingerprint,
-        "in the style": style_pictures.fingerprint if style_pictures else "none",
-        "encoders": fingerprint(encoders.keys()),
-        "settings": fingerprint(config),
-    }
-    if record := run.finished(stage, inputs):
-        observe(StageSkipped(stage, "already scored"))
-        return Retention.model_validate(record.results)
-    observe(StageStarted(stage, "what the merge has kept"))
-    with measure_effort() as effort:
-        found = evaluate_merge(sets, photos, style_pictures, config, encoders)
-    run.write_record(
-        Record(
-            stage=stage,
-            inputs=inputs,
-            settings={"evaluate": config.model_dump()},
-            outputs={},
-            results=found.model_dump(mode="json"),
-            base=sets.merged.base,
-            runtime=f"{encoders.device} fp32",
-            seconds=effort.seconds,
-            peak_mib=effort.peak_mib,
-        )
-    )
-    observe(StageDone(stage, effort.seconds))
-    return found
-
-
 def _retain(
     name: str,
     encoders: Encoders,
     sides: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]],
     references: dict[str, Tensor],
     prompts: list[str],
-    config: EvaluateConfig,
+    options: EvaluationOptions,
     are_drawn: bool = False,
 ) -> Score:
     """Score one retention; references drawn from the prompts are compared with others' only."""
@@ -172,8 +123,8 @@ def _retain(
     draws = statistics.draw(
         prompts,
         0 if are_drawn else len(references[name]),
-        resamples=config.resamples,
-        confidence=config.confidence,
+        resamples=options.resamples,
+        confidence=options.confidence,
     )
     return measure_retention(
         merged=merged,

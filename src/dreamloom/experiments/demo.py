@@ -18,10 +18,10 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_pho
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge_run
+from dreamloom.evaluation.merges import MergeSets
 from dreamloom.evaluation.metrics.retention import Retention
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import Floor, evaluate_run, pick_encoders
+from dreamloom.evaluation.scoring import Floor, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files.merge import merge_adapters
 from dreamloom.merging.files.recipe import AdapterPart
@@ -29,6 +29,8 @@ from dreamloom.merging.files.record import record_merge
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.score_merge import evaluate_merge_run
+from dreamloom.pipeline.score_set import evaluate_run
 from dreamloom.pipeline.train import open_run, resolve_defaults
 from dreamloom.report.render import write_report
 from dreamloom.training.train import train_adapter
@@ -179,7 +181,7 @@ def _score(
     config: LoomConfig,
     observe: Observer,
 ) -> dict[str, Scorecard]:
-    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"], config.device)
     return {
         name: evaluate_run(
             root,
@@ -210,7 +212,7 @@ def _score_merge(
         style=sets["style"],
         merged=sets["merged"],
     )
-    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"], config.device)
     return evaluate_merge_run(
         root, beside, photos, style_pictures, config.evaluate, encoders, observe
     )

@@ -291,7 +291,10 @@ def allowed_words(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
-    return [word for one in inner for word in allowed_words(one)]
+    # Where words stand beside true and false, naming the words alone would seem to be all.
+    return [
+        word for one in inner for word in (("true", "false") if one is bool else allowed_words(one))
+    ]
 
 
 def _explain(error: ValidationError) -> ConfigError:

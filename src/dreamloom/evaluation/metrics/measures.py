@@ -11,7 +11,7 @@ PictureRole: TypeAlias = Literal["subject", "class", "other"]
 MeasureKind: TypeAlias = Literal[
     "subject", "nearest", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
 ]
-"""How a score is computed from features; `metrics.values` has one function for each."""
+"""How a score is computed from features; `metrics.per_image` has one function for each."""
 
 PIXELS = "pixels"
 """Stands where an encoder's name would, for scores that look at the pixels themselves."""
@@ -50,10 +50,6 @@ class Measure:
         """Whether a copy of a photo, or a picture that shows nobody, could gain by it."""
         return self.kind in {"subject", "verified", "rank_1"} and self.roles == ("subject",)
 
-    def encoder_for(self, kind: str) -> str:
-        """The encoder's name among the encoders of one kind."""
-        return self.drawn_encoder if kind == "picturebook" and self.drawn_encoder else self.encoder
-
 
 _APART: tuple[PictureRole, ...] = ("class", "other")
 
@@ -87,20 +83,3 @@ MEASURES = (
 """Every score, in the order in which they are shown."""
 
 MEASURE = {measure.name: measure for measure in MEASURES}
-
-
-def measures_of(kind: str, present: set[str]) -> list[Measure]:
-    """List the scores that there are with encoders of one kind.
-
-    Picturebook's world has few judges, and what it has no judge for is not a score of it; for
-    photographs every score is listed, and those without an encoder say why.
-
-    Args:
-        kind: ``picturebook`` or ``standard``.
-        present: Names of the encoders that are at hand.
-    """
-    return [
-        measure
-        for measure in MEASURES
-        if kind != "picturebook" or measure.encoder_for(kind) in {PIXELS, *present}
-    ]

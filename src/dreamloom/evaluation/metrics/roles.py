@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dreamloom.evaluation.metrics.measures import PictureRole
+
+
+class SubjectWords(NamedTuple):
+    """What the subject is called."""
+
+    phrase: str
+    """As prompts name it, such as ``rraj person``."""
+    class_noun: str
+    """What it is one of, such as ``person``."""
 
 
 def names(prompt: str, words: str) -> bool:
