@@ -18,9 +18,9 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture,
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge
 from dreamloom.evaluation.metrics.roles import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.retention import MergeSets, evaluate_merge
 from dreamloom.evaluation.scoring import EvaluationOptions, Floor, evaluate_images, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model

@@ -18,9 +18,8 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_pho
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.merges import MergeSets
-from dreamloom.evaluation.metrics.retention import Retention
 from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.retention import MergeSets, Retention
 from dreamloom.evaluation.scoring import Floor, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files.merge import merge_adapters

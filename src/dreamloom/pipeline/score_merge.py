@@ -12,8 +12,7 @@ from dreamloom.core.manifests import PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, fingerprint
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.encoders.base import Encoders
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge
-from dreamloom.evaluation.metrics.retention import Retention
+from dreamloom.evaluation.retention import MergeSets, Retention, evaluate_merge
 from dreamloom.evaluation.scoring import pick_encoders, read_pictures
 from dreamloom.pipeline.score import PHOTO_SIDE_PX
 from dreamloom.pipeline.score_set import evaluation_options

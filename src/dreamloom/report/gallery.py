@@ -14,7 +14,7 @@ from PIL import Image
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.data.image_io import open_upright
-from dreamloom.evaluation.verdicts import label_of
+from dreamloom.evaluation.metrics.measures import label_of
 from dreamloom.report.story import TABLE, label_set
 
 BADGES = ("identity", "clip_t")

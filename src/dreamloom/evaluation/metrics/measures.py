@@ -25,7 +25,8 @@ class Measure:
         name: Its name in records.
         encoder: Which encoder's features it reads, or `PIXELS`.
         kind: How it is computed.
-        question: What it answers, for pages and help.
+        label: Its name as a reader meets it.
+        meaning: What it looks at, in a few words.
         better: Whether more of it is to be wished for.
         roles: Which pictures it looks at.
         drawn_encoder: The encoder in picturebook's world, where it has another one for this; empty
@@ -35,7 +36,8 @@ class Measure:
     name: str
     encoder: str
     kind: MeasureKind
-    question: str
+    label: str
+    meaning: str
     better: Literal["higher", "lower", "neither"] = "higher"
     roles: tuple[PictureRole, ...] = ("subject",)
     drawn_encoder: str = ""
@@ -51,35 +53,90 @@ class Measure:
         return self.kind in {"subject", "verified", "rank_1"} and self.roles == ("subject",)
 
 
-_APART: tuple[PictureRole, ...] = ("class", "other")
-
 MEASURES = (
-    Measure("identity", "identity", "subject", "Is it the same subject?"),
-    Measure("verified", "identity", "verified", "Would it pass for the subject?"),
-    Measure("rank_1", "identity", "rank_1", "Is the subject nearer than anybody else?"),
-    Measure("clip_i", "clip", "subject", "Do the pictures look like the photos?"),
-    Measure("dino", "dino", "subject", "Do the pictures resemble the photos in detail?"),
-    Measure("dinov2", "dinov2", "subject", "Do they, for a second pair of eyes?"),
-    Measure("clip_t", "clip", "prompt", "Do the pictures show what their prompts say?"),
-    Measure("prompt_found", "clip", "retrieval", "Is its own prompt the one that fits best?"),
-    Measure("variety", "clip", "variety", "Do pictures of one prompt differ?", "neither"),
-    Measure("diversity", "perceptual", "variety", "Do they differ to the eye?", "neither"),
-    Measure("copy", PIXELS, "copy", "Do the pictures repeat a photo?", "lower"),
-    Measure("copy_sscd", "copies", "nearest", "Do they, repainted or cut?", "lower"),
     Measure(
-        "leakage", "identity", "subject", "Has the class become the subject?", "lower", ("class",)
+        *("identity", "identity", "subject", "Identity"),
+        "how much the subject is the one in the photos",
     ),
-    Measure("pres", "dino", "subject", "Does the class resemble the photos?", "lower", ("class",)),
     Measure(
-        "drift",
-        "dinov2",
-        "drift",
-        "What did the adapter change that it should not?",
+        *("verified", "identity", "verified", "Verified"),
+        "how many pictures would pass for the subject",
+    ),
+    Measure(
+        *("rank_1", "identity", "rank_1", "Rank 1"),
+        "in how many the subject is nearer than all of the base model’s persons",
+    ),
+    Measure("clip_i", "clip", "subject", "CLIP-I", "how alike whole pictures and photos are"),
+    Measure("dino", "dino", "subject", "DINO", "how alike pictures and photos are in detail"),
+    Measure("dinov2", "dinov2", "subject", "DINOv2", "the same, by a later encoder"),
+    Measure("clip_t", "clip", "prompt", "CLIP-T", "how well pictures fit their prompts"),
+    Measure(
+        *("prompt_found", "clip", "retrieval", "Prompt found"),
+        "for how many no other prompt of the set fits better",
+    ),
+    Measure(
+        *("variety", "clip", "variety", "Variety"),
+        "how much pictures of one prompt differ; more is not always better",
+        "neither",
+    ),
+    Measure(
+        *("diversity", "perceptual", "variety", "Diversity (LPIPS)"),
+        "how much they differ to the eye; more is not always better",
+        "neither",
+    ),
+    Measure(
+        *("copy", PIXELS, "copy", "Copy"),
+        "how closely pictures repeat a photo; less is better",
         "lower",
-        _APART,
+    ),
+    Measure(
+        *("copy_sscd", "copies", "nearest", "Copy (SSCD)"),
+        "the same, by an encoder that knows repainted and cut copies; less is better",
+        "lower",
+    ),
+    Measure(
+        *("leakage", "identity", "subject", "Leakage"),
+        "how much the class without the subject looks like it; less is better",
+        "lower",
+        ("class",),
+    ),
+    Measure(
+        *("pres", "dino", "subject", "PRES"),
+        "the same, by DINO; less is better",
+        "lower",
+        ("class",),
+    ),
+    Measure(
+        *("drift", "dinov2", "drift", "Drift"),
+        "how far pictures beside the subject have moved; less is better",
+        "lower",
+        ("class", "other"),
         "clip",
     ),
 )
 """Every score, in the order in which they are shown."""
 
 MEASURE = {measure.name: measure for measure in MEASURES}
+
+LABELS = {
+    **{measure.name: measure.label for measure in MEASURES},
+    "identity_retention": "Subject kept",
+    "style_retention": "Style kept",
+}
+"""Names of scores as a reader meets them, in the order in which they are shown."""
+
+_MEANINGS = {
+    **{measure.name: measure.meaning for measure in MEASURES},
+    "identity_retention": "how much of the subject a merge has kept",
+    "style_retention": "how much of the style a merge has kept",
+}
+
+
+def label_of(name: str) -> str:
+    """The name of a score as a reader meets it."""
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def meaning_of(name: str) -> str:
+    """Say in a few words what a score looks at; empty for one that is not known here."""
+    return _MEANINGS.get(name, "")

@@ -32,6 +32,11 @@ class Score(_Listed):
     lift_interval: tuple[float, float] | None = None
     note: str = ""
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is a value at all."""
+        return self.value is not None
+
 
 class Group(_Listed):
     """The scores of some of the pictures: one prompt, one category, or one sampler."""

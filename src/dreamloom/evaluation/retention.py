@@ -1,25 +1,39 @@
-"""Scoring a merge beside its parts: what is left of the subject, and what of the style."""
+"""What a merge keeps of its parts: the subject of one adapter, the style of the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.evaluation.encoders.base import Encoders, Missing
 from dreamloom.evaluation.metrics.embed import embed_images
-from dreamloom.evaluation.metrics.retention import (
-    Retention,
-    choose_cells,
-    combine_retention,
-    measure_retention,
-)
 from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.metrics.similarity import subject_fidelity
 from dreamloom.evaluation.scoring import EvaluationOptions
 from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats.intervals import Draws
+from dreamloom.evaluation.stats.means import harmonic_mean
+
+
+class Retention(BaseModel):
+    """How much of each part a merge has kept: 0 for nothing, 1 for what the part alone does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity: Score
+    """From the base model (0) to the subject's adapter alone (1)."""
+    style: Score
+    """From the subject's adapter alone (0) to the style's adapter alone (1)."""
+    both: float | None = None
+    """Their harmonic mean, each cut to between 0 and 1: neither makes up for the other."""
+    style_reference: str
+    """What the style is measured against."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +78,20 @@ def evaluate_merge(
         EvaluationError: If the sets have no prompt and seed in common.
     """
     cells = [
-        [(p.prompt, p.seed, p.scheduler, p.steps) for p in images.pictures] for images in sets.all()
+        {(p.prompt, p.seed, p.scheduler, p.steps): path for p, path in drawn}
+        for images in sets.all()
+        for drawn in [zip(images.pictures, images.paths(), strict=True)]
     ]
-    chosen = choose_cells(cells)
-    if not chosen[0]:
+    common = [cell for cell in cells[0] if all(cell in others for others in cells[1:])]
+    if not common:
         raise EvaluationError(
             "The four sets have no picture of the same prompt, seed, scheduler and steps.",
             "Draw the same prompts with the base model, each part alone, and the merge.",
         )
     base, subject, style, merged = (
-        embed_images([images.paths()[row] for row in rows], encoders).features
-        for images, rows in zip(sets.all(), chosen, strict=True)
+        embed_images([paths[cell] for cell in common], encoders).features for paths in cells
     )
-    prompts = [cells[0][row][0] for row in chosen[0]]
+    prompts = [cell[0] for cell in common]
     known = embed_images(photos.paths(), encoders).features
     wanted = embed_images(style_pictures.paths(), encoders).features if style_pictures else style
     identity = _retain("identity", encoders, (merged, base, subject), known, prompts, options)
@@ -89,11 +104,12 @@ def evaluate_merge(
         options,
         are_drawn=style_pictures is None,
     )
+    shares = [one.value for one in (identity, styled) if one.value is not None]
     origin = "in the style" if style_pictures else "that the style's adapter drew"
     return Retention(
         identity=identity,
         style=styled,
-        both=combine_retention(identity, styled),
+        both=harmonic_mean(shares) if len(shares) == 2 else None,
         style_reference=f"{len(next(iter(wanted.values()), ()))} pictures {origin}",
     )
 
@@ -135,3 +151,49 @@ def _retain(
         key=encoder.key,
         comparable=comparable,
     )
+
+
+def measure_retention(
+    *,
+    merged: Float[Tensor, "cells features"],
+    none: Float[Tensor, "cells features"],
+    full: Float[Tensor, "cells features"],
+    references: Float[Tensor, "references features"],
+    draws: Draws,
+    key: str,
+    comparable: Bool[Tensor, "cells references"] | None = None,
+) -> Score:
+    """Place the merge's pictures between those without the part and those of the part alone.
+
+    Args:
+        merged: Features of the merge's pictures.
+        none: Of the pictures without the part, of the same prompts and seeds.
+        full: Of the pictures of the part alone, likewise.
+        references: Of the subject's photos, or of pictures in the style.
+        draws: From `statistics.draw`, for these cells and references; without references where
+            ``comparable`` is given.
+        key: Names the encoder.
+        comparable: Which cells are compared with which references, at least one in each row; None
+            for all. Pictures of the part alone that are references themselves must not be compared
+            with their own prompt's: the part would be credited for drawing the very same picture.
+
+    Returns:
+        The ratio (merged − none) / (full − none) of mean similarities to the references; above 1
+        where the merge shows more of the part than the part alone.
+
+    Source:
+        The retention of ZipLoRA's and K-LoRA's comparisons, as a share of what each part can do.
+    """
+    sampled = []
+    for side in (merged, none, full):
+        similar = subject_fidelity(generated=side, photos=references)
+        if comparable is not None:
+            similar = (similar * comparable).sum(dim=1) / comparable.sum(dim=1)
+        sampled.append(statistics.sample_mean(similar.numpy(), draws))
+    kept, below, above = sampled
+    found = statistics.lift(kept, below, above, draws.independent, draws.confidence)
+    if found.value is None:
+        # The words of a lift speak of floor and ceiling.
+        reason = "the part alone does not differ clearly from the pictures without it"
+        return Score(n=len(merged), key=key, note=f"not measured: {reason}")
+    return Score(value=found.value, n=len(merged), interval=found.interval, key=key)
