@@ -26,7 +26,7 @@ from dreamloom.evaluation.detectors.flagging import Flagging, Shown, flag_pictur
 from dreamloom.evaluation.detectors.judges import PHOTO, DetectorName, FaceView, Wanted, usable_eyes
 from dreamloom.evaluation.detectors.landmarks import Eye, FaceSource
 from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.stats.intervals import wilson_interval
 from dreamloom.picturebook.world import (
     EYE_COLOURS,

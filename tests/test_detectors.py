@@ -37,7 +37,7 @@ from dreamloom.evaluation.detectors.judges import (
 from dreamloom.evaluation.detectors.landmarks import Eye, Face, FaceLandmarks, order_faces
 from dreamloom.evaluation.detectors.mediapipe_faces import MediaPipeFaces, load_mediapipe
 from dreamloom.evaluation.detectors.teeth import measure_teeth
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.picturebook.world import JUDGING_SEED_START, Drawing, sample_drawing
 from tools.picturebook.drawing import draw
 

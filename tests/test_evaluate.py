@@ -15,7 +15,8 @@ from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.evaluation import scoring
-from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import MEASURES
 from dreamloom.evaluation.metrics.roles import SubjectWords
 from dreamloom.evaluation.scoring import (

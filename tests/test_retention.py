@@ -8,7 +8,8 @@ from PIL import Image
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture
-from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.retention import MergeSets, evaluate_merge, measure_retention
 from dreamloom.evaluation.scoring import EvaluationOptions

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, PhotoSet
-from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import embed_images
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.metrics.similarity import subject_fidelity

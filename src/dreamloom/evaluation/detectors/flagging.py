@@ -23,7 +23,7 @@ from dreamloom.evaluation.detectors.judges import (
     learn_reference,
 )
 from dreamloom.evaluation.detectors.landmarks import FaceSource
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.stats.intervals import Interval, wilson_interval
 
 _NEED_A_PERSON: tuple[DetectorName, ...] = (

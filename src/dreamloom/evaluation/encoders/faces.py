@@ -26,11 +26,6 @@ SMALLEST_BOX_PX = 64
 """A face's box must be so wide and so high before anybody can be told by it."""
 SMALLEST_EYE_DISTANCE_PX = 20
 """And its eyes so far apart."""
-SFACE_THRESHOLD = 0.363
-"""OpenCV's published threshold for the cosine of two SFace vectors on LFW, to compare with.
-
-DreamLoom calibrates on the base model's own pictures instead: drawn faces are no LFW.
-"""
 
 _SURE = 0.9  # OpenCV's own threshold for YuNet
 _OVERLAP = 0.3  # and for two boxes of one face

@@ -9,7 +9,7 @@ import numpy as np
 
 from dreamloom.core.manifests import PhotoSet
 from dreamloom.evaluation.detectors.flagging import Flagging
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.scorecard import (

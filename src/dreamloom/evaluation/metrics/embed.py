@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dreamloom.data.image_io import crop_centre, open_upright
 from dreamloom.evaluation.copy_detection import Views, read_layout, read_views
-from dreamloom.evaluation.encoders.base import Encoders, FaceExtractor, Missing, PerceptualDistance
+from dreamloom.evaluation.encoders.base import Encoders, FaceExtractor, PerceptualDistance
+from dreamloom.evaluation.encoders.store import Missing
 
 _FLAT = 2  # of 255 grey levels: what is left of a black picture after JPEG
 

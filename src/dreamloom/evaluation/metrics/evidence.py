@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dreamloom.core.manifests import Picture
 from dreamloom.evaluation import copy_detection
-from dreamloom.evaluation.encoders.base import Encoders, Extractor, Missing, PerceptualDistance
+from dreamloom.evaluation.encoders.base import Encoders, Extractor, PerceptualDistance
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.measures import MEASURES, PIXELS, Measure, PictureRole
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dreamloom.evaluation.copy_detection import correlate_layouts
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import Embeddings, measure_distances
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import Measure, MeasureKind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -28,7 +28,7 @@ def subject_fidelity(
     """Score how much each picture looks like the subject in each photo.
 
     The cosine similarity of features; the score of a picture is the mean of its row. It rewards
-    copies: read it beside `variety`, which a copy cannot raise, and beside the ceiling.
+    copies: read it beside variety, which a copy cannot raise, and beside the ceiling.
 
     Returns:
         One value per picture and photo, in [-1, 1]; 1 means the same direction. Compare it only
@@ -107,42 +107,14 @@ def prompt_fidelity(
 def differences(features: Float[Tensor, "images features"]) -> Float[Tensor, "images images"]:
     """Give 1 - cosine for every pair of pictures, in [0, 2]; 0 is the same direction.
 
+    Their mean over different pictures of one prompt is the variety: copies of a photo lower it;
+    noise raises it, so that more is not always better.
+
     Example:
         >>> differences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))[0, 1].item()
         1.0
     """
     return 1.0 - cosines(features, features)
-
-
-def variety(
-    features: Float[Tensor, "images features"],
-    together: Bool[Tensor, "images images"] | None = None,
-) -> Float[Tensor, ""]:
-    """Score how much pictures differ among themselves.
-
-    The mean of 1 - cosine over pairs of different pictures. Copies of a photo lower it; noise
-    raises it, so that more is not always better.
-
-    Args:
-        features: One row per picture.
-        together: Which pairs count, such as those of one prompt; None counts all.
-
-    Returns:
-        A number in [0, 2]; 0 means that all pictures have the same features.
-
-    Raises:
-        ValueError: If no pair counts, or a row is all zeros or not finite.
-
-    Example:
-        >>> variety(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-        tensor(0.6667, dtype=torch.float64)
-    """
-    different = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
-    if together is not None:
-        different = different & together
-    if not different.any():
-        raise ValueError("variety needs at least two pictures that may be compared")
-    return differences(features)[different].mean()
 
 
 def drift(
