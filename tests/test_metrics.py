@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics import similarity
+from dreamloom.evaluation.metrics.build_scorecard import find_alarms
+from dreamloom.evaluation.metrics.embed import Embeddings
+from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.recognition import (
     calibrate_threshold,
     is_nearest,
     is_own_prompt_best,
 )
 from dreamloom.evaluation.metrics.roles import assign_roles
-from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, find_alarms
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score
 from dreamloom.evaluation.metrics.similarity import (
     cosines,
     differences,
@@ -89,7 +94,31 @@ def test_what_has_no_score_is_refused(call, message):
         call()
 
 
+def seen_in(prints, flat=None, missed=None):
+    n = len(prints)
+    return Embeddings(
+        features={},
+        prints=prints,
+        flat=flat or [False] * n,
+        familiar=[True] * n,
+        broken={},
+        layouts=np.zeros((n, 1), np.float32),
+        missed={"identity": torch.tensor(missed or [False] * n)},
+    )
+
+
 def alarms(**changed):
+    given = {
+        "scores": {"identity": Score(value=0.2, n=3)},
+        "ceilings": {},
+        "values": [0.1, 0.2, 0.3],
+        "prints": ["a", "b", "c"],
+        "copied": [False] * 3,
+        "flat": [False] * 3,
+        "missed": [False] * 3,
+        "floor_prints": [None] * 3,
+        **changed,
+    }
     pictures = [
         PictureScores(
             file=f"{i}.png",
@@ -98,21 +127,29 @@ def alarms(**changed):
             seed=i,
             scheduler="ddim",
             steps=5,
-            values={"identity": v},
+            copied=given["copied"][i],
+            values={"identity": value},
         )
-        for i, v in enumerate(changed.pop("values", [0.1, 0.2, 0.3]))
+        for i, value in enumerate(given["values"])
     ]
-    given = {
-        "scores": {"identity": Score(value=0.2, n=3)},
-        "ceilings": {},
-        "pictures": pictures,
-        "prints": ["a", "b", "c"],
-        "copied": [False] * 3,
-        "flat": [False] * 3,
-        "missed": [False] * 3,
-        "floor_prints": [None] * 3,
-    }
-    return find_alarms(**{**given, **changed})
+    floor = given["floor_prints"]
+    absent = Missing("it is not here")
+    evidence = Evidence(
+        pictures=(),
+        prompts=["a"] * 3,
+        roles=["subject"] * 3,
+        partners=[None if own is None else place for place, own in enumerate(floor)],
+        embeddings=seen_in(given["prints"], given["flat"], given["missed"]),
+        photos=seen_in(["p"]),
+        nearness=torch.zeros(3, 1),
+        copied=np.array(given["copied"]),
+        below=seen_in([own or "" for own in floor]),
+        below_prompts=["a"] * 3,
+        below_roles=["subject"] * 3,
+        below_units=["a"] * 3,
+        encoders=Encoders("standard", identity=absent, clip=absent, dino=absent),
+    )
+    return find_alarms(evidence, given["scores"], given["ceilings"], pictures)
 
 
 def test_good_pictures_raise_no_alarm():

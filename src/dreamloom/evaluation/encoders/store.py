@@ -142,15 +142,15 @@ def _judge_state(model: Pinned) -> tuple[State, str]:
     if model.source == "package":
         is_here = all(map(find_spec, ("dlib", "face_recognition_models")))
         return ("here", "") if is_here else ("not here", model.wanted)
-    folder = model_folder(model)
+    folder, absence = model_folder(model), ""
     lock = _read_lock(folder)
     if lock is None:
-        return "not here", model.wanted
-    if damage := _find_damage(model, folder, lock, is_thorough=False):
-        return "not here", f"{damage}; {model.wanted}"
-    if model.extra == "faces" and find_spec("cv2") is None:
-        return "not here", 'OpenCV is not installed: pip install "dreamloom[faces]"'
-    return "here", ""
+        absence = model.wanted
+    elif damage := _find_damage(model, folder, lock, is_thorough=False):
+        absence = f"{damage}; {model.wanted}"
+    elif model.extra == "faces" and find_spec("cv2") is None:
+        absence = 'OpenCV is not installed: pip install "dreamloom[faces]"'
+    return ("not here", absence) if absence else ("here", "")
 
 
 def _find_damage(model: Pinned, folder: Path, lock: dict[str, Any], is_thorough: bool) -> str:

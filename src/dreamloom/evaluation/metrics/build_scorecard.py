@@ -12,13 +12,13 @@ from dreamloom.evaluation.detectors.flagging import Flagging
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
+from dreamloom.evaluation.metrics.measures import MEASURE
 from dreamloom.evaluation.metrics.scorecard import (
     Flags,
     Group,
     PictureScores,
     Score,
     Scorecard,
-    find_alarms,
 )
 
 
@@ -38,19 +38,7 @@ def build_scorecard(
     scores = evaluator.scores(range(len(evidence.pictures)), whole=True)
     ceilings = evaluator.ceilings()
     listed = _list_pictures(evaluator, [photo.source for photo in photos.photos])
-    alarms = find_alarms(
-        scores=scores,
-        ceilings=ceilings,
-        pictures=listed,
-        prints=evidence.embeddings.prints,
-        copied=evidence.copied.tolist(),
-        flat=evidence.embeddings.flat,
-        missed=_missed(evidence),
-        floor_prints=[
-            None if place is None or evidence.below is None else evidence.below.prints[place]
-            for place in evidence.partners
-        ],
-    )
+    alarms = find_alarms(evidence, scores, ceilings, listed)
     warning = _warning(evidence)
     if warning:
         scores = {name: _doubt(score) for name, score in scores.items()}
@@ -117,17 +105,6 @@ def _list_pictures(evaluator: Evaluator, sources: Sequence[str]) -> tuple[Pictur
         )
         for row, picture in enumerate(evidence.pictures)
     )
-
-
-def _missed(evidence: Evidence) -> list[bool]:
-    """Say of each picture that should show the subject whether nobody was found in it."""
-    nobody = evidence.embeddings.missed.get("identity")
-    if nobody is None:
-        return [False] * len(evidence.pictures)
-    return [
-        bool(found) and role == "subject"
-        for found, role in zip(nobody.tolist(), evidence.roles, strict=True)
-    ]
 
 
 def _breakdowns(evidence: Evidence) -> list[str]:
@@ -262,3 +239,82 @@ def _tell_drift(score: Score) -> str:
         f"Drift: beside the subject, pictures have moved by {score.value:.3f}{between} on a scale "
         f"from 0, nothing changed, to 1 (n = {score.n})."
     )
+
+
+def find_alarms(
+    evidence: Evidence,
+    scores: Mapping[str, Score],
+    ceilings: Mapping[str, Score],
+    pictures: Sequence[PictureScores],
+) -> list[str]:
+    """Look for signs that a mistake was measured instead of the pictures.
+
+    Args:
+        evidence: What was seen.
+        scores: The overall scores by name.
+        ceilings: The photos' own scores by name, with their intervals.
+        pictures: Every picture's own values.
+
+    Returns:
+        One sentence per sign.
+    """
+    seen, below = evidence.embeddings, evidence.below
+    nobody = seen.missed.get("identity")
+    first: dict[str, str] = {}
+    signs: dict[str, list[str]] = {}
+    for row, picture in enumerate(pictures):
+        shown, place = seen.prints[row], evidence.partners[row]
+        for text, is_wrong in (
+            (
+                "{count} pictures repeat photos of the subject, first {first}: they prove "
+                "nothing, and count as what the base model drew.",
+                picture.copied,
+            ),
+            (
+                "{count} pictures are one plain colour, first {first}: a failed drawing or a "
+                "safety filter; they are scored like the others.",
+                seen.flat[row],
+            ),
+            (
+                "{count} pictures show no face, first {first}; they count as what the base "
+                "model drew.",
+                nobody is not None and bool(nobody[row]) and picture.role == "subject",
+            ),
+            (
+                "{count} pictures are copies of others, first {first}: the seed had no effect.",
+                first.setdefault(shown, picture.file) != picture.file,
+            ),
+            (
+                "{count} pictures are the base model's own, first {first}: the adapter had no "
+                "effect.",
+                place is not None and below is not None and below.prints[place] == shown,
+            ),
+        ):
+            signs.setdefault(text, []).extend([picture.file] * is_wrong)
+    found = [
+        text.format(count=len(files), first=files[0]) for text, files in signs.items() if files
+    ]
+    for name, score in scores.items():
+        # That every picture passes, or none, is a result.
+        if name in MEASURE and MEASURE[name].is_share:
+            continue
+        values = [picture.values.get(name) for picture in pictures]
+        embeddings = {round(value, 6) for value in values if value is not None}
+        if (
+            len(embeddings) == 1
+            and len([v for v in values if v is not None]) > 2
+            and len(first) > 1
+        ):
+            found.append(
+                f"{name} is {embeddings.pop():.6f} for every picture: it does not depend on them."
+            )
+        top = ceilings.get(name)
+        if score.value is None or top is None or top.value is None:
+            continue
+        end = top.interval[1] if top.interval else top.value
+        if score.value > end:
+            found.append(
+                f"{name} is {score.value:.3f}, above the ceiling of {end:.3f} that the photos "
+                f"reach among themselves: copies of photos, or a mistake."
+            )
+    return found
