@@ -12,17 +12,15 @@ from dreamloom.evaluation.metrics import similarity
 from dreamloom.evaluation.metrics.build_scorecard import find_alarms
 from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.evidence import Evidence
-from dreamloom.evaluation.metrics.recognition import (
-    calibrate_threshold,
-    is_nearest,
-    is_own_prompt_best,
-)
 from dreamloom.evaluation.metrics.roles import assign_roles
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score
 from dreamloom.evaluation.metrics.similarity import (
+    calibrate_threshold,
     cosines,
     differences,
     drift,
+    is_nearest,
+    is_own_prompt_best,
     photo_ceiling,
     prompt_fidelity,
     subject_fidelity,

@@ -257,15 +257,10 @@ def hash_facts(story: Story) -> Facts:
     for name, path in adapters:
         if path.is_file():
             facts.append((f"{name}/{path.name}" if name else path.name, file_sha256(path)))
-    return _merge_equal(facts)
-
-
-def _merge_equal(facts: Facts) -> Facts:
-    """Name each value once, by the first name that it had."""
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}  # each value once, by the first name that it had
     for name, value in facts:
-        seen.setdefault(value, name)
-    return [(name, value) for value, name in seen.items()]
+        first.setdefault(value, name)
+    return [(name, value) for value, name in first.items()]
 
 
 def version_facts(story: Story) -> Facts:

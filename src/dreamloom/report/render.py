@@ -22,8 +22,6 @@ from dreamloom.report.plots import Bar, score_bars
 from dreamloom.report.story import Story, read_story
 from dreamloom.report.verdicts import Verdict, tell
 
-__all__ = ["render", "write_report"]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -69,12 +67,10 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters.update(tell=tell, bars=_draw_bars, minus=_use_minus)
+    environment.filters.update(
+        tell=tell, bars=_draw_bars, minus=lambda number: number.replace("-", "−")
+    )
     return environment
-
-
-def _use_minus(number: str) -> str:
-    return number.replace("-", "−")
 
 
 def _draw_bars(verdict: Verdict) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -210,7 +210,7 @@ def read_story(folder: Path) -> Story:
         priors=_read_lists(read_class_image_set, "priors", places, damage),
         sets=_read_sets(places, damage),
         cards=_read_cards(places, damage),
-        records=[(name, one) for name, run in places.items() for one in _records(run, damage)],
+        records=_read_records(places, damage),
         config=next((c for run in places.values() if (c := _try_config(run, damage))), None),
         events={name: _events(run) for name, run in places.items()},
         damage=damage,
@@ -271,13 +271,15 @@ def _read_cards(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str,
     return cards
 
 
-def _records(run: RunFolder, damage: list[str]) -> Iterator[Record]:
-    for path in sorted(run.records.glob("*.json")):
-        record = run.read_record(path.stem)
-        if record is None:
-            damage.append(f"The record {path.name} of {run.path.name} is damaged.")
-        else:
-            yield record
+def _read_records(places: Mapping[str, RunFolder], damage: list[str]) -> list[tuple[str, Record]]:
+    records = []
+    for name, run in places.items():
+        for path in sorted(run.records.glob("*.json")):
+            if record := run.read_record(path.stem):
+                records.append((name, record))
+            else:
+                damage.append(f"The record {path.name} of {run.path.name} is damaged.")
+    return records
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import file_sha256
+from dreamloom.evaluation.encoders.base import PixelJudge
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
 
 WEIGHTS = "model.safetensors"
@@ -185,3 +186,23 @@ class NetworkEncoder(LoadedNetwork):
     def look(self, pixels: Tensor) -> Tensor:
         """Turn pixels into features of any length."""
         raise NotImplementedError
+
+
+class PixelEncoder:
+    """An encoder that takes pixels in [0, 1], as picturebook's judges do.
+
+    Args:
+        judge: Has a ``key``, and ``embed`` from pixels to unit vectors.
+        preprocessing: How pictures become pixels.
+    """
+
+    may_miss = False
+
+    def __init__(self, judge: PixelJudge, preprocessing: Preprocessing) -> None:
+        self._judge, self._preprocessing = judge, preprocessing
+        self.key = f"{judge.key}/{preprocessing.key}"
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
+        """Turn RGB pictures of any sizes into unit vectors."""
+        with steady(torch.device("cpu")):
+            return unit_rows(self._judge.embed(self._preprocessing(images)))

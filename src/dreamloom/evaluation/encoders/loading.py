@@ -24,6 +24,7 @@ from dreamloom.evaluation.encoders.catalogue import (
     Pinned,
 )
 from dreamloom.evaluation.encoders.clip import ClipEncoder
+from dreamloom.evaluation.encoders.computing import PixelEncoder
 from dreamloom.evaluation.encoders.copies import CopyEncoder
 from dreamloom.evaluation.encoders.faces import (
     DlibFaceEncoder,
@@ -31,7 +32,6 @@ from dreamloom.evaluation.encoders.faces import (
     create_detector,
     create_recogniser,
 )
-from dreamloom.evaluation.encoders.judges import PixelEncoder
 from dreamloom.evaluation.encoders.perceptual import LpipsDistance
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
 from dreamloom.evaluation.encoders.store import Missing, find_kept

@@ -20,16 +20,14 @@ from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import Embeddings, measure_distances
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import Measure, MeasureKind
-from dreamloom.evaluation.metrics.recognition import (
+from dreamloom.evaluation.metrics.similarity import (
     FEWEST_IMPOSTORS,
     calibrate_threshold,
-    is_nearest,
-    is_own_prompt_best,
-)
-from dreamloom.evaluation.metrics.similarity import (
     cosines,
     differences,
     drift,
+    is_nearest,
+    is_own_prompt_best,
     prompt_fidelity,
     subject_fidelity,
 )
