@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup
+from types import SimpleNamespace
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet
@@ -41,8 +40,6 @@ from dreamloom.report.story import (
     order_of,
 )
 from dreamloom.report.tables import (
-    Block,
-    HeatMap,
     fault_facts,
     heat_maps,
     key_facts,
@@ -71,44 +68,8 @@ class Strip:
     dense: bool = False
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything that the template sets, in the order of the page."""
-
-    kind: str
-    title: str
-    lede: str
-    contents: Facts
-    verdicts: list[Verdict]
-    alarms: list[str]
-    warnings: list[str]
-    findings: list[str]
-    faults: Facts
-    all_quiet: str
-    galleries: list[Gallery]
-    badges: str
-    merge_gallery: Gallery | None
-    merge: Facts
-    strips: list[Strip]
-    maps: list[HeatMap]
-    table_gallery: Gallery | None
-    scores: list[Block]
-    score_folds: list[tuple[str, list[Block]]]
-    keys: Facts
-    curves: list[tuple[str, Markup, str]]
-    times: list[tuple[str, float, str]]
-    peak: str
-    command: str
-    settings: Facts
-    records: list[tuple[str, ...]]
-    hashes: Facts
-    versions: Facts
-    limits: list[str]
-    footer: str
-
-
-def lay_out(story: Story) -> Page:
-    """Make every block of the page."""
+def lay_out(story: Story) -> SimpleNamespace:
+    """Make everything that the template sets, in the order of the page."""
     values = {
         name: {picture.file: picture.values for picture in card.pictures}
         for name, card in story.cards.items()
@@ -118,7 +79,7 @@ def lay_out(story: Story) -> Page:
     maps = heat_maps(story.cards)
     merge = merge_facts(story)
     shown = {name for per_file in values.values() for own in per_file.values() for name in own}
-    return Page(
+    return SimpleNamespace(
         kind="report of a run"
         if story.is_single
         else f"{story.summary.get('kind', 'study')} report",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dreamloom.evaluation.metrics.measures import LABELS, label_of, meaning_of
+from dreamloom.evaluation.metrics.measures import LABELS, MEANINGS, label_of
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.report.gallery import kind_of
 from dreamloom.report.story import (
@@ -136,7 +136,7 @@ def score_table(scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
         reasons = {score.note for _, _, score in rows}
         if len(reasons) == 1 and not any(score.measured for _, _, score in rows):
             rows = [("all pictures", "other", rows[0][2])]
-        blocks.append(Block(label_of(name), meaning_of(name), [], rows))
+        blocks.append(Block(label_of(name), MEANINGS.get(name, ""), [], rows))
     return blocks
 
 

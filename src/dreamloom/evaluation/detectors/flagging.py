@@ -26,14 +26,6 @@ from dreamloom.evaluation.detectors.landmarks import FaceSource
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.stats.intervals import Interval, wilson_interval
 
-_NEED_A_PERSON: tuple[DetectorName, ...] = (
-    "eye_colours",
-    "eye_colour_of_photos",
-    "eye_shape",
-    "teeth",
-    "missing_face",
-)
-
 
 class Shown(NamedTuple):
     """A picture to be looked at, and what its prompt asks for."""
@@ -135,7 +127,8 @@ def flag_pictures(
         return tuple(_miss(detector, len(pictures), source.reason) for detector in asked)
     cannot = dict(source.cannot)
     if not of_person:
-        cannot |= dict.fromkeys(_NEED_A_PERSON, "the subject is no person")
+        people = [one.name for one in DETECTORS if one.name != "extra_faces"]
+        cannot |= dict.fromkeys(people, "the subject is no person")
     usable = [detector for detector in asked if detector.name not in cannot]
     verdicts: dict[DetectorName, dict[str, EyeVerdict]] = {one.name: {} for one in usable}
     needs_photos = of_person and any(one.name.startswith("eye_colour") for one in usable)

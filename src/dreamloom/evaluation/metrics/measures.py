@@ -125,18 +125,14 @@ LABELS = {
 }
 """Names of scores as a reader meets them, in the order in which they are shown."""
 
-_MEANINGS = {
+MEANINGS = {
     **{measure.name: measure.meaning for measure in MEASURES},
     "identity_retention": "how much of the subject a merge has kept",
     "style_retention": "how much of the style a merge has kept",
 }
+"""What each of them looks at, in a few words."""
 
 
 def label_of(name: str) -> str:
     """The name of a score as a reader meets it."""
     return LABELS.get(name, name.replace("_", " ").capitalize())
-
-
-def meaning_of(name: str) -> str:
-    """Say in a few words what a score looks at; empty for one that is not known here."""
-    return _MEANINGS.get(name, "")

@@ -29,7 +29,6 @@ from dreamloom.evaluation.metrics.similarity import (
     is_nearest,
     is_own_prompt_best,
     prompt_fidelity,
-    subject_fidelity,
 )
 
 Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -84,8 +83,8 @@ def _value_subject(measure: Measure, encoder: str, evidence: Evidence) -> PerIma
     photos = _photos(encoder, evidence)
     below = None
     if evidence.below is not None:
-        below = _fill(_similar(encoder, evidence.below, photos))
-    own = _similar(encoder, evidence.embeddings, photos)
+        below = _fill(_cosines(evidence.below.features[encoder], photos).numpy())
+    own = _cosines(evidence.embeddings.features[encoder], photos).numpy()
     if measure.needs_credit:
         own[evidence.copied] = np.nan
     impostors = _find_impostors(measure, below, evidence)
@@ -136,8 +135,8 @@ def _value_nearest(measure: Measure, encoder: str, evidence: Evidence) -> PerIma
     photos = _photos(encoder, evidence)
     below = evidence.below
     return PerImageValues(
-        _similar(encoder, evidence.embeddings, photos).max(axis=1),
-        None if below is None else _similar(encoder, below, photos).max(axis=1),
+        _cosines(evidence.embeddings.features[encoder], photos).numpy().max(axis=1),
+        None if below is None else _cosines(below.features[encoder], photos).numpy().max(axis=1),
     )
 
 
@@ -313,16 +312,6 @@ def _texts(evidence: Evidence) -> Tensor:
 def _impostors(evidence: Evidence) -> list[int]:
     """The base model's pictures that show a member of the class."""
     return [place for place, role in enumerate(evidence.below_roles) if role != "other"]
-
-
-def _similar(encoder: str, embeddings: Embeddings, photos: Tensor) -> Array:
-    """Compare pictures with photos; a row of nan where nobody was found."""
-    shown = ~_missed(encoder, embeddings)
-    found = np.full((len(shown), len(photos)), np.nan)
-    if shown.any():
-        features = embeddings.features[encoder][shown]
-        found[shown.numpy()] = subject_fidelity(generated=features, photos=photos).numpy()
-    return found
 
 
 def _cosines(features: Tensor, others: Tensor) -> Tensor:
