@@ -333,10 +333,8 @@ def _strips(story: Story) -> list[Strip]:
             alt = f"class image {number}" if source else f"{path.name} is missing"
             shots.append((EmbeddedPicture(source, alt, size), ()))
         title = f"Class images: {label_run(name)}" if name else "Class images"
-        intro = (
-            f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
-        )
-        strips.append(Strip(title, intro + "idea of the class.", shots, dense=True))
+        told = f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
+        strips.append(Strip(title, f"{told}idea of the class.", shots, dense=True))
     return strips
 
 
