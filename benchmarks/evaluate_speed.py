@@ -17,7 +17,7 @@ import torch
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.core.run_folder import RunFolder, library_versions
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing
 from tools.picturebook.drawing import draw

@@ -27,7 +27,7 @@ from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.retention import MergeSets, evaluate_merge
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders

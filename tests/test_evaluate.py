@@ -17,8 +17,7 @@ from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.evaluation import scoring
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.store import Missing
-from dreamloom.evaluation.metrics.measures import MEASURES
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import MEASURES, SubjectWords
 from dreamloom.evaluation.scoring import (
     EvaluationOptions,
     Floor,

@@ -18,7 +18,7 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture,
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.retention import MergeSets, evaluate_merge
 from dreamloom.evaluation.scoring import EvaluationOptions, Floor, evaluate_images, pick_encoders

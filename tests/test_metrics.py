@@ -12,7 +12,7 @@ from dreamloom.evaluation.metrics import similarity
 from dreamloom.evaluation.metrics.build_scorecard import find_alarms
 from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.evidence import Evidence
-from dreamloom.evaluation.metrics.roles import assign_roles
+from dreamloom.evaluation.metrics.measures import assign_roles
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score
 from dreamloom.evaluation.metrics.similarity import (
     calibrate_threshold,

@@ -35,7 +35,7 @@ from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.evaluation.stats import intervals as statistics

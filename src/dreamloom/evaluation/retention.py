@@ -14,6 +14,7 @@ from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import embed_images
+from dreamloom.evaluation.metrics.per_image import Array
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.metrics.similarity import subject_fidelity
 from dreamloom.evaluation.scoring import EvaluationOptions
@@ -185,16 +186,31 @@ def measure_retention(
     Source:
         The retention of ZipLoRA's and K-LoRA's comparisons, as a share of what each part can do.
     """
-    sampled = []
+    sides = []
     for side in (merged, none, full):
         similar = subject_fidelity(generated=side, photos=references)
         if comparable is not None:
             similar = (similar * comparable).sum(dim=1) / comparable.sum(dim=1)
-        sampled.append(statistics.sample_mean(similar.numpy(), draws))
-    kept, below, above = sampled
-    found = statistics.lift(kept, below, above, draws.independent, draws.confidence)
-    if found.value is None:
-        # The words of a lift speak of floor and ceiling.
-        reason = "the part alone does not differ clearly from the pictures without it"
-        return Score(n=len(merged), key=key, note=f"not measured: {reason}")
-    return Score(value=found.value, n=len(merged), interval=found.interval, key=key)
+        sides.append(similar.numpy())
+    no_room = "the part alone does not differ clearly from the pictures without it"
+    return score_retention(*sides, draws=draws, key=key, no_room=no_room)
+
+
+def score_retention(
+    kept: Array, none: Array, full: Array, *, draws: Draws, key: str | None, no_room: str
+) -> Score:
+    """Place values on the way from those of nothing kept (0) to those of everything kept (1).
+
+    Args:
+        kept: A row for each picture; one value, or a column for each reference.
+        none: The same for pictures of the same prompts and seeds without the part.
+        full: And for those of the part alone.
+        draws: From `statistics.draw`, for these rows and columns.
+        key: Names the encoder.
+        no_room: What to say where there is no way to go; the words of a lift speak of floor and
+            ceiling.
+    """
+    own, low, high = (statistics.sample_mean(side, draws) for side in (kept, none, full))
+    found = statistics.lift(own, low, high, draws.independent, draws.confidence)
+    note = "" if found.value is not None else f"not measured: {no_room}"
+    return Score(value=found.value, n=len(kept), interval=found.interval, key=key, note=note)

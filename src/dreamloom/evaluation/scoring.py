@@ -34,9 +34,8 @@ from dreamloom.evaluation.metrics.build_scorecard import build_scorecard
 from dreamloom.evaluation.metrics.embed import embed_images
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
-from dreamloom.evaluation.metrics.measures import PictureRole
+from dreamloom.evaluation.metrics.measures import PictureRole, SubjectWords, assign_roles
 from dreamloom.evaluation.metrics.per_image import value_pictures
-from dreamloom.evaluation.metrics.roles import SubjectWords, assign_roles
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 
 STAGE = "evaluate"

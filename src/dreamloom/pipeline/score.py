@@ -10,7 +10,7 @@ from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import (
     Floor,

@@ -10,7 +10,7 @@ from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarte
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, fingerprint, write_json
 from dreamloom.evaluation.encoders.base import Encoders
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import (
     STAGE,

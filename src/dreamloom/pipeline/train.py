@@ -36,7 +36,7 @@ from dreamloom.data.class_images import draw_class_images, make_class_images
 from dreamloom.data.photos.class_images import load_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run

@@ -1,9 +1,11 @@
-"""The list of scores: what each asks, which encoder answers, and of which pictures."""
+"""The scores: what each asks, which encoder answers, and what a picture is for by its prompt."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 PictureRole: TypeAlias = Literal["subject", "class", "other"]
 """What a picture's prompt names: the subject, its class without the subject, or neither."""
@@ -136,3 +138,53 @@ MEANINGS = {
 def label_of(name: str) -> str:
     """The name of a score as a reader meets it."""
     return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+class SubjectWords(NamedTuple):
+    """What the subject is called."""
+
+    phrase: str
+    """As prompts name it, such as ``rraj person``."""
+    class_noun: str
+    """What it is one of, such as ``person``."""
+
+
+def names(prompt: str, words: str) -> bool:
+    """Say whether a prompt holds these words, whole and in this order.
+
+    Example:
+        >>> names("a photo of Rraj person", "rraj person"), names("personality", "person")
+        (True, False)
+    """
+    return bool(words) and bool(
+        re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, flags=re.IGNORECASE)
+    )
+
+
+def assign_roles(
+    prompts: Sequence[str], categories: Sequence[str], phrase: str, class_noun: str
+) -> list[PictureRole]:
+    """Say of each picture what its prompt names.
+
+    Pictures of the class keep watch over what the subject has done to its class; pictures of
+    neither, over everything else. Where no prompt names the subject, as in a folder without a
+    manifest, every picture counts as one of the subject.
+
+    Args:
+        prompts: As they were drawn.
+        categories: Of their packs: a prompt such as "an old man" is told to be of the class by
+            its category ``class``, though it has not the noun.
+        phrase: The subject, such as ``rraj person``.
+        class_noun: Its class, such as ``person``.
+    """
+    if not any(names(prompt, phrase) for prompt in prompts):
+        return ["subject"] * len(prompts)
+    roles: list[PictureRole] = []
+    for prompt, category in zip(prompts, categories, strict=True):
+        if names(prompt, phrase):
+            roles.append("subject")
+        elif category == "class" or names(prompt, class_noun):
+            roles.append("class")
+        else:
+            roles.append("other")
+    return roles

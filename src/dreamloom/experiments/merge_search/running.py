@@ -23,7 +23,7 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ImageSet, read_photo_set
 from dreamloom.core.run_folder import Record, RunFolder, write_json, write_text
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.roles import SubjectWords
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_images
 from dreamloom.experiments.merge_search import work
