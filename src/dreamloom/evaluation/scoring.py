@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import DreamLoomError, EvaluationError
@@ -31,7 +33,7 @@ from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
 from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.metrics.build_scorecard import build_scorecard
-from dreamloom.evaluation.metrics.embed import embed_images
+from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import PictureRole, SubjectWords, assign_roles
@@ -279,8 +281,6 @@ def _look_at(
     others: list[PictureRole] = ["class"] * len(impostors)
     places = {cell: place for place, cell in enumerate(cells_below) if beneath[place].prompt}
     nearness = correlate_layouts(shown.layouts, known.views)
-    repeated = find_copies(nearness, correlate_layouts(known.layouts, known.views)).numpy()
-    sources = {photo.source_sha256 for photo in photos.photos}
     return Evidence(
         pictures=images.pictures,
         prompts=prompts,
@@ -289,13 +289,7 @@ def _look_at(
         embeddings=shown,
         photos=known,
         nearness=nearness,
-        # A copy is the same file, the same pixels, or the same layout.
-        copied=np.array(
-            [
-                bool(again) or pixels in known.prints or file_sha256(path) in sources
-                for again, pixels, path in zip(repeated, shown.prints, images.paths(), strict=True)
-            ]
-        ),
+        copied=_find_copies(images, photos, nearness, shown, known),
         below=below if floor else None,
         below_prompts=[*prompts_below, *([""] * len(impostors))],
         below_roles=[*roles_below, *others],
@@ -304,6 +298,24 @@ def _look_at(
             *(f"stranger {number}" for number in range(len(impostors))),
         ],
         encoders=encoders,
+    )
+
+
+def _find_copies(
+    images: ImageSet,
+    photos: PhotoSet,
+    nearness: Float[Tensor, "images photos"],
+    shown: Embeddings,
+    known: Embeddings,
+) -> Bool[np.ndarray, " images"]:
+    """Say which pictures repeat a photo: the same file, the same pixels, or the same layout."""
+    repeated = find_copies(nearness, correlate_layouts(known.layouts, known.views)).numpy()
+    sources = {photo.source_sha256 for photo in photos.photos}
+    return np.array(
+        [
+            bool(again) or pixels in known.prints or file_sha256(path) in sources
+            for again, pixels, path in zip(repeated, shown.prints, images.paths(), strict=True)
+        ]
     )
 
 
