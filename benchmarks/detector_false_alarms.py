@@ -26,7 +26,7 @@ from dreamloom.evaluation.detectors.flagging import Flagging, Shown, flag_pictur
 from dreamloom.evaluation.detectors.judges import PHOTO, DetectorName, FaceView, Wanted, usable_eyes
 from dreamloom.evaluation.detectors.landmarks import Eye, FaceSource
 from dreamloom.evaluation.detectors.mediapipe_faces import load_mediapipe
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.stats.intervals import wilson_interval
 from dreamloom.picturebook.world import (
     EYE_COLOURS,
@@ -90,9 +90,12 @@ def show_all(kind: str, flaggings: Sequence[Flagging]) -> None:
 def measure_photos(source: FaceSource, people: list[Path], objects: list[Path]) -> None:
     """Judge real photos as they are, then broken ones."""
     as_is = [Shown(path.name, path, PHOTO) for path in people]
-    show_all("false alarms, people", flag_pictures(as_is, [], source))
+    show_all("false alarms, people", flag_pictures(as_is, [], source, experimental=True))
     things = [Shown(str(path), path, NO_FACE) for path in objects]
-    show_all("false alarms, objects", flag_pictures(things, [], source, of_person=False))
+    show_all(
+        "false alarms, objects",
+        flag_pictures(things, [], source, of_person=False, experimental=True),
+    )
     controls: dict[str, tuple[DetectorName, Callable[..., Iterator[Image.Image]]]] = {
         "one iris recoloured": ("eye_colours", recolour_irises),
         "one iris enlarged 1.5 times": ("eye_shape", enlarge_irises),
@@ -119,7 +122,7 @@ def flag_one(image: Image.Image, source: FaceSource, detector: DetectorName) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         image.save(path)
-        flaggings = flag_pictures([Shown("picture", path, PHOTO)], [], source)
+        flaggings = flag_pictures([Shown("picture", path, PHOTO)], [], source, experimental=True)
     return next(one for one in flaggings if one.detector == detector)
 
 
@@ -256,7 +259,7 @@ def judge_drawings(
         for path, image in zip(paths, [*pictures, *photos], strict=True):
             image.save(path)
         shown = [Shown(path.name, path, PHOTO) for path in paths[: len(pictures)]]
-        return flag_pictures(shown, paths[len(pictures) :], DrawnFaces())
+        return flag_pictures(shown, paths[len(pictures) :], DrawnFaces(), experimental=True)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.core.run_folder import RunFolder, library_versions
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.picturebook.world import JUDGING_SEED_START, sample_drawing
 from tools.picturebook.drawing import draw
@@ -65,16 +65,14 @@ def main() -> None:
         images = draw_set(work / "pictures", given.pictures, given.side)
         draw_set(work / "photos", PHOTOS, given.side)
         photos = load_photos(work / "photos", RunFolder(work / "run"), given.side)
-        config = EvaluateConfig()
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
             card = evaluate_images(
                 images,
                 photos,
-                config=config,
-                subject=SubjectConfig(),
-                encoders=pick_encoders(config, images, "cpu"),
+                subject=SubjectWords("rraj person", "person"),
+                encoders=pick_encoders("auto", images, "cpu"),
             )
             seconds.append(round(time.perf_counter() - start, 1))
     measured = [name for name, score in card.scores.items() if score.value is not None]

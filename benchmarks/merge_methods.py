@@ -28,8 +28,9 @@ from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.retention import MergeSets, evaluate_merge
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
@@ -46,6 +47,7 @@ from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition
 from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.score_set import evaluation_options
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import prepare_run, train_subject
 
@@ -235,7 +237,8 @@ def score(done: dict[str, Done], out: Path, config: LoomConfig) -> list[Row]:
         load_photos(examples_folder() / folder, claim(out / folder), 128)
         for folder in ("rraj", "pixel-art")
     )
-    encoders = pick_encoders(config.evaluate, sets["base"])
+    options = evaluation_options(config.evaluate)
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"])
     judge = PictureJudge(encoders, refer(photos, style))
     looks = {name: judge.look(images) for name, images in sets.items()}
     prompts = [picture.prompt for picture in sets["base"].pictures]
@@ -243,13 +246,13 @@ def score(done: dict[str, Done], out: Path, config: LoomConfig) -> list[Row]:
     rows = []
     for name, images in sets.items():
         parts = (sets["base"], sets["subject"], sets["style"])
-        kept = evaluate_merge(MergeSets(*parts, images), photos, style, config.evaluate, encoders)
+        kept = evaluate_merge(MergeSets(*parts, images), photos, style, encoders, options)
         card = evaluate_images(
             images,
             photos,
             floor=sets["base"],
-            config=config.evaluate,
-            subject=config.subject,
+            subject=SubjectWords(config.subject.phrase, config.subject.class_noun),
+            options=options,
             encoders=encoders,
         )
         shares = ends.score(looks[name], {}, config.evaluate.resamples, config.evaluate.confidence)

@@ -30,8 +30,9 @@ _CHECKED = (
     *("lora", "models.lora_schedule", "models.quantization"),
     "data.image_io",
     *("evaluation.compare", "evaluation.detectors", "evaluation.encoders", "evaluation.metrics"),
-    *("evaluation.scorecard_files", "evaluation.stats", "evaluation.verdicts"),
-    *("merging.diagnose", "merging.methods", "report.plots"),
+    *("evaluation.recommend", "evaluation.retention", "evaluation.scorecard_files"),
+    *("evaluation.stats", "merging.diagnose", "merging.methods"),
+    *("report.plots", "report.verdicts"),
     *("training.checkpoints", "training.losses", "training.noise", "training.optimizers"),
 )
 jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beartype.beartype")

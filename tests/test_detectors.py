@@ -37,7 +37,7 @@ from dreamloom.evaluation.detectors.judges import (
 from dreamloom.evaluation.detectors.landmarks import Eye, Face, FaceLandmarks, order_faces
 from dreamloom.evaluation.detectors.mediapipe_faces import MediaPipeFaces, load_mediapipe
 from dreamloom.evaluation.detectors.teeth import measure_teeth
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.picturebook.world import JUDGING_SEED_START, Drawing, sample_drawing
 from tools.picturebook.drawing import draw
 
@@ -441,7 +441,8 @@ def test_broken_eyes_are_found_among_good_drawings(drawings):
 
 
 def test_every_picture_is_counted_once(drawings):
-    for one in flag_pictures(drawings, [drawings[0].path] * 3, DrawnFaces()):
+    photos = [drawings[0].path] * 3
+    for one in flag_pictures(drawings, photos, DrawnFaces(), experimental=True):
         if one.missing:
             assert one.rate is one.interval is None
         else:
@@ -466,7 +467,7 @@ def test_eyes_are_compared_with_the_photos(tmp_path):
 
 
 def test_without_a_source_nothing_is_measured(drawings):
-    results = flag_pictures(drawings, [], Missing("there is no finder"))
+    results = flag_pictures(drawings, [], Missing("there is no finder"), experimental=True)
     assert [one.detector for one in results] == [one.name for one in DETECTORS]
     for one in results:
         assert one.tell() == "not measured: there is no finder"
@@ -476,12 +477,20 @@ def test_without_a_source_nothing_is_measured(drawings):
 def test_of_things_only_extra_faces_are_looked_for(drawings):
     source = DrawnFaces()
     source.cannot = {}
-    measured = flag_pictures(drawings[:2], [], source, of_person=False)
+    measured = flag_pictures(drawings[:2], [], source, of_person=False, experimental=True)
     assert [one.detector for one in measured if not one.missing] == ["extra_faces"]
 
 
+def test_what_is_not_known_to_work_is_left_out_unless_it_is_asked_for(drawings):
+    usual = [one.detector for one in flag_pictures(drawings[:1], [], DrawnFaces())]
+    every = flag_pictures(drawings[:1], [], DrawnFaces(), experimental=True)
+    assert [one.detector for one in every if one.detector not in usual] == ["eye_shape", "teeth"]
+    assert all(one.experimental == (one.detector not in usual) for one in every)
+
+
 def test_no_result_is_told_without_the_detectors_own_mistakes(drawings):
-    told = {one.detector: one.tell() for one in flag_pictures(drawings, [], DrawnFaces())}
+    flagged = flag_pictures(drawings, [], DrawnFaces(), experimental=True)
+    told = {one.detector: one.tell() for one in flagged}
     assert "false alarms: " in told["eye_colours"]
     assert "not judged: " in told["eye_colours"]
     assert told["teeth"] == "not measured: drawn mouths have no single teeth"

@@ -20,11 +20,11 @@ from transformers import (
 
 import tiny
 from dreamloom.core.errors import EvaluationError
-from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.evaluation.encoders.clip import ClipEncoder
-from dreamloom.evaluation.encoders.judges import PixelEncoder
+from dreamloom.evaluation.encoders.computing import PixelEncoder
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.encoders.vit import DinoEncoder, Dinov2Encoder
 
 SIDE = 32

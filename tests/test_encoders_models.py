@@ -19,15 +19,15 @@ from dreamloom.cli.main import main
 from dreamloom.core.errors import EvaluationError
 from dreamloom.evaluation.encoders import catalogue as the_catalogue
 from dreamloom.evaluation.encoders import loading as the_loading
-from dreamloom.evaluation.encoders.base import FaceExtractor, Missing, TextExtractor
+from dreamloom.evaluation.encoders.base import FaceExtractor, TextExtractor
 from dreamloom.evaluation.encoders.cache import forget_pictures
 from dreamloom.evaluation.encoders.catalogue import MODELS, READABLE, ModelFile, find_model
 from dreamloom.evaluation.encoders.fetching import fetch_model
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.encoders.store import (
     LOCK,
-    Absent,
     Kept,
+    Missing,
     find_kept,
     list_models,
     model_folder,
@@ -159,7 +159,7 @@ def test_one_changed_byte_is_found_at_the_next_load(lpips_file):
     changed[-1] ^= 1
     weights.write_bytes(changed)
     found = find_kept(BY_NAME["lpips"])
-    assert isinstance(found, Absent)
+    assert isinstance(found, Missing)
     assert "has changed since it was fetched (model.safetensors)" in found.reason
     assert isinstance(load_encoders("standard").perceptual, Missing)
 
@@ -214,7 +214,7 @@ def test_what_has_only_a_pickle_is_not_fetched_from_the_hub():
 def test_a_damaged_lock_counts_as_no_model(lpips_file, text):
     folder = fetch_model("lpips", lpips_file)
     (folder / LOCK).write_text(text)
-    assert isinstance(find_kept(BY_NAME["lpips"]), Absent)
+    assert isinstance(find_kept(BY_NAME["lpips"]), Missing)
     assert {line.model.name: line.state for line in list_models()}["lpips"] == "not here"
 
 

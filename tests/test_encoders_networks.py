@@ -193,7 +193,8 @@ def slow_lpips(left, right, weights):
 
 def test_perceptual_distance_is_that_of_the_equation(lpips_weights, tmp_path):
     save_file(lpips_weights, tmp_path / "model.safetensors")
-    judge = LpipsDistance(tmp_path, "lpips@1", batch=2)
+    judge = LpipsDistance(tmp_path, "lpips@1")
+    judge.batch = 2
     pictures = [noise(seed, (256, 256)) for seed in range(2)] + [Image.new("RGB", (256, 256))]
     found = judge.distances(pictures)
     with torch.no_grad():

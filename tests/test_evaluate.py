@@ -13,24 +13,25 @@ from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.errors import DreamLoomError, EvaluationError, PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
-from dreamloom.core.run_folder import RunFolder, file_sha256
+from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.evaluation import scoring
-from dreamloom.evaluation.encoders.base import Encoders, Missing
-from dreamloom.evaluation.metrics.measures import MEASURES
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
+from dreamloom.evaluation.metrics.measures import MEASURES, SubjectWords
 from dreamloom.evaluation.scoring import (
+    EvaluationOptions,
     Floor,
-    evaluate_folder,
     evaluate_images,
-    evaluate_run,
     pick_encoders,
     read_pictures,
-    read_scorecards,
     refuse_drawn_photos,
     replace_subject,
 )
+from dreamloom.pipeline.score_set import evaluate_run, evaluation_options, read_scorecards
 
+OPTIONS = EvaluationOptions(resamples=100, detectors=False)
 CONFIG = EvaluateConfig(resamples=100, detectors=False)
-SUBJECT = SubjectConfig()
+WORDS = SubjectWords("rraj person", "person")
 PROMPTS = ("a photo of rraj person", "a rraj person in the snow", "a painting of rraj person")
 PICTUREBOOK_SCORES = [
     *("identity", "verified", "rank_1", "clip_i", "clip_t", "prompt_found", "variety", "copy"),
@@ -146,7 +147,7 @@ def floor(tmp_path):
 
 
 def score(images, photos, floor=None, **given):
-    options = {"config": CONFIG, "subject": SUBJECT, "encoders": encoders(), **given}
+    options = {"subject": WORDS, "options": OPTIONS, "encoders": encoders(), **given}
     return evaluate_images(images, photos, floor=floor, **options)
 
 
@@ -246,8 +247,7 @@ def test_a_picture_on_its_side_scores_as_the_upright_one(photos, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         image.rotate(90, expand=True).save(lying / f"{seed}.png", exif=exif)
-    given = {"config": CONFIG, "subject": SUBJECT, "encoders": encoders()}
-    first, second = (evaluate_folder(folder, photos, **given) for folder in (upright, lying))
+    first, second = (score(read_pictures(folder), photos) for folder in (upright, lying))
     assert first.scores == second.scores
 
 
@@ -443,9 +443,7 @@ def test_pictures_alone_may_be_outside(images, photos):
 
 def test_a_folder_without_manifest_has_no_prompts(images, photos):
     (images.folder / "manifest.json").unlink()
-    card = evaluate_folder(
-        images.folder, photos, config=CONFIG, subject=SUBJECT, encoders=encoders()
-    )
+    card = score(read_pictures(images.folder), photos)
     assert card.scores["identity"].n == 12
     assert card.scores["clip_t"].note == (
         "not measured: the prompts are unknown: the folder has no manifest"
@@ -457,8 +455,7 @@ def test_a_folder_without_manifest_has_no_prompts(images, photos):
 
 
 def test_a_folder_with_manifest_is_read_by_it(images, photos, floor):
-    given = {"config": CONFIG, "subject": SUBJECT, "encoders": encoders()}
-    card = evaluate_folder(images.folder, photos, floor=floor.folder, **given)
+    card = score(read_pictures(images.folder), photos, read_pictures(floor.folder))
     assert card == score(images, photos, floor)
 
 
@@ -502,15 +499,15 @@ def test_pictures_of_picturebook_are_seen_by_its_judges(images, monkeypatch):
         scoring, "load_encoders", lambda kind, device: asked.append(kind) or encoders()
     )
     drawn = images.model_copy(update={"base": {"name": "picturebook"}})
-    pick_encoders(CONFIG, images, "cpu")
-    pick_encoders(CONFIG, drawn, "cpu")
-    pick_encoders(EvaluateConfig(encoders="standard"), drawn, "cpu")
-    pick_encoders(EvaluateConfig(encoders="picturebook"), images, "cpu")
+    pick_encoders("auto", images, "cpu")
+    pick_encoders("auto", drawn, "cpu")
+    pick_encoders("standard", drawn, "cpu")
+    pick_encoders("picturebook", images, "cpu")
     assert asked == ["standard", "picturebook", "standard", "picturebook"]
 
 
 def in_run(run, images, photos, **given):
-    options = {"config": CONFIG, "subject": SUBJECT, "encoders": encoders(), **given}
+    options = {"config": CONFIG, "subject": SubjectConfig(), "encoders": encoders(), **given}
     return evaluate_run(run, images, photos, **options)
 
 
@@ -528,6 +525,11 @@ def test_a_run_keeps_its_scores_and_resumes(tmp_path, images, photos, floor):
     assert isinstance(seen[-1], StageSkipped)
     assert again == card
     assert read_scorecards(run)["floor"] == base
+
+
+def test_what_evaluation_takes_of_the_settings_has_their_fingerprint():
+    for config in (EvaluateConfig(), CONFIG, EvaluateConfig(detectors="experimental")):
+        assert fingerprint(evaluation_options(config)) == fingerprint(config)
 
 
 @pytest.mark.parametrize("change", ["picture", "photo", "floor", "encoder", "setting", "scores"])

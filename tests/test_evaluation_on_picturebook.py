@@ -13,15 +13,16 @@ from typing import NamedTuple
 import pytest
 
 from dreamloom.core.config.loading import load_config
-from dreamloom.core.config.settings import EvaluateConfig, LoomConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
+from dreamloom.evaluation.retention import MergeSets, evaluate_merge
+from dreamloom.evaluation.scoring import EvaluationOptions, Floor, evaluate_images, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
@@ -37,7 +38,7 @@ PROMPTS = [
     *(Prompt(f"a photo of rraj person{place}") for place in PLACES),
     *(Prompt(f"a photo of a person{place}", "class") for place in PLACES),
 ]
-CONFIG = EvaluateConfig(resamples=1000)
+OPTIONS = EvaluationOptions(resamples=1000)
 
 
 def score(
@@ -49,9 +50,9 @@ def score(
         images,
         photos,
         floor=floor,
-        config=CONFIG,
-        subject=load_config("quick").subject,
-        encoders=pick_encoders(CONFIG, images, "cpu"),
+        subject=SubjectWords("rraj person", "person"),
+        options=OPTIONS,
+        encoders=pick_encoders("auto", images, "cpu"),
     )
 
 
@@ -210,12 +211,12 @@ def test_the_subjects_adapter_alone_keeps_all_of_the_subject(taught: Taught):
         style=taught.sets["with_1"],
         merged=taught.sets["with_0"],
     )
-    encoders = pick_encoders(CONFIG, sets.base, "cpu")
-    kept = evaluate_merge(sets, taught.photos[0], None, CONFIG, encoders)
+    encoders = pick_encoders("auto", sets.base, "cpu")
+    kept = evaluate_merge(sets, taught.photos[0], None, encoders, OPTIONS)
     assert kept.identity.value == pytest.approx(1)
     assert kept.style.value in (None, pytest.approx(0))
     swapped = replace(sets, merged=sets.base)
-    nothing = evaluate_merge(swapped, taught.photos[0], None, CONFIG, encoders)
+    nothing = evaluate_merge(swapped, taught.photos[0], None, encoders, OPTIONS)
     assert nothing.identity.value == pytest.approx(0)
 
 

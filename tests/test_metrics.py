@@ -6,21 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics import similarity
-from dreamloom.evaluation.metrics.recognition import (
+from dreamloom.evaluation.metrics.build_scorecard import find_alarms
+from dreamloom.evaluation.metrics.embed import Embeddings
+from dreamloom.evaluation.metrics.evidence import Evidence
+from dreamloom.evaluation.metrics.measures import assign_roles
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score
+from dreamloom.evaluation.metrics.similarity import (
     calibrate_threshold,
+    cosines,
+    differences,
+    drift,
     is_nearest,
     is_own_prompt_best,
-)
-from dreamloom.evaluation.metrics.roles import assign_roles
-from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, find_alarms
-from dreamloom.evaluation.metrics.similarity import (
-    cosines,
-    drift,
     photo_ceiling,
     prompt_fidelity,
     subject_fidelity,
-    variety,
 )
 
 FEATURES = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
@@ -45,7 +48,7 @@ def test_order_does_not_matter():
     plain = subject_fidelity(generated=FEATURES, photos=OTHERS)
     mixed = subject_fidelity(generated=FEATURES[order], photos=OTHERS.flip(0))
     assert torch.allclose(mixed, plain[order].flip(1))
-    assert variety(FEATURES[order]) == pytest.approx(variety(FEATURES).item())
+    assert torch.allclose(differences(FEATURES[order]), differences(FEATURES)[order][:, order])
     assert photo_ceiling(FEATURES[order]).mean() == pytest.approx(
         photo_ceiling(FEATURES).mean().item()
     )
@@ -68,11 +71,9 @@ def test_the_ceiling_leaves_out_self_pairs():
 
 
 def test_copies_have_no_variety():
-    assert variety(FEATURES[:1].repeat(5, 1)).item() == pytest.approx(0, abs=1e-12)
-    together = torch.zeros(6, 6, dtype=torch.bool)
-    together[0, 1] = together[1, 0] = True
+    assert differences(FEATURES[:1].repeat(5, 1)).abs().max() == pytest.approx(0, abs=1e-12)
     expected = 1 - torch.cosine_similarity(FEATURES[0], FEATURES[1], dim=0).item()
-    assert variety(FEATURES, together).item() == pytest.approx(expected, abs=1e-6)
+    assert differences(FEATURES)[0, 1].item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,6 @@ def test_copies_have_no_variety():
         (lambda: subject_fidelity(generated=FEATURES[:0], photos=OTHERS), "got 0 and 4"),
         (lambda: photo_ceiling(FEATURES[:1]), "two photos or more, got 1"),
         (lambda: prompt_fidelity(generated=OTHERS[:0], prompts=OTHERS[:0]), "at least one picture"),
-        (lambda: variety(FEATURES[:1]), "at least two pictures"),
         (lambda: cosines(FEATURES * 0, OTHERS), "all zeros"),
         (lambda: cosines(FEATURES / 0, OTHERS), "must be finite"),
     ],
@@ -92,7 +92,31 @@ def test_what_has_no_score_is_refused(call, message):
         call()
 
 
+def seen_in(prints, flat=None, missed=None):
+    n = len(prints)
+    return Embeddings(
+        features={},
+        prints=prints,
+        flat=flat or [False] * n,
+        familiar=[True] * n,
+        broken={},
+        layouts=np.zeros((n, 1), np.float32),
+        missed={"identity": torch.tensor(missed or [False] * n)},
+    )
+
+
 def alarms(**changed):
+    given = {
+        "scores": {"identity": Score(value=0.2, n=3)},
+        "ceilings": {},
+        "values": [0.1, 0.2, 0.3],
+        "prints": ["a", "b", "c"],
+        "copied": [False] * 3,
+        "flat": [False] * 3,
+        "missed": [False] * 3,
+        "floor_prints": [None] * 3,
+        **changed,
+    }
     pictures = [
         PictureScores(
             file=f"{i}.png",
@@ -101,21 +125,29 @@ def alarms(**changed):
             seed=i,
             scheduler="ddim",
             steps=5,
-            values={"identity": v},
+            copied=given["copied"][i],
+            values={"identity": value},
         )
-        for i, v in enumerate(changed.pop("values", [0.1, 0.2, 0.3]))
+        for i, value in enumerate(given["values"])
     ]
-    given = {
-        "scores": {"identity": Score(value=0.2, n=3)},
-        "ceilings": {},
-        "pictures": pictures,
-        "prints": ["a", "b", "c"],
-        "copied": [False] * 3,
-        "flat": [False] * 3,
-        "missed": [False] * 3,
-        "floor_prints": [None] * 3,
-    }
-    return find_alarms(**{**given, **changed})
+    floor = given["floor_prints"]
+    absent = Missing("it is not here")
+    evidence = Evidence(
+        pictures=(),
+        prompts=["a"] * 3,
+        roles=["subject"] * 3,
+        partners=[None if own is None else place for place, own in enumerate(floor)],
+        embeddings=seen_in(given["prints"], given["flat"], given["missed"]),
+        photos=seen_in(["p"]),
+        nearness=torch.zeros(3, 1),
+        copied=np.array(given["copied"]),
+        below=seen_in([own or "" for own in floor]),
+        below_prompts=["a"] * 3,
+        below_roles=["subject"] * 3,
+        below_units=["a"] * 3,
+        encoders=Encoders("standard", identity=absent, clip=absent, dino=absent),
+    )
+    return find_alarms(evidence, given["scores"], given["ceilings"], pictures)
 
 
 def test_good_pictures_raise_no_alarm():

@@ -26,24 +26,22 @@ from dreamloom.core.manifests import (
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunFolder, write_json, write_text
+from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import Flags, Group, PictureScores, Score, Scorecard
-from dreamloom.evaluation.verdicts import (
-    Change,
-    Figure,
-    against_floor,
-    compare,
-    indistinct_from_best,
-    judge_change,
-    judge_following,
-    judge_likeness,
-    read_figure,
-    tell,
-)
 from dreamloom.report.gallery import embed, split_by_prompts
 from dreamloom.report.making import tell_seconds
 from dreamloom.report.plots import Bar, loss_chart, score_bars, smooth, thin, ticks
 from dreamloom.report.render import write_report
+from dreamloom.report.story import read_story
 from dreamloom.report.tables import heat_maps
+from dreamloom.report.verdicts import (
+    Change,
+    indistinct_from_best,
+    judge_change,
+    judge_following,
+    judge_likeness,
+    tell,
+)
 
 KEY = "picturebook/judges@1f3a; 128 px"
 PROMPTS = [
@@ -441,7 +439,7 @@ def test_scores_equal_the_json(demo: Path, page: str):
 def test_the_summarys_scores_are_told_apart_from_those_of_all_prompts(page: str):
     text = visible(section(page, "scores"))
     assert f"As in summary.json (merged: {PIXEL[0][0]}; base, without_prior" in text
-    assert tell(read_figure(scores_at(0.79, 4)["identity"].model_dump())) in text
+    assert tell(scores_at(0.79, 4)["identity"]) in text
 
 
 def test_the_verdict_is_at_the_top(page: str):
@@ -480,36 +478,50 @@ def test_the_table_of_schedulers_and_steps(demo: Path, page: str):
     assert shown == ["Identity", "CLIP-I", "CLIP-T"]
 
 
-def cell(scheduler: str, steps: int, value: float, half: float) -> dict:
-    one = {"value": value, "n": 8, "interval": [value - half, value + half], "key": KEY}
-    return {"scheduler": scheduler, "steps": steps, "scores": {"identity": one}}
+def cells(*scored: tuple[str, int, float | None, float]) -> Scorecard:
+    groups = []
+    for scheduler, steps, value, half in scored:
+        one = None
+        if value is not None:
+            one = Score(value=value, n=8, interval=(value - half, value + half), key=KEY)
+        groups.append(
+            Group(
+                scheduler=scheduler,
+                steps=steps or None,
+                pictures=8,
+                scores={"identity": one} if one else {},
+            )
+        )
+    return Scorecard(
+        scores={},
+        by_cell=tuple(groups),
+        encoders="picturebook",
+        photos=6,
+        confidence=0.95,
+        resamples=100,
+        pictures=(),
+    )
 
 
 def test_cells_like_the_best_are_marked():
     (heat,) = heat_maps(
         {
-            "table_with_prior": {
-                "by_cell": [cell("ddim", 50, 0.7, 0.02), cell("pndm", 50, 0.4, 0.02)]
-            },
-            "table_without_prior": {
-                "by_cell": [cell("ddim", 50, 0.69, 0.02), {"scheduler": "pndm"}]
-            },
-            "table_base": {"by_cell": [cell("ddim", 50, 0.9, 0.02)]},
+            "table_with_prior": cells(("ddim", 50, 0.7, 0.02), ("pndm", 50, 0.4, 0.02)),
+            "table_without_prior": cells(("ddim", 50, 0.69, 0.02), ("pndm", 0, None, 0.0)),
+            "table_base": cells(("ddim", 50, 0.9, 0.02)),
         }
     )
     assert heat.columns == ["without prior", "with prior"]
     assert [name for name, _ in heat.rows] == ["DDIM 50", "PNDM 0", "PNDM 50"]
     assert [c.mark for _, cells in heat.rows for c in cells] == ["like-best", "best"] + [""] * 4
     assert heat.told == "1 of 2 other cells cannot be told apart from the best."
-    shades = [c.shade for _, cells in heat.rows for c in cells if c.figure.measured]
+    shades = [c.shade for _, cells in heat.rows for c in cells if c.score.measured]
     assert max(shades) == pytest.approx(1.0)
     assert min(shades) == pytest.approx(0.0)
 
 
 def test_differences_within_the_intervals_look_small():
-    (heat,) = heat_maps(
-        {"drawn": {"by_cell": [cell("ddim", 50, 0.70, 0.2), cell("ddim", 80, 0.71, 0.2)]}}
-    )
+    (heat,) = heat_maps({"drawn": cells(("ddim", 50, 0.70, 0.2), ("ddim", 80, 0.71, 0.2))})
     shades = [c.shade for _, cells in heat.rows for c in cells]
     assert abs(shades[0] - shades[1]) < 0.05
     assert heat.told == "No cell can be told apart from the best: the table chooses none."
@@ -609,7 +621,8 @@ def test_missing_and_damaged_parts_do_not_stop_it(small_demo: Path, part: str, h
     assert "What this page cannot tell you" in text
     if part in ("records", "all"):
         assert "How the merge was made is not recorded" in text
-        assert "Is the person still there after the merge? Too few" in text or part == "all"
+        told = "Is the person still there after the merge? Measured; whether it differs"
+        assert told in text or part == "all"
         assert ("scores.json cannot be read" in text) == (harm != "missing")
     if part in ("pictures", "all"):
         assert "Training pictures: style" in text
@@ -704,65 +717,86 @@ def test_sets_that_share_no_prompt_are_not_laid_side_by_side(tmp_path: Path):
     assert [list(group) for group in split_by_prompts(sets)] == [["b"], ["a", "c"]]
 
 
-def figure(value: float, half: float, n: int = 24, **fields: object) -> Figure:
-    return Figure(value=value, n=n, interval=(value - half, value + half), key=KEY, **fields)
+def scored(value: float, half: float, n: int = 24, **fields: object) -> Score:
+    return Score(value=value, n=n, interval=(value - half, value + half), key=KEY, **fields)
+
+
+def compared(outcome: str) -> Comparison:
+    return Comparison(
+        measure="identity", outcome=outcome, difference=0.1, p_corrected=0.03, pairs=24, prompts=6
+    )
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "outcome"),
+    ("outcome", "answer", "tone"),
     [
-        (figure(0.5, 0.02), figure(0.6, 0.02), "better"),
-        (figure(0.6, 0.02), figure(0.5, 0.02), "worse"),
-        (figure(0.5, 0.06), figure(0.6, 0.06), "no difference detected"),
-        (figure(0.5, 0.05), figure(0.6, 0.05), "no difference detected"),
-        (figure(0.5, 0.02, n=7), figure(0.6, 0.02), "too few images"),
-        (Figure(value=0.5, n=24, key=KEY), figure(0.6, 0.02), "too few images"),
-        (Figure(), figure(0.6, 0.02), "not measured"),
-        (Figure(value=0.5, n=24, interval=(0.4, 0.5), key="else"), figure(0.6, 0), "not measured"),
+        ("better", "Yes, more than the base model’s", "good"),
+        ("worse", "Less than the base model’s", "bad"),
+        ("no difference detected", "No difference from the base model detected", "same"),
+        ("too few images", "Too few images to say", "unknown"),
+        (
+            "not measured",
+            "Measured; whether it differs from the base model cannot be told",
+            "unknown",
+        ),
     ],
 )
-def test_a_comparison_says_what_the_intervals_say(first: Figure, second: Figure, outcome: str):
-    assert compare(first, second) == outcome
+def test_likeness_is_what_the_comparison_with_the_base_model_says(
+    outcome: str, answer: str, tone: str
+):
+    one = scored(0.5, 0.02, floor=0.4)
+    verdict = judge_likeness("?", [("it", "with", one)], compared(outcome))
+    assert (verdict.answer, verdict.tone) == (answer, tone)
+    assert verdict.sentences[-1] == (
+        "Compared with the base model picture by picture: +0.100, p = 0.030, 24 pairs of 6 prompts."
+    )
 
 
-@pytest.mark.parametrize(
-    ("one", "outcome"),
-    [
-        (figure(0.5, 0.02, floor=0.4), "better"),
-        (figure(0.3, 0.02, floor=0.4), "worse"),
-        (figure(0.41, 0.02, floor=0.4), "no difference detected"),
-        # The lift is paired with its floor, so its own interval decides.
-        (figure(0.41, 0.02, floor=0.4, lift_interval=(0.01, 0.2)), "better"),
-        (figure(0.5, 0.02, floor=0.4, lift_interval=(-0.1, 0.2)), "no difference detected"),
-        (figure(0.5, 0.02), "not measured"),
-        (figure(0.5, 0.02, n=4, floor=0.4), "too few images"),
-    ],
-)
-def test_a_score_stands_to_its_floor(one: Figure, outcome: str):
-    assert against_floor(one) == outcome
+def test_a_score_far_above_its_floor_says_nothing_without_the_base_models_pictures():
+    far = scored(0.7, 0.01, floor=0.2, ceiling=0.8, lift=0.8, lift_interval=(0.7, 0.9))
+    verdict = judge_likeness("?", [("it", "with", far)], None)
+    assert verdict.answer == "Measured; whether it differs from the base model cannot be told"
+    assert verdict.tone == "unknown"
+    assert verdict.sentences[-1].startswith("To compare it with the base model takes scores of bo")
+
+
+def test_who_is_no_nearer_than_strangers_is_not_the_subject():
+    # The lift is paired with its floor, which may be strangers; so its own interval decides.
+    one = scored(0.41, 0.02, floor=0.4, ceiling=0.8, lift=0.03, lift_interval=(-0.1, 0.2))
+    verdict = judge_likeness("?", [("it", "with", one)], compared("better"))
+    assert verdict.answer == "No difference from the base model detected"
+    assert verdict.tone == "same"
+    above = one.model_copy(update={"lift_interval": (0.01, 0.2)})
+    assert judge_likeness("?", [("it", "with", above)], compared("better")).tone == "good"
 
 
 def test_likeness_in_words():
-    near = judge_likeness("?", [("it", "with", figure(0.75, 0.05, floor=0.2, ceiling=0.78))])
+    better = compared("better")
+    near = judge_likeness(
+        "?", [("it", "with", scored(0.75, 0.05, floor=0.2, ceiling=0.78))], better
+    )
     assert near.answer == "Yes, as alike as the photos are to each other"
-    half = figure(0.5, 0.05, floor=0.2, ceiling=0.8, lift=0.5)
-    assert judge_likeness("?", [("it", "with", half)]).answer.startswith("50% of the way")
-    absent = Figure(note="The encoder is not here.")
-    verdict = judge_likeness("?", [("it", "with", absent)])
+    half = scored(0.5, 0.05, floor=0.2, ceiling=0.8, lift=0.5)
+    assert judge_likeness("?", [("it", "with", half)], better).answer.startswith("50% of the way")
+    absent = Score(note="The encoder is not here.")
+    verdict = judge_likeness("?", [("it", "with", absent)], None)
     assert verdict.answer == "Not measured"
     assert verdict.sentences == ("The encoder is not here.",)
 
 
 def test_following_is_judged_against_the_base_model():
-    worse = judge_following("?", [("it", "with", figure(0.2, 0.01))], figure(0.3, 0.01))
+    own, base = ("it", "with", scored(0.2, 0.01)), scored(0.3, 0.01)
+    worse = judge_following("?", [own], compared("worse"), base)
     assert (worse.answer, worse.tone) == ("Worse than the base model", "bad")
     assert [label for label, _, _ in worse.bars] == ["base model", "it"]
-    alone = judge_following("?", [("it", "with", figure(0.2, 0.01))])
-    assert alone.answer == "Measured, but not against the base model"
+    # That intervals lie apart tells nothing of the same prompts and seeds.
+    alone = judge_following("?", [own], None, base)
+    assert alone.answer == "Measured; whether it differs from the base model cannot be told"
+    assert alone.tone == "unknown"
 
 
 def change(label: str, outcome: str) -> Change:
-    return Change(label, outcome, figure(0.5, 0.02), figure(0.7, 0.02), "+0.200")
+    return Change(label, outcome, scored(0.5, 0.02), scored(0.7, 0.02), "+0.200")
 
 
 @pytest.mark.parametrize(
@@ -812,22 +846,28 @@ def test_the_change_by_class_images_is_tested_pair_by_pair(tmp_path: Path):
 
 
 def test_the_best_and_what_is_like_it():
-    figures = [figure(0.5, 0.1), Figure(), figure(0.7, 0.15), figure(0.2, 0.1)]
-    assert indistinct_from_best(figures) == (2, [True, False, False, False])
-    assert indistinct_from_best([Figure()]) == (None, [False])
+    scores = [scored(0.5, 0.1), Score(), scored(0.7, 0.15), scored(0.2, 0.1)]
+    assert indistinct_from_best(scores) == (2, [True, False, False, False])
+    assert indistinct_from_best([Score()]) == (None, [False])
 
 
-@pytest.mark.parametrize("data", [None, "0.5", True, [0.5], {"value": None}, {"value": "nan"}])
-def test_what_is_no_score_is_not_measured(data: object):
-    assert not read_figure(data).measured
-    assert tell(read_figure(data)) == "not measured"
+@pytest.mark.parametrize("data", [{"value": None}, {"value": "nan"}, {"value": 1, "of": "else"}])
+def test_what_is_no_score_in_the_summary_is_not_measured(tmp_path: Path, data: object):
+    write_json(tmp_path / "summary.json", {"with_prior": {"identity": data, "clip_t": 0.5}})
+    story = read_story(tmp_path)
+    assert story.summary_scores() == {"with_prior": {"identity": Score()}}
+    assert tell(Score()) == "not measured"
+    assert tell(Score(value=1.0, n=3)) == "1.000 (n = 3)"
 
 
-def test_scores_are_read_tolerantly():
-    one = read_figure({"value": 1, "n": 3, "interval": None, "floor": {"value": 0.5}, "key": None})
-    assert one == Figure(value=1.0, n=3, floor=0.5)
-    assert read_figure({"value": float("nan")}) == Figure()
-    assert tell(one) == "1.000 (n = 3)"
+def test_scores_that_cannot_be_read_are_named_and_the_rest_is_shown(tmp_path: Path):
+    run = Folder(tmp_path)
+    run.record("train")
+    images = run.pictures("drawn", PROMPTS[:2])
+    write_json(run.run.scores, {"drawn": scorecard(images, 0.5), "other": {"scores": 3}})
+    story = read_story(tmp_path)
+    assert list(story.cards) == ["drawn"]
+    assert story.damage == ["The scores of other are not as this version writes them."]
 
 
 def test_bars_keep_scores_above_the_ceiling_visible():

@@ -1,15 +1,20 @@
 """What a merge keeps of its parts."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
-from dreamloom.evaluation.metrics.retention import (
-    choose_cells,
-    combine_retention,
-    measure_retention,
-)
+from dreamloom.core.errors import EvaluationError
+from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.retention import MergeSets, evaluate_merge, measure_retention
+from dreamloom.evaluation.scoring import EvaluationOptions
 from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats.means import harmonic_mean
 
 
 def features(*, towards: torch.Tensor, share: float, n: int = 12) -> torch.Tensor:
@@ -80,14 +85,57 @@ def test_a_reference_earns_nothing_by_being_the_same_picture():
 
 
 def test_neither_makes_up_for_the_other():
-    assert combine_retention(Score(value=1.0), Score(value=1.0)) == 1
-    assert combine_retention(Score(value=0.0), Score(value=1.0)) == 0
-    assert combine_retention(Score(value=-3.0), Score(value=1.0)) == 0
-    assert combine_retention(Score(value=9.0), Score(value=0.5)) == pytest.approx(2 / 3)
-    assert combine_retention(Score(), Score(value=1.0)) is None
+    assert harmonic_mean([1.0, 1.0]) == 1
+    assert harmonic_mean([0.0, 1.0]) == harmonic_mean([0.0, 0.0]) == 0
+    assert harmonic_mean([-3.0, 1.0]) == 0
+    assert harmonic_mean([9.0, 0.5]) == pytest.approx(2 / 3)
+    assert harmonic_mean([0.3]) == 0.3
+    assert harmonic_mean([0.2, 0.5, 0.9]) == pytest.approx(3 / (1 / 0.2 + 1 / 0.5 + 1 / 0.9))
 
 
-def test_only_what_all_have_drawn_is_compared():
-    cells = [[("a", seed, "ddim", 20) for seed in seeds] for seeds in ((0, 1, 2), (2, 0), (5, 2))]
-    assert choose_cells(cells) == [[2], [0], [1]]
-    assert choose_cells([cells[0], []]) == [[], []]
+class Colours:
+    """Sees a picture's mean colour: TEST."""
+
+    key = "colours@TEST"
+
+    def embed(self, images):
+        rows = torch.tensor([image.resize((1, 1)).getpixel((0, 0)) for image in images])
+        return torch.nn.functional.normalize(rows.float(), dim=1)
+
+
+def draw_set(folder: Path, reds: dict[int, int]) -> ImageSet:
+    """One picture for each seed, as red as is said."""
+    folder.mkdir()
+    pictures = []
+    for seed, red in reds.items():
+        Image.new("RGB", (8, 8), (red, 90, 60 + 5 * seed)).save(folder / f"{seed}.png")
+        pictures.append(
+            Picture(
+                file=f"{seed}.png", prompt="a", seed=seed, scheduler="ddim", steps=1, guidance=1
+            )
+        )
+    return ImageSet(folder=folder, base={}, resolution_px=8, pictures=tuple(pictures))
+
+
+def test_only_what_all_have_drawn_is_compared(tmp_path):
+    absent = Missing("it is not here")
+    encoders = Encoders("standard", identity=Colours(), clip=absent, dino=absent)
+    seeds = (range(9), reversed(range(1, 9)), range(1, 12), (20, *range(1, 9)))
+    sets = [
+        draw_set(tmp_path / str(place), {seed: red + seed for seed in own})
+        for place, (red, own) in enumerate(zip((30, 200, 30, 120), seeds, strict=True))
+    ]
+    photo = Photo(file="1.png", source="", source_sha256="", original_px=(8, 8), scaled_px=(8, 8))
+    photos = PhotoSet(folder=sets[1].folder, resolution_px=8, photos=(photo,) * 3)
+    options = EvaluationOptions(resamples=100)
+    kept = evaluate_merge(MergeSets(*sets), photos, None, encoders, options)
+    assert kept.identity.n == 8
+    assert 0 < kept.identity.value < 1
+    # The same pictures in another order: what belongs together is found by prompt and seed.
+    turned = [one.model_copy(update={"pictures": one.pictures[::-1]}) for one in sets]
+    again = evaluate_merge(MergeSets(*turned), photos, None, encoders, options)
+    assert again.identity.value == pytest.approx(kept.identity.value)
+    assert (kept.style.value, kept.both) == (None, None)
+    sets[3] = sets[3].model_copy(update={"pictures": sets[3].pictures[:1]})
+    with pytest.raises(EvaluationError, match="no picture of the same prompt"):
+        evaluate_merge(MergeSets(*sets), photos, None, encoders, options)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dreamloom.core.errors import EvaluationError
-from dreamloom.evaluation.encoders.base import Missing
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.experiments.seed_audit import (
     EVERY_FAULT,
     FAULT_WORDS,

@@ -7,7 +7,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from dreamloom.core.manifests import Photo, PhotoSet, read_image_set
 from dreamloom.core.toml_files import describe_fields
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
-from dreamloom.evaluation.verdicts import Figure
 from dreamloom.experiments.study import run as room
 from dreamloom.experiments.study.answers import (
     BETTER,
@@ -457,20 +455,20 @@ def test_weak_spots_are_categories_worse_than_the_base_model() -> None:
     assert "too few images in “view”" in told
 
 
-def figure(value: float, target_modules: float = 0.05, n: int = 20) -> Figure:
-    return Figure(value, n, (value - target_modules, value + target_modules), key="one")
+def likeness(value: float, half: float = 0.05, n: int = 20) -> Score:
+    return Score(value=value, n=n, interval=(value - half, value + half), key="one")
 
 
 def test_likeness_is_worse_where_intervals_lie_apart_in_every_training() -> None:
-    one = {"photo": figure(0.9), "view": figure(0.5), "style": figure(0.85)}
-    top, others = compare_likeness([one, {**one, "photo": figure(0.95)}])
+    one = {"photo": likeness(0.9), "view": likeness(0.5), "style": likeness(0.85)}
+    top, others = compare_likeness([one, {**one, "photo": likeness(0.95)}])
     assert top == "photo"
     assert {other.category: other.outcome for other in others} == {"view": WORSE, "style": SAME}
-    _, others = compare_likeness([one, {**one, "view": figure(0.9)}])
+    _, others = compare_likeness([one, {**one, "view": likeness(0.9)}])
     assert {other.category: other.outcome for other in others} == {"view": SAME, "style": SAME}
-    _, few = compare_likeness([{name: replace(one[name], n=3) for name in one}])
+    _, few = compare_likeness([{name: one[name].model_copy(update={"n": 3}) for name in one}])
     assert {other.outcome for other in few} == {FEW}
-    assert compare_likeness([{"photo": figure(0.9)}]) == ("", ())
+    assert compare_likeness([{"photo": likeness(0.9)}]) == ("", ())
 
 
 WORDS = set(
@@ -493,7 +491,7 @@ def test_answers_know_four_words_and_no_others() -> None:
         seeds = rng.choice([1, 2, 3])
         pairs = [contrast(f"arm {n}", **some()) for n in range(3)]
         kinds = {"style": pairs[0], "view": pairs[1]}
-        groups = [{n: figure(rng.random(), 0.1, rng.choice([2, 20])) for n in kinds}]
+        groups = [{n: likeness(rng.random(), 0.1, rng.choice([2, 20])) for n in kinds}]
         for told in (
             answer_compare(pairs, seeds, NAMES),
             answer_plateau(pairs, seeds, NAMES),

@@ -36,6 +36,7 @@ from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
 from dreamloom.evaluation.stats import intervals as statistics
@@ -51,6 +52,7 @@ from dreamloom.picturebook.world import (
     sample_drawing,
     vary,
 )
+from dreamloom.pipeline.score_set import evaluation_options
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import open_run
 from dreamloom.training.train import train_adapter
@@ -339,9 +341,9 @@ def judge_likeness(
         images,
         read_photo_set(RunFolder(trained).photos),
         floor=read_image_set(floor) if floor else None,
-        config=plan.config.evaluate,
-        subject=plan.config.subject,
-        encoders=pick_encoders(plan.config.evaluate, images, "cpu"),
+        subject=SubjectWords(plan.config.subject.phrase, plan.config.subject.class_noun),
+        options=evaluation_options(plan.config.evaluate),
+        encoders=pick_encoders(plan.config.evaluate.encoders, images, "cpu"),
     )
 
 

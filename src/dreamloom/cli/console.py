@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dreamloom.data.prompts.packs import Pack
     from dreamloom.evaluation.compare import Comparison
     from dreamloom.evaluation.encoders.store import Listed
-    from dreamloom.evaluation.metrics.retention import Retention
     from dreamloom.evaluation.metrics.scorecard import Scorecard
+    from dreamloom.evaluation.retention import Retention
     from dreamloom.experiments.seed_audit import Audit, AuditScores
     from dreamloom.experiments.study.findings import StudyFindings
     from dreamloom.lora.adapter import Adapter

@@ -133,7 +133,9 @@ def allowed_words(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
-    return [word for one in inner for word in allowed_words(one)]
+    words = [word for one in inner for word in allowed_words(one)]
+    # Words beside true and false are not all that is allowed.
+    return ["true", "false", *words] if bool in inner and words != ["auto"] else words
 
 
 def _explain(kind: type[Section], error: ValidationError) -> ConfigError:

@@ -21,11 +21,14 @@ from pydantic import BaseModel, ConfigDict
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.evaluation.encoders.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
-from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.evaluation.metrics.measures import MEASURE, label_of
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Scorecard
 from dreamloom.evaluation.stats.intervals import Draws, Sampled, draw, interval, sample_mean
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p, student_p
-from dreamloom.evaluation.verdicts import Outcome, label_of
+
+Outcome: TypeAlias = Literal[
+    "better", "worse", "no difference detected", "too few images", "not measured"
+]
 
 Direction: TypeAlias = Outcome | Literal["higher", "lower"]
 """What a comparison may say; higher and lower where neither is better."""
@@ -34,6 +37,7 @@ LEVEL = 0.05
 """A change is told where p, corrected for the scores that were tested together, is at most this."""
 
 FEWEST_PAIRS = 8
+"""With fewer pictures than this nothing is concluded."""
 FEWEST_TRAININGS = 3
 """With fewer trainings on each side a comparison speaks of their adapters, not of the method."""
 

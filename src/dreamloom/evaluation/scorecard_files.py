@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,38 +26,30 @@ def find_scorecard(where: str) -> Scorecard:
     """
     place = Path(where)
     if place.exists():
-        return _pick(_file_of(place), None)
+        return _pick(place, None)
     run, colon, name = where.rpartition(":")
     if colon and run and Path(run).exists():
-        return _pick(_file_of(Path(run)), name)
+        return _pick(Path(run), name)
     raise EvaluationError(f"There is no scores file and no run {run if colon else where}.", _HOW)
 
 
-def _file_of(place: Path) -> Path:
+def _pick(place: Path, name: str | None) -> Scorecard:
     file = RunFolder(place).scores if place.is_dir() else place
     if not file.is_file():
         raise EvaluationError(f"{place} has no scores.", "Evaluate its pictures first.")
-    return file
-
-
-def _pick(file: Path, name: str | None) -> Scorecard:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{file} cannot be read as JSON.", _HOW) from error
-    if isinstance(found, dict) and name is None and "scores" in found:
-        return _read(file, found)
     sets = found if isinstance(found, dict) else {}
-    if name is None and len(sets) == 1:
-        name = next(iter(sets))
-    if name not in sets:
-        problem = f"has no set {name}" if name else "is no scorecard, and not of one set alone"
-        known = f"Its sets are {', '.join(sets)}: name one as RUN:SET." if sets else _HOW
-        raise EvaluationError(f"{file} {problem}.", known)
-    return _read(file, sets[name])
-
-
-def _read(file: Path, found: Any) -> Scorecard:
+    if name is not None or "scores" not in sets:
+        if name is None and len(sets) == 1:
+            name = next(iter(sets))
+        if name not in sets:
+            problem = f"has no set {name}" if name else "is no scorecard, and not of one set alone"
+            known = f"Its sets are {', '.join(sets)}: name one as RUN:SET." if sets else _HOW
+            raise EvaluationError(f"{file} {problem}.", known)
+        found = sets[name]
     try:
         return Scorecard.model_validate(found)
     except ValidationError as error:

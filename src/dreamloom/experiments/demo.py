@@ -18,16 +18,17 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_pho
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.merges import MergeSets, evaluate_merge_run
-from dreamloom.evaluation.metrics.retention import Retention
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import Floor, evaluate_run, pick_encoders
+from dreamloom.evaluation.retention import MergeSets, Retention
+from dreamloom.evaluation.scoring import Floor, pick_encoders
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.score_merge import evaluate_merge_run
+from dreamloom.pipeline.score_set import evaluate_run
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import open_run
 from dreamloom.report.render import write_report
@@ -165,7 +166,7 @@ def _score(
     observe: Observer,
 ) -> tuple[dict[str, Scorecard], Retention]:
     """Score every set, and what the merge has kept of the subject and of the style."""
-    encoders = pick_encoders(config.evaluate, sets["base"], config.device)
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"], config.device)
     cards = {}
     for name, (what, adapter) in _SETS.items():
         cards[name] = evaluate_run(

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.toml_files import ClosedModel
 from dreamloom.data.image_io import TURNS, crop_centre, open_upright, read_upright, to_tensor
-from dreamloom.evaluation.encoders.base import Familiarity, Missing, TextExtractor
+from dreamloom.evaluation.encoders.base import Familiarity, TextExtractor
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.similarity import (
     cosines,
     photo_ceiling,

@@ -10,16 +10,17 @@ from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import (
     Floor,
     evaluate_images,
-    evaluate_run,
     list_pictures,
     pick_encoders,
     read_pictures,
     refuse_drawn_photos,
 )
+from dreamloom.pipeline.score_set import evaluate_run, evaluation_options
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
@@ -47,7 +48,7 @@ def score(
     pictures = read_pictures(images)
     subject = find_subject(config, pictures)
     settings = config.evaluate
-    encoders = pick_encoders(settings, pictures, config.device)
+    encoders = pick_encoders(settings.encoders, pictures, config.device)
     run = RunFolder(images.parent.parent)
     in_run = images.parent == run.images and run.is_run()
     if impostors:
@@ -72,9 +73,9 @@ def score(
         return evaluate_images(
             pictures,
             photos,
+            subject=SubjectWords(subject.phrase, subject.class_noun),
             floor=beneath,
-            config=settings,
-            subject=subject,
+            options=evaluation_options(settings),
             encoders=encoders,
             observe=observe,
         )

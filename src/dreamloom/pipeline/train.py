@@ -30,11 +30,13 @@ from dreamloom.data.buckets import suggest_step
 from dreamloom.data.class_images import draw_class_images, load_class_images, make_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run
 from dreamloom.models.base import Model
 from dreamloom.pipeline.score import _list_class_images
+from dreamloom.pipeline.score_set import evaluation_options
 from dreamloom.pipeline.session import open_session, resolve_defaults
 from dreamloom.training.trackers import NONE, choose_tracker, track
 from dreamloom.training.train import check_training, train_adapter
@@ -210,13 +212,13 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreIma
         nonlocal encoders
         # Encoders are loaded when they are first needed, and then stay.
         if encoders is None:
-            encoders = pick_encoders(config.evaluate, images, config.device)
+            encoders = pick_encoders(config.evaluate.encoders, images, config.device)
         return evaluate_images(
             images,
             photos,
             floor=Floor(floor, _list_class_images(run)) if floor else None,
-            config=config.evaluate,
-            subject=config.subject,
+            subject=SubjectWords(config.subject.phrase, config.subject.class_noun),
+            options=evaluation_options(config.evaluate),
             encoders=encoders,
         )
 

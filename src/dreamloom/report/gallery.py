@@ -14,7 +14,7 @@ from PIL import Image
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.data.image_io import open_upright
-from dreamloom.evaluation.verdicts import label_of
+from dreamloom.evaluation.metrics.measures import label_of
 from dreamloom.report.story import TABLE, label_set
 
 BADGES = ("identity", "clip_t")
@@ -122,13 +122,21 @@ def build_gallery(
     rows: dict[tuple[str, str, str], Row] = {}
     for set_name, images in sets.items():
         for picture in images.pictures if set_name in wanted else ():
-            rows.setdefault(_place(picture), _empty_row(picture, len(sets), len(samplers) > 1))
+            empty = Row(
+                prompt=picture.prompt or "without a known prompt",
+                detail=picture.sampler if len(samplers) > 1 else "",
+                cells=[[] for _ in sets],
+            )
+            rows.setdefault(_place(picture), empty)
     for index, (set_name, images) in enumerate(sets.items()):
         for picture in sorted(images.pictures, key=lambda picture: picture.seed):
             row = rows.get(_place(picture))
             if row is not None:
                 badges = values.get(set_name, {}).get(picture.file, {})
                 row.cells[index].append(_shot(images, picture, badges))
+    groups: dict[str, list[Row]] = {}
+    for (category, _, _), row in rows.items():
+        groups.setdefault(category, []).append(row)
     shown = [shot for row in rows.values() for cell in row.cells for shot in cell]
     most = max((len(cell) for row in rows.values() for cell in row.cells), default=1)
     return Gallery(
@@ -139,11 +147,11 @@ def build_gallery(
             Column(
                 label_set(set_name.removeprefix(f"{TABLE}_")),
                 kind_of(set_name),
-                _name_adapters(images),
+                " + ".join(map(str, images.adapters)) or "no adapter",
             )
             for set_name, images in sets.items()
         ],
-        groups=_by_category(rows),
+        groups=list(groups.items()),
         seeds=sorted({shot.seed for shot in shown}),
         across=max(1, min(most, 12 // max(len(sets), 1), 8)),
     )
@@ -173,14 +181,6 @@ def _place(picture: Picture) -> tuple[str, str, str]:
     return picture.category, picture.prompt, picture.sampler
 
 
-def _empty_row(picture: Picture, columns: int, detailed: bool) -> Row:
-    return Row(
-        prompt=picture.prompt or "without a known prompt",
-        detail=picture.sampler if detailed else "",
-        cells=[[] for _ in range(columns)],
-    )
-
-
 def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> EmbeddedPicture:
     source, size = embed(images.folder / picture.file)
     return EmbeddedPicture(
@@ -191,16 +191,3 @@ def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> Em
         pixelated="pixel" in picture.prompt.lower(),
         badges=tuple((label_of(name), values[name]) for name in BADGES if name in values),
     )
-
-
-def _name_adapters(images: ImageSet) -> str:
-    if not images.adapters:
-        return "no adapter"
-    return " + ".join(str(adapters) for adapters in images.adapters)
-
-
-def _by_category(rows: Mapping[tuple[str, str, str], Row]) -> list[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
-    for (category, _, _), row in rows.items():
-        groups.setdefault(category, []).append(row)
-    return list(groups.items())

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from dreamloom.core.config.loading import PRESETS, load_config
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import Record, file_sha256
-from dreamloom.evaluation.verdicts import read_figure, tell
+from dreamloom.evaluation.retention import Retention
 from dreamloom.report.plots import loss_chart, smoothing_window
 from dreamloom.report.story import Facts, Story, label_run, order_of
+from dreamloom.report.verdicts import tell
 
 _TAKES_MANY = ("generate", "evaluate")
 """Stages that run once for each set of pictures: their times are added up."""
@@ -134,16 +136,25 @@ def _retention_facts(story: Story) -> Facts:
     record = next((r for _, r in story.records if r.stage.startswith("retention-")), None)
     if record is None:
         return []
+    try:
+        kept = Retention.model_validate(record.results)
+    except ValidationError:
+        return []
     facts = []
-    for name, label, ends in (
-        ("identity", "Subject kept", "0 as the base model, 1 as the subject’s adapter alone"),
-        ("style", "Style kept", "0 as the subject’s adapter alone, 1 as the style’s alone"),
+    for score, label, ends in (
+        (
+            *(kept.identity, "Subject kept"),
+            "0 as the base model, 1 as the subject’s adapter alone",
+        ),
+        (
+            *(kept.style, "Style kept"),
+            "0 as the subject’s adapter alone, 1 as the style’s alone",
+        ),
     ):
-        figure = read_figure(record.results.get(name))
-        told = f"{tell(figure)}: {ends}" if figure.measured else figure.note or "not measured"
+        told = f"{tell(score)}: {ends}" if score.measured else score.note or "not measured"
         facts.append((label, told))
-    if (both := record.results.get("both")) is not None:
-        facts.append(("Both together", f"{both:.3f}, their harmonic mean"))
+    if kept.both is not None:
+        facts.append(("Both together", f"{kept.both:.3f}, their harmonic mean"))
     return facts
 
 
@@ -247,15 +258,10 @@ def hash_facts(story: Story) -> Facts:
     for name, path in adapters:
         if path.is_file():
             facts.append((f"{name}/{path.name}" if name else path.name, file_sha256(path)))
-    return _merge_equal(facts)
-
-
-def _merge_equal(facts: Facts) -> Facts:
-    """Name each value once, by the first name that it had."""
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}  # each value once, by the first name that it had
     for name, value in facts:
-        seen.setdefault(value, name)
-    return [(name, value) for value, name in seen.items()]
+        first.setdefault(value, name)
+    return [(name, value) for value, name in first.items()]
 
 
 def version_facts(story: Story) -> Facts:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup
+from types import SimpleNamespace
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet
-from dreamloom.evaluation.compare import compare_cards, tell_basis
-from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.verdicts import (
-    FEWEST,
-    Change,
-    Figure,
-    Named,
-    Verdict,
-    judge_change,
-    judge_following,
-    judge_likeness,
-    label_of,
-)
+from dreamloom.evaluation.compare import FEWEST_PAIRS, Comparison, compare_cards, tell_basis
+from dreamloom.evaluation.metrics.measures import label_of
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.report.gallery import (
     BADGES,
     EmbeddedPicture,
@@ -49,18 +38,21 @@ from dreamloom.report.story import (
     label_run,
     label_set,
     order_of,
-    read_scores,
-    read_values,
-    texts_of,
 )
 from dreamloom.report.tables import (
-    Block,
-    HeatMap,
     fault_facts,
     heat_maps,
     key_facts,
     score_folds,
     score_table,
+)
+from dreamloom.report.verdicts import (
+    Change,
+    Named,
+    Verdict,
+    judge_change,
+    judge_following,
+    judge_likeness,
 )
 
 _PRIOR_PX = 128
@@ -76,51 +68,18 @@ class Strip:
     dense: bool = False
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything that the template sets, in the order of the page."""
-
-    kind: str
-    title: str
-    lede: str
-    contents: Facts
-    verdicts: list[Verdict]
-    alarms: list[str]
-    warnings: list[str]
-    findings: list[str]
-    faults: Facts
-    all_quiet: str
-    galleries: list[Gallery]
-    badges: str
-    merge_gallery: Gallery | None
-    merge: Facts
-    strips: list[Strip]
-    maps: list[HeatMap]
-    table_gallery: Gallery | None
-    scores: list[Block]
-    score_folds: list[tuple[str, list[Block]]]
-    keys: Facts
-    curves: list[tuple[str, Markup, str]]
-    times: list[tuple[str, float, str]]
-    peak: str
-    command: str
-    settings: Facts
-    records: list[tuple[str, ...]]
-    hashes: Facts
-    versions: Facts
-    limits: list[str]
-    footer: str
-
-
-def lay_out(story: Story) -> Page:
-    """Make every block of the page."""
-    values = {name: read_values(card) for name, card in story.cards.items()}
+def lay_out(story: Story) -> SimpleNamespace:
+    """Make everything that the template sets, in the order of the page."""
+    values = {
+        name: {picture.file: picture.values for picture in card.pictures}
+        for name, card in story.cards.items()
+    }
     galleries, merge_gallery, table_gallery = _galleries(story, values)
-    alarms = _told(story, "alarms")
+    alarms = _told(story, lambda card: card.alarms)
     maps = heat_maps(story.cards)
     merge = merge_facts(story)
     shown = {name for per_file in values.values() for own in per_file.values() for name in own}
-    return Page(
+    return SimpleNamespace(
         kind="report of a run"
         if story.is_single
         else f"{story.summary.get('kind', 'study')} report",
@@ -130,7 +89,7 @@ def lay_out(story: Story) -> Page:
         verdicts=_verdicts(story),
         alarms=alarms,
         warnings=_warnings(story, alarms),
-        findings=_told(story, "findings"),
+        findings=_told(story, lambda card: card.findings),
         faults=fault_facts(story),
         all_quiet="No alarm and no warning was raised."
         if story.cards
@@ -200,92 +159,108 @@ def _verdicts(story: Story) -> list[Verdict]:
     scores = story.scores()
     drawn = [n for n in scores if kind_of(n) not in {"base", "style", "merged"}]
     verdicts = [
-        judge_likeness(f"Is it the {story.class_noun}?", _named(scores, drawn, "identity")),
+        judge_likeness(
+            f"Is it the {story.class_noun}?",
+            _named(scores, drawn, "identity"),
+            _compare_with_base(story, drawn, "identity"),
+        ),
         judge_following(
             "Does it follow the prompts?",
             _named(scores, drawn, "clip_t"),
-            _base_figure(story, drawn),
+            _compare_with_base(story, drawn, "clip_t"),
+            _base_score(story, drawn),
         ),
     ]
+    question = "What did prior preservation change?"
     if "without_prior" in scores and "with_prior" in scores:
         verdicts.append(
             judge_change(
-                "What did prior preservation change?",
+                question,
                 list_changes(story, "without_prior", "with_prior"),
                 words=("without", "with"),
                 caution="Each was trained once: this compares these two adapters, not the method.",
             )
         )
     elif not story.is_single:
-        verdicts.append(
-            Verdict(
-                "What did prior preservation change?",
-                "Not measured",
-                "unknown",
-                sentences=(
-                    "That needs scores of one adapter taught without and one with class images.",
-                ),
-            )
-        )
+        needed = "That needs scores of one adapter taught without and one with class images."
+        verdicts.append(Verdict(question, "Not measured", sentences=(needed,)))
     merged = [name for name in scores if kind_of(name) in {"style", "merged"}]
     if "merged" in scores:
         verdicts.append(
             judge_likeness(
                 f"Is the {story.class_noun} still there after the merge?",
                 _named(scores, merged, "identity"),
+                _compare_with_base(story, merged, "identity"),
             )
         )
     return verdicts
 
 
 def _named(
-    scores: Mapping[str, Mapping[str, Figure]], sets: Sequence[str], name: str
+    scores: Mapping[str, Mapping[str, Score]], sets: Sequence[str], name: str
 ) -> list[Named]:
-    return [(label_set(s), kind_of(s), scores[s].get(name, Figure())) for s in sets]
+    return [(label_set(s), kind_of(s), scores[s].get(name, Score())) for s in sets]
 
 
-def _base_figure(story: Story, drawn: Sequence[str]) -> Figure | None:
+def _compare_with_base(story: Story, sets: Sequence[str], measure: str) -> Comparison | None:
+    """Compare the last set that has a score with the base model's pictures of the same prompts.
+
+    Returns:
+        What was compared of the most pictures; None without scorecards of both that share some.
+    """
+    scores = story.scores()
+    measured = [name for name in sets if scores[name].get(measure, Score()).measured]
+    card = story.cards.get(measured[-1]) if measured else None
+    compared: list[Comparison] = []
+    for name, base in story.cards.items():
+        if card is not None and kind_of(name) == "base" and not name.startswith(TABLE):
+            try:
+                compared += compare_cards(base, card, [measure])
+            except EvaluationError:
+                continue  # of other prompts, or by other encoders
+    return max(compared, key=lambda one: one.pairs, default=None)
+
+
+def _base_score(story: Story, drawn: Sequence[str]) -> Score | None:
     """Find the base model's CLIP-T for the same prompts: as floor of a set, or as its own set."""
     for name in reversed(drawn):
-        floors = story.cards.get(name, {}).get("floors")
-        figure = read_scores({"scores": floors}).get("clip_t")
-        if figure is not None and figure.measured:
-            return figure
+        if name in story.cards and "clip_t" in story.cards[name].floors:
+            return story.cards[name].floors["clip_t"]
     return story.scores().get("base", {}).get("clip_t")
 
 
 def list_changes(story: Story, first: str, second: str) -> list[Change]:
-    """Compare two sets picture by picture, as far as both have a scorecard that can be read."""
-    try:
-        before = Scorecard.model_validate(story.cards.get(first))
-        compared = compare_cards(before, Scorecard.model_validate(story.cards.get(second)))
-    except (ValueError, EvaluationError):
+    """Compare two sets picture by picture, as far as both have a scorecard."""
+    before, after = (story.cards.get(name) for name in (first, second))
+    if before is None or after is None:
         return []
-    scores = story.scores()
-    shown = scores[first].keys() & scores[second].keys()
+    try:
+        compared = compare_cards(before, after)
+    except EvaluationError:
+        return []
     return [
         Change(
             label_of(one.measure),
             one.outcome,
-            scores[first][one.measure],
-            scores[second][one.measure],
+            before.scores[one.measure],
+            after.scores[one.measure],
             evidence=tell_basis(one),
         )
         for one in compared
-        if one.measure in shown
+        if one.measure in before.scores.keys() & after.scores.keys()
     ]
 
 
-def _told(story: Story, kind: str) -> list[str]:
+def _told(story: Story, read: Callable[[Scorecard], Sequence[str]]) -> list[str]:
     return [
         f"{label_set(name).capitalize()}: {text}"
         for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
-        for text in texts_of(card, kind)
+        for text in read(card)
     ]
 
 
 def _warnings(story: Story, alarms: Sequence[str]) -> list[str]:
-    warnings = _told(story, "warning")
+    warnings = _told(story, lambda card: (card.warning,) if card.warning else ())
     # The evaluation also logs what its scorecards say.
     known = [*alarms, *warnings]
     logged = [t for t in story.logged_warnings() if not any(k.endswith(t) for k in known)]
@@ -358,10 +333,8 @@ def _strips(story: Story) -> list[Strip]:
             alt = f"class image {number}" if source else f"{path.name} is missing"
             shots.append((EmbeddedPicture(source, alt, size), ()))
         title = f"Class images: {label_run(name)}" if name else "Class images"
-        intro = (
-            f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
-        )
-        strips.append(Strip(title, intro + "idea of the class.", shots, dense=True))
+        told = f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
+        strips.append(Strip(title, f"{told}idea of the class.", shots, dense=True))
     return strips
 
 
@@ -383,7 +356,7 @@ def _limits(story: Story) -> list[str]:
         limits.append(
             f"Each score rests on {spread} pictures of a few prompts. Its interval says how far "
             "other pictures like these could move it, not other subjects, photos of another day or "
-            f"other kinds of prompts. With fewer than {FEWEST} pictures nothing is concluded."
+            f"other kinds of prompts. With fewer than {FEWEST_PAIRS} pictures nothing is concluded."
         )
     limits += [
         "Each adapter was trained once, from one seed. A difference between two adapters may come "

@@ -2,7 +2,7 @@
 
 Start at `write_report`. It reads a `Story` (`story.py`), lays it out (`page.py`, with pictures in
 `gallery.py`, scores in `tables.py`, and how it was made in `making.py`) in words that follow from
-the numbers (`dreamloom.evaluation.verdicts`) and with small drawings (`plots.py`), and fills the
+the numbers (`verdicts.py`) and with small drawings (`plots.py`), and fills the
 template in ``templates/``.
 """
 
@@ -17,12 +17,10 @@ from markupsafe import Markup
 
 from dreamloom.core.events import Observer, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import RunFolder, write_text
-from dreamloom.evaluation.verdicts import Verdict, tell
 from dreamloom.report.page import lay_out
 from dreamloom.report.plots import Bar, score_bars
 from dreamloom.report.story import Story, read_story
-
-__all__ = ["render", "write_report"]
+from dreamloom.report.verdicts import Verdict, tell
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -69,20 +67,18 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters.update(tell=tell, bars=_draw_bars, minus=_use_minus)
+    environment.filters.update(
+        tell=tell, bars=_draw_bars, minus=lambda number: number.replace("-", "−")
+    )
     return environment
-
-
-def _use_minus(number: str) -> str:
-    return number.replace("-", "−")
 
 
 def _draw_bars(verdict: Verdict) -> Markup:
     """Draw a verdict's scores between floor and ceiling; the last one's own are marked."""
     bars = [
-        Bar(label, figure.value, figure.interval, f"k-{kind}")
-        for label, kind, figure in verdict.bars
-        if figure.value is not None
+        Bar(label, score.value, score.interval, f"k-{kind}")
+        for label, kind, score in verdict.bars
+        if score.value is not None
     ]
     last = verdict.bars[-1][2]
     return Markup(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
+
+from pydantic import ValidationError
 
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig
@@ -22,7 +24,7 @@ from dreamloom.core.manifests import (
     read_photo_set,
 )
 from dreamloom.core.run_folder import Record, RunFolder
-from dreamloom.evaluation.verdicts import LABELS, Figure, read_figure
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 
 TABLE = "table"
 """Sets whose names begin so fill the table of schedulers and steps."""
@@ -81,8 +83,8 @@ class Story:
     """Photos by run: a demo keeps the subject's beside its runs, and a style has its own."""
     priors: dict[str, ClassImageSet]
     sets: dict[str, ImageSet]
-    cards: dict[str, dict[str, Any]]
-    """Scorecards by image set, as the evaluation wrote them."""
+    cards: dict[str, Scorecard]
+    """Scorecards by image set."""
     records: list[tuple[str, Record]]
     """Each record with the name of its run."""
     config: LoomConfig | None
@@ -116,7 +118,7 @@ class Story:
         named += [s.base["name"] for s in self.sets.values() if "name" in s.base]
         return named[0] if named else (self.config.base if self.config else "")
 
-    def scores(self) -> dict[str, dict[str, Figure]]:
+    def scores(self) -> dict[str, dict[str, Score]]:
         """Scores by image set and name, over all prompts.
 
         They come from the scorecards; a set without one takes what the summary says of it.
@@ -124,13 +126,17 @@ class Story:
         found = self.summary_scores()
         for name, card in self.cards.items():
             if not name.startswith(TABLE):
-                found[name] = read_scores(card)
+                found[name] = card.scores
         return {name: found[name] for name in sorted(found, key=order_of) if found[name]}
 
-    def summary_scores(self) -> dict[str, dict[str, Figure]]:
+    def summary_scores(self) -> dict[str, dict[str, Score]]:
         """Scores by image set and name as the summary has them, often of one prompt only."""
         found = {
-            name: {key: read_figure(value) for key, value in part.items() if _is_score(value)}
+            name: {
+                key: _read_score(value)
+                for key, value in part.items()
+                if isinstance(value, dict) and "value" in value
+            }
             for name, part in self.summary.items()
             if isinstance(part, dict)
         }
@@ -177,42 +183,6 @@ class Story:
         ]
 
 
-def read_scores(group: object) -> dict[str, Figure]:
-    """Read the scores of a scorecard, or of one of its groups, in the usual order."""
-    scores = group.get("scores") if isinstance(group, dict) else None
-    found = scores if isinstance(scores, dict) else {}
-    known = [*LABELS, *(name for name in found if name not in LABELS)]
-    return {name: read_figure(found[name]) for name in known if name in found}
-
-
-def read_groups(card: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Read the groups of a scorecard: by_category, by_prompt or by_cell; none if it has none."""
-    groups = card.get(kind)
-    found = groups if isinstance(groups, list) else []
-    return [group for group in found if isinstance(group, dict)]
-
-
-def read_values(card: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Read each picture's own scores, by its file."""
-    pictures = card.get("pictures")
-    found = pictures if isinstance(pictures, list) else []
-    return {
-        str(entry["file"]): {
-            str(name): value
-            for name, given in entry["values"].items()
-            if (value := _float(given)) is not None
-        }
-        for entry in found
-        if isinstance(entry, dict) and "file" in entry and isinstance(entry.get("values"), dict)
-    }
-
-
-def texts_of(card: Mapping[str, Any], kind: str) -> list[str]:
-    """Read the sentences of a scorecard: alarms, warning or notes."""
-    told = card.get(kind)
-    return [str(text) for text in (told if isinstance(told, list) else [told]) if text]
-
-
 def read_story(folder: Path) -> Story:
     """Read a run's or a demo's folder; what is damaged is named, and the rest still read.
 
@@ -241,15 +211,11 @@ def read_story(folder: Path) -> Story:
         priors=_read_lists(read_class_image_set, "priors", places, damage),
         sets=_read_sets(places, damage),
         cards=_read_cards(places, damage),
-        records=[(name, one) for name, run in places.items() for one in _records(run, damage)],
-        config=_first(_try_config(run, damage) for run in places.values()),
+        records=_read_records(places, damage),
+        config=next((c for run in places.values() if (c := _try_config(run, damage))), None),
         events={name: _events(run) for name, run in places.items()},
         damage=damage,
     )
-
-
-def _first(found: Iterable[T | None]) -> T | None:
-    return next((one for one in found if one is not None), None)
 
 
 def _try(read: Callable[[Path], T], folder: Path, damage: list[str]) -> T | None:
@@ -294,22 +260,27 @@ def _read_sets(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, 
     return sets
 
 
-def _read_cards(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, dict[str, Any]]:
+def _read_cards(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, Scorecard]:
     cards = {}
     for name, run in places.items():
         for set_name, card in _read_json(run.scores, damage).items():
-            if isinstance(card, dict):
-                cards[f"{name}/{set_name}" if name else set_name] = card
+            label = f"{name}/{set_name}" if name else set_name
+            try:
+                cards[label] = Scorecard.model_validate(card)
+            except ValidationError:
+                damage.append(f"The scores of {label} are not as this version writes them.")
     return cards
 
 
-def _records(run: RunFolder, damage: list[str]) -> Iterator[Record]:
-    for path in sorted(run.records.glob("*.json")):
-        record = run.read_record(path.stem)
-        if record is None:
-            damage.append(f"The record {path.name} of {run.path.name} is damaged.")
-        else:
-            yield record
+def _read_records(places: Mapping[str, RunFolder], damage: list[str]) -> list[tuple[str, Record]]:
+    records = []
+    for name, run in places.items():
+        for path in sorted(run.records.glob("*.json")):
+            if record := run.read_record(path.stem):
+                records.append((name, record))
+            else:
+                damage.append(f"The record {path.name} of {run.path.name} is damaged.")
+    return records
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:
@@ -346,5 +317,10 @@ def _float(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _is_score(value: object) -> bool:
-    return isinstance(value, dict) and "value" in value
+def _read_score(data: object) -> Score:
+    """Read a score from JSON; what cannot be read was not measured."""
+    try:
+        score = Score.model_validate(data)
+    except ValidationError:
+        return Score()
+    return score if score.value is None or math.isfinite(score.value) else Score()

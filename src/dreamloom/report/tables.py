@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dreamloom.evaluation.verdicts import LABELS, Figure, indistinct_from_best, label_of, meaning_of
+from dreamloom.evaluation.metrics.measures import LABELS, MEANINGS, label_of
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.report.gallery import kind_of
 from dreamloom.report.story import (
     TABLE,
@@ -14,10 +15,8 @@ from dreamloom.report.story import (
     Story,
     label_set,
     order_of,
-    read_groups,
-    read_scores,
-    texts_of,
 )
+from dreamloom.report.verdicts import indistinct_from_best
 
 _HEAT = ("identity", "clip_i", "clip_t")
 
@@ -26,7 +25,7 @@ _HEAT = ("identity", "clip_i", "clip_t")
 class Cell:
     """One cell of a heat map."""
 
-    figure: Figure
+    score: Score
     shade: float
     """0 to 1: how dark."""
     mark: str
@@ -54,7 +53,7 @@ class Block:
     rows: list[Any]
 
 
-def heat_maps(cards: Mapping[str, Mapping[str, Any]]) -> list[HeatMap]:
+def heat_maps(cards: Mapping[str, Scorecard]) -> list[HeatMap]:
     """Make the tables of schedulers and steps, one for each score.
 
     Sets whose names begin with ``table`` are taken, or else every set that was drawn with more
@@ -62,8 +61,13 @@ def heat_maps(cards: Mapping[str, Mapping[str, Any]]) -> list[HeatMap]:
     """
     table = {name: card for name, card in cards.items() if name.startswith(TABLE)}
     adapted = {name: card for name, card in table.items() if kind_of(name) != "base"}
-    chosen = adapted or {n: c for n, c in cards.items() if len(read_groups(c, "by_cell")) > 1}
-    cells = {name: _cells(chosen[name]) for name in sorted(chosen, key=_table_order)}
+    chosen = adapted or {n: c for n, c in cards.items() if len(c.by_cell) > 1}
+    cells = {
+        name: {(group.scheduler or "", group.steps or 0): group.scores for group in card.by_cell}
+        for name, card in sorted(
+            chosen.items(), key=lambda item: order_of(item[0].removeprefix(f"{TABLE}_"))
+        )
+    }
     samplers = sorted({sampler for found in cells.values() for sampler in found})
     measured = [
         name
@@ -73,36 +77,25 @@ def heat_maps(cards: Mapping[str, Mapping[str, Any]]) -> list[HeatMap]:
     return [_heat_map(name, cells, samplers) for name in measured]
 
 
-def _table_order(name: str) -> tuple[int, str]:
-    return order_of(name.removeprefix(f"{TABLE}_"))
-
-
-def _cells(card: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Figure]]:
-    return {
-        (str(group.get("scheduler") or ""), int(group.get("steps") or 0)): read_scores(group)
-        for group in read_groups(card, "by_cell")
-    }
-
-
 def _heat_map(
     name: str,
-    cells: Mapping[str, Mapping[tuple[str, int], Mapping[str, Figure]]],
+    cells: Mapping[str, Mapping[tuple[str, int], Mapping[str, Score]]],
     samplers: Sequence[tuple[str, int]],
 ) -> HeatMap:
-    figures = [
-        found.get(sampler, {}).get(name, Figure())
+    scored = [
+        found.get(sampler, {}).get(name, Score())
         for sampler in samplers
         for found in cells.values()
     ]
-    best, alike = indistinct_from_best(figures)
-    shades = _shades(figures)
+    best, alike = indistinct_from_best(scored)
+    shades = _shades(scored)
     laid = []
-    for index, figure in enumerate(figures):
+    for index, score in enumerate(scored):
         mark = "best" if index == best else "like-best" if alike[index] else ""
         told = {"best": "best", "like-best": "≈ best"}.get(mark, "")
-        laid.append(Cell(figure, shades[index], mark, told))
+        laid.append(Cell(score, shades[index], mark, told))
     width = len(cells)
-    measured = sum(figure.measured for figure in figures)
+    measured = sum(score.measured for score in scored)
     told = ""
     if best is not None and measured > 1:
         others = sum(alike)
@@ -120,21 +113,19 @@ def _heat_map(
     )
 
 
-def _shades(figures: Sequence[Figure]) -> list[float]:
+def _shades(scored: Sequence[Score]) -> list[float]:
     """Shade by value; differences smaller than the intervals look small, as they are."""
-    values = [figure.value for figure in figures if figure.value is not None]
+    values = [score.value for score in scored if score.value is not None]
     if not values:
-        return [0.0] * len(figures)
-    widths = [figure.interval[1] - figure.interval[0] for figure in figures if figure.interval]
+        return [0.0] * len(scored)
+    widths = [score.interval[1] - score.interval[0] for score in scored if score.interval]
     span = max([max(values) - min(values), *widths]) or 1.0
     middle = (max(values) + min(values)) / 2
-    return [
-        0.0 if figure.value is None else 0.5 + (figure.value - middle) / span for figure in figures
-    ]
+    return [0.0 if score.value is None else 0.5 + (score.value - middle) / span for score in scored]
 
 
-def score_table(scores: Mapping[str, Mapping[str, Figure]]) -> list[Block]:
-    """Make a block for each score: label, kind and figure of every set that has it."""
+def score_table(scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
+    """Make a block for each score: label, kind and score of every set that has it."""
     blocks = []
     for name in _score_names(scores.values()):
         rows = [
@@ -142,14 +133,14 @@ def score_table(scores: Mapping[str, Mapping[str, Figure]]) -> list[Block]:
             for set_name, own in scores.items()
             if name in own
         ]
-        reasons = {figure.note for _, _, figure in rows}
-        if len(reasons) == 1 and not any(figure.measured for _, _, figure in rows):
+        reasons = {score.note for _, _, score in rows}
+        if len(reasons) == 1 and not any(score.measured for _, _, score in rows):
             rows = [("all pictures", "other", rows[0][2])]
-        blocks.append(Block(label_of(name), meaning_of(name), [], rows))
+        blocks.append(Block(label_of(name), MEANINGS.get(name, ""), [], rows))
     return blocks
 
 
-def _score_names(scored: Iterable[Mapping[str, Figure]]) -> list[str]:
+def _score_names(scored: Iterable[Mapping[str, Score]]) -> list[str]:
     found = {name for scores in scored for name in scores}
     return [*(n for n in LABELS if n in found), *sorted(n for n in found if n not in LABELS)]
 
@@ -162,12 +153,12 @@ def score_folds(story: Story) -> list[tuple[str, list[Block]]]:
         for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
         if not name.startswith(TABLE)
     }
-    for kind, field in (("by_category", "category"), ("by_prompt", "prompt")):
+    for field in ("category", "prompt"):
         grouped = {
-            name: {str(g.get(field) or "–"): read_scores(g) for g in read_groups(card, kind)}
+            name: {getattr(group, field) or "–": group.scores for group in groups}
             for name, card in cards.items()
+            if (groups := getattr(card, f"by_{field}"))
         }
-        grouped = {name: groups for name, groups in grouped.items() if groups}
         if any(len(groups) > 1 for groups in grouped.values()):
             folds.append((f"By {field}", _grouped_blocks(grouped)))
     summary = story.summary_scores()
@@ -179,7 +170,7 @@ def score_folds(story: Story) -> list[tuple[str, list[Block]]]:
     return folds
 
 
-def _grouped_blocks(grouped: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> list[Block]:
+def _grouped_blocks(grouped: Mapping[str, Mapping[str, Mapping[str, Score]]]) -> list[Block]:
     names = _score_names(scores for groups in grouped.values() for scores in groups.values())
     rows = list(dict.fromkeys(row for groups in grouped.values() for row in groups))
     return [
@@ -188,7 +179,7 @@ def _grouped_blocks(grouped: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -
             "",
             [label_set(column) for column in grouped],
             [
-                (row, [groups.get(row, {}).get(name, Figure()) for groups in grouped.values()])
+                (row, [groups.get(row, {}).get(name, Score()) for groups in grouped.values()])
                 for row in rows
             ],
         )
@@ -204,28 +195,26 @@ def _grouped_blocks(grouped: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -
 
 def key_facts(story: Story) -> Facts:
     """Say which encoder gave each score, and how the intervals were made."""
-    scored = [*story.scores().values(), *map(read_scores, story.cards.values())]
+    scored = [*story.scores().values(), *(card.scores for card in story.cards.values())]
     facts = []
     for name in _score_names(scored):
-        keys = {scores[name].key for scores in scored if name in scores and scores[name].key}
+        keys = {key for scores in scored if name in scores and (key := scores[name].key)}
         notes = {scores[name].note for scores in scored if name in scores and scores[name].note}
         named = "; ".join(sorted(keys)) or "; ".join(sorted(notes)) or "its encoder is not named"
         facts.append((label_of(name), named))
-    for card in story.cards.values():
-        if "confidence" in card and "resamples" in card:
-            covers = f"{card['confidence']:.0%}, from {card['resamples']} bootstrap resamples"
-            facts.append(("Intervals", f"{covers} of prompts, pictures and photos"))
-            break
-    told = list(dict.fromkeys(t for card in story.cards.values() for t in texts_of(card, "notes")))
+    for card in list(story.cards.values())[:1]:
+        covers = f"{card.confidence:.0%}, from {card.resamples} bootstrap resamples"
+        facts.append(("Intervals", f"{covers} of prompts, pictures and photos"))
+    told = list(dict.fromkeys(note for card in story.cards.values() for note in card.notes))
     return [*facts, *((("Notes", " ".join(told)),) if told else ())]
 
 
 def fault_facts(story: Story) -> Facts:
     """Say what the detectors of failures found in each set, and how often they are wrong."""
     return [
-        (f"{label_set(name).capitalize()}: {flags.get('label')}", str(flags.get("told")))
+        (f"{label_set(name).capitalize()}: {flags.label}", flags.told)
         for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
-        if not name.startswith(TABLE) and isinstance(card.get("flags"), dict)
-        for flags in card["flags"].values()
-        if isinstance(flags, dict) and flags.get("told")
+        if not name.startswith(TABLE)
+        for flags in card.flags.values()
+        if flags.told
     ]

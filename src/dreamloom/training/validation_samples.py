@@ -13,7 +13,11 @@ from dreamloom.core.events import Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunFolder, atomic_folder, write_json
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.verdicts import CheckpointCandidate, Recommendation, recommend_checkpoint
+from dreamloom.evaluation.recommend import (
+    CheckpointCandidate,
+    Recommendation,
+    recommend_checkpoint,
+)
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import Model, Sampler, Shot

@@ -276,8 +276,9 @@ class EvaluateConfig(Section):
 
     encoders: Auto | Literal["picturebook", "standard"] = "auto"
     """Which encoders look at the pictures; auto uses picturebook's judges for its own pictures."""
-    detectors: bool = True
-    """Look for failures, too: eyes of two colours, teeth, faces too many or missing."""
+    detectors: bool | Literal["experimental"] = True
+    """Look for failures, too: eyes of another colour, faces too many or missing; experimental adds
+    malformed eyes and teeth, which it is not known to find."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind each interval."""
     confidence: float = Field(0.95, gt=0.5, lt=1)

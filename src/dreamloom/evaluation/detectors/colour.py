@@ -80,7 +80,9 @@ def colour_difference(first: Lab, second: Lab, lightness_scale: float = 1.0) -> 
     chroma1, hue1 = _chroma_and_hue(first, stretch)
     chroma2, hue2 = _chroma_and_hue(second, stretch)
     is_grey = chroma1 * chroma2 == 0
-    turn = 0.0 if is_grey else _shorter_way(hue2 - hue1)
+    turn = 0.0 if is_grey else hue2 - hue1
+    if abs(turn) > 180:  # the other way round the circle is shorter
+        turn -= math.copysign(360, turn)
     hue_step = 2 * math.sqrt(chroma1 * chroma2) * math.sin(math.radians(turn) / 2)
     lightness, chroma = (first[0] + second[0]) / 2, (chroma1 + chroma2) / 2
     # The middle of the shorter way round the circle; of a grey, which has no hue, the other's.
@@ -102,12 +104,6 @@ def colour_difference(first: Lab, second: Lab, lightness_scale: float = 1.0) -> 
     rotation = -2 * math.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * math.sin(math.radians(2 * twist))
     total = by_lightness**2 + by_chroma**2 + by_hue**2 + rotation * by_chroma * by_hue
     return math.sqrt(max(total, 0.0))
-
-
-def _shorter_way(degrees: float) -> float:
-    if abs(degrees) <= 180:
-        return degrees
-    return degrees - math.copysign(360, degrees)
 
 
 def _chroma_and_hue(lab: Lab, stretch: float) -> tuple[float, float]:

@@ -100,14 +100,11 @@ class DrawnFaces:
                     float(both[row, column]),
                     *(int(row) + upper, int(column), int(row) + upper + drop, int(column) + gap),
                 )
-        return (
-            _Found(
-                float(likeness[best[1], best[2]]), corner[0] + best[2], corner[1] + best[1], zoom
-            ),
-            _Found(
-                float(likeness[best[3], best[4]]), corner[0] + best[4], corner[1] + best[3], zoom
-            ),
+        first, second = (
+            _Found(float(likeness[row, column]), corner[0] + column, corner[1] + row, zoom)
+            for row, column in (best[1:3], best[3:5])
         )
+        return first, second
 
 
 def _compare(
@@ -118,22 +115,16 @@ def _compare(
     Returns:
         The likeness by place of the eye's centre, and where the first place is.
     """
-    left, top, right, bottom = _search_box(unit_px, grey.shape[1], zoom)
-    likenesses = [
-        _correlate(grey[top:bottom, left:right], template)
-        for template in _templates(round(unit_px, 6), zoom)
-    ]
-    half = _templates(round(unit_px, 6), zoom)[0].shape[0] // 2
+    middle, reach = grey.shape[1] / 2, (_REACH + _EYE_APART[1]) * zoom
+    left = max(0, int(middle + (_SHIFT_X[0] * UNITS_HIGH - reach) * unit_px))
+    right = int(np.ceil(middle + (_SHIFT_X[1] * UNITS_HIGH + reach) * unit_px)) + 1
+    highest = _HEAD_Y + _SHIFT_Y[0] * UNITS_HIGH + (_EYE_Y - _REACH) * zoom
+    lowest = _HEAD_Y + _SHIFT_Y[1] * UNITS_HIGH + (_EYE_Y + _REACH) * zoom
+    top, bottom = max(0, int(highest * unit_px)), int(np.ceil(lowest * unit_px)) + 1
+    templates = _templates(round(unit_px, 6), zoom)
+    likenesses = [_correlate(grey[top:bottom, left:right], template) for template in templates]
+    half = templates[0].shape[0] // 2
     return np.max(likenesses, axis=0), (left + half + 0.5, top + half + 0.5)
-
-
-def _search_box(unit_px: float, width: int, zoom: float) -> tuple[int, int, int, int]:
-    reach = (_REACH + _EYE_APART[1]) * zoom
-    left = width / 2 + (_SHIFT_X[0] * UNITS_HIGH - reach) * unit_px
-    right = width / 2 + (_SHIFT_X[1] * UNITS_HIGH + reach) * unit_px
-    top = (_HEAD_Y + _SHIFT_Y[0] * UNITS_HIGH + (_EYE_Y - _REACH) * zoom) * unit_px
-    bottom = (_HEAD_Y + _SHIFT_Y[1] * UNITS_HIGH + (_EYE_Y + _REACH) * zoom) * unit_px
-    return max(0, int(left)), max(0, int(top)), int(np.ceil(right)) + 1, int(np.ceil(bottom)) + 1
 
 
 @cache

@@ -166,18 +166,16 @@ def measure_shape(first: Eye, second: Eye) -> EyeShape:
         second: The other.
     """
     sizes = sorted((first.radius_px, second.radius_px))
+    # The spread of the rims' points along their two main directions.
+    spreads = [
+        np.linalg.svd(eye.rim - eye.rim.mean(axis=0), compute_uv=False) for eye in (first, second)
+    ]
     return EyeShape(
-        elongation=max(_elongation(eye.rim) for eye in (first, second)),
+        elongation=max(float(spread[0] / max(spread[1], 1e-6)) for spread in spreads),
         size_ratio=sizes[1] / max(sizes[0], 1e-6),
         divergence=_place(second) - _place(first),
         overhang=max(_overhang(eye) for eye in (first, second)),
     )
-
-
-def _elongation(rim: Points) -> float:
-    """Compare the spread of the rim's points along its two main directions."""
-    spread = np.linalg.svd(rim - rim.mean(axis=0), compute_uv=False)
-    return float(spread[0] / max(spread[1], 1e-6))
 
 
 def _place(eye: Eye) -> float:

@@ -38,10 +38,6 @@ class Tally:
         """Say it with its interval, because most of these numbers are small."""
         return f"{self.flagged} of {self.n} {self.of}{tell_interval(self.interval)}"
 
-    def as_dict(self) -> dict[str, object]:
-        """Give it as plain values for a file."""
-        return {"flagged": self.flagged, "n": self.n, "interval": self.interval, "of": self.of}
-
 
 @dataclass(frozen=True)
 class Trial:

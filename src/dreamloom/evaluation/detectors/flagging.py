@@ -23,16 +23,8 @@ from dreamloom.evaluation.detectors.judges import (
     learn_reference,
 )
 from dreamloom.evaluation.detectors.landmarks import FaceSource
-from dreamloom.evaluation.encoders.base import Missing
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.stats.intervals import Interval, wilson_interval
-
-_NEED_A_PERSON: tuple[DetectorName, ...] = (
-    "eye_colours",
-    "eye_colour_of_photos",
-    "eye_shape",
-    "teeth",
-    "missing_face",
-)
 
 
 class Shown(NamedTuple):
@@ -99,24 +91,6 @@ class Flagging:
             parts.append(f"not judged: {reasons}")
         return ("experimental; " if self.experimental else "") + "; ".join(parts)
 
-    def as_dict(self) -> dict[str, object]:
-        """Give it as plain values for a file; what is absent is None."""
-        alarms, found = self.trial.false_alarms, self.trial.found
-        return {
-            "label": self.label,
-            "n": self.n,
-            "judged": self.judged,
-            "abstained": dict(self.abstained),
-            "flagged": list(self.flagged),
-            "rate": self.rate,
-            "interval": self.interval,
-            "values": dict(self.values),
-            "false_alarms": alarms.as_dict() if alarms else None,
-            "found": found.as_dict() if found else None,
-            "experimental": self.experimental,
-            "missing": self.missing,
-        }
-
 
 def flag_pictures(
     pictures: Sequence[Shown],
@@ -124,6 +98,7 @@ def flag_pictures(
     source: FaceSource | Missing,
     *,
     of_person: bool = True,
+    experimental: bool = False,
     observe: Callable[[int, int], None] | None = None,
 ) -> tuple[Flagging, ...]:
     """Look for every kind of failure in a set of pictures.
@@ -138,20 +113,23 @@ def flag_pictures(
         source: Who finds faces; if it is missing, nothing is measured.
         of_person: Whether the subject is a person; of other subjects only extra faces are looked
             for.
+        experimental: Whether to look for what detectors are not known to find, too.
         observe: Told how many pictures are done, of how many.
 
     Returns:
-        One result for each detector, in the order of `DETECTORS`.
+        One result for each detector that was asked, in the order of `DETECTORS`.
 
     Raises:
         PhotoError: If a file cannot be read.
     """
+    asked = [one for one in DETECTORS if experimental or not one.experimental]
     if isinstance(source, Missing):
-        return tuple(_miss(detector, len(pictures), source.reason) for detector in DETECTORS)
+        return tuple(_miss(detector, len(pictures), source.reason) for detector in asked)
     cannot = dict(source.cannot)
     if not of_person:
-        cannot |= dict.fromkeys(_NEED_A_PERSON, "the subject is no person")
-    usable = [detector for detector in DETECTORS if detector.name not in cannot]
+        people = [one.name for one in DETECTORS if one.name != "extra_faces"]
+        cannot |= dict.fromkeys(people, "the subject is no person")
+    usable = [detector for detector in asked if detector.name not in cannot]
     verdicts: dict[DetectorName, dict[str, EyeVerdict]] = {one.name: {} for one in usable}
     needs_photos = of_person and any(one.name.startswith("eye_colour") for one in usable)
     reference = learn_reference(
@@ -170,7 +148,7 @@ def flag_pictures(
         _miss(detector, len(pictures), cannot[detector.name])
         if detector.name in cannot
         else _sum_up(detector, verdicts[detector.name], MEASURED.get(source.kind, {}))
-        for detector in DETECTORS
+        for detector in asked
     )
 
 

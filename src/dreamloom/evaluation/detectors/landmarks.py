@@ -49,7 +49,6 @@ class Face:
         mouth: The closed contour of the lips' inner edge, in order around it.
         turn_degrees: How far the head is turned aside (yaw), raised (pitch) and tilted (roll);
             0 is a passport photo.
-        jaw_open: 0 closed to 1 wide open.
         unsteadiness: How far the irises' centres move when the picture is mirrored, in irises'
             radii: what a source is unsure of, it places elsewhere.
     """
@@ -58,7 +57,6 @@ class Face:
     eyes: tuple[Eye, Eye] | None = None
     mouth: Points | None = None
     turn_degrees: tuple[float, float, float] | None = None
-    jaw_open: float | None = None
     unsteadiness: float | None = None
 
     @property

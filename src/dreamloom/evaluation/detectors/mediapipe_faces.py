@@ -28,8 +28,7 @@ from dreamloom.evaluation.detectors.landmarks import (
     SourceKind,
     order_faces,
 )
-from dreamloom.evaluation.encoders.base import Missing
-from dreamloom.evaluation.encoders.store import models_folder
+from dreamloom.evaluation.encoders.store import Missing, models_folder
 
 MODEL_FILE = "face_landmarker.task"
 MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
@@ -156,7 +155,6 @@ def _read_face(mesh: Points, shapes: Mapping[str, Any], matrix: Float[np.ndarray
         eyes=(first, second),
         mouth=mesh[list(_MOUTH)],
         turn_degrees=_turn(matrix),
-        jaw_open=shapes.get("jawOpen"),
     )
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dreamloom.evaluation.encoders.store import Missing
+
 EncoderKind: TypeAlias = Literal["picturebook", "standard"]
 
 
@@ -105,13 +107,6 @@ class PixelJudge(Protocol):
     def embed(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Turn pixels in [0, 1] into unit vectors."""
         ...
-
-
-@dataclass(frozen=True)
-class Missing:
-    """An encoder that is not here; ``reason`` is one clause to stand behind "not measured:"."""
-
-    reason: str
 
 
 Familiarity: TypeAlias = Callable[[Sequence[Image.Image]], list[bool]]

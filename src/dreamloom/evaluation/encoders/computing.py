@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import file_sha256
+from dreamloom.evaluation.encoders.base import PixelJudge
+from dreamloom.evaluation.encoders.preprocessing import Preprocessing
 
 WEIGHTS = "model.safetensors"
 
@@ -63,6 +66,33 @@ def unit_rows(features: Tensor) -> Float[Tensor, "rows features"]:
     return nn.functional.normalize(features.float(), dim=1).cpu()
 
 
+def rename_block(
+    weights: Mapping[str, Tensor],
+    theirs: str,
+    ours: str,
+    parts: Mapping[str, str],
+    together: str,
+    attention: str,
+) -> dict[str, Tensor]:
+    """Give one layer of a transformer its names in transformers.
+
+    Args:
+        weights: Under their authors' names.
+        theirs: How the authors' names of the layer begin.
+        ours: How transformers' names of it begin.
+        parts: Each part's name there and here, up to ``weight`` or ``bias``.
+        together: Query, key and value in one; they come apart.
+        attention: Where they go.
+    """
+    renamed = {}
+    for kind in ("weight", "bias"):
+        for name, new in parts.items():
+            renamed[f"{ours}{new}{kind}"] = weights[f"{theirs}{name}{kind}"]
+        for letter, given in zip("qkv", weights[f"{theirs}{together}{kind}"].chunk(3), strict=True):
+            renamed[f"{ours}{attention}{letter}_proj.{kind}"] = given
+    return renamed
+
+
 @contextmanager
 def explaining(folder: Path) -> Iterator[None]:
     """Turn what goes wrong while an encoder is read into words for the user."""
@@ -96,3 +126,83 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+
+
+class LoadedNetwork:
+    """A network whose weights lie in a folder, read once, to look at pictures.
+
+    Args:
+        folder: Holds its files; each kind says which.
+        name: How the key names it; None takes the folder's name and the hash of its weights.
+        preprocessing: How pictures become pixels; None takes the published recipe.
+        device: Where to compute; always in float32.
+
+    Raises:
+        EvaluationError: If a file is missing, damaged, or of another kind of model.
+    """
+
+    recipe: Preprocessing | None = None
+    """The published one; None where the folder's own ``preprocessor_config.json`` tells it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        with explaining(folder):
+            self.preprocessing = preprocessing or self.recipe or Preprocessing.read(folder)
+            self.load(folder)
+        self.key = f"{name or name_by_weights(folder)}/{self.preprocessing.key}"
+
+    def load(self, folder: Path) -> None:
+        """Read the network."""
+        raise NotImplementedError
+
+
+class NetworkEncoder(LoadedNetwork):
+    """A network that turns each picture into a vector; see `LoadedNetwork`."""
+
+    may_miss = False
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
+        """Turn RGB pictures of any sizes into unit vectors."""
+        return self.embed_pixels(self.preprocessing(images))
+
+    def embed_pixels(
+        self, normalised: Float[Tensor, "images 3 side side"]
+    ) -> Float[Tensor, "images features"]:
+        """Turn what `preprocessing` makes of pictures into unit vectors.
+
+        Nothing is checked here, so that the audit can show what wrongly prepared pixels do.
+        Everybody else calls `embed`.
+        """
+        pixels = normalised.to(self.device)
+        with steady(self.device):
+            return unit_rows(self.look(pixels))
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into features of any length."""
+        raise NotImplementedError
+
+
+class PixelEncoder:
+    """An encoder that takes pixels in [0, 1], as picturebook's judges do.
+
+    Args:
+        judge: Has a ``key``, and ``embed`` from pixels to unit vectors.
+        preprocessing: How pictures become pixels.
+    """
+
+    may_miss = False
+
+    def __init__(self, judge: PixelJudge, preprocessing: Preprocessing) -> None:
+        self._judge, self._preprocessing = judge, preprocessing
+        self.key = f"{judge.key}/{preprocessing.key}"
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
+        """Turn RGB pictures of any sizes into unit vectors."""
+        with steady(torch.device("cpu")):
+            return unit_rows(self._judge.embed(self._preprocessing(images)))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
-    explaining,
+    NetworkEncoder,
     make_ready,
-    name_by_weights,
     require_all,
-    steady,
-    unit_rows,
 )
-from dreamloom.evaluation.encoders.preprocessing import COPIES_PREPROCESSING, Preprocessing
+from dreamloom.evaluation.encoders.preprocessing import COPIES_PREPROCESSING
 
 _STAGES = (3, 4, 6, 3)  # ResNet-50
 _EXPANSION = 4
@@ -29,55 +24,37 @@ _SMALLEST = 1e-6
 _PREFIX = "backbone."
 
 
-class CopyEncoder:
+class CopyEncoder(NetworkEncoder):
     """SSCD: pictures that are copies of each other lie close, also after cropping or recolouring.
+
+    Its folder holds model.safetensors: the weights of the authors' "torchvision" file under their
+    own names.
 
     Source: Pizzi et al. 2022, "A Self-Supervised Descriptor for Image Copy Detection". The
     network is a ResNet-50 (He et al. 2016, strides in the 3x3 layers) that ends in a generalised
     mean instead of a mean.
-
-    Args:
-        folder: Holds model.safetensors: the weights of the authors' "torchvision" file under
-            their own names.
-        name: How the key names it; None takes the folder's name and the hash of its weights.
-        preprocessing: The shorter side at 288 px, as the authors recommend.
-        device: Where to compute; always in float32.
-
-    Raises:
-        EvaluationError: If a file is missing, damaged, or of another kind of model.
     """
 
-    may_miss = False
+    recipe = COPIES_PREPROCESSING
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str | None = None,
-        preprocessing: Preprocessing = COPIES_PREPROCESSING,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._preprocessing = preprocessing
-        self._device = torch.device(device)
-        with explaining(folder):
-            weights = {
-                name.removeprefix(_PREFIX): given
-                for name, given in load_file(folder / WEIGHTS).items()
-            }
-            stem = weights["conv1.weight"].shape[0]
-            with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
-                network = CopyNetwork(stem, weights["fc.weight"].shape[0])
-            counters = "num_batches_tracked"
-            needed = [one for one in network.state_dict() if not one.endswith(counters)]
-            require_all([one for one in needed if one not in weights])
-            network.load_state_dict({one: weights[one] for one in needed}, strict=False)
-            self._network = make_ready(network, device)
-        self.key = f"{name or name_by_weights(folder)}/{preprocessing.key}"
+    def load(self, folder: Path) -> None:
+        """Read the network."""
+        weights = {
+            name.removeprefix(_PREFIX): given for name, given in load_file(folder / WEIGHTS).items()
+        }
+        stem = weights["conv1.weight"].shape[0]
+        with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
+            network = CopyNetwork(stem, weights["fc.weight"].shape[0])
+        counters = "num_batches_tracked"
+        needed = [one for one in network.state_dict() if not one.endswith(counters)]
+        require_all([one for one in needed if one not in weights])
+        network.load_state_dict({one: weights[one] for one in needed}, strict=False)
+        self._network = make_ready(network, self.device)
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn RGB pictures of any sizes into unit vectors."""
-        pixels = self._preprocessing(images).to(self._device)
-        with steady(self._device):
-            return unit_rows(self._network(pixels))
+    def look(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into the descriptor."""
+        features: Tensor = self._network(pixels)
+        return features
 
 
 class CopyNetwork(nn.Module):

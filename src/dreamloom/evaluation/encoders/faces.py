@@ -26,11 +26,6 @@ SMALLEST_BOX_PX = 64
 """A face's box must be so wide and so high before anybody can be told by it."""
 SMALLEST_EYE_DISTANCE_PX = 20
 """And its eyes so far apart."""
-SFACE_THRESHOLD = 0.363
-"""OpenCV's published threshold for the cosine of two SFace vectors on LFW, to compare with.
-
-DreamLoom calibrates on the base model's own pictures instead: drawn faces are no LFW.
-"""
 
 _SURE = 0.9  # OpenCV's own threshold for YuNet
 _OVERLAP = 0.3  # and for two boxes of one face
@@ -48,7 +43,27 @@ class Found(NamedTuple):
     score: float
 
 
-class FaceEncoder:
+class _FaceFinder:
+    """What finds the largest face of a picture and turns it into a vector."""
+
+    may_miss = True
+    key: str
+    width: int
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
+        """Turn the largest face of each picture into a unit vector; NaN where there is none."""
+        return stack_rows(self.find(images), self.width)
+
+    def find(self, images: Sequence[Image.Image]) -> list[FaceReading]:
+        """Find the largest face in each RGB picture of any size; dlib's from about 80 px on."""
+        require_rgb(images)
+        return [self._read(np.asarray(image)) for image in images]
+
+    def _read(self, rgb: Any) -> FaceReading:
+        raise NotImplementedError
+
+
+class FaceEncoder(_FaceFinder):
     """YuNet finds the largest face, SFace says whose it is.
 
     YuNet looks at the picture at its own size, and at halves of it as long as a face could be
@@ -64,8 +79,6 @@ class FaceEncoder:
         EvaluationError: If a file is missing, damaged, or another kind of model.
     """
 
-    may_miss = True
-
     def __init__(self, detector: Path, recogniser: Path, name: str) -> None:
         import cv2
 
@@ -75,16 +88,8 @@ class FaceEncoder:
         self.width = int(self._recogniser.feature(np.zeros((112, 112, 3), np.uint8)).size)
         self.key = f"{name}/aligned-112"
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn the largest face of each picture into a unit vector; NaN where there is none."""
-        return stack_rows(self.find(images), self.width)
-
-    def find(self, images: Sequence[Image.Image]) -> list[FaceReading]:
-        """Find the largest face in each RGB picture of any size."""
-        require_rgb(images)
-        return [self._read(to_bgr(image)) for image in images]
-
-    def _read(self, bgr: Any) -> FaceReading:
+    def _read(self, rgb: Any) -> FaceReading:
+        bgr = to_bgr(rgb)
         faces = keep_separate(
             [found for scale in _halves(bgr.shape) for found in self._detect(bgr, scale)]
         )
@@ -110,7 +115,7 @@ class FaceEncoder:
         return [] if rows is None else [_to_found(row, scale) for row in rows]
 
 
-class DlibFaceEncoder:
+class DlibFaceEncoder(_FaceFinder):
     """dlib's face model: a second opinion, trained by others on other pictures.
 
     It was trained for distances between vectors, not for angles: cosines are high even between
@@ -127,7 +132,6 @@ class DlibFaceEncoder:
         EvaluationError: If a file is missing or damaged.
     """
 
-    may_miss = True
     RECOGNISER = "dlib_face_recognition_resnet_model_v1.dat"
     LANDMARKS = "shape_predictor_5_face_landmarks.dat"
     width = 128
@@ -141,16 +145,8 @@ class DlibFaceEncoder:
             self._recogniser = dlib.face_recognition_model_v1(str(folder / self.RECOGNISER))
         self.key = f"{name}/aligned-150"
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn the largest face of each picture into a unit vector; NaN where there is none."""
-        return stack_rows(self.find(images), self.width)
-
-    def find(self, images: Sequence[Image.Image]) -> list[FaceReading]:
-        """Find the largest face in each RGB picture of any size; from about 80 px on."""
-        require_rgb(images)
-        return [self._read(np.ascontiguousarray(np.asarray(image))) for image in images]
-
     def _read(self, rgb: Any) -> FaceReading:
+        rgb = np.ascontiguousarray(rgb)
         boxes, scores, _ = self._detector.run(rgb, 0, _SURE_OF_DLIB)
         if not boxes:
             return FaceReading("no_face", 0)
@@ -205,9 +201,9 @@ def _create(cv2: Any, kind: Any, file: Path, *options: Any) -> Any:
         raise ValueError(f"OpenCV cannot read {file.name}") from error
 
 
-def to_bgr(image: Image.Image) -> Any:
+def to_bgr(rgb: Any) -> Any:
     """Turn an RGB picture into OpenCV's array: height, width and blue, green, red."""
-    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+    return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
 
 
 def to_unit(features: Any) -> Float[Tensor, " features"]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from dreamloom.evaluation.encoders.base import (
-    EncoderKind,
-    Encoders,
-    Extractor,
-    FaceExtractor,
-    Missing,
-)
+from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
 from dreamloom.evaluation.encoders.cache import Remembering, RememberingFaces, RememberingReader
 from dreamloom.evaluation.encoders.catalogue import (
     CLIP_VIT_B_32,
@@ -29,6 +24,7 @@ from dreamloom.evaluation.encoders.catalogue import (
     Pinned,
 )
 from dreamloom.evaluation.encoders.clip import ClipEncoder
+from dreamloom.evaluation.encoders.computing import PixelEncoder
 from dreamloom.evaluation.encoders.copies import CopyEncoder
 from dreamloom.evaluation.encoders.faces import (
     DlibFaceEncoder,
@@ -36,16 +32,14 @@ from dreamloom.evaluation.encoders.faces import (
     create_detector,
     create_recogniser,
 )
-from dreamloom.evaluation.encoders.judges import PixelEncoder
 from dreamloom.evaluation.encoders.perceptual import LpipsDistance
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
-from dreamloom.evaluation.encoders.store import Absent, find_kept
+from dreamloom.evaluation.encoders.store import Missing, find_kept
 from dreamloom.evaluation.encoders.style import CsdEncoder
 from dreamloom.evaluation.encoders.vit import DinoEncoder, Dinov2Encoder
 
 Device: TypeAlias = torch.device | str
 FaceModel: TypeAlias = Literal["sface", "dlib"]
-_Made = TypeVar("_Made")
 
 
 def load_encoders(
@@ -71,48 +65,22 @@ def try_reading(model: Pinned, folder: Path) -> None:
     Raises:
         EvaluationError: If it cannot be read.
     """
-    if model.extra:
-        try:
-            _READERS[model.name](folder, model.name, "cpu")
-        except ModuleNotFoundError:
-            return
-    else:
-        _READERS[model.name](folder, model.name, "cpu")
+    try:
+        _READERS[model.name](folder, model.name)
+    except ModuleNotFoundError:
+        if not model.extra:
+            raise
 
 
-def _read_clip(folder: Path, name: str, device: Device) -> ClipEncoder:
-    return ClipEncoder(folder, name, CLIP_PREPROCESSING, device)
-
-
-def _read_dino(folder: Path, name: str, device: Device) -> DinoEncoder:
-    return DinoEncoder(folder, name, device=device)
-
-
-def _read_dinov2(folder: Path, name: str, device: Device) -> Dinov2Encoder:
-    return Dinov2Encoder(folder, name, device=device)
-
-
-def _read_copies(folder: Path, name: str, device: Device) -> CopyEncoder:
-    return CopyEncoder(folder, name, device=device)
-
-
-def _read_style(folder: Path, name: str, device: Device) -> CsdEncoder:
-    return CsdEncoder(folder, name, device=device)
-
-
-def _read_perceptual(folder: Path, name: str, device: Device) -> LpipsDistance:
-    return LpipsDistance(folder, name, device=device)
-
-
-_READERS: dict[str, Callable[[Path, str, Device], Any]] = {
-    CLIP_VIT_B_32.name: _read_clip,
-    DINO_VIT_S_16.name: _read_dino,
-    DINOV2_VIT_S_14.name: _read_dinov2,
-    SSCD.name: _read_copies,
-    CSD.name: _read_style,
-    LPIPS.name: _read_perceptual,
-    YUNET.name: lambda folder, name, device: create_detector(folder / YUNET.files[0].name),
-    SFACE.name: lambda folder, name, device: create_recogniser(folder / SFACE.files[0].name),
+_READERS: dict[str, Callable[..., Any]] = {
+    CLIP_VIT_B_32.name: partial(ClipEncoder, preprocessing=CLIP_PREPROCESSING),
+    DINO_VIT_S_16.name: DinoEncoder,
+    DINOV2_VIT_S_14.name: Dinov2Encoder,
+    SSCD.name: CopyEncoder,
+    CSD.name: CsdEncoder,
+    LPIPS.name: LpipsDistance,
+    YUNET.name: lambda folder, name: create_detector(folder / YUNET.files[0].name),
+    SFACE.name: lambda folder, name: create_recogniser(folder / SFACE.files[0].name),
 }
 
 
@@ -149,33 +117,30 @@ def _picturebook(device: Device) -> Encoders:
 
 
 def _standard(device: Device, faces: FaceModel) -> Encoders:
-    clip = _find(CLIP_VIT_B_32, _read_clip, device)
+    def find(model: Pinned, remember: Callable[[Any], Any] = Remembering) -> Any:
+        kept = find_kept(model)
+        if isinstance(kept, Missing):
+            return kept
+        return remember(_READERS[model.name](kept.folder, kept.name, device=device))
+
+    identity = _find_sface() if faces == "sface" else _find_dlib()
     return Encoders(
         kind="standard",
-        identity=_remember_faces(_find_sface() if faces == "sface" else _find_dlib()),
-        clip=clip if isinstance(clip, Missing) else RememberingReader(clip),
-        dino=_remember(_find(DINO_VIT_S_16, _read_dino, device)),
-        dinov2=_remember(_find(DINOV2_VIT_S_14, _read_dinov2, device)),
-        style=_remember(_find(CSD, _read_style, device)),
-        copies=_remember(_find(SSCD, _read_copies, device)),
-        perceptual=_find(LPIPS, _read_perceptual, device),
+        identity=identity if isinstance(identity, Missing) else RememberingFaces(identity),
+        clip=find(CLIP_VIT_B_32, RememberingReader),
+        dino=find(DINO_VIT_S_16),
+        dinov2=find(DINOV2_VIT_S_14),
+        style=find(CSD),
+        copies=find(SSCD),
+        perceptual=find(LPIPS, lambda distance: distance),
         device=str(device),
     )
 
 
-def _find(
-    model: Pinned, read: Callable[[Path, str, Device], _Made], device: Device
-) -> _Made | Missing:
-    kept = find_kept(model)
-    if isinstance(kept, Absent):
-        return Missing(kept.reason)
-    return read(kept.folder, kept.name, device)
-
-
 def _find_sface() -> FaceEncoder | Missing:
     detector, recogniser = find_kept(YUNET), find_kept(SFACE)
-    if isinstance(detector, Absent) or isinstance(recogniser, Absent):
-        absent = [one for one in (detector, recogniser) if isinstance(one, Absent)]
+    if isinstance(detector, Missing) or isinstance(recogniser, Missing):
+        absent = [one for one in (detector, recogniser) if isinstance(one, Missing)]
         return Missing("; ".join(one.reason for one in absent))
     try:
         return FaceEncoder(
@@ -191,14 +156,4 @@ def _find_sface() -> FaceEncoder | Missing:
 
 def _find_dlib() -> DlibFaceEncoder | Missing:
     kept = find_kept(DLIB)
-    if isinstance(kept, Absent):
-        return Missing(kept.reason)
-    return DlibFaceEncoder(kept.folder, kept.name)
-
-
-def _remember(encoder: Extractor | Missing) -> Extractor | Missing:
-    return encoder if isinstance(encoder, Missing) else Remembering(encoder)
-
-
-def _remember_faces(encoder: FaceExtractor | Missing) -> Extractor | Missing:
-    return encoder if isinstance(encoder, Missing) else RememberingFaces(encoder)
+    return kept if isinstance(kept, Missing) else DlibFaceEncoder(kept.folder, kept.name)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
-    explaining,
-    name_by_weights,
+    LoadedNetwork,
     require_all,
     steady,
 )
@@ -42,48 +41,34 @@ _LAYERS = (
 _TINY = 1e-10
 
 
-class LpipsDistance:
+class LpipsDistance(LoadedNetwork):
     """LPIPS with AlexNet, version 0.1.
+
+    Its folder holds model.safetensors: the network and the weights of its channels under the
+    names of the authors' package.
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", equation 1.
-
-    Args:
-        folder: Holds model.safetensors: the network and the weights of its channels under the
-            names of the authors' package.
-        name: How the key names it; None takes the folder's name and the hash of its weights.
-        preprocessing: Brings the pictures to one size.
-        device: Where to compute; always in float32.
-        batch: Pictures looked at together.
-
-    Raises:
-        EvaluationError: If a file is missing, damaged, or of another kind of model.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str | None = None,
-        preprocessing: Preprocessing = LPIPS_PREPROCESSING,
-        device: torch.device | str = "cpu",
-        batch: int = 16,
-    ) -> None:
-        self._preprocessing, self._batch = preprocessing, batch
-        self._device = torch.device(device)
-        with explaining(folder):
-            weights = load_file(folder / WEIGHTS)
-            needed = [f"{layer}.{kind}" for layer, *_ in _LAYERS for kind in ("weight", "bias")]
-            needed += [_channels(number) for number in range(len(_LAYERS))]
-            require_all([one for one in needed if one not in weights])
-            self._weights = {one: weights[one].float().to(self._device) for one in needed}
-        self.key = f"{name or name_by_weights(folder)}/{preprocessing.key}"
+    recipe = LPIPS_PREPROCESSING
+    batch = 16
+    """Pictures looked at together."""
+
+    def load(self, folder: Path) -> None:
+        """Read the network."""
+        weights = load_file(folder / WEIGHTS)
+        needed = [f"{layer}.{kind}" for layer, *_ in _LAYERS for kind in ("weight", "bias")]
+        needed += [_channels(number) for number in range(len(_LAYERS))]
+        require_all([one for one in needed if one not in weights])
+        self._weights = {one: weights[one].float().to(self.device) for one in needed}
 
     def distances(self, images: Sequence[Image.Image]) -> Float[Tensor, "images images"]:
         """Compare each picture with each: 0 for the same picture; about 0.7 for unlike ones."""
         embeddings: list[list[Tensor]] = []
-        for start in range(0, len(images), self._batch):
-            pixels = self._preprocessing(images[start : start + self._batch]).to(self._device)
-            with steady(self._device):
+        for start in range(0, len(images), self.batch):
+            pixels = self.preprocessing(images[start : start + self.batch]).to(self.device)
+            with steady(self.device):
                 layers = read_layers(pixels, self._weights)
             embeddings += [list(one) for one in zip(*layers, strict=True)]
         found = torch.zeros(len(images), len(images))

@@ -97,8 +97,10 @@ class Preprocessing:
         try:
             resize_px = _side(settings["size"])
             crop_px = _side(settings.get("crop_size", resize_px))
-            mean, deviation = settings["image_mean"], settings["image_std"]
-            return cls(resize_px, crop_px, _three(mean), _three(deviation))
+            (r, g, b), (dr, dg, db) = (
+                [float(number) for number in settings[name]] for name in ("image_mean", "image_std")
+            )
+            return cls(resize_px, crop_px, (r, g, b), (dr, dg, db))
         except KeyError as error:
             raise ValueError(f"{folder}/preprocessor_config.json has no {error}") from None
 
@@ -121,11 +123,6 @@ def _side(size: int | Mapping[str, int]) -> int:
     if len(sides) != 1:
         raise ValueError(f"a size must be one number for both sides, got {dict(size)}")
     return sides.pop()
-
-
-def _three(numbers: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(number) for number in numbers)
-    return red, green, blue
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -34,8 +34,8 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A model that cannot be used; ``reason`` is one clause to stand behind "not measured:"."""
+class Missing:
+    """What cannot be used; ``reason`` is one clause to stand behind "not measured:"."""
 
     reason: str
 
@@ -105,17 +105,16 @@ def keep_lock(model: Pinned, folder: Path, revision: str | None) -> None:
     write_json(folder / LOCK, lock)
 
 
-def find_kept(model: Pinned) -> Kept | Absent:
+def find_kept(model: Pinned) -> Kept | Missing:
     """Find a model on this machine and compare the hash of each of its files."""
     if model.source == "package":
         return _find_in_package(model)
     folder = model_folder(model)
     lock = _read_lock(folder)
     if lock is None:
-        return Absent(f"{model.name} is not on this machine; {model.wanted}")
-    for file in model.files:
-        if damage := _compare(file, folder, lock, is_thorough=True):
-            return Absent(f"{model.name} {damage}; {model.wanted}")
+        return Missing(f"{model.name} is not on this machine; {model.wanted}")
+    if damage := _find_damage(model, folder, lock, is_thorough=True):
+        return Missing(f"{model.name} {damage}; {model.wanted}")
     weights = lock["files"][model.files[0].name]["sha256"]
     version = model.revision or weights
     return Kept(folder, f"{model.repository}@{version[:12]}")
@@ -143,34 +142,30 @@ def _judge_state(model: Pinned) -> tuple[State, str]:
     if model.source == "package":
         is_here = all(map(find_spec, ("dlib", "face_recognition_models")))
         return ("here", "") if is_here else ("not here", model.wanted)
-    absence = _find_absence(model)
+    folder, absence = model_folder(model), ""
+    lock = _read_lock(folder)
+    if lock is None:
+        absence = model.wanted
+    elif damage := _find_damage(model, folder, lock, is_thorough=False):
+        absence = f"{damage}; {model.wanted}"
+    elif model.extra == "faces" and find_spec("cv2") is None:
+        absence = 'OpenCV is not installed: pip install "dreamloom[faces]"'
     return ("not here", absence) if absence else ("here", "")
 
 
-def _find_absence(model: Pinned) -> str:
-    folder = model_folder(model)
-    lock = _read_lock(folder)
-    if lock is None:
-        return model.wanted
+def _find_damage(model: Pinned, folder: Path, lock: dict[str, Any], is_thorough: bool) -> str:
+    """Compare files with the lock, and the lock with the catalogue; empty if they agree."""
     for file in model.files:
-        if damage := _compare(file, folder, lock, is_thorough=False):
-            return f"{damage}; {model.wanted}"
-    if model.extra == "faces" and find_spec("cv2") is None:
-        return 'OpenCV is not installed: pip install "dreamloom[faces]"'
+        path, locked = folder / file.name, lock["files"].get(file.name)
+        if locked is None or not path.is_file():
+            return f"lacks {file.name}"
+        if file.sha256 not in {None, locked["sha256"]}:
+            return f"was fetched in another version: {file.name} is not the pinned one"
+        if path.stat().st_size != locked["bytes"] or (
+            is_thorough and file_sha256(path) != locked["sha256"]
+        ):
+            return f"has changed since it was fetched ({file.name})"
     return ""
-
-
-def _compare(file: ModelFile, folder: Path, lock: dict[str, Any], *, is_thorough: bool) -> str:
-    """Compare a file with the lock, and the lock with the catalogue; empty if they agree."""
-    path, locked = folder / file.name, lock["files"].get(file.name)
-    if locked is None or not path.is_file():
-        return f"lacks {file.name}"
-    if file.sha256 not in {None, locked["sha256"]}:
-        return f"was fetched in another version: {file.name} is not the pinned one"
-    has_changed = path.stat().st_size != locked["bytes"] or (
-        is_thorough and file_sha256(path) != locked["sha256"]
-    )
-    return f"has changed since it was fetched ({file.name})" if has_changed else ""
 
 
 def _read_lock(folder: Path) -> dict[str, Any] | None:
@@ -185,15 +180,15 @@ def _read_lock(folder: Path) -> dict[str, Any] | None:
     return lock if is_lock else None
 
 
-def _find_in_package(model: Pinned) -> Kept | Absent:
+def _find_in_package(model: Pinned) -> Kept | Missing:
     # The package is not imported: it asks for pkg_resources, which setuptools has no more.
     spec = find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations or find_spec("dlib") is None:
-        return Absent(f"{model.name} is not installed; {model.wanted}")
+        return Missing(f"{model.name} is not installed; {model.wanted}")
     folder = Path(next(iter(spec.submodule_search_locations))) / "models"
     for file in model.files:
         path = folder / file.name
         damage = damage_of(file, path) if path.is_file() else "is absent"
         if damage:
-            return Absent(f"{model.name} cannot be used: {file.name} {damage}; {model.wanted}")
+            return Missing(f"{model.name} cannot be used: {file.name} {damage}; {model.wanted}")
     return Kept(folder, f"{model.files[0].name}@{(model.files[0].sha256 or '')[:12]}")

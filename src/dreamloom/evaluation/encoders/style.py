@@ -2,69 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
-    explaining,
+    NetworkEncoder,
     make_ready,
-    name_by_weights,
+    rename_block,
     require_all,
-    steady,
-    unit_rows,
 )
-from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
+from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING
 
 _HEAD_WIDTH = 64  # CLIP gives each head of attention 64 features, whatever the size
 _STYLE = "last_layer_style"
 _TOWER = "backbone."
 
 
-class CsdEncoder:
+class CsdEncoder(NetworkEncoder):
     """The style half of CSD: a CLIP's eye with a projection that keeps style and drops content.
 
+    Its folder holds model.safetensors under the names of CSD's authors: ``backbone.…`` as OpenAI
+    names the parts of CLIP's eye, and ``last_layer_style``.
+
     Source: Somepalli et al. 2024, "Measuring Style Similarity in Diffusion Models", section 4.
-
-    Args:
-        folder: Holds model.safetensors under the names of CSD's authors: ``backbone.…`` as OpenAI
-            names the parts of CLIP's eye, and ``last_layer_style``.
-        name: How the key names it; None takes the folder's name and the hash of its weights.
-        preprocessing: CLIP's unless told otherwise.
-        device: Where to compute; always in float32.
-
-    Raises:
-        EvaluationError: If a file is missing, damaged, or of another kind of model.
     """
 
-    may_miss = False
+    recipe = CLIP_PREPROCESSING
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str | None = None,
-        preprocessing: Preprocessing = CLIP_PREPROCESSING,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._preprocessing = preprocessing
-        self._device = torch.device(device)
-        with explaining(folder):
-            weights = load_file(folder / WEIGHTS)
-            self._style = weights[_STYLE].float().to(self._device)
-            self._eye = make_ready(_read_eye(weights), self._device)
-        self.key = f"{name or name_by_weights(folder)}/{preprocessing.key}"
+    def load(self, folder: Path) -> None:
+        """Read the network."""
+        weights = load_file(folder / WEIGHTS)
+        self._style = weights[_STYLE].float().to(self.device)
+        self._eye = make_ready(_read_eye(weights), self.device)
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn RGB pictures of any sizes into unit vectors."""
-        pixels = self._preprocessing(images).to(self._device)
-        with steady(self._device):
-            return unit_rows(self._eye(pixel_values=pixels).pooler_output @ self._style)
+    def look(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into what is left of them as style."""
+        features: Tensor = self._eye(pixel_values=pixels).pooler_output @ self._style
+        return features
 
 
 def _read_eye(weights: Mapping[str, Tensor]) -> nn.Module:
@@ -101,29 +80,23 @@ def _read_eye(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Give the eye's weights the names of transformers; query, key and value come apart."""
+    """Give the eye's weights the names of transformers."""
     renamed = {
         "embeddings.class_embedding": weights[f"{_TOWER}class_embedding"],
         "embeddings.position_embedding.weight": weights[f"{_TOWER}positional_embedding"],
         "embeddings.patch_embedding.weight": weights[f"{_TOWER}conv1.weight"],
     }
-    parts = {
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "attn.out_proj": "self_attn.out_proj",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
     for kind in ("weight", "bias"):
         renamed[f"pre_layrnorm.{kind}"] = weights[f"{_TOWER}ln_pre.{kind}"]
         renamed[f"post_layernorm.{kind}"] = weights[f"{_TOWER}ln_post.{kind}"]
-        for layer in range(layers):
-            block = f"{_TOWER}transformer.resblocks.{layer}"
-            for theirs, ours in parts.items():
-                renamed[f"encoder.layers.{layer}.{ours}.{kind}"] = weights[
-                    f"{block}.{theirs}.{kind}"
-                ]
-            together = weights[f"{block}.attn.in_proj_{kind}"].chunk(3)
-            for letter, given in zip("qkv", together, strict=True):
-                renamed[f"encoder.layers.{layer}.self_attn.{letter}_proj.{kind}"] = given
+    parts = {
+        "ln_1.": "layer_norm1.",
+        "ln_2.": "layer_norm2.",
+        "attn.out_proj.": "self_attn.out_proj.",
+        "mlp.c_fc.": "mlp.fc1.",
+        "mlp.c_proj.": "mlp.fc2.",
+    }
+    for layer in range(layers):
+        theirs, ours = f"{_TOWER}transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
+        renamed |= rename_block(weights, theirs, ours, parts, "attn.in_proj_", "self_attn.")
     return renamed

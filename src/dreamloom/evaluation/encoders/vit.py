@@ -2,109 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
-    explaining,
+    NetworkEncoder,
     load_pretrained,
     make_ready,
-    name_by_weights,
+    rename_block,
     require_all,
-    steady,
-    unit_rows,
 )
 from dreamloom.evaluation.encoders.preprocessing import (
     DINO_PREPROCESSING,
     DINOV2_PREPROCESSING,
-    Preprocessing,
 )
 
 _HEAD_WIDTH = 64  # DINO's authors give each head of attention 64 features, whatever the size
 _EPSILON = 1e-6  # and this to their layer norms; transformers' own configuration says 1e-12
 
 
-class DinoEncoder:
+class DinoEncoder(NetworkEncoder):
     """A vision transformer taught by DINO: its class token after the last layer.
 
-    Args:
-        folder: Holds model.safetensors, and config.json if transformers wrote it. Without the
-            latter the weights bear the names that DINO's authors gave them, as timm has them too.
-        name: How the key names it; None takes the folder's name and the hash of its weights.
-        preprocessing: The published recipe unless told otherwise.
-        device: Where to compute; always in float32.
-
-    Raises:
-        EvaluationError: If a file is missing, damaged, or of another kind of model.
+    Its folder holds model.safetensors, and config.json if transformers wrote it. Without the
+    latter the weights bear the names that DINO's authors gave them, as timm has them too.
     """
 
-    may_miss = False
+    recipe = DINO_PREPROCESSING
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str | None = None,
-        preprocessing: Preprocessing = DINO_PREPROCESSING,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def load(self, folder: Path) -> None:
+        """Read the network."""
         from transformers import ViTModel
 
-        self._preprocessing = preprocessing
-        with explaining(folder):
-            if (folder / "config.json").is_file():
-                self._model = load_pretrained(ViTModel, folder, device, add_pooling_layer=False)
-            else:
-                self._model = make_ready(_read_authors_names(load_file(folder / WEIGHTS)), device)
-        self.key = f"{name or name_by_weights(folder)}/{preprocessing.key}"
+        if (folder / "config.json").is_file():
+            self._model = load_pretrained(ViTModel, folder, self.device, add_pooling_layer=False)
+        else:
+            self._model = make_ready(_read_authors_names(load_file(folder / WEIGHTS)), self.device)
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn RGB pictures of any sizes into unit vectors."""
-        pixels = self._preprocessing(images).to(self._model.device)
-        with steady(pixels.device):
-            return unit_rows(self._model(pixel_values=pixels).last_hidden_state[:, 0])
+    def look(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into the class token."""
+        features: Tensor = self._model(pixel_values=pixels).last_hidden_state[:, 0]
+        return features
 
 
-class Dinov2Encoder:
+class Dinov2Encoder(NetworkEncoder):
     """A vision transformer taught by DINOv2: its class token after the last layer norm.
 
-    Args:
-        folder: Holds config.json and model.safetensors, as transformers writes them.
-        name: How the key names it; None takes the folder's name and the hash of its weights.
-        preprocessing: The published recipe unless told otherwise.
-        device: Where to compute; always in float32.
-
-    Raises:
-        EvaluationError: If a file is missing, damaged, or of another kind of model.
+    Its folder holds config.json and model.safetensors, as transformers writes them.
     """
 
-    may_miss = False
+    recipe = DINOV2_PREPROCESSING
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str | None = None,
-        preprocessing: Preprocessing = DINOV2_PREPROCESSING,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def load(self, folder: Path) -> None:
+        """Read the network."""
         from transformers import Dinov2Model
 
-        self._preprocessing = preprocessing
-        with explaining(folder):
-            self._model = load_pretrained(Dinov2Model, folder, device)
-        self.key = f"{name or name_by_weights(folder)}/{preprocessing.key}"
+        self._model = load_pretrained(Dinov2Model, folder, self.device)
 
-    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "images features"]:
-        """Turn RGB pictures of any sizes into unit vectors."""
-        pixels = self._preprocessing(images).to(self._model.device)
-        with steady(pixels.device):
-            return unit_rows(self._model(pixel_values=pixels).pooler_output)
+    def look(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into the class token."""
+        features: Tensor = self._model(pixel_values=pixels).pooler_output
+        return features
 
 
 def _read_authors_names(weights: Mapping[str, Tensor]) -> nn.Module:
@@ -134,7 +97,7 @@ def _read_authors_names(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Give DINO's weights the names that transformers uses; query, key and value come apart."""
+    """Give DINO's weights the names that transformers uses."""
     renamed = {
         "embeddings.cls_token": weights["cls_token"],
         "embeddings.position_embeddings": weights["pos_embed"],
@@ -144,18 +107,13 @@ def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
         "layernorm.bias": weights["norm.bias"],
     }
     parts = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.o_proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
+        "norm1.": "layernorm_before.",
+        "norm2.": "layernorm_after.",
+        "attn.proj.": "attention.o_proj.",
+        "mlp.fc1.": "mlp.fc1.",
+        "mlp.fc2.": "mlp.fc2.",
     }
     for layer in range(layers):
-        for kind in ("weight", "bias"):
-            for theirs, ours in parts.items():
-                given = weights[f"blocks.{layer}.{theirs}.{kind}"]
-                renamed[f"layers.{layer}.{ours}.{kind}"] = given
-            together = weights[f"blocks.{layer}.attn.qkv.{kind}"].chunk(3)
-            for letter, given in zip("qkv", together, strict=True):
-                renamed[f"layers.{layer}.attention.{letter}_proj.{kind}"] = given
+        ours, attention = f"layers.{layer}.", "attention."
+        renamed |= rename_block(weights, f"blocks.{layer}.", ours, parts, "attn.qkv.", attention)
     return renamed

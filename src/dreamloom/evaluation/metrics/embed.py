@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dreamloom.data.image_io import crop_centre, open_upright
 from dreamloom.evaluation.copy_detection import Views, read_layout, read_views
-from dreamloom.evaluation.encoders.base import Encoders, FaceExtractor, Missing
+from dreamloom.evaluation.encoders.base import Encoders, FaceExtractor, PerceptualDistance
+from dreamloom.evaluation.encoders.store import Missing
 
 _FLAT = 2  # of 255 grey levels: what is left of a black picture after JPEG
 
@@ -115,3 +116,21 @@ def embed_images(
         views=tuple(photo_views),
         paths=tuple(paths),
     )
+
+
+def measure_distances(
+    distance: PerceptualDistance, paths: Sequence[Path], groups: Sequence[int]
+) -> Float[np.ndarray, "n n"]:
+    """Compare pictures within each group; pairs of different groups get 0 and are not read.
+
+    Args:
+        distance: Compares.
+        paths: The pictures' files.
+        groups: For each picture, the number of its group.
+    """
+    found = np.zeros((len(paths), len(paths)))
+    for group in dict.fromkeys(groups):
+        members = [place for place, one in enumerate(groups) if one == group]
+        images = [crop_centre(open_upright(paths[place])) for place in members]
+        found[np.ix_(members, members)] = distance.distances(images).double().numpy()
+    return found

@@ -1,9 +1,11 @@
-"""The list of scores: what each asks, which encoder answers, and of which pictures."""
+"""The scores: what each asks, which encoder answers, and what a picture is for by its prompt."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 PictureRole: TypeAlias = Literal["subject", "class", "other"]
 """What a picture's prompt names: the subject, its class without the subject, or neither."""
@@ -11,7 +13,7 @@ PictureRole: TypeAlias = Literal["subject", "class", "other"]
 MeasureKind: TypeAlias = Literal[
     "subject", "nearest", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
 ]
-"""How a score is computed from features; `metrics.values` has one function for each."""
+"""How a score is computed from features; `metrics.per_image` has one function for each."""
 
 PIXELS = "pixels"
 """Stands where an encoder's name would, for scores that look at the pixels themselves."""
@@ -25,7 +27,8 @@ class Measure:
         name: Its name in records.
         encoder: Which encoder's features it reads, or `PIXELS`.
         kind: How it is computed.
-        question: What it answers, for pages and help.
+        label: Its name as a reader meets it.
+        meaning: What it looks at, in a few words.
         better: Whether more of it is to be wished for.
         roles: Which pictures it looks at.
         drawn_encoder: The encoder in picturebook's world, where it has another one for this; empty
@@ -35,7 +38,8 @@ class Measure:
     name: str
     encoder: str
     kind: MeasureKind
-    question: str
+    label: str
+    meaning: str
     better: Literal["higher", "lower", "neither"] = "higher"
     roles: tuple[PictureRole, ...] = ("subject",)
     drawn_encoder: str = ""
@@ -50,37 +54,65 @@ class Measure:
         """Whether a copy of a photo, or a picture that shows nobody, could gain by it."""
         return self.kind in {"subject", "verified", "rank_1"} and self.roles == ("subject",)
 
-    def encoder_for(self, kind: str) -> str:
-        """The encoder's name among the encoders of one kind."""
-        return self.drawn_encoder if kind == "picturebook" and self.drawn_encoder else self.encoder
-
-
-_APART: tuple[PictureRole, ...] = ("class", "other")
 
 MEASURES = (
-    Measure("identity", "identity", "subject", "Is it the same subject?"),
-    Measure("verified", "identity", "verified", "Would it pass for the subject?"),
-    Measure("rank_1", "identity", "rank_1", "Is the subject nearer than anybody else?"),
-    Measure("clip_i", "clip", "subject", "Do the pictures look like the photos?"),
-    Measure("dino", "dino", "subject", "Do the pictures resemble the photos in detail?"),
-    Measure("dinov2", "dinov2", "subject", "Do they, for a second pair of eyes?"),
-    Measure("clip_t", "clip", "prompt", "Do the pictures show what their prompts say?"),
-    Measure("prompt_found", "clip", "retrieval", "Is its own prompt the one that fits best?"),
-    Measure("variety", "clip", "variety", "Do pictures of one prompt differ?", "neither"),
-    Measure("diversity", "perceptual", "variety", "Do they differ to the eye?", "neither"),
-    Measure("copy", PIXELS, "copy", "Do the pictures repeat a photo?", "lower"),
-    Measure("copy_sscd", "copies", "nearest", "Do they, repainted or cut?", "lower"),
     Measure(
-        "leakage", "identity", "subject", "Has the class become the subject?", "lower", ("class",)
+        *("identity", "identity", "subject", "Identity"),
+        "how much the subject is the one in the photos",
     ),
-    Measure("pres", "dino", "subject", "Does the class resemble the photos?", "lower", ("class",)),
     Measure(
-        "drift",
-        "dinov2",
-        "drift",
-        "What did the adapter change that it should not?",
+        *("verified", "identity", "verified", "Verified"),
+        "how many pictures would pass for the subject",
+    ),
+    Measure(
+        *("rank_1", "identity", "rank_1", "Rank 1"),
+        "in how many the subject is nearer than all of the base model’s persons",
+    ),
+    Measure("clip_i", "clip", "subject", "CLIP-I", "how alike whole pictures and photos are"),
+    Measure("dino", "dino", "subject", "DINO", "how alike pictures and photos are in detail"),
+    Measure("dinov2", "dinov2", "subject", "DINOv2", "the same, by a later encoder"),
+    Measure("clip_t", "clip", "prompt", "CLIP-T", "how well pictures fit their prompts"),
+    Measure(
+        *("prompt_found", "clip", "retrieval", "Prompt found"),
+        "for how many no other prompt of the set fits better",
+    ),
+    Measure(
+        *("variety", "clip", "variety", "Variety"),
+        "how much pictures of one prompt differ; more is not always better",
+        "neither",
+    ),
+    Measure(
+        *("diversity", "perceptual", "variety", "Diversity (LPIPS)"),
+        "how much they differ to the eye; more is not always better",
+        "neither",
+    ),
+    Measure(
+        *("copy", PIXELS, "copy", "Copy"),
+        "how closely pictures repeat a photo; less is better",
         "lower",
-        _APART,
+    ),
+    Measure(
+        *("copy_sscd", "copies", "nearest", "Copy (SSCD)"),
+        "the same, by an encoder that knows repainted and cut copies; less is better",
+        "lower",
+    ),
+    Measure(
+        *("leakage", "identity", "subject", "Leakage"),
+        "how much the class without the subject looks like it; less is better",
+        "lower",
+        ("class",),
+    ),
+    Measure(
+        *("pres", "dino", "subject", "PRES"),
+        "the same, by DINO; less is better",
+        "lower",
+        ("class",),
+    ),
+    Measure(
+        *("drift", "dinov2", "drift", "Drift"),
+        "how far pictures beside the subject have moved; less is better",
+        "lower",
+        ("class", "other"),
         "clip",
     ),
 )
@@ -88,19 +120,71 @@ MEASURES = (
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 
+LABELS = {
+    **{measure.name: measure.label for measure in MEASURES},
+    "identity_retention": "Subject kept",
+    "style_retention": "Style kept",
+}
+"""Names of scores as a reader meets them, in the order in which they are shown."""
 
-def measures_of(kind: str, present: set[str]) -> list[Measure]:
-    """List the scores that there are with encoders of one kind.
+MEANINGS = {
+    **{measure.name: measure.meaning for measure in MEASURES},
+    "identity_retention": "how much of the subject a merge has kept",
+    "style_retention": "how much of the style a merge has kept",
+}
+"""What each of them looks at, in a few words."""
 
-    Picturebook's world has few judges, and what it has no judge for is not a score of it; for
-    photographs every score is listed, and those without an encoder say why.
+
+def label_of(name: str) -> str:
+    """The name of a score as a reader meets it."""
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+class SubjectWords(NamedTuple):
+    """What the subject is called."""
+
+    phrase: str
+    """As prompts name it, such as ``rraj person``."""
+    class_noun: str
+    """What it is one of, such as ``person``."""
+
+
+def names(prompt: str, words: str) -> bool:
+    """Say whether a prompt holds these words, whole and in this order.
+
+    Example:
+        >>> names("a photo of Rraj person", "rraj person"), names("personality", "person")
+        (True, False)
+    """
+    return bool(words) and bool(
+        re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, flags=re.IGNORECASE)
+    )
+
+
+def assign_roles(
+    prompts: Sequence[str], categories: Sequence[str], phrase: str, class_noun: str
+) -> list[PictureRole]:
+    """Say of each picture what its prompt names.
+
+    Pictures of the class keep watch over what the subject has done to its class; pictures of
+    neither, over everything else. Where no prompt names the subject, as in a folder without a
+    manifest, every picture counts as one of the subject.
 
     Args:
-        kind: ``picturebook`` or ``standard``.
-        present: Names of the encoders that are at hand.
+        prompts: As they were drawn.
+        categories: Of their packs: a prompt such as "an old man" is told to be of the class by
+            its category ``class``, though it has not the noun.
+        phrase: The subject, such as ``rraj person``.
+        class_noun: Its class, such as ``person``.
     """
-    return [
-        measure
-        for measure in MEASURES
-        if kind != "picturebook" or measure.encoder_for(kind) in {PIXELS, *present}
-    ]
+    if not any(names(prompt, phrase) for prompt in prompts):
+        return ["subject"] * len(prompts)
+    roles: list[PictureRole] = []
+    for prompt, category in zip(prompts, categories, strict=True):
+        if names(prompt, phrase):
+            roles.append("subject")
+        elif category == "class" or names(prompt, class_noun):
+            roles.append("class")
+        else:
+            roles.append("other")
+    return roles

@@ -13,70 +13,28 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.evaluation.copy_detection import correlate_layouts
-from dreamloom.evaluation.metrics.embed import Embeddings
-from dreamloom.evaluation.metrics.measures import Measure, MeasureKind, PictureRole
-from dreamloom.evaluation.metrics.recognition import (
+from dreamloom.evaluation.encoders.store import Missing
+from dreamloom.evaluation.metrics.embed import Embeddings, measure_distances
+from dreamloom.evaluation.metrics.evidence import Evidence
+from dreamloom.evaluation.metrics.measures import Measure, MeasureKind
+from dreamloom.evaluation.metrics.similarity import (
     FEWEST_IMPOSTORS,
     calibrate_threshold,
-    is_nearest,
-    is_own_prompt_best,
-)
-from dreamloom.evaluation.metrics.similarity import (
     cosines,
     differences,
     drift,
+    is_nearest,
+    is_own_prompt_best,
     prompt_fidelity,
-    subject_fidelity,
 )
 
 Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 # The mean of fewer persons depends on who they happen to be.
 _FEWEST_IMPOSTORS = 8
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """Everything that a score of single pictures may look at.
-
-    Args:
-        embeddings: What the encoders saw in the pictures.
-        photos: In the photos.
-        below: In the base model's pictures; None without any.
-        partners: For each picture, the place of its floor among the base model's, or None.
-        roles: What each picture's prompt names.
-        roles_below: What each of the base model's prompts names; strangers count as the class.
-        units_below: The noise, or the stranger, behind each of the base model's pictures: pictures
-            of one noise mostly show one person.
-        groups: For each picture, what it may be compared with for variety, such as its prompt.
-        groups_below: The same for the base model's.
-        texts: Features of the different prompts; None where they are unknown.
-        own_text: For each picture, the row of its prompt's.
-        own_text_below: The same for the base model's.
-        nearness: How closely each picture repeats each photo.
-        copied: Whether each picture repeats a photo.
-        distances: Gives the perceptual distance of each picture with each; None without an encoder.
-    """
-
-    embeddings: Embeddings
-    photos: Embeddings
-    below: Embeddings | None
-    partners: Sequence[int | None]
-    roles: Sequence[PictureRole]
-    roles_below: Sequence[PictureRole]
-    units_below: Sequence[str]
-    groups: Sequence[int]
-    groups_below: Sequence[int]
-    texts: Float[Tensor, "prompts features"] | None
-    own_text: Sequence[int]
-    own_text_below: Sequence[int]
-    nearness: Float[Tensor, "images photos"]
-    copied: Bool[np.ndarray, " images"]
-    distances: Callable[[Embeddings, Sequence[int]], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,31 +61,35 @@ class NotMeasured(ValueError):
     """Why a score cannot be measured, as a clause to stand behind "not measured:"."""
 
 
-def value_pictures(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    """Compute a score for every picture.
+def value_pictures(evidence: Evidence) -> dict[str, PerImageValues | str]:
+    """Compute each score for every picture, or say why it cannot be measured."""
+    sets = [one for one in (evidence.embeddings, evidence.photos, evidence.below) if one]
+    found: dict[str, PerImageValues | str] = {}
+    for measure in evidence.measures:
+        name, encoder = evidence.encoder_name(measure), evidence.encoder_of(measure)
+        if isinstance(encoder, Missing):
+            found[measure.name] = encoder.reason
+        elif encoder and any(name in embeddings.broken for embeddings in sets):
+            found[measure.name] = f"{encoder.key} gave no usable numbers for some pictures"
+        else:
+            try:
+                found[measure.name] = _KINDS[measure.kind](measure, name, evidence)
+            except NotMeasured as reason:
+                found[measure.name] = str(reason)
+    return found
 
-    Args:
-        measure: Which score.
-        encoder: The name of the encoder that answers.
-        subjects: What it looks at.
 
-    Raises:
-        NotMeasured: If something is missing that it needs.
-    """
-    return _KINDS[measure.kind](measure, encoder, subjects)
-
-
-def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    photos = _photos(encoder, subjects)
+def _value_subject(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    photos = _photos(encoder, evidence)
     below = None
-    if subjects.below is not None:
-        below = _fill(_similar(encoder, subjects.below, photos))
-    own = _similar(encoder, subjects.embeddings, photos)
+    if evidence.below is not None:
+        below = _fill(_cosines(evidence.below.features[encoder], photos).numpy())
+    own = _cosines(evidence.embeddings.features[encoder], photos).numpy()
     if measure.needs_credit:
-        own[subjects.copied] = np.nan
-    impostors = _find_impostors(measure, below, subjects)
+        own[evidence.copied] = np.nan
+    impostors = _find_impostors(measure, below, evidence)
     return PerImageValues(
-        _give_no_credit(own, below, subjects, impostors),
+        _give_no_credit(own, below, evidence, impostors),
         below,
         _pairs(photos),
         f"floor: {len(impostors)} pictures of anybody of the class, which are nearer to the photos "
@@ -138,7 +100,7 @@ def _value_subject(measure: Measure, encoder: str, subjects: Subjects) -> PerIma
     )
 
 
-def _find_impostors(measure: Measure, below: Array | None, subjects: Subjects) -> tuple[int, ...]:
+def _find_impostors(measure: Measure, below: Array | None, evidence: Evidence) -> tuple[int, ...]:
     """Find the base model's pictures of anybody, where they are nearer to the photos.
 
     To the base model an identifier is a word like any other, and often means one peculiar person to
@@ -147,13 +109,13 @@ def _find_impostors(measure: Measure, below: Array | None, subjects: Subjects) -
     """
     if below is None or measure.encoder != "identity" or measure.roles != ("subject",):
         return ()
-    impostors = [place for place, role in enumerate(subjects.roles_below) if role == "class"]
+    impostors = [place for place, role in enumerate(evidence.below_roles) if role == "class"]
     partners = [
         place
-        for place, role in zip(subjects.partners, subjects.roles, strict=True)
+        for place, role in zip(evidence.partners, evidence.roles, strict=True)
         if place is not None and role == "subject"
     ]
-    units = [subjects.units_below[place] for place in impostors]
+    units = [evidence.below_units[place] for place in impostors]
     if len(set(units)) < _FEWEST_IMPOSTORS or not partners:
         return ()
     nearer = _mean_of_units(below[impostors], units).mean() > below[partners].mean()
@@ -169,20 +131,20 @@ def _mean_of_units(values: Array, units: Sequence[str]) -> Array:
     return mean
 
 
-def _value_nearest(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    photos = _photos(encoder, subjects)
-    below = subjects.below
+def _value_nearest(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    photos = _photos(encoder, evidence)
+    below = evidence.below
     return PerImageValues(
-        _similar(encoder, subjects.embeddings, photos).max(axis=1),
-        None if below is None else _similar(encoder, below, photos).max(axis=1),
+        _cosines(evidence.embeddings.features[encoder], photos).numpy().max(axis=1),
+        None if below is None else _cosines(below.features[encoder], photos).numpy().max(axis=1),
     )
 
 
-def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    found = _value_subject(measure, encoder, subjects)
+def _value_verified(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    found = _value_subject(measure, encoder, evidence)
     if found.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
-    impostors = _impostors(subjects)
+    impostors = _impostors(evidence)
     if len(impostors) < FEWEST_IMPOSTORS:
         raise NotMeasured(
             f"its threshold needs {FEWEST_IMPOSTORS} pictures of the base model's persons; "
@@ -196,21 +158,21 @@ def _value_verified(measure: Measure, encoder: str, subjects: Subjects) -> PerIm
         apart = (others >= threshold).astype(float)
     own = (found.own.mean(axis=1) >= threshold).astype(float)
     return PerImageValues(
-        _never(own, encoder, subjects),
+        _never(own, encoder, evidence),
         (found.below.mean(axis=1) >= threshold).astype(float),
         apart,
         note=f"threshold {threshold:.3f}, from {len(impostors)} pictures of others",
     )
 
 
-def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    if subjects.below is None:
+def _value_rank_1(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    if evidence.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
-    photos = _photos(encoder, subjects)
+    photos = _photos(encoder, evidence)
     gallery = [
-        place for place in _impostors(subjects) if not _missed(encoder, subjects.below)[place]
+        place for place in _impostors(evidence) if not _missed(encoder, evidence.below)[place]
     ]
-    others = subjects.below.features[encoder][gallery]
+    others = evidence.below.features[encoder][gallery]
     if len(others) < 2:
         raise NotMeasured("it needs two pictures or more of the base model's persons")
 
@@ -220,7 +182,7 @@ def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> PerImag
         found[shown] = is_nearest(similar[shown], to_others[shown])
         return found.numpy().astype(float)
 
-    own, beneath = subjects.embeddings.features[encoder], subjects.below.features[encoder]
+    own, beneath = evidence.embeddings.features[encoder], evidence.below.features[encoder]
     to_others = _cosines(beneath, others)
     to_others[gallery, torch.arange(len(gallery))] = -torch.inf  # a picture is not its own rival
     apart = None
@@ -228,33 +190,33 @@ def _value_rank_1(measure: Measure, encoder: str, subjects: Subjects) -> PerImag
         similar = cosines(photos, photos).fill_diagonal_(-torch.inf)
         apart = is_nearest(similar, cosines(photos, others)).numpy().astype(float)
     return PerImageValues(
-        _never(nearest(own, _cosines(own, photos), _cosines(own, others)), encoder, subjects),
+        _never(nearest(own, _cosines(own, photos), _cosines(own, others)), encoder, evidence),
         nearest(beneath, _cosines(beneath, photos), to_others),
         apart,
         f"against {len(others)} pictures of others",
     )
 
 
-def _value_prompt(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    texts = _texts(subjects)
+def _value_prompt(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    texts = _texts(evidence)
 
     def fits(embeddings: Embeddings, own: Sequence[int]) -> Array:
         rows = texts[list(own)]
         return prompt_fidelity(generated=embeddings.features[encoder], prompts=rows).numpy()
 
-    below = subjects.below
+    below = evidence.below
     return PerImageValues(
-        fits(subjects.embeddings, subjects.own_text),
-        None if below is None else fits(below, subjects.own_text_below),
+        fits(evidence.embeddings, evidence.own_text),
+        None if below is None else fits(below, evidence.own_text_below),
     )
 
 
-def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    texts = _texts(subjects)
+def _value_retrieval(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    texts = _texts(evidence)
     asked = sorted(
         {
             text
-            for text, role in zip(subjects.own_text, subjects.roles, strict=True)
+            for text, role in zip(evidence.own_text, evidence.roles, strict=True)
             if role in measure.roles
         }
     )
@@ -268,52 +230,53 @@ def _value_retrieval(measure: Measure, encoder: str, subjects: Subjects) -> PerI
         places = torch.tensor([columns.get(text, 0) for text in own])
         return is_own_prompt_best(fits, places).numpy().astype(float)
 
-    below = subjects.below
+    below = evidence.below
     return PerImageValues(
-        found(subjects.embeddings, subjects.own_text),
-        None if below is None else found(below, subjects.own_text_below),
+        found(evidence.embeddings, evidence.own_text),
+        None if below is None else found(below, evidence.own_text_below),
         note=f"among {len(asked)} prompts",
     )
 
 
-def _value_variety(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
+def _value_variety(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
     def apart(embeddings: Embeddings, groups: Sequence[int]) -> Array:
         if encoder in embeddings.features:
             return differences(embeddings.features[encoder]).numpy()
-        assert subjects.distances is not None
-        return subjects.distances(embeddings, groups)
+        perceptual = evidence.encoders.perceptual
+        assert not isinstance(perceptual, Missing)
+        return measure_distances(perceptual, embeddings.paths, groups)
 
-    below = subjects.below
+    below = evidence.below
     return PerImageValues(
-        apart(subjects.embeddings, subjects.groups),
-        None if below is None else apart(below, subjects.groups_below),
+        apart(evidence.embeddings, evidence.cells),
+        None if below is None else apart(below, evidence.cells_below),
     )
 
 
-def _value_copy(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
+def _value_copy(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
     def nearest(nearness: Tensor) -> Array:
         return nearness.amax(dim=1).numpy().astype(float)
 
-    below = subjects.below
+    below = evidence.below
     return PerImageValues(
-        nearest(subjects.nearness),
-        None if below is None else nearest(correlate_layouts(below.layouts, subjects.photos.views)),
+        nearest(evidence.nearness),
+        None if below is None else nearest(correlate_layouts(below.layouts, evidence.photos.views)),
     )
 
 
-def _value_drift(measure: Measure, encoder: str, subjects: Subjects) -> PerImageValues:
-    if subjects.below is None:
+def _value_drift(measure: Measure, encoder: str, evidence: Evidence) -> PerImageValues:
+    if evidence.below is None:
         raise NotMeasured("it needs the base model's pictures: --floor")
-    own, beneath = subjects.embeddings.features[encoder], subjects.below.features[encoder]
-    paired = [row for row, place in enumerate(subjects.partners) if place is not None]
-    places = [place for place in subjects.partners if place is not None]
+    own, beneath = evidence.embeddings.features[encoder], evidence.below.features[encoder]
+    paired = [row for row, place in enumerate(evidence.partners) if place is not None]
+    places = [place for place in evidence.partners if place is not None]
     moved = np.full(len(own), np.nan)
     if paired:
         moved[paired] = drift(before=beneath[places], after=own[paired]).numpy()
     return PerImageValues(moved)
 
 
-_KINDS: Mapping[MeasureKind, Callable[[Measure, str, Subjects], PerImageValues]] = {
+_KINDS: Mapping[MeasureKind, Callable[[Measure, str, Evidence], PerImageValues]] = {
     "subject": _value_subject,
     "nearest": _value_nearest,
     "verified": _value_verified,
@@ -326,10 +289,10 @@ _KINDS: Mapping[MeasureKind, Callable[[Measure, str, Subjects], PerImageValues]]
 }
 
 
-def _photos(encoder: str, subjects: Subjects) -> Tensor:
+def _photos(encoder: str, evidence: Evidence) -> Tensor:
     """The features of the photos that show somebody."""
-    features = subjects.photos.features[encoder]
-    shown = features[~_missed(encoder, subjects.photos)]
+    features = evidence.photos.features[encoder]
+    shown = features[~_missed(encoder, evidence.photos)]
     if len(shown) == 0:
         raise NotMeasured("no photo shows a face")
     return shown
@@ -340,25 +303,15 @@ def _missed(encoder: str, embeddings: Embeddings) -> Tensor:
     return embeddings.missed.get(encoder, nobody)
 
 
-def _texts(subjects: Subjects) -> Tensor:
-    if subjects.texts is None:
+def _texts(evidence: Evidence) -> Tensor:
+    if evidence.texts is None:
         raise NotMeasured("the prompts are unknown: the folder has no manifest")
-    return subjects.texts
+    return evidence.texts
 
 
-def _impostors(subjects: Subjects) -> list[int]:
+def _impostors(evidence: Evidence) -> list[int]:
     """The base model's pictures that show a member of the class."""
-    return [place for place, role in enumerate(subjects.roles_below) if role != "other"]
-
-
-def _similar(encoder: str, embeddings: Embeddings, photos: Tensor) -> Array:
-    """Compare pictures with photos; a row of nan where nobody was found."""
-    shown = ~_missed(encoder, embeddings)
-    found = np.full((len(shown), len(photos)), np.nan)
-    if shown.any():
-        features = embeddings.features[encoder][shown]
-        found[shown.numpy()] = subject_fidelity(generated=features, photos=photos).numpy()
-    return found
+    return [place for place, role in enumerate(evidence.below_roles) if role != "other"]
 
 
 def _cosines(features: Tensor, others: Tensor) -> Tensor:
@@ -383,23 +336,23 @@ def _fill(values: Array) -> Array:
 
 
 def _give_no_credit(
-    own: Array, below: Array | None, subjects: Subjects, impostors: Sequence[int] = ()
+    own: Array, below: Array | None, evidence: Evidence, impostors: Sequence[int] = ()
 ) -> Array:
     """Give rows of nan what their floor has, or the mean floor, or 0 where there is none."""
     given = own.copy()
     for row in np.flatnonzero(np.isnan(own).any(axis=1)).tolist():
-        place = subjects.partners[row]
+        place = evidence.partners[row]
         if below is None:
             given[row] = 0.0
         elif impostors:
-            units = [subjects.units_below[impostor] for impostor in impostors]
+            units = [evidence.below_units[impostor] for impostor in impostors]
             given[row] = _mean_of_units(below[list(impostors)], units)
         else:
             given[row] = below.mean(axis=0) if place is None else below[place]
     return given
 
 
-def _never(values: Array, encoder: str, subjects: Subjects) -> Array:
+def _never(values: Array, encoder: str, evidence: Evidence) -> Array:
     """Count pictures that show nobody, or repeat a photo, as failures."""
-    failed = subjects.copied | _missed(encoder, subjects.embeddings).numpy()
+    failed = evidence.copied | _missed(encoder, evidence.embeddings).numpy()
     return np.where(failed, 0.0, values)

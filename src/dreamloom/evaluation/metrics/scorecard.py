@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from pydantic import BaseModel, ConfigDict
-
-from dreamloom.evaluation.metrics.measures import MEASURE
 
 
 class _Listed(BaseModel):
@@ -40,6 +36,11 @@ class Score(_Listed):
         value, floor, ceiling, lift = ("–" if one is None else f"{one:.3f}" for one in numbers)
         between = "–" if self.interval is None else "{:.3f} to {:.3f}".format(*self.interval)
         return [value, str(self.n), between, floor, ceiling, lift]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a value at all."""
+        return self.value is not None
 
 
 class Group(_Listed):
@@ -116,92 +117,3 @@ class Scorecard(_Listed):
     confidence: float
     resamples: int
     pictures: tuple[PictureScores, ...]
-
-
-def find_alarms(
-    *,
-    scores: Mapping[str, Score],
-    ceilings: Mapping[str, Score],
-    pictures: Sequence[PictureScores],
-    prints: Sequence[str],
-    copied: Sequence[bool],
-    flat: Sequence[bool],
-    missed: Sequence[bool],
-    floor_prints: Sequence[str | None],
-) -> list[str]:
-    """Look for signs that a mistake was measured instead of the pictures.
-
-    Args:
-        scores: The overall scores by name.
-        ceilings: The photos' own scores by name, with their intervals.
-        pictures: Every picture's own values.
-        prints: A hash of each picture's pixels.
-        copied: Whether each picture repeats a photo.
-        flat: Whether each picture is one plain colour.
-        missed: Whether nobody was found in each picture, though somebody was asked for.
-        floor_prints: A hash of the pixels of each picture's floor; None where it has none.
-
-    Returns:
-        One sentence per sign.
-    """
-    files = [picture.file for picture in pictures]
-    first: dict[str, str] = {}
-    originals = [first.setdefault(shown, file) for shown, file in zip(prints, files, strict=True)]
-    twice = [file for file, original in zip(files, originals, strict=True) if file != original]
-    unchanged = [
-        file for file, own, floor in zip(files, prints, floor_prints, strict=True) if own == floor
-    ]
-    found = [
-        text.format(count=len(which), first=which[0])
-        for which, text in (
-            (
-                [file for file, is_copy in zip(files, copied, strict=True) if is_copy],
-                "{count} pictures repeat photos of the subject, first {first}: they prove "
-                "nothing, and count as what the base model drew.",
-            ),
-            (
-                [file for file, is_flat in zip(files, flat, strict=True) if is_flat],
-                "{count} pictures are one plain colour, first {first}: a failed drawing or a "
-                "safety filter; they are scored like the others.",
-            ),
-            (
-                [file for file, nobody in zip(files, missed, strict=True) if nobody],
-                "{count} pictures show no face, first {first}; they count as what the base "
-                "model drew.",
-            ),
-            (
-                twice,
-                "{count} pictures are copies of others, first {first}: the seed had no effect.",
-            ),
-            (
-                unchanged,
-                "{count} pictures are the base model's own, first {first}: the adapter had no "
-                "effect.",
-            ),
-        )
-        if which
-    ]
-    for name, score in scores.items():
-        # That every picture passes, or none, is a result.
-        if name in MEASURE and MEASURE[name].is_share:
-            continue
-        values = [picture.values.get(name) for picture in pictures]
-        embeddings = {round(value, 6) for value in values if value is not None}
-        if (
-            len(embeddings) == 1
-            and len([v for v in values if v is not None]) > 2
-            and len(first) > 1
-        ):
-            found.append(
-                f"{name} is {embeddings.pop():.6f} for every picture: it does not depend on them."
-            )
-        top = ceilings.get(name)
-        if score.value is None or top is None or top.value is None:
-            continue
-        end = top.interval[1] if top.interval else top.value
-        if score.value > end:
-            found.append(
-                f"{name} is {score.value:.3f}, above the ceiling of {end:.3f} that the photos "
-                f"reach among themselves: copies of photos, or a mistake."
-            )
-    return found

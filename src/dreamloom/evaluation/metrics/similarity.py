@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -28,7 +29,7 @@ def subject_fidelity(
     """Score how much each picture looks like the subject in each photo.
 
     The cosine similarity of features; the score of a picture is the mean of its row. It rewards
-    copies: read it beside `variety`, which a copy cannot raise, and beside the ceiling.
+    copies: read it beside variety, which a copy cannot raise, and beside the ceiling.
 
     Returns:
         One value per picture and photo, in [-1, 1]; 1 means the same direction. Compare it only
@@ -107,42 +108,14 @@ def prompt_fidelity(
 def differences(features: Float[Tensor, "images features"]) -> Float[Tensor, "images images"]:
     """Give 1 - cosine for every pair of pictures, in [0, 2]; 0 is the same direction.
 
+    Their mean over different pictures of one prompt is the variety: copies of a photo lower it;
+    noise raises it, so that more is not always better.
+
     Example:
         >>> differences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))[0, 1].item()
         1.0
     """
     return 1.0 - cosines(features, features)
-
-
-def variety(
-    features: Float[Tensor, "images features"],
-    together: Bool[Tensor, "images images"] | None = None,
-) -> Float[Tensor, ""]:
-    """Score how much pictures differ among themselves.
-
-    The mean of 1 - cosine over pairs of different pictures. Copies of a photo lower it; noise
-    raises it, so that more is not always better.
-
-    Args:
-        features: One row per picture.
-        together: Which pairs count, such as those of one prompt; None counts all.
-
-    Returns:
-        A number in [0, 2]; 0 means that all pictures have the same features.
-
-    Raises:
-        ValueError: If no pair counts, or a row is all zeros or not finite.
-
-    Example:
-        >>> variety(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-        tensor(0.6667, dtype=torch.float64)
-    """
-    different = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
-    if together is not None:
-        different = different & together
-    if not different.any():
-        raise ValueError("variety needs at least two pictures that may be compared")
-    return differences(features)[different].mean()
 
 
 def drift(
@@ -176,3 +149,77 @@ def _unit(features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows featu
         raise ValueError("a row of features is all zeros, so it has no direction")
     unit: Tensor = features / lengths
     return unit
+
+
+FEWEST_IMPOSTORS = 20
+"""Pictures of others without which no threshold is set: their largest would be luck."""
+
+
+FALSE_MATCHES = 0.01
+"""Share of others that may pass for the subject at the threshold."""
+
+
+def calibrate_threshold(impostors: Float[np.ndarray, " pictures"]) -> float:
+    """Set the similarity from which a picture passes for the subject.
+
+    Args:
+        impostors: Similarities to the photos of pictures that show others: the base model's.
+
+    Returns:
+        The least similarity that at most one in a hundred impostors exceeds. With fewer than a
+        hundred that is the largest of them, and the true share of false matches is uncertain.
+
+    Raises:
+        ValueError: If there are fewer than `FEWEST_IMPOSTORS`.
+
+    Example:
+        >>> calibrate_threshold(np.linspace(0, 1, 101))
+        0.99
+    """
+    if len(impostors) < FEWEST_IMPOSTORS:
+        raise ValueError(
+            f"a threshold needs {FEWEST_IMPOSTORS} pictures of others, got {len(impostors)}"
+        )
+    return float(np.quantile(impostors, 1 - FALSE_MATCHES, method="higher"))
+
+
+def is_nearest(
+    similar: Float[Tensor, "images photos"], to_others: Float[Tensor, "images others"]
+) -> Bool[Tensor, " images"]:
+    """Say of each picture whether a photo of the subject is nearer than every picture of others.
+
+    Args:
+        similar: Similarities to the photos.
+        to_others: Similarities to pictures of others; -inf for pairs that do not count.
+
+    Raises:
+        ValueError: If there are no photos or no others.
+
+    Example:
+        >>> is_nearest(torch.tensor([[0.2, 0.9], [0.1, 0.2]]), torch.tensor([[0.8], [0.8]]))
+        tensor([ True, False])
+    """
+    if similar.shape[1] == 0 or to_others.shape[1] == 0:
+        raise ValueError("there must be photos and pictures of others")
+    return similar.amax(dim=1) > to_others.amax(dim=1)
+
+
+def is_own_prompt_best(
+    fits: Float[Tensor, "images prompts"], own: Tensor
+) -> Bool[Tensor, " images"]:
+    """Say of each picture whether no other prompt fits it better than its own.
+
+    Args:
+        fits: Similarity of each picture with each different prompt of the set.
+        own: The column of each picture's own prompt.
+
+    Raises:
+        ValueError: If there are fewer than two prompts to choose from.
+
+    Example:
+        >>> is_own_prompt_best(torch.tensor([[0.3, 0.2], [0.3, 0.2]]), torch.tensor([0, 1]))
+        tensor([ True, False])
+    """
+    if fits.shape[1] < 2:
+        raise ValueError("there must be two different prompts or more to choose from")
+    return fits.gather(1, own[:, None])[:, 0] >= fits.amax(dim=1)

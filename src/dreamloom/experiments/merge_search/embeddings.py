@@ -13,7 +13,8 @@ from torch import Tensor
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
-from dreamloom.evaluation.encoders.base import Encoders, Missing
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
 from dreamloom.evaluation.metrics.similarity import cosines
 from dreamloom.evaluation.scoring import replace_subject

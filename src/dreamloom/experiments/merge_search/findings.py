@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dreamloom.evaluation.compare import Comparison, tell_comparison
+from dreamloom.evaluation.metrics.measures import label_of
 from dreamloom.evaluation.metrics.scorecard import Score
-from dreamloom.evaluation.verdicts import label_of
 from dreamloom.experiments.merge_search.candidates import MergeWeights
 
 

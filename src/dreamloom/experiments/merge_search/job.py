@@ -13,9 +13,9 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
-from dreamloom.evaluation.encoders.base import EncoderKind, Encoders
+from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
-from dreamloom.evaluation.scoring import refuse_drawn_photos
+from dreamloom.evaluation.scoring import choose_encoders, refuse_drawn_photos
 from dreamloom.experiments.merge_search.candidates import MergeWeights, spread
 from dreamloom.experiments.merge_search.embeddings import require_encoders
 from dreamloom.experiments.merge_search.plan import SearchPlan, plan_search, split_prompts
@@ -99,7 +99,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     model, config = open_session(config.model_copy(update={"subject": subject}))
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
-    kind = _choose_encoders(config, model.identity.name)
+    kind = choose_encoders(config.evaluate.encoders, model.identity.name)
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
     require_encoders(encoders)
     hashes = file_sha256(request.subject), file_sha256(request.style)
@@ -150,13 +150,6 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
 def settings_file(run: RunFolder) -> Path:
     """Where a search's settings lie."""
     return run.path / "wish.json"
-
-
-def _choose_encoders(config: LoomConfig, base: str) -> EncoderKind:
-    kind = config.evaluate.encoders
-    if kind == "auto":
-        return "picturebook" if base == "picturebook" else "standard"
-    return kind
 
 
 def _fingerprint(folder: Path, side_px: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.data.prompts.packs import PackPrompt, is_person
-from dreamloom.evaluation.metrics.roles import names
+from dreamloom.evaluation.metrics.measures import names
 from dreamloom.experiments.merge_search.candidates import BETWEEN, count_candidates, has_blocks
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dreamloom.evaluation.metrics.scorecard import Score
+from dreamloom.evaluation.retention import score_retention
 from dreamloom.evaluation.stats import intervals as statistics
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 
@@ -125,17 +126,9 @@ class Ends:
             draws = statistics.draw(
                 self.prompts, columns, resamples=resamples, confidence=confidence
             )
-            kept, low, high = (
-                statistics.sample_mean(side, draws) for side in (values[aim], *bounds)
-            )
-            found = statistics.lift(kept, low, high, draws.independent, draws.confidence)
-            note = "" if found.value is not None else f"not measured: perhaps {NO_ROOM[aim]}"
-            scores[aim] = Score(
-                value=found.value,
-                n=len(measured_images),
-                interval=found.interval,
-                key=keys.get(aim),
-                note=note,
+            no_room = f"perhaps {NO_ROOM[aim]}"
+            scores[aim] = score_retention(
+                values[aim], *bounds, draws=draws, key=keys.get(aim), no_room=no_room
             )
         return scores
 

@@ -23,6 +23,7 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ImageSet, read_photo_set
 from dreamloom.core.run_folder import Record, RunFolder, write_json, write_text
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import evaluate_images
 from dreamloom.experiments.merge_search import work
@@ -37,6 +38,7 @@ from dreamloom.experiments.merge_search.retention import NO_ROOM, Ends
 from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
 from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.models.base import Shot
+from dreamloom.pipeline.score_set import evaluation_options
 
 STAGE = "search"
 
@@ -253,8 +255,8 @@ class _Search:
             select(candidate.name),
             read_photo_set(RunFolder(job.table.root / work.SUBJECT_PHOTOS).photos),
             floor=select("base"),
-            config=job.config.evaluate.model_copy(update={"detectors": False}),
-            subject=job.config.subject,
+            subject=SubjectWords(job.config.subject.phrase, job.config.subject.class_noun),
+            options=replace(evaluation_options(job.config.evaluate), detectors=False),
             encoders=job.encoders,
             stage=STAGE,
         )

@@ -11,18 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dreamloom.evaluation.compare import LEVEL, Comparison
-from dreamloom.evaluation.metrics.measures import MEASURE
-from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.compare import FEWEST_PAIRS, LEVEL, Comparison, Outcome
+from dreamloom.evaluation.metrics.measures import MEASURE, label_of
+from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
+from dreamloom.evaluation.recommend import CheckpointCandidate, recommend_checkpoint
 from dreamloom.evaluation.stats.tests import correct_by_holm, smallest_p
-from dreamloom.evaluation.verdicts import (
-    CheckpointCandidate,
-    Figure,
-    Outcome,
-    compare,
-    label_of,
-    recommend_checkpoint,
-)
 
 BETTER: Outcome = "better"
 WORSE: Outcome = "worse"
@@ -150,7 +143,7 @@ def find_plateau(decisions: Sequence[Decision]) -> int | None:
 def choose_arm(cards: Sequence[Sequence[Scorecard]], decide_by: Sequence[str]) -> int:
     """Choose an arm by its scores on the seeds that are set apart for choosing.
 
-    With likeness and prompt following to decide by, merit is what `verdicts.recommend_checkpoint`
+    With likeness and prompt following to decide by, merit is what `recommend_checkpoint`
     takes it for, so that neither can make up for the loss of the other, and of nearly equal arms
     the first is taken. With any other measures, the first of them alone chooses.
 
@@ -290,7 +283,7 @@ class Likeness(NamedTuple):
     """How it stands to the other category."""
 
 
-def compare_likeness(groups: Sequence[Mapping[str, Figure]]) -> tuple[str, tuple[Likeness, ...]]:
+def compare_likeness(groups: Sequence[Mapping[str, Score]]) -> tuple[str, tuple[Likeness, ...]]:
     """Compare the identity of each category with that of the highest.
 
     Different prompts make no pairs, so intervals must lie apart; over several training seeds they
@@ -311,10 +304,18 @@ def compare_likeness(groups: Sequence[Mapping[str, Figure]]) -> tuple[str, tuple
     top = max(means, key=lambda name: means[name])
     found = []
     for name, value in means.items():
-        outcomes = {compare(one[top], one[name]) for one in groups}
+        outcomes = {_tell_apart(one[top], one[name]) for one in groups}
         word = FEW if FEW in outcomes else WORSE if outcomes == {WORSE} else SAME
         found.append(Likeness(name, value, word))
     return top, tuple(one for one in found if one.category != top)
+
+
+def _tell_apart(high: Score, low: Score) -> Outcome:
+    """Say whether a score of other prompts is the lower one, as far as intervals can tell."""
+    few = any(score.n is None or score.n < FEWEST_PAIRS for score in (high, low))
+    if few or high.interval is None or low.interval is None:
+        return FEW
+    return WORSE if low.interval[1] < high.interval[0] else SAME
 
 
 def answer_weak_spots(

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamloom.evaluation.compare import Comparison, compare_settings, tell_comparison
-from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.evaluation.metrics.measures import MEASURE, label_of
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.evaluation.stats.intervals import mean_over_runs
-from dreamloom.evaluation.verdicts import Figure, label_of, read_figure
 from dreamloom.experiments.study.answers import (
     UNMEASURED,
     Contrast,
@@ -212,9 +211,9 @@ def _drop_samplers(cards: Sequence[Scorecard]) -> list[Scorecard]:
     ]
 
 
-def _read_identity(card: Scorecard) -> dict[str, Figure]:
+def _read_identity(card: Scorecard) -> dict[str, Score]:
     return {
-        group.category: read_figure(group.scores["identity"].model_dump(mode="json"))
+        group.category: group.scores["identity"]
         for group in card.by_category
         if group.category and "identity" in group.scores
     }

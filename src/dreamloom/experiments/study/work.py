@@ -24,11 +24,12 @@ from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import evaluate_run
+from dreamloom.evaluation.scoring import choose_encoders
 from dreamloom.experiments.study.question import Arm, Study, count_updates
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request, generate_images
 from dreamloom.models.base import Model
 from dreamloom.pipeline.draw import pack_prompts
+from dreamloom.pipeline.score_set import evaluate_run
 from dreamloom.pipeline.session import open_session
 from dreamloom.pipeline.train import find_class_images, open_run
 from dreamloom.training.train import check_training, train_adapter
@@ -312,9 +313,7 @@ def score(drawing: DrawnSet, observe: Observer = silent) -> Scorecard:
     config = drawing.config
     images = read_image_set(drawing.run.images / SET)
     floor = drawing.floor
-    kind = config.evaluate.encoders
-    if kind == "auto":
-        kind = "picturebook" if images.base.get("name") == "picturebook" else "standard"
+    kind = choose_encoders(config.evaluate.encoders, images.base.get("name", ""))
     return evaluate_run(
         drawing.run,
         images,

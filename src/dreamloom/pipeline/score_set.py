@@ -1,0 +1,116 @@
+"""Score a set of a run's pictures once, and keep the scorecard in the run."""
+
+from __future__ import annotations
+
+import json
+
+from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
+from dreamloom.core.device import measure_effort
+from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.manifests import ImageSet, PhotoSet
+from dreamloom.core.run_folder import Record, RunFolder, fingerprint, write_json
+from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.metrics.measures import SubjectWords
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.evaluation.scoring import (
+    STAGE,
+    EvaluationOptions,
+    Floor,
+    evaluate_images,
+    pick_encoders,
+    require_pictures,
+)
+
+
+def evaluation_options(config: EvaluateConfig) -> EvaluationOptions:
+    """Give evaluation what it needs of the settings."""
+    return EvaluationOptions(**config.model_dump())
+
+
+def evaluate_run(
+    run: RunFolder,
+    images: ImageSet,
+    photos: PhotoSet,
+    *,
+    floor: ImageSet | Floor | None = None,
+    config: EvaluateConfig,
+    subject: SubjectConfig,
+    encoders: Encoders | None = None,
+    observe: Observer = silent,
+) -> Scorecard:
+    """Score a set of pictures and keep the scorecard in the run's ``scores.json``.
+
+    The set goes by its folder's name, and its record is ``evaluate-<name>``. Nothing is done
+    again if the pictures, photos, encoders and settings are as they were.
+
+    Args:
+        run: Where the scores and the record go.
+        images: The pictures.
+        photos: The subject's photos, prepared.
+        floor: The base model's pictures of the same prompts and seeds, alone or with strangers.
+        config: How to score.
+        subject: What the subject is called in prompts.
+        encoders: From `pick_encoders`; None picks them, on the best device.
+        observe: Told of progress.
+
+    Raises:
+        EvaluationError: If there is no picture or no photo, or a picture's file is gone.
+        PhotoError: If a picture cannot be read.
+    """
+    key = images.folder.name
+    stage = f"{STAGE}-{key}"
+    require_pictures(images, photos, floor)
+    loaded = encoders or pick_encoders(config.encoders, images)
+    inputs = {
+        "images": images.fingerprint,
+        "photos": photos.fingerprint,
+        "floor": floor.fingerprint if floor else "none",
+        "encoders": fingerprint(loaded.keys()),
+        "settings": fingerprint(config, subject, key),
+    }
+    record = run.finished(stage, inputs)
+    known = read_scorecards(run)
+    if record and key in known and record.results.get("card") == fingerprint(known[key]):
+        observe(StageSkipped(stage, "already scored"))
+        return known[key]
+    observe(StageStarted(stage, f"{len(images.pictures)} pictures"))
+    with measure_effort() as effort:
+        card = evaluate_images(
+            images,
+            photos,
+            subject=SubjectWords(subject.phrase, subject.class_noun),
+            floor=floor,
+            options=evaluation_options(config),
+            encoders=loaded,
+            observe=observe,
+            stage=stage,
+        )
+    write_json(run.scores, {**known, key: card})
+    run.write_record(
+        Record(
+            stage=stage,
+            inputs=inputs,
+            settings={"evaluate": config.model_dump(), "subject": subject.model_dump()},
+            outputs=run.hash_outputs(run.scores),
+            results={
+                "card": fingerprint(card),
+                "scores": {measure: score.value for measure, score in card.scores.items()},
+                "alarms": list(card.alarms),
+            },
+            base=images.base,
+            runtime=f"{loaded.device} fp32",
+            seconds=effort.seconds,
+            peak_mib=effort.peak_mib,
+        )
+    )
+    observe(StageDone(stage, effort.seconds, str(run.scores)))
+    return card
+
+
+def read_scorecards(run: RunFolder) -> dict[str, Scorecard]:
+    """Read a run's scorecards by the name of their set; none if the file is absent or damaged."""
+    try:
+        found = json.loads(run.scores.read_text(encoding="utf-8"))
+        return {name: Scorecard.model_validate(card) for name, card in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
