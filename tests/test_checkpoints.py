@@ -17,16 +17,9 @@ from dreamloom.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from dreamloom.training.optimizers import (
-    OPTIMIZERS,
-    AverageOf,
-    group_weights,
-    make_optimizer,
-    rate_factor,
-    set_rates,
-    usual_rate,
-    weights_to_use,
-)
+from dreamloom.training.ema import EmaWeights, weights_to_use
+from dreamloom.training.lr_scheduler import rate_factor, set_rates
+from dreamloom.training.optimizers import OPTIMIZERS, group_weights, make_optimizer, usual_rate
 
 INPUTS = {"photos": "a1", "base": "b2", "settings": "c3"}
 
@@ -117,7 +110,7 @@ class TrainContext:
         self.optimizer = make_optimizer(name, groups, weight_decay=0.01)
         self.others = {"scaler": torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=3)}
         if averaged:
-            self.others["average"] = AverageOf(self.weights, decay=0.9)
+            self.others["average"] = EmaWeights(self.weights, decay=0.9)
 
     def loss(self):
         layer = self.weights[1] @ self.weights[0]
@@ -234,7 +227,7 @@ def test_what_is_neither_tensor_nor_plain_is_refused_before_anything_is_written(
 def test_a_checkpoint_without_what_is_asked_for_is_refused(tmp_path):
     TrainingBatches().learn(range(2)).kept_in(tmp_path).save(2)
     batches = TrainingBatches()
-    others = {"average": AverageOf(batches.weights, 0.9)}
+    others = {"average": EmaWeights(batches.weights, 0.9)}
     asking = Checkpoints(tmp_path, batches.weights, batches.optimizer, INPUTS, others)
     with pytest.raises(TrainingError, match="holds other weights"):
         asking.resume()

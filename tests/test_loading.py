@@ -792,5 +792,5 @@ def test_a_licence_that_was_not_accepted_is_told(
     def refuse(*args: Any, **kwargs: Any) -> Iterator[None]:
         raise sources.GatedRepoError.__new__(sources.GatedRepoError)
 
-    monkeypatch.setattr(sources, "snapshot_download", refuse)
+    monkeypatch.setattr("dreamloom.models.weight_files.snapshot_download", refuse)
     assert "licence" in refusal("someone/gated")

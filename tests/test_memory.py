@@ -120,7 +120,7 @@ def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
     spec = AdapterSpec(16, 16.0, "attention", 0)
     with counted_run(Case(64, spec, folder=tiny_sdxl, dtype=torch.bfloat16)) as run:
         run.attach()
-        predicted = run.needs(run.learn)
+        predicted = run.needs(run.forward_backward)
     model = load_model(str(tiny_sdxl), Runtime(torch.device("cpu"), torch.bfloat16))
     assert isinstance(model, SDXLModel)
     with MemoryCounter() as counter:
@@ -128,7 +128,7 @@ def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
         real.attach()
         for part in model._offload.parts.values():
             counter.hold(tensors_of(part))
-        assert real.needs(real.learn) == pytest.approx(predicted, rel=0.01)
+        assert real.needs(real.forward_backward) == pytest.approx(predicted, rel=0.01)
 
 
 # ------------------------------------------------------------------ choosing

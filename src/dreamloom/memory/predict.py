@@ -112,9 +112,11 @@ def predict_memory_use(table: MemoryTable, setting: Setting) -> MemoryUse:
     passes = _predict_passes(table, setting, area * wide) + turning
     beside = adapter + states
     training = unet + taught_text + beside + gradients + passes
-    phases: dict[Phase, int] = {
+    phases: dict[Phase, float] = {
         "class images": _drawing(setting, unet, text, vae, at_work, 0),
-        "caching": _caching(setting, unet, text, vae, at_work),
+        "caching": max(vae + at_work["encode"], text + at_work["prompts"])
+        if setting.cpu_offload
+        else unet + text + vae + max(at_work["encode"], at_work["prompts"]),
         "training": training,
         # It begins with all that training leaves behind.
         "sampling": max(
@@ -157,16 +159,10 @@ def _predict_passes(table: MemoryTable, setting: Setting, scale: float) -> int:
 
 def _drawing(
     setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], beside: int
-) -> int:
+) -> float:
     if setting.cpu_offload:
         most = max(text + at_work["prompts"], unet + at_work["denoise"], vae + at_work["decode"])
     else:
         busiest = max(at_work["prompts"], at_work["denoise"], at_work["decode"])
         most = unet + text + vae + busiest
-    return round(most + beside)
-
-
-def _caching(setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float]) -> int:
-    if setting.cpu_offload:
-        return round(max(vae + at_work["encode"], text + at_work["prompts"]))
-    return round(unet + text + vae + max(at_work["encode"], at_work["prompts"]))
+    return most + beside

@@ -1,4 +1,4 @@
-"""Convolutions whose weights stay as they are, with the weights in the order that oneDNN reads.
+"""Packed frozen convolutions: their weights in the order that oneDNN reads.
 
 Where pictures are small, bringing a convolution's weights into that order takes a third of its
 time. What order that is depends on the pictures' shape, so that each shape has copies of its own.
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from dreamloom.models.packed_linear import run_packed
+from dreamloom.models.packed_linear import replace_forward, run_packed
 
 _PLACES = [[1, 1], [1, 1], [1, 1], 1]
 """Padding, stride, dilation and groups of those that can be packed."""
@@ -82,10 +82,7 @@ def _convolve(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
 
 def pack_convolutions(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Let those of them that can be packed compute so, until `free_layers`; return them."""
-    layers: list[Any] = [one for one in modules if can_be_packed(one)]
-    for layer in layers:
-        vars(layer)["forward"] = PackedConvolution(layer)
-    return layers
+    return replace_forward((one for one in modules if can_be_packed(one)), PackedConvolution)
 
 
 def can_be_packed(layer: nn.Module) -> bool:

@@ -80,25 +80,13 @@ def fused_adapters(
                 for name, module in modules.items():
                     target: Tensor = module.weight  # type: ignore[assignment]
                     original = kept.setdefault(module, target.detach().clone())
-                    change = _multiply_out(adapter, name, original, module)
+                    if adapter.peft is None:
+                        change = adapter.layers[name].update().to(original.device)
+                    else:
+                        change = change_of(adapter.peft, name, original, module)
                     target.copy_((target.float() + weight * change).to(target.dtype))
         yield
     finally:
         with torch.no_grad():
             for module, original in kept.items():
                 module.weight.copy_(original)  # type: ignore[operator]
-
-
-def _multiply_out(adapter: Adapter, name: str, weight: Tensor, module: nn.Module) -> Tensor:
-    if adapter.peft is None:
-        return adapter.layers[name].update().to(weight.device)
-    return change_of(adapter.peft, name, weight, module)
-
-
-def as_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Name the factors as PEFT does."""
-    state: dict[str, Tensor] = {}
-    for name, layer in adapter.layers.items():
-        state[f"{name}.lora_A.weight"] = layer.down
-        state[f"{name}.lora_B.weight"] = layer.up
-    return state

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 
 CompositionMethod: TypeAlias = Literal["sum", "switch", "k-lora"]
 """How adapters share a drawing: all at once, one after the other, or layer by layer."""
@@ -223,13 +223,10 @@ class LoraSchedule:
         return self.curve.weight(moment.progress)
 
     def __str__(self) -> str:
-        """In words, and completely: equal adapters at equal paces draw equal pictures."""
-        told = [str(self.curve)]
-        if self.gate is not None:
-            told.append(str(self.gate))
-        if self.conditional_only:
-            told.append("conditional only")
-        return "; ".join(told)
+        """In words, and completely: equal adapters on equal schedules draw equal pictures."""
+        parts = [str(self.curve), "" if self.gate is None else str(self.gate)]
+        parts.append("conditional only" if self.conditional_only else "")
+        return "; ".join(part for part in parts if part)
 
 
 Strength: TypeAlias = float | LoraSchedule
@@ -335,7 +332,7 @@ def set_lora_schedules(
 def describe_lora_schedules(
     weights: Sequence[float | Curve], composition: Composition = TOGETHER
 ) -> list[str]:
-    """Tell the pace of each adapter as `LoraSchedule` does, empty for a plain weight.
+    """Describe the schedule of each adapter as `LoraSchedule` does, empty for a plain weight.
 
     Nothing is computed: what k-lora makes of two adapters is determined by them and by this.
     """
@@ -393,33 +390,26 @@ def share_layers(
     for adapter, name in ((subject, "The first adapter"), (style, "The second adapter")):
         refuse_other_kinds(adapter, name, "can be worn by k-lora")
     shared = [name for name in subject.layers if name in style.layers and not acts_on_text(name)]
-    measured = {}
+    largest: dict[str, list[float]] = {}
+    sums: tuple[list[float], list[float]] = ([], [])
     for name in shared:
         layers = subject.layers[name], style.layers[name]
         count = layers[0].rank * layers[1].rank
-        measured[name] = [_measure_entries(layer, count) for layer in layers]
-    totals = [math.fsum(pair[side].total for pair in measured.values()) for side in (0, 1)]
+        largest[name] = []
+        for layer, of_adapter in zip(layers, sums, strict=True):
+            entries = (layer.up.flatten(1) @ layer.down.flatten(1)).abs_().flatten()
+            largest[name].append(_sum_largest(entries, min(count, entries.numel())))
+            of_adapter.append(float(entries.sum()))
+    totals = [math.fsum(of_adapter) for of_adapter in sums]
     table = {}
-    for name, (ours, theirs) in measured.items():
-        if theirs.largest == 0:
+    for name, (ours, theirs) in largest.items():
+        if theirs == 0:
             table[name] = math.inf
             continue
         # Dividing each S by its adapter's total divides their ratio by γ, and never 0 by 0.
-        relative = ours.largest / totals[0] if ours.largest else 0.0
-        table[name] = (relative / (theirs.largest / totals[1]) - beta) / alpha
+        relative = ours / totals[0] if ours else 0.0
+        table[name] = (relative / (theirs / totals[1]) - beta) / alpha
     return table
-
-
-@dataclass(frozen=True)
-class _Entries:
-    largest: float
-    total: float
-
-
-def _measure_entries(layer: Layer, count: int) -> _Entries:
-    """Sum the ``count`` largest absolute entries of a layer's update, and all of them."""
-    entries = (layer.up.flatten(1) @ layer.down.flatten(1)).abs_().flatten()
-    return _Entries(_sum_largest(entries, min(count, entries.numel())), float(entries.sum()))
 
 
 def _sum_largest(entries: Float[Tensor, " entries"], count: int) -> float:

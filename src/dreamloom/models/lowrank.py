@@ -1,4 +1,4 @@
-"""Layers with a low-rank update as single nodes of autograd: linear ones and convolutions."""
+"""Low-rank updates (LoRA) of linear layers and convolutions, each a single node of autograd."""
 
 from __future__ import annotations
 
@@ -77,19 +77,23 @@ class LowRankMap:
     def __call__(self, x: Float[Tensor, "... inputs"]) -> tuple[Tensor, ...]:
         """Compute each layer's output."""
         if torch.compiler.is_compiling():
-            return tuple(_compute_plainly(one, x) for one in self.group)
+            # The same in operations that a compiler can see through and put together.
+            return tuple(
+                one.base(x)
+                + linear(linear(x, one.down.to(x.dtype)) * one.scale, one.up.to(x.dtype))
+                for one in self.group
+            )
         results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_known(x), *self.masters)  # type: ignore[no-untyped-call]
         if self.is_plain:
             return results
         # A base that keeps its weights in another form computes by itself.
         return (self.group[0].base(x) + results[0],)
 
-    def _compute_base(self, x: Tensor) -> Tensor:
-        return self.frozen.apply(x.reshape(-1, x.shape[-1]))
-
     def find_known(self, x: Tensor) -> Tensor | None:
         """Find what the frozen weights made of this input before; see `InputMemory`."""
-        return self.remember.find(x, self._compute_base) if self.remember else None
+        if self.remember is None:
+            return None
+        return self.remember.find(x, lambda one: self.frozen.apply(one.reshape(-1, one.shape[-1])))
 
     def compute(
         self, rows: Float[Tensor, "rows inputs"], known: Tensor | None = None
@@ -154,22 +158,21 @@ class LowRankMap:
 
     @property
     def frozen(self) -> PackedLinear:
-        """The frozen weights of all layers below each other."""
-        if self._frozen is None:
-            self._frozen = self._join()
-        return self._frozen
+        """The frozen weights of all layers below each other.
 
-    @torch.no_grad()
-    def _join(self) -> PackedLinear:
-        """Let the layers' weights be parts of one matrix: no second copy is kept."""
-        bases: list[Any] = [one.base for one in self.group]
-        if len(bases) == 1:
-            return PackedLinear(bases[0].weight, bases[0].bias, self._order)
-        whole = torch.cat([base.weight for base in bases])
-        for base, part in zip(bases, whole.split(self.outputs), strict=True):
-            base.weight.data = part
-        bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
-        return PackedLinear(whole, bias, self._order)
+        The layers' own become parts of that one matrix: no second copy is kept.
+        """
+        if self._frozen is None:
+            bases: list[Any] = [one.base for one in self.group]
+            weight, bias = bases[0].weight, bases[0].bias
+            if len(bases) > 1:
+                with torch.no_grad():
+                    weight = torch.cat([base.weight for base in bases])
+                    bias = None if bias is None else torch.cat([base.bias for base in bases])
+                for base, part in zip(bases, weight.split(self.outputs), strict=True):
+                    base.weight.data = part
+            self._frozen = PackedLinear(weight, bias, self._order)
+        return self._frozen
 
     def part(self) -> None:
         """Give the layers' weights memory of their own again."""
@@ -253,28 +256,6 @@ class _LastInput:
         )
 
 
-def _compute_plainly(one: ScaledFactors, x: Tensor) -> Tensor:
-    """The same in operations that a compiler can see through and put together."""
-    narrow = linear(x, one.down.to(x.dtype)) * one.scale
-    result: Tensor = one.base(x) + linear(narrow, one.up.to(x.dtype))
-    return result
-
-
-class Alone:
-    """The forward pass of a layer that shares its input with none."""
-
-    def __init__(self, own: LowRankMap) -> None:
-        self._own = own
-        (self._factors,) = own.group
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Compute the layer's output."""
-        if self._factors.layer.disable_adapters:
-            result: Tensor = self._factors.base(x)
-            return result
-        return self._own(x)[0]
-
-
 class SharedInput:
     """Computes the outputs of several layers when the first is called, and hands them out.
 
@@ -298,10 +279,17 @@ class SharedInput:
         return found
 
 
-class Sharing:
-    """The forward pass of a layer that shares its input with others."""
+class AdaptedForward:
+    """The forward pass of a linear layer with its update.
 
-    def __init__(self, own: LowRankMap, shared: SharedInput, number: int) -> None:
+    Args:
+        own: The layer's own map.
+        shared: Computes it together with others that read the same input; None for one that
+            shares its input with none.
+        number: Which of those it is, from 0.
+    """
+
+    def __init__(self, own: LowRankMap, shared: SharedInput | None = None, number: int = 0) -> None:
         self._own, self._shared, self._number = own, shared, number
         (self._factors,) = own.group
 
@@ -310,9 +298,9 @@ class Sharing:
         if self._factors.layer.disable_adapters:
             result: Tensor = self._factors.base(x)
             return result
-        if torch.compiler.is_compiling():
-            return self._own(x)[0]
-        found = self._shared.take(self._number, x)
+        found = None
+        if self._shared is not None and not torch.compiler.is_compiling():
+            found = self._shared.take(self._number, x)
         return self._own(x)[0] if found is None else found
 
 

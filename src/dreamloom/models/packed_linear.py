@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 MOST_COPIED_BYTES = 2**30
 """Components with larger linear weights than this keep the one copy that they have."""
@@ -108,9 +110,9 @@ def is_processor_intels() -> bool:
     """Say whether Intel made this computer's processor."""
     # Timing both ways would choose otherwise from one start to the next, and the last digits of a
     # training that was broken off would differ.
-    told = Path("/proc/cpuinfo")
-    words = told.read_text(errors="ignore") if told.exists() else platform.processor()
-    return "GenuineIntel" in words
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(errors="ignore") if info.exists() else platform.processor()
+    return "GenuineIntel" in text
 
 
 class PackedForward(Protocol):
@@ -168,12 +170,17 @@ class OrderedForward:
         return self._map.pull_back(rows).view(*gradient.shape[:-1], -1)
 
 
+def replace_forward(layers: Iterable[_Layer], make: Callable[[Any], object]) -> list[_Layer]:
+    """Give layers another forward pass, made from each, until `free_layers`; return them."""
+    replaced = list(layers)
+    for layer in replaced:
+        vars(layer)["forward"] = make(layer)
+    return replaced
+
+
 def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:
     """Let frozen layers compute with ordered weights, until `free_layers`; return them."""
-    ordered = list(layers)
-    for layer in ordered:
-        vars(layer)["forward"] = OrderedForward(layer, order)
-    return ordered
+    return replace_forward(layers, lambda layer: OrderedForward(layer, order))
 
 
 def free_layers(layers: Iterable[nn.Module]) -> None:

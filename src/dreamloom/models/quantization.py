@@ -1,4 +1,4 @@
-"""Store frozen weights in 8 or 4 bits: what they lose is bounded, what they weigh is known.
+"""Quantization of frozen weights to 8 or 4 bits (fp8, int8, nf4): what they lose is bounded.
 
 Activations and gradients stay as they are; a stored weight is turned back for each use.
 """
@@ -128,24 +128,6 @@ def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "ou
     values = pairs.view(-1, BLOCK) * _nf4_scales(stored)[:, None].to(dtype)
     outputs, inputs = stored.shape
     return values.view(-1)[: outputs * inputs].view(outputs, inputs)
-
-
-def quantized_bytes(outputs: int, inputs: int, kind: Quantization, whole_bytes: int = 2) -> int:
-    """Say how many bytes a weight matrix takes.
-
-    Args:
-        outputs: Rows.
-        inputs: Columns.
-        kind: How it is stored.
-        whole_bytes: Bytes of one weight as it is.
-    """
-    weights = outputs * inputs
-    if kind == "whole":
-        return weights * whole_bytes
-    if kind == "nf4":
-        blocks = -(-weights // BLOCK)
-        return blocks * BLOCK // 2 + blocks + 4 * (-(-blocks // _SUPERBLOCK) + 1) + 4 * 2 * 256
-    return weights + 4 * outputs
 
 
 def _sides(matrix: Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Both change the pictures. What they change is measured in docs/drawing.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,12 +71,8 @@ class IntervalGuidance:
         pipeline._guidance_scale = weight
         if was_guided == pipeline.do_classifier_free_guidance:
             return given
-        return self._cut(given) if was_guided else self._double(given)
-
-    def _cut(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: both.chunk(2)[1] for name, both in given.items()}
-
-    def _double(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if was_guided:
+            return {name: both.chunk(2)[1] for name, both in given.items()}
         return {
             _TOKENS: torch.cat([self._tokens, given[_TOKENS]]),
             _POOLED: torch.cat([self._pooled, given[_POOLED]]),
@@ -156,12 +152,12 @@ class _Reused:
         if self._cache.is_reusing:
             return _map_tensors(self._kept, lambda one: one[-self._cache.rows :])
         result = self._forward(*inputs, **named)
-        self._kept = result if self._is_read else _map_tensors(result, _keep_shape)
+        self._kept = (
+            result
+            if self._is_read
+            else _map_tensors(result, lambda one: one.new_zeros(()).expand(one.shape))
+        )
         return result
-
-
-def _keep_shape(one: Tensor) -> Tensor:
-    return one.new_zeros(()).expand(one.shape)
 
 
 def _map_tensors(given: Any, change: Callable[[Tensor], Tensor]) -> Any:

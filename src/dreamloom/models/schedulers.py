@@ -46,13 +46,13 @@ def list_schedulers(config: Mapping[str, Any]) -> dict[str, tuple[str, dict[str,
     ):
         return FLOW_SCHEDULERS
     if config.get("rescale_betas_zero_snr"):
-        return {name: made for name, made in SCHEDULERS.items() if _ends_in_noise(made[0])}
+        return {
+            name: made
+            for name, made in SCHEDULERS.items()
+            if "rescale_betas_zero_snr"
+            in inspect.signature(getattr(diffusers, made[0]).__init__).parameters
+        }
     return SCHEDULERS
-
-
-def _ends_in_noise(class_name: str) -> bool:
-    made = inspect.signature(getattr(diffusers, class_name).__init__)
-    return "rescale_betas_zero_snr" in made.parameters
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:

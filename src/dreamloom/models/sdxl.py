@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,9 +37,9 @@ from dreamloom.models.base import (
 from dreamloom.models.channels_last import laid_out_for_drawing
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
-from dreamloom.models.lora_branches import Branch, find_moment, lora_branches
-from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
-from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
+from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, peft_branches
+from dreamloom.models.lora_fold import fused_adapters, locate
+from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
 from dreamloom.models.offload import PartOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.quantized_layers import quantize_linears
@@ -120,7 +119,10 @@ class SDXLModel:
         }
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
-        self._store_weights()
+        if memory_options.quantization != "whole":
+            quantize_linears(pipeline.unet, memory_options.quantization, runtime.device)
+            for name in _TEXT_ENCODERS:
+                quantize_linears(self._components[name], "int8", runtime.device)
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )
@@ -132,16 +134,8 @@ class SDXLModel:
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
         self._words: AttachedTokenEmbeddings | None = None
-        self._branches: list[Branch] = []
+        self._schedules = ScheduledBranches(pipeline, self._components, identity.name)
         self._teaching: TextEncoderTraining | None = None
-
-    def _store_weights(self) -> None:
-        kind, device = self.memory_options.quantization, self.runtime.device
-        if kind == "whole":
-            return
-        quantize_linears(self._pipeline.unet, kind, device)
-        for name in _TEXT_ENCODERS:
-            quantize_linears(self._components[name], "int8", device)
 
     def _plan_noise(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
@@ -274,7 +268,10 @@ class SDXLModel:
         """Copy the attached adapter, scales folded in, and what kohya's format must know."""
         attached = self._require_attached()
         words = self._words.read() if self._words is not None else {}
-        layout = "sdxl" if self._has_published_blocks() else "other"
+        config = self._pipeline.unet.config
+        attention = ["CrossAttn" in kind for kind in config.down_block_types]
+        is_published = attention == [False, True, True] and config.layers_per_block == 2
+        layout = "sdxl" if is_published else "other"
         return replace(attached.read(), tokens=words).with_metadata(
             **{"dreamloom.layout": layout, "dreamloom.prediction": self.prediction}
         )
@@ -283,11 +280,6 @@ class SDXLModel:
         if self._attached is None:
             raise RuntimeError("no adapter is attached; call attach_adapter first")
         return self._attached
-
-    def _has_published_blocks(self) -> bool:
-        config = self._pipeline.unet.config
-        attention = ["CrossAttn" in kind for kind in config.down_block_types]
-        return attention == [False, True, True] and config.layers_per_block == 2
 
     def detach_adapter(self) -> None:
         """Remove the attached adapter."""
@@ -321,17 +313,11 @@ class SDXLModel:
         words = gather_token_embeddings(
             [adapter.tokens for adapter, strength in parts if _is_active(strength)]
         )
-        scheduled = [
-            (adapter, lora_schedule)
-            for adapter, lora_schedule in parts
-            if isinstance(lora_schedule, LoraSchedule)
-        ]
-        plain = [
-            (adapter, weight) for adapter, weight in parts if not isinstance(weight, LoraSchedule)
-        ]
+        scheduled = [(a, one) for a, one in parts if isinstance(one, LoraSchedule)]
+        plain = [(a, weight) for a, weight in parts if not isinstance(weight, LoraSchedule)]
         name = self.identity.name
         with ExitStack() as stack:
-            stack.enter_context(self._follow(scheduled))
+            stack.enter_context(self._schedules.added(scheduled))
             if self.runtime.dtype == torch.float32 and self.memory_options.quantization == "whole":
                 stack.enter_context(fused_adapters(self._components, plain, name))
             else:
@@ -341,7 +327,7 @@ class SDXLModel:
                 stack.enter_context(lora_branches(self._components, others, name))
                 # Of an adapter that only teaches words there is nothing to load.
                 loras = [part for part in plain if part[0].layers]
-                stack.enter_context(self._load_branches(loras))
+                stack.enter_context(peft_branches(self._pipeline, self._components, loras, name))
             if words:
                 stack.callback(AttachedTokenEmbeddings(self._pipeline, words).detach)
             yield
@@ -358,36 +344,6 @@ class SDXLModel:
             yield
         finally:
             set_gradient_checkpointing(self._pipeline.unet, "none")
-
-    @contextmanager
-    def _follow(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:
-        """Let `sample` turn the weights of adapters for a block."""
-        with lora_branches(self._components, parts, self.identity.name) as branches:
-            earlier = self._branches
-            self._branches = [*earlier, *branches]
-            try:
-                yield
-            finally:
-                self._branches = earlier
-
-    @contextmanager
-    def _load_branches(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
-        """Load LoRAs beside the weights, as diffusers does."""
-        for adapter, _ in parts:
-            locate(self._components, adapter, self.identity.name)
-        names = [f"part{i}" for i in range(len(parts))]
-        try:
-            with warnings.catch_warnings():
-                # PEFT warns whenever a second adapter joins the first, which is meant here.
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                for name, (adapter, _) in zip(names, parts, strict=True):
-                    self._pipeline.load_lora_weights(as_state_dict(adapter), adapter_name=name)
-            if names:
-                self._pipeline.set_adapters(names, [weight for _, weight in parts])
-            yield
-        finally:
-            if names:
-                self._pipeline.unload_lora_weights()
 
     @torch.no_grad()
     def sample(
@@ -413,7 +369,9 @@ class SDXLModel:
                     some = shots[first : min(first + batch, len(shots))]
                     rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
                     drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
-                pictures += self._decode(torch.cat(drawn))
+                for latents in torch.cat(drawn).split(1):
+                    decoded = self.decode(latents)
+                    pictures += self._pipeline.image_processor.postprocess(decoded)
                 on_picture(len(pictures), len(shots))
         return pictures
 
@@ -422,7 +380,10 @@ class SDXLModel:
     ) -> Float[Tensor, "images channels height width"]:
         guidance = self._guide(chosen, sampler)
         self._offload.need("unet", alone=True)
-        with self._turning(), reusing_deep_levels(self._pipeline, sampler.cache_interval):
+        with (
+            self._schedules.followed(),
+            reusing_deep_levels(self._pipeline, sampler.cache_interval),
+        ):
             latents: Tensor = self._pipeline(
                 prompt_embeds=chosen.tokens,
                 pooled_prompt_embeds=chosen.pooled,
@@ -435,12 +396,6 @@ class SDXLModel:
             ).images
         return latents
 
-    def _decode(self, latents: Float[Tensor, "images channels height width"]) -> list[Image.Image]:
-        pictures: list[Image.Image] = []
-        for one in latents.split(1):
-            pictures += self._pipeline.image_processor.postprocess(self.decode(one))
-        return pictures
-
     @torch.no_grad()
     def decode(
         self, latents: Float[Tensor, "1 channels height width"]
@@ -450,31 +405,6 @@ class SDXLModel:
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
-
-    @contextmanager
-    def _turning(self) -> Iterator[None]:
-        """Turn what is worn at a pace to each step's moment, while the pipeline draws."""
-
-        def turn(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            del unet
-            moment = find_moment(inputs[1], self._pipeline.scheduler.timesteps)
-            # The pipeline puts the unconditional half before the other.
-            is_guided = self._pipeline.do_classifier_free_guidance
-            self._turn_to(moment, len(inputs[0]) // 2 if is_guided else 0)
-
-        if not self._branches:
-            yield
-            return
-        hook = self._pipeline.unet.register_forward_pre_hook(turn)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._turn_to(START)
-
-    def _turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
-        for branch in self._branches:
-            branch.turn_to(moment, unconditional_rows)
 
     def _guide(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
         """Say how the pipeline must be called for a sampler's guidance."""
@@ -502,13 +432,8 @@ class SDXLModel:
             return SDXLConditioning(
                 torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
             )
-        active = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
-        for branch in active:
-            branch.weight = 0.0
-        encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
-        if active:
-            self._turn_to(START)
-        return encoded
+        with self._schedules.off_in_unconditional_text():
+            return self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
 
 
 def _is_active(strength: Strength) -> bool:

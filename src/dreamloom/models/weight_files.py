@@ -22,6 +22,9 @@ from dreamloom.core.errors import BaseModelError
 from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text, sdxl_layers
 from dreamloom.models.single_files import check_is_sdxl, read_header
 
+SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
+
 _SAMPLE_BYTES = 2**20
 _CHUNK_BYTES = 2**24
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -204,18 +207,8 @@ def locate_weights(base: str) -> Path:
         return path
     if base != "sdxl" and (base.count("/") != 1 or path.suffix):
         raise BaseModelError(f"There is no base model at {base}.", "Check the path.")
-    return _fetch(base)
-
-
-def _fetch(base: str) -> Path:
-    pass
-
-    name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
-    weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights])
-        )
+        return fetch_pipeline(base)
     except (OSError, ValueError, HfHubHTTPError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
         where = "and HF_HUB_OFFLINE forbids to look for it" if offline else "and was not found"
@@ -223,6 +216,19 @@ def _fetch(base: str) -> Path:
             f"The base model {base} is not on this machine, {where} on the hub.",
             "Connect to the internet, or name a folder or a checkpoint that holds it.",
         ) from error
+
+
+def fetch_pipeline(base: str) -> Path:
+    """Fetch a pipeline in diffusers' layout from the hub, or find it in the hub's cache.
+
+    Raises:
+        OSError: If it is neither in the cache nor to be had; ValueError and others likewise.
+    """
+    name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
+    weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights])
+    )
 
 
 def _open_folder(folder: Path) -> BaseWeights:
@@ -306,9 +312,3 @@ def fingerprint_weights(path: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"

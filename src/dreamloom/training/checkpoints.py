@@ -1,4 +1,4 @@
-"""The state of an unfinished training, as safetensors: what the weights and the optimizer were."""
+"""Checkpoints: the state of an unfinished training (weights, optimizer, EMA) as safetensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.run_folder import atomic_path
 
-_KEPT = 2
-_TOLD = ("updates_done", "inputs", "state")
+_MOST_FILES = 2
+_CHECKED = ("updates_done", "inputs", "state")
 
 
 @runtime_checkable
@@ -97,10 +97,27 @@ class Checkpoints:
         path = self.folder / f"update-{updates_done:07}.safetensors"
         earlier = [one for one in self._files() if one != path]
         try:
-            self._write(path, updates_done, spare=earlier[1:])
+            try:
+                self._write(path, updates_done)
+            except (OSError, SafetensorError):
+                if not earlier[1:]:
+                    raise
+                for old in earlier[1:]:
+                    old.unlink(missing_ok=True)
+                self._write(path, updates_done)
         except (OSError, SafetensorError) as error:
-            raise _tell_unwritten(path, updates_done, earlier[:1], error) from error
-        for old in earlier[_KEPT - 1 :]:
+            problem = (
+                f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
+            )
+            hint = "Make room on the disk and run the same command again"
+            if not earlier:
+                raise TrainingError(problem, f"{hint}; it begins anew.") from error
+            raise TrainingError(
+                f"{problem} The one before it, {earlier[0].name}, is whole; nothing up to there is "
+                "lost.",
+                f"{hint} to go on from there.",
+            ) from error
+        for old in earlier[_MOST_FILES - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
@@ -137,17 +154,10 @@ class Checkpoints:
         """The checkpoints there are, newest first."""
         return sorted(self.folder.glob("update-*.safetensors"), reverse=True)
 
-    def _write(self, path: Path, updates_done: int, spare: Sequence[Path]) -> None:
-        try:
-            save_checkpoint(
-                path, self._weights, self._optimizer, self._inputs, updates_done, self._others
-            )
-        except (OSError, SafetensorError):
-            if not spare:
-                raise
-            for old in spare:
-                old.unlink(missing_ok=True)
-            self._write(path, updates_done, spare=())
+    def _write(self, path: Path, updates_done: int) -> None:
+        save_checkpoint(
+            path, self._weights, self._optimizer, self._inputs, updates_done, self._others
+        )
 
 
 def save_checkpoint(
@@ -187,14 +197,14 @@ def save_checkpoint(
             name: _flatten(other.state_dict(), tensors) for name, other in (others or {}).items()
         },
     }
-    story = {
+    metadata = {
         "updates_done": str(updates_done),
         "inputs": json.dumps(inputs),
         "state": json.dumps(plain),
     }
-    story["checksum"] = _checksum(tensors, story)
+    metadata["checksum"] = _checksum(tensors, metadata)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=story)
+        save_file(tensors, temporary, metadata=metadata)
         # Else the rename can reach the disk before the contents do.
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
@@ -242,20 +252,6 @@ def load_checkpoint(
     return updates_done
 
 
-def _tell_unwritten(
-    path: Path, updates_done: int, earlier: Sequence[Path], error: Exception
-) -> TrainingError:
-    problem = f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
-    if not earlier:
-        return TrainingError(
-            problem, "Make room on the disk and run the same command again; it begins anew."
-        )
-    return TrainingError(
-        f"{problem} The one before it, {earlier[0].name}, is whole; nothing up to there is lost.",
-        "Make room on the disk and run the same command again to go on from there.",
-    )
-
-
 # ------------------------------------------------------------------ states as tensors and JSON
 
 
@@ -299,8 +295,8 @@ def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"{kind} is no kind of value")
 
 
-def _checksum(tensors: Mapping[str, Tensor], story: Mapping[str, str]) -> str:
-    total = zlib.crc32("".join(story[name] for name in _TOLD).encode())
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    total = zlib.crc32("".join(metadata[name] for name in _CHECKED).encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
@@ -309,12 +305,12 @@ def _checksum(tensors: Mapping[str, Tensor], story: Mapping[str, str]) -> str:
 def _read(path: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Read a file: its updates, its inputs, and its state by ``weights``, ``optimizer``, ..."""
     with safe_open(path, framework="pt") as file:
-        story = file.metadata() or {}
+        metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    updates_done, inputs = int(story["updates_done"]), dict(json.loads(story["inputs"]))
-    if _checksum(tensors, story) != story["checksum"]:
+    updates_done, inputs = int(metadata["updates_done"]), dict(json.loads(metadata["inputs"]))
+    if _checksum(tensors, metadata) != metadata["checksum"]:
         raise ValueError("its contents do not match its checksum")
-    plain = json.loads(story["state"])
+    plain = json.loads(metadata["state"])
     saved = {name: _restore(plain[name], tensors) for name in ("weights", "optimizer")}
     saved["others"] = {name: _restore(one, tensors) for name, one in plain["others"].items()}
     return updates_done, inputs, saved

@@ -28,7 +28,7 @@ _MODE_SCALE = 1.29
 
 @dataclass(frozen=True)
 class Rng:
-    """The dice of the images of one update.
+    """The random numbers of the images of one update.
 
     Args:
         seed: The run's seed.
@@ -44,7 +44,7 @@ class Rng:
     numbers: Int[Tensor, " images"]
 
     def take(self, rows: Int[Tensor, " some"]) -> Rng:
-        """Select the dice of some images, in the given order."""
+        """Select the generators of some images, in the given order."""
         return Rng(self.seed, self.update, self.is_prior[rows], self.numbers[rows])
 
     def generators(self, purpose: str) -> list[Generator]:
