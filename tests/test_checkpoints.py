@@ -14,8 +14,6 @@ from dreamloom.training import checkpoints
 from dreamloom.training.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
-    load_checkpoint,
-    save_checkpoint,
 )
 from dreamloom.training.ema import EmaWeights, weights_to_use
 from dreamloom.training.lr_scheduler import rate_factor, set_rates
@@ -45,10 +43,10 @@ class TrainingBatches:
         return self
 
     def save(self, path, updates_done=4, inputs=INPUTS):
-        save_checkpoint(path, self.weights, self.optimizer, inputs, updates_done)
+        self.kept_in(path.parent, inputs).write(path, updates_done)
 
     def load(self, path, inputs=INPUTS):
-        return load_checkpoint(path, self.weights, self.optimizer, inputs)
+        return self.kept_in(path.parent, inputs).read(path)
 
     def kept_in(self, folder, inputs=INPUTS):
         return Checkpoints(folder, self.weights, self.optimizer, inputs)
@@ -155,9 +153,8 @@ def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
         assert same(whole.weights, resumed.weights)
     # The test can fail: what forgets its state takes other steps.
     forgetful = context(name, seed=1)
-    load_checkpoint(
-        next(tmp_path.iterdir()), forgetful.weights, context(name).optimizer, INPUTS, whole.others
-    )
+    others = (context(name).optimizer, INPUTS, whole.others)
+    Checkpoints(tmp_path, forgetful.weights, *others).read(next(tmp_path.iterdir()))
     assert not same(whole.weights, forgetful.learn(range(3, 7)).weights)
 
 

@@ -97,7 +97,7 @@ def parse_active_adapter(text: str) -> ActiveAdapter:
 
 
 def read_composition(text: str, conditional_only: bool = False) -> Composition:
-    """Read how adapters are worn together, as typed on the command line.
+    """Read how adapters are applied together, as typed on the command line.
 
     Raises:
         ConfigError: If there is no such way, or a number is out of range.
@@ -133,7 +133,7 @@ def generate_images(
         active: Adapters to apply; none draws the base model.
         name: The set's name: letters, digits, dash and underscore.
         observe: Told of progress.
-        composition: How several adapters are worn together.
+        composition: How several adapters are applied together.
 
     Raises:
         AdapterError: If an adapter cannot be read or belongs to another base model.
@@ -217,7 +217,7 @@ def check_request(
     """Check everything about a set before anything is written; return the adapters, read.
 
     Raises:
-        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be worn
+        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be used
             in this manner.
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.

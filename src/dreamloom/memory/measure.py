@@ -19,7 +19,6 @@ from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, Rea
 from dreamloom.models.quantization import QUANTIZATIONS
 
 _RANK = 16
-_LADDER: tuple[Checkpointing, ...] = get_args(Checkpointing)
 _OnCase = Callable[[str], None]
 _PIXELS_PER_LATENT = 8
 # What makes two denoisers of one size.
@@ -57,7 +56,7 @@ def count_table(
     served = _serve(plain)
     training: dict[str, int] = {}
     flops: dict[str, float] = dict(served.pop("flops"))
-    for levels in _LADDER:
+    for levels in get_args(Checkpointing):
         on_case(f"training, recomputing {levels}")
         found = _train(replace(plain, gradient_checkpointing=levels), with_flops=True)
         training[levels], flops[levels] = found["passes"], found["flops"]

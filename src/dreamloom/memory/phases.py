@@ -29,7 +29,7 @@ from dreamloom.models.base import (
     WeightGroup,
 )
 from dreamloom.models.meta_model import make_meta_model
-from dreamloom.models.offload import PartOffload
+from dreamloom.models.offload import CpuOffload
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.training.losses import image_errors
 from dreamloom.training.optimizers import group_weights, make_optimizer
@@ -44,7 +44,7 @@ class Case:
 
     Args:
         resolution_px: Side of the pictures, a multiple of what the base model asks for.
-        spec: The adapter that is taught.
+        spec: The adapter that is trained.
         gradient_checkpointing: What the backward pass recomputes.
         memory_options: How the base model is kept and whether its parts take turns.
         micro_batch_size: Images that go through the model at once in training.
@@ -120,7 +120,7 @@ def _nothing_real() -> Iterator[None]:
 
 
 def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
-    class Counted(PartOffload):
+    class Counted(CpuOffload):
         """Fake tensors all lie on the CPU, so coming and going is told to the counter."""
 
         def move(self, module: nn.Module, device: torch.device) -> None:

@@ -382,10 +382,10 @@ def _count_work(
     drawn = 0
     if config.priors.kind == "generated" and config.train.prior_weight > 0:
         drawn = config.priors.count
-    look = 2 * table.flops["forward"] * config.priors.steps + table.flops["decode"]
+    per_image = 2 * table.flops["forward"] * config.priors.steps + table.flops["decode"]
     images = config.train.steps * work.images_per_batch * work.gradient_accumulation_steps
     return {
-        "class images": area * drawn * look,
+        "class images": area * drawn * per_image,
         "caching": area * (photos + drawn) * table.flops["encode"],
         "training": images * count_flops(table, setting),
     }

@@ -83,7 +83,7 @@ class FusedAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         out: Tensor
         if maps.is_one_node and _is_on_processor(hidden_states):
-            known = maps.joint.find_known(context)
+            known = maps.joint.find_cached(context)
             out = _attend(hidden_states, context, maps, attention.heads, False, known)
         else:
             first = () if query is None else query(hidden_states)
@@ -92,7 +92,7 @@ class FusedAttention:
 
 
 class FusedTextAttention:
-    """The forward pass of one attention of a text encoder that is taught.
+    """The forward pass of one attention of a text encoder that is trained.
 
     Masks, dropout, a compiler or an adapter that is switched off are left to transformers' own
     forward pass, and so is everything on a GPU.

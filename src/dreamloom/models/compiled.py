@@ -1,4 +1,4 @@
-"""A denoiser whose repeated blocks are compiled: what lies between matrix products is one kernel.
+"""torch.compile for a denoiser's repeated blocks: what lies between matrix products is one kernel.
 
 The compiler sees plain operations. For a processor there is `native` instead.
 """

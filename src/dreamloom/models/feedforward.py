@@ -70,7 +70,7 @@ class _Gated(torch.autograd.Function):
 def fuse_feed_forwards(
     owner: nn.Module, frozen: Iterable[nn.Linear], order: Order
 ) -> list[FeedForward]:
-    """Let a component's layers that never learn be single nodes, until `free_layers`."""
+    """Let a component's layers that never learn be single nodes, until `restore_forward`."""
     never_learn = set(frozen)
 
     def can_be_one_node(layer: Any) -> bool:

@@ -24,7 +24,7 @@ from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
 from dreamloom.models.feedforward import fuse_feed_forwards
 from dreamloom.models.lowrank import (
     AdaptedForward,
-    InputMemory,
+    InputCache,
     LowRankConvolution,
     LowRankMap,
     ScaledFactors,
@@ -37,7 +37,12 @@ from dreamloom.models.native import (
     list_native_blocks,
     list_native_layers,
 )
-from dreamloom.models.packed_linear import free_layers, order_layers, pick_order, replace_forward
+from dreamloom.models.packed_linear import (
+    order_layers,
+    pick_order,
+    replace_forward,
+    restore_forward,
+)
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
 
@@ -118,13 +123,13 @@ class FusedLora:
         if isinstance(group[0].base, nn.Conv2d):
             group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
             return
-        alone = [
+        singles = [
             LowRankMap([one], down, [up], self._order if len(group) == 1 else "plain")
             for one, down, up in zip(group, downs, ups, strict=True)
         ]
         if len(group) == 1:
-            self._by_layer[group[0].layer] = alone[0]
-            group[0].layer.forward = AdaptedForward(alone[0])
+            self._by_layer[group[0].layer] = singles[0]
+            group[0].layer.forward = AdaptedForward(singles[0])
             return
         # They lie one after the other, so all of them are one matrix already.
         rows = sum(down.shape[0] for down in downs)
@@ -133,7 +138,7 @@ class FusedLora:
         self._maps.append(joint)
         self._by_layer[group[0].layer] = joint
         shared = SharedInput(joint)
-        for number, one in enumerate(alone):
+        for number, one in enumerate(singles):
             group[number].layer.forward = AdaptedForward(one, shared, number)
 
     def _fuse_attentions(self) -> None:
@@ -157,7 +162,7 @@ class FusedLora:
             is_cross = joint is not query
             if is_cross:
                 # Prompts whose encoders are frozen come again with each update.
-                maps[1].remember = InputMemory()
+                maps[1].cache = InputCache()
             fused = AttentionMaps(maps[1], maps[0] if is_cross else None, maps[2])
             attention.forward = forward(attention, fused)
             self._attentions[attention] = fused
@@ -211,10 +216,10 @@ class FusedLora:
             one.part()
         self._maps.clear()
         self._by_layer.clear()
-        free_layers([*self._native, *self._attentions])
+        restore_forward([*self._native, *self._attentions])
         self._native.clear()
         self._attentions.clear()
-        free_layers([*self._ordered, *self._feed_forwards])
+        restore_forward([*self._ordered, *self._feed_forwards])
         self._ordered, self._feed_forwards = [], []
 
     def remove(self) -> None:

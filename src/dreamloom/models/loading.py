@@ -151,7 +151,7 @@ def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> Ba
         raise _explain_gaps(path) from error
     if any(weight.is_meta for part in _PARTS for weight in getattr(pipeline, part).parameters()):
         raise _explain_gaps(path)
-    changes = single_files.tell_schedule(header)
+    changes = single_files.read_schedule_changes(header)
     if changes:
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
@@ -275,19 +275,19 @@ def _check_index(folder: Path) -> None:
             if single
             else "Name the folder that holds model_index.json, unet/, vae/ and the text encoders.",
         )
-    told: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-    kind = str(told.get("_class_name"))
+    index_file: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    kind = str(index_file.get("_class_name"))
     if "XL" not in kind:
         raise BaseModelError(
             f"{folder} holds a {kind}, and DreamLoom teaches Stable Diffusion XL.", "Name an SDXL."
         )
-    if (told.get("text_encoder") or [None])[0] is None:
+    if (index_file.get("text_encoder") or [None])[0] is None:
         raise BaseModelError(
             f"{folder} has no first text encoder: it looks like the SDXL refiner, which only "
             "finishes pictures.",
             "Name the SDXL base model, or a fine-tune of it.",
         )
-    if str((told.get("scheduler") or ["", ""])[1]).startswith("EDM"):
+    if str((index_file.get("scheduler") or ["", ""])[1]).startswith("EDM"):
         raise BaseModelError(
             f"{folder} was trained with EDM's noise levels (Playground v2.5), which DreamLoom "
             "cannot teach.",

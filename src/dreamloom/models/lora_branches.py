@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, linear
 
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.models.activation_hooks import apply_as
-from dreamloom.models.lora_fold import locate
+from dreamloom.models.fuse_adapters import locate
 from dreamloom.models.lora_schedule import START, LoraSchedule, Moment, acts_on_text
 from dreamloom.models.peftstate import change_of
 

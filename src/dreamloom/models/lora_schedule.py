@@ -1,6 +1,6 @@
 """LoRA schedules: how strongly each adapter is applied at each step, and in which layers.
 
-A weight that follows the steps is a `Curve`. Adapters worn together can take turns (LoRA Switch)
+A weight that follows the steps is a `Curve`. Adapters applied together can take turns (LoRA Switch)
 or share the layers out (K-LoRA); both only open and close what the curves weigh. Everything here
 is settled before the first step, so drawing costs no more for it.
 """
@@ -143,7 +143,7 @@ def parse_curve(text: str) -> Curve:
 class Turn:
     """LoRA Switch: adapters take turns, each for some steps.
 
-    At step t the adapter numbered floor(t / ``every``) mod ``adapters`` is worn, no other.
+    At step t the adapter numbered floor(t / ``every``) mod ``adapters`` is applied, no other.
 
     Args:
         place: The number of this one, from 0.
@@ -170,12 +170,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """K-LoRA: each layer wears the subject up to a progress of its own, and then the style.
+    """K-LoRA: each layer applies the subject up to a progress of its own, and then the style.
 
     Args:
         role: Whose share this is.
         table: Up to which progress the subject has a layer, by name; see `share_layers`. A layer
-            that is not in it is worn throughout.
+            that is not in it is applied throughout.
         alpha: What the table was made with, to be told.
         beta: Likewise.
     """
@@ -197,11 +197,11 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class LoraSchedule:
-    """How strongly one adapter is worn, at each step and in each layer.
+    """How strongly one adapter is applied, at each step and in each layer.
 
     Args:
         curve: Its weight over the progress.
-        gate: When and where it is worn at all; None is always and everywhere.
+        gate: When and where it is applied at all; None is always and everywhere.
         conditional_only: Whether the unconditional half of classifier-free guidance does without.
     """
 
@@ -235,7 +235,7 @@ Strength: TypeAlias = float | LoraSchedule
 
 @dataclass(frozen=True)
 class Composition:
-    """How several adapters are worn in one drawing.
+    """How several adapters are applied in one drawing.
 
     Args:
         method: sum, switch or k-lora.
@@ -263,7 +263,7 @@ class Composition:
             raise ValueError(f"k-lora's beta must be 0 or more, not {self.beta:g}")
 
     def check(self, adapters: int) -> None:
-        """Check that so many adapters can be worn in this manner.
+        """Check that so many adapters can be applied in this manner.
 
         Raises:
             ValueError: If there are too few or too many.
@@ -310,12 +310,12 @@ def set_lora_schedules(
     weights: Sequence[float | Curve],
     composition: Composition = TOGETHER,
 ) -> list[Strength]:
-    """Settle for each adapter how it is worn; a plain weight stays one where nothing moves it.
+    """Settle for each adapter how it is applied; a plain weight stays one where nothing moves it.
 
     Args:
         adapters: The adapters; for k-lora the subject, then the style.
         weights: The weight of each, or its curve.
-        composition: How they are worn together.
+        composition: How they are applied together.
 
     Raises:
         AdapterError: If k-lora is asked of another kind than LoRA.
@@ -343,14 +343,12 @@ def describe_lora_schedules(
 def _assign(
     weights: Sequence[float | Curve], composition: Composition, table: Mapping[str, float]
 ) -> list[Strength]:
-    gates: list[Turn | LayerShare | None] = [None] * len(weights)
+    alpha, beta, count = composition.alpha, composition.beta, len(weights)
+    gates: list[Turn | LayerShare | None] = [None] * count
     if composition.method == "switch":
-        gates = [Turn(place, len(weights), composition.every) for place in range(len(weights))]
+        gates = [Turn(place, count, composition.every) for place in range(count)]
     elif composition.method == "k-lora":
-        gates = [
-            LayerShare("subject", table, composition.alpha, composition.beta),
-            LayerShare("style", table, composition.alpha, composition.beta),
-        ]
+        gates = [LayerShare(role, table, alpha, beta) for role in ("subject", "style")]
     strengths: list[Strength] = []
     for weight, gate in zip(weights, gates, strict=True):
         if gate is None and not composition.conditional_only and not isinstance(weight, Curve):

@@ -62,7 +62,7 @@ class LowRankMap:
         self.masters = list_factors(group)
         self.down, self.ups = down, ups
         # Views cost a microsecond each time, and there are thousands.
-        self._down_turned, self._ups_turned = down.t(), [up.t() for up in ups]
+        self._down_t, self._ups_t = down.t(), [up.t() for up in ups]
         self._is_working_copy = down.dtype != self.masters[0].dtype
         self.ranks = [up.shape[1] for up in ups]
         self.inputs = down.shape[1]
@@ -70,7 +70,7 @@ class LowRankMap:
         self.scales = [one.scale for one in group]
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
         self.is_scaled = any(scale != 1 for scale in self.scales)
-        self.remember: InputMemory | None = None
+        self.cache: InputCache | None = None
         self._order = order
         self._frozen: PackedLinear | None = None
 
@@ -83,17 +83,17 @@ class LowRankMap:
                 + linear(linear(x, one.down.to(x.dtype)) * one.scale, one.up.to(x.dtype))
                 for one in self.group
             )
-        results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_known(x), *self.masters)  # type: ignore[no-untyped-call]
+        results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_cached(x), *self.masters)  # type: ignore[no-untyped-call]
         if self.is_plain:
             return results
         # A base that keeps its weights in another form computes by itself.
         return (self.group[0].base(x) + results[0],)
 
-    def find_known(self, x: Tensor) -> Tensor | None:
-        """Find what the frozen weights made of this input before; see `InputMemory`."""
-        if self.remember is None:
+    def find_cached(self, x: Tensor) -> Tensor | None:
+        """Find what the frozen weights made of this input before; see `InputCache`."""
+        if self.cache is None:
             return None
-        return self.remember.find(x, lambda one: self.frozen.apply(one.reshape(-1, one.shape[-1])))
+        return self.cache.find(x, lambda one: self.frozen.apply(one.reshape(-1, one.shape[-1])))
 
     def compute(
         self, rows: Float[Tensor, "rows inputs"], known: Tensor | None = None
@@ -104,7 +104,7 @@ class LowRankMap:
             rows: The input.
             known: What the frozen weights make of it, if that is known.
         """
-        narrow = torch.mm(rows, self._down_turned)
+        narrow = torch.mm(rows, self._down_t)
         parts = _split(narrow, self.ranks)
         if self.is_scaled:
             for part, scale in zip(parts, self.scales, strict=True):
@@ -115,7 +115,7 @@ class LowRankMap:
             whole = self.frozen.apply(rows)
         else:
             whole = rows.new_zeros(len(rows), sum(self.outputs))
-        for out, part, up in zip(self.split(whole), parts, self._ups_turned, strict=True):
+        for out, part, up in zip(self.split(whole), parts, self._ups_t, strict=True):
             out.addmm_(part, up)
         return whole, narrow
 
@@ -146,15 +146,15 @@ class LowRankMap:
         if self.is_scaled:
             for back, scale in zip(backs, self.scales, strict=True):
                 back.mul_(scale)
-        taught = [*_split(torch.mm(inner.t(), rows), self.ranks, 0), *ups]
+        factor_gradients = [*_split(torch.mm(inner.t(), rows), self.ranks, 0), *ups]
         if self._is_working_copy:
-            taught = [one.to(self.masters[0].dtype) for one in taught]
+            factor_gradients = [one.to(self.masters[0].dtype) for one in factor_gradients]
         if not wanted:
-            return None, taught
+            return None, factor_gradients
         if not self.is_plain:
-            return inner @ self.down, taught
+            return inner @ self.down, factor_gradients
         whole = gradients[0] if len(gradients) == 1 else torch.cat(list(gradients), 1)
-        return self.frozen.pull_back(whole).addmm_(inner, self.down), taught
+        return self.frozen.pull_back(whole).addmm_(inner, self.down), factor_gradients
 
     @property
     def frozen(self) -> PackedLinear:
@@ -201,17 +201,17 @@ class _Apply(torch.autograd.Function):
         owner: LowRankMap = ctx.owner
         rows, narrow = ctx.saved_tensors
         flat = [one.reshape(-1, one.shape[-1]) for one in gradients]
-        into, taught = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
+        into, factor_gradients = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
         if into is not None:
             into = into.view(ctx.shape)
-        return (into, None, None, *taught)
+        return (into, None, None, *factor_gradients)
 
 
 def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
     return torch.split_with_sizes(whole, sizes, dim) if len(sizes) > 1 else (whole,)
 
 
-class InputMemory:
+class InputCache:
     """What the frozen weights make of inputs that come again.
 
     While the text encoders are frozen, each update gives the same prompts to all layers; what a
@@ -222,38 +222,26 @@ class InputMemory:
     _MOST = 2
 
     def __init__(self) -> None:
-        self._seen: list[_LastInput] = []
+        # By what tells an input apart: the input itself, and what was computed once it came again.
+        self._seen: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
     def find(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Find what was computed for an input; None the first time, and for what is trained."""
         if x.requires_grad or x.is_inference():
             return None
-        for one in self._seen:
-            if one.is_the_same(x):
-                if one.kept is None:
-                    one.kept = compute(x)
-                return one.kept
-        self._seen = [*self._seen[1 - self._MOST :], _LastInput(x, x._version)]
-        return None
-
-
-@dataclass
-class _LastInput:
-    """An input, and what the frozen weights make of it once it has come again."""
-
-    x: Tensor
-    version: int
-    kept: Tensor | None = None
-
-    def is_the_same(self, x: Tensor) -> bool:
-        mine, its = self.x.untyped_storage(), x.untyped_storage()
-        return (
-            mine._cdata == its._cdata
-            and self.version == x._version
-            and (self.x.shape, self.x.stride(), self.x.storage_offset())
-            == (x.shape, x.stride(), x.storage_offset())
-        )
+        place = (x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride())
+        key = (*place, x._version)
+        if key not in self._seen:
+            while len(self._seen) >= self._MOST:
+                del self._seen[next(iter(self._seen))]
+            self._seen[key] = (x, None)
+            return None
+        held, output = self._seen[key]
+        if output is None:
+            output = compute(x)
+            self._seen[key] = (held, output)
+        return output
 
 
 class SharedInput:

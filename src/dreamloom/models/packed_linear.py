@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay as they are, in the form that the processor multiplies fastest.
+"""Packed frozen linear layers: their weights in the form that the processor multiplies fastest.
 
 On a CPU a matrix product spends part of its time bringing the weight into the order that its
 kernel reads. A frozen weight can be brought into that order once. On Intel's processors that is
@@ -32,7 +32,7 @@ Order = Literal["plain", "turned", "packed"]
 class Copies(NamedTuple):
     """A frozen weight's copies; those that its order has."""
 
-    turned: Float[Tensor, "inputs outputs"] | None = None
+    transposed: Float[Tensor, "inputs outputs"] | None = None
     forth: Any = None
     back: Any = None
 
@@ -54,7 +54,7 @@ class PackedLinear:
     ) -> None:
         self.weight, self.bias = weight, bias
         self._is_packed = order == "packed"
-        self._turned = weight.detach().t().contiguous() if order == "turned" else None
+        self._transposed = weight.detach().t().contiguous() if order == "turned" else None
         self._forth: Any = _pack(weight) if self._is_packed else None
         # Made when it is first needed: whoever only draws never goes back.
         self._back: Any = None
@@ -63,11 +63,11 @@ class PackedLinear:
         """Compute the outputs."""
         if self._is_packed:
             return _multiply(rows, self._forth, self.bias)
-        if self._turned is None:
+        if self._transposed is None:
             return linear(rows, self.weight, self.bias)
         if self.bias is None:
-            return rows @ self._turned
-        return torch.addmm(self.bias, rows, self._turned)
+            return rows @ self._transposed
+        return torch.addmm(self.bias, rows, self._transposed)
 
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
@@ -80,7 +80,7 @@ class PackedLinear:
         """All copies for both ways."""
         if self._is_packed and self._back is None:
             self._back = _pack(self.weight.t().contiguous())
-        return Copies(self._turned, self._forth, self._back)
+        return Copies(self._transposed, self._forth, self._back)
 
 
 def _pack(weight: Tensor) -> Any:
@@ -171,7 +171,7 @@ class OrderedForward:
 
 
 def replace_forward(layers: Iterable[_Layer], make: Callable[[Any], object]) -> list[_Layer]:
-    """Give layers another forward pass, made from each, until `free_layers`; return them."""
+    """Give layers another forward pass, made from each, until `restore_forward`; return them."""
     replaced = list(layers)
     for layer in replaced:
         vars(layer)["forward"] = make(layer)
@@ -179,11 +179,11 @@ def replace_forward(layers: Iterable[_Layer], make: Callable[[Any], object]) -> 
 
 
 def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:
-    """Let frozen layers compute with ordered weights, until `free_layers`; return them."""
+    """Let frozen layers compute with ordered weights, until `restore_forward`; return them."""
     return replace_forward(layers, lambda layer: OrderedForward(layer, order))
 
 
-def free_layers(layers: Iterable[nn.Module]) -> None:
+def restore_forward(layers: Iterable[nn.Module]) -> None:
     """Give layers their own forward pass back."""
     for layer in layers:
         vars(layer).pop("forward", None)

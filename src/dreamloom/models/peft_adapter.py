@@ -30,7 +30,7 @@ from dreamloom.models.lowrank import ScaledFactors
 from dreamloom.models.peftstate import describe_config
 from dreamloom.models.target_modules import assign_by_pattern, choose_layers
 
-TAUGHT = "taught"
+ADAPTER_NAME = "taught"
 _INITS = re.compile("default|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]*)?")
 # These take a part of the base's weight into the adapter.
 _SPLITS_BASE = re.compile("olora|pissa")
@@ -60,10 +60,10 @@ class AttachedAdapter:
         # Weights that an initialisation took a part of, by layer, and what it took.
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
-        self._forms: list[FusedLora] = []
+        self._fused: list[FusedLora] = []
         try:
             self._attach()
-            self._slim(compiled)
+            self._fuse(compiled)
         except Exception:
             self.detach()
             raise
@@ -75,11 +75,11 @@ class AttachedAdapter:
             warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
             torch.manual_seed(self.spec.seed)
             for name, module in self._components.items():
-                inject_adapter_in_model(self._configs[name], module, TAUGHT)
+                inject_adapter_in_model(self._configs[name], module, ADAPTER_NAME)
             for name, layer in self._adapted():
                 self._begin(name, layer)
 
-    def _slim(self, compiled: bool = False) -> None:
+    def _fuse(self, compiled: bool = False) -> None:
         """Let LoRAs be computed in few operations; the other kinds keep PEFT's."""
         if self.spec.kind != "lora":
             return
@@ -88,15 +88,15 @@ class AttachedAdapter:
                 name.removeprefix(f"{component}."): ScaledFactors(
                     layer,
                     layer.get_base_layer(),
-                    layer.lora_A[TAUGHT].weight,
-                    layer.lora_B[TAUGHT].weight,
-                    float(layer.scaling[TAUGHT]),
+                    layer.lora_A[ADAPTER_NAME].weight,
+                    layer.lora_B[ADAPTER_NAME].weight,
+                    float(layer.scaling[ADAPTER_NAME]),
                 )
                 for name, layer in self._adapted()
                 if name.startswith(f"{component}.") and can_be_fused(layer.get_base_layer())
             }
             if factors:
-                self._forms.append(FusedLora(owner, factors, compiled))
+                self._fused.append(FusedLora(owner, factors, compiled))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():
@@ -109,7 +109,7 @@ class AttachedAdapter:
         """Bring the first weights to float32; initialise what must see the base's weight so."""
         for weight in layer.parameters():
             if weight.requires_grad:
-                # AdamW steps of 1e-4 vanish in bfloat16: adapters are taught in float32.
+                # AdamW steps of 1e-4 vanish in bfloat16: adapters are trained in float32.
                 weight.data = weight.data.float()
         special = self.spec.init not in ("default", "gaussian")
         if self.spec.kind not in ("lora", "dora") or (special, self.spec.kind) == (False, "lora"):
@@ -120,13 +120,13 @@ class AttachedAdapter:
         base.weight.data = original.float().clone()
         if special and isinstance(base, nn.Linear):
             if self.spec.init == "orthogonal":
-                layer.orthogonal_init(TAUGHT)
+                layer.orthogonal_init(ADAPTER_NAME)
             elif self.spec.init == "olora":
-                layer.olora_init(TAUGHT)
+                layer.olora_init(ADAPTER_NAME)
             else:
-                layer.pissa_init(TAUGHT, self.spec.init)
+                layer.pissa_init(ADAPTER_NAME, self.spec.init)
             for factors in (layer.lora_A, layer.lora_B):
-                factors[TAUGHT].weight.requires_grad_(True)
+                factors[ADAPTER_NAME].weight.requires_grad_(True)
         if _SPLITS_BASE.match(self.spec.init) and isinstance(base, nn.Linear):
             self._originals[base] = original
             self._taken[name] = _read_factors(layer, sign=-1.0)
@@ -134,11 +134,11 @@ class AttachedAdapter:
             original = residual
         if self.spec.kind == "dora":
             # Magnitudes that PEFT took from a half-precision weight are off by its rounding.
-            layer.lora_magnitude_vector[TAUGHT].update_layer(
+            layer.lora_magnitude_vector[ADAPTER_NAME].update_layer(
                 base_layer=base,
-                lora_A=layer.lora_A[TAUGHT].weight,
-                lora_B=layer.lora_B[TAUGHT].weight,
-                scaling=layer.scaling[TAUGHT],
+                lora_A=layer.lora_A[ADAPTER_NAME].weight,
+                lora_B=layer.lora_B[ADAPTER_NAME].weight,
+                scaling=layer.scaling[ADAPTER_NAME],
             )
         base.weight.data = original
 
@@ -161,7 +161,7 @@ class AttachedAdapter:
             if self.spec.kind == "lora":
                 return Adapter(layers)
             magnitudes = {
-                name: _copy(layer.lora_magnitude_vector[TAUGHT].weight)
+                name: _copy(layer.lora_magnitude_vector[ADAPTER_NAME].weight)
                 for name, layer in self._adapted()
             }
             return Adapter({}, peft=make_dora(layers, magnitudes))
@@ -169,7 +169,7 @@ class AttachedAdapter:
         configs = {}
         for component, owner in self._components.items():
             state = get_peft_model_state_dict(
-                owner, adapter_name=TAUGHT, save_embedding_layers=False
+                owner, adapter_name=ADAPTER_NAME, save_embedding_layers=False
             )
             tensors |= {f"{component}.{key}": _copy(value) for key, value in state.items()}
             # PEFT shortens the list of names to their ends, which mean something in this model.
@@ -205,7 +205,7 @@ class AttachedAdapter:
 
     def detach(self) -> None:
         """Take the adapter off; the base is as it was, bit for bit."""
-        for form in self._forms:
+        for form in self._fused:
             form.remove()
         for base, original in self._originals.items():
             base.weight.data = original
@@ -298,8 +298,8 @@ def _configure(chosen: Mapping[str, list[str]], spec: AdapterSpec) -> dict[str, 
 
 
 def _read_factors(layer: Any, sign: float = 1.0) -> Layer:
-    scale = sign * layer.scaling[TAUGHT]
-    down, up = layer.lora_A[TAUGHT].weight, layer.lora_B[TAUGHT].weight
+    scale = sign * layer.scaling[ADAPTER_NAME]
+    down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
     return Layer(_copy(down), _copy(up.detach().float() * scale))
 
 

@@ -111,13 +111,10 @@ def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> Qua
     if kind == "nf4":
         return _quantize_nf4(exact)
     largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=_LEAST_SCALE)
-    if kind == "int8":
-        codes = (exact * (_LARGEST_INT8 / largest)).round().to(torch.int8)
-        return QuantizedTensor(
-            kind, _sides(exact), codes, largest / _LARGEST_INT8, nothing, nothing
-        )
-    codes = (exact * (_LARGEST_FP8 / largest)).to(torch.float8_e4m3fn)
-    return QuantizedTensor(kind, _sides(exact), codes, largest / _LARGEST_FP8, nothing, nothing)
+    limit = _LARGEST_INT8 if kind == "int8" else _LARGEST_FP8
+    scaled = exact * (limit / largest)
+    codes = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(torch.float8_e4m3fn)
+    return QuantizedTensor(kind, _sides(exact), codes, largest / limit, nothing, nothing)
 
 
 def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:

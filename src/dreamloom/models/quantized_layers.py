@@ -38,10 +38,8 @@ class QuantizedLinear(nn.Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.kind, self.dtype = kind, layer.weight.dtype
         quantized = quantize(layer.weight.detach().to(device), kind)
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scales", quantized.scales)
-        self.register_buffer("superscales", quantized.superscales)
-        self.register_buffer("levels", quantized.levels)
+        for name in ("codes", "scales", "superscales", "levels"):
+            self.register_buffer(name, getattr(quantized, name))
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), False)
         )

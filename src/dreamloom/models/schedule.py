@@ -1,4 +1,4 @@
-"""How a base model was trained on noise: how much at each timestep, and what it predicts."""
+"""Noise schedule of a base model's training: how much at each timestep, and what it predicts."""
 
 from __future__ import annotations
 

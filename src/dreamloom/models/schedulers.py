@@ -69,9 +69,9 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         )
     class_name, extra = known[name]
     if known is FLOW_SCHEDULERS:
-        kept = {k: config[k] for k in ("num_train_timesteps",) if k in config}
+        own = {k: config[k] for k in ("num_train_timesteps",) if k in config}
         shift = config.get("flow_shift", config.get("shift", 1.0))
-        return getattr(diffusers, class_name).from_config(kept, flow_shift=shift, **extra)
+        return getattr(diffusers, class_name).from_config(own, flow_shift=shift, **extra)
     # Keys that a base's file merely inherited as class defaults are listed by diffusers under
     # _use_default_values; only what the file itself says may override SDXL's own choices.
     inherited = set(config.get("_use_default_values", ()))

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL, at any size: the published model, its fine-tunes, and picturebook."""
+"""Stable Diffusion XL at any size: encode, predict, train adapters on it, and sample."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from dreamloom.models.base import (
     Shot,
     WeightGroup,
 )
-from dreamloom.models.channels_last import laid_out_for_drawing
+from dreamloom.models.channels_last import fastest_layout
+from dreamloom.models.fuse_adapters import fused_adapters, locate
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, peft_branches
-from dreamloom.models.lora_fold import fused_adapters, locate
 from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
-from dreamloom.models.offload import PartOffload
+from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
@@ -104,7 +104,7 @@ class SDXLModel:
         runtime: Runtime,
         notes: tuple[str, ...] = (),
         memory_options: MemoryOptions = NO_SAVINGS,
-        offload: type[PartOffload] = PartOffload,
+        offload: type[CpuOffload] = CpuOffload,
     ) -> None:
         self.identity = identity
         self.runtime = runtime
@@ -126,18 +126,18 @@ class SDXLModel:
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )
-        self._plan_noise(
+        self._set_noise_schedule(
             dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
         )
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         self.latent_channels = int(pipeline.vae.config.latent_channels)
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
-        self._words: AttachedTokenEmbeddings | None = None
+        self._token_embeddings: AttachedTokenEmbeddings | None = None
         self._schedules = ScheduledBranches(pipeline, self._components, identity.name)
-        self._teaching: TextEncoderTraining | None = None
+        self._text_training: TextEncoderTraining | None = None
 
-    def _plan_noise(self, config: dict[str, Any]) -> None:
+    def _set_noise_schedule(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
         self._noise = NoiseSchedule(config)
         self.train_timesteps = self._noise.timesteps
@@ -152,11 +152,11 @@ class SDXLModel:
     def trains_text(self) -> bool:
         """Whether an attached adapter changes how prompts are encoded."""
         in_encoders = self._attached is not None and self._attached.spec.text_encoders
-        return in_encoders or self._words is not None
+        return in_encoders or self._token_embeddings is not None
 
     def rescale_to_zero_terminal_snr(self) -> None:
         """Train and sample with a schedule that ends in pure noise; see `end_in_noise`."""
-        self._plan_noise(end_in_noise(self._scheduler_config))
+        self._set_noise_schedule(end_in_noise(self._scheduler_config))
 
     def _advise(self) -> Advice:
         unet_config = self._pipeline.unet.config
@@ -176,7 +176,7 @@ class SDXLModel:
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
         """Encode pictures in [-1, 1]."""
-        self._offload.need("vae", alone=True)
+        self._offload.load("vae", exclusive=True)
         vae = self._pipeline.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
@@ -185,19 +185,19 @@ class SDXLModel:
     def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         with_gradients = self.trains_text and torch.is_grad_enabled()
-        self._offload.need(*_TEXT_ENCODERS, alone=not with_gradients)
-        if with_gradients and self._teaching is not None:
-            tokens, pooled = self._teaching.encode(prompts, self.runtime.device)
-            return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
-        with nullcontext() if self.trains_text else torch.no_grad():
-            tokens, _, pooled, _ = self._pipeline.encode_prompt(
-                list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
-            )
+        self._offload.load(*_TEXT_ENCODERS, exclusive=not with_gradients)
+        if with_gradients and self._text_training is not None:
+            tokens, pooled = self._text_training.encode(prompts, self.runtime.device)
+        else:
+            with nullcontext() if self.trains_text else torch.no_grad():
+                tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                    list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
+                )
         return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
-        self._offload.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
+        self._offload.unload("vae", *(() if self.trains_text else _TEXT_ENCODERS))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix latents and noise; see `NoiseSchedule`."""
@@ -221,8 +221,8 @@ class SDXLModel:
         """Predict the target for each image, each with its own size and crop."""
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
-        taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
-        self._offload.need("unet", *taught, alone=True)
+        trained_encoders = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
+        self._offload.load("unet", *trained_encoders, exclusive=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = send(
             torch.tensor(
@@ -248,26 +248,26 @@ class SDXLModel:
     ) -> list[WeightGroup]:
         """Add a new adapter; ``gradient_checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
-        taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
-        self._offload.need("unet", *taught, alone=True)
+        trained_encoders = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
+        self._offload.load("unet", *trained_encoders, exclusive=True)
         words = start_embeddings(self._pipeline, spec.tokens)
         self._attached = AttachedAdapter(self._components, spec, compiled)
         weights = list(self._attached.weights)
         try:
             if words:
-                self._words = AttachedTokenEmbeddings(self._pipeline, words)
-                weights.append(WeightGroup("tokens", self._words.parameters()))
+                self._token_embeddings = AttachedTokenEmbeddings(self._pipeline, words)
+                weights.append(WeightGroup("tokens", self._token_embeddings.parameters()))
         except Exception:
             self.detach_adapter()
             raise
-        self._teaching = TextEncoderTraining(self._pipeline)
+        self._text_training = TextEncoderTraining(self._pipeline)
         set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
 
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter, scales folded in, and what kohya's format must know."""
         attached = self._require_attached()
-        words = self._words.read() if self._words is not None else {}
+        words = self._token_embeddings.read() if self._token_embeddings is not None else {}
         config = self._pipeline.unet.config
         attention = ["CrossAttn" in kind for kind in config.down_block_types]
         is_published = attention == [False, True, True] and config.layers_per_block == 2
@@ -283,13 +283,13 @@ class SDXLModel:
 
     def detach_adapter(self) -> None:
         """Remove the attached adapter."""
-        if self._words is not None:
-            self._words.detach()
-            self._words = None
+        if self._token_embeddings is not None:
+            self._token_embeddings.detach()
+            self._token_embeddings = None
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
-        self._teaching = None
+        self._text_training = None
         set_gradient_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
@@ -297,13 +297,13 @@ class SDXLModel:
         """Encode and predict without the attached adapter for a block."""
         with ExitStack() as stack:
             stack.enter_context(self._require_attached().off())
-            if self._words is not None:
-                stack.enter_context(self._words.off())
+            if self._token_embeddings is not None:
+                stack.enter_context(self._token_embeddings.off())
             yield
 
     @contextmanager
     def apply_adapters(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
-        """Wear adapters at weights for a block.
+        """Apply adapters at weights for a block.
 
         A float32 model takes plain weights' changes into its own. A half-precision one would
         round small changes away, and one stored in fewer bits has no weights to write into, so
@@ -337,7 +337,7 @@ class SDXLModel:
         return locate(self._components, adapter, self.identity.name)
 
     @contextmanager
-    def saving_memory(self) -> Iterator[None]:
+    def recompute_activations(self) -> Iterator[None]:
         """Recompute activations in the backward passes of a block."""
         set_gradient_checkpointing(self._pipeline.unet, "full")
         try:
@@ -362,24 +362,22 @@ class SDXLModel:
         batch = min(batch, self.memory_options.drawn_at_once or batch)
         at_once = len(shots) if self.memory_options.cpu_offload else batch
         pictures: list[Image.Image] = []
-        with laid_out_for_drawing(self._pipeline.unet):
+        with fastest_layout(self._pipeline.unet):
             for start in range(0, len(shots), at_once):
                 drawn = []
                 for first in range(start, min(start + at_once, len(shots)), batch):
                     some = shots[first : min(first + batch, len(shots))]
                     rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
                     drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
-                for latents in torch.cat(drawn).split(1):
-                    decoded = self.decode(latents)
-                    pictures += self._pipeline.image_processor.postprocess(decoded)
+                pictures += self._decode(torch.cat(drawn))
                 on_picture(len(pictures), len(shots))
         return pictures
 
     def _denoise(
         self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
     ) -> Float[Tensor, "images channels height width"]:
-        guidance = self._guide(chosen, sampler)
-        self._offload.need("unet", alone=True)
+        guidance = self._guidance_options(chosen, sampler)
+        self._offload.load("unet", exclusive=True)
         with (
             self._schedules.followed(),
             reusing_deep_levels(self._pipeline, sampler.cache_interval),
@@ -396,21 +394,27 @@ class SDXLModel:
             ).images
         return latents
 
+    def _decode(self, latents: Float[Tensor, "images channels height width"]) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        for one in latents.split(1):
+            pictures += self._pipeline.image_processor.postprocess(self.decode(one))
+        return pictures
+
     @torch.no_grad()
     def decode(
         self, latents: Float[Tensor, "1 channels height width"]
     ) -> Float[Tensor, "1 3 height_px width_px"]:
         """Decode one picture to about [-1, 1]: several would need several times the memory."""
-        self._offload.need("vae", alone=True)
+        self._offload.load("vae", exclusive=True)
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
 
-    def _guide(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
+    def _guidance_options(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
         """Say how the pipeline must be called for a sampler's guidance."""
         if sampler.guidance <= 1:
             return {"guidance_scale": sampler.guidance}
-        nothing = self._encode_nothing(chosen)
+        nothing = self._encode_empty_prompt(chosen)
         negative = {
             "negative_prompt_embeds": nothing.tokens,
             "negative_pooled_prompt_embeds": nothing.pooled,
@@ -422,7 +426,7 @@ class SDXLModel:
         )
         return {**part.options(), **negative}
 
-    def _encode_nothing(self, chosen: SDXLConditioning) -> SDXLConditioning:
+    def _encode_empty_prompt(self, chosen: SDXLConditioning) -> SDXLConditioning:
         """Encode the unconditional half's empty prompt, for as many pictures.
 
         Most bases take zeros for it. The others encode it, without what belongs to the conditional

@@ -160,7 +160,7 @@ def _find_embeddings(encoder: nn.Module) -> Any:
 def start_embeddings(pipeline: Any, beginnings: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
     """Begin each new word as the mean of the embeddings of the words that it starts from.
 
-    The mean is not scaled to a word's usual length, neither here nor while it is taught.
+    The mean is not scaled to a word's usual length, neither here nor while it is trained.
 
     Args:
         pipeline: An SDXL pipeline that does not know the words.

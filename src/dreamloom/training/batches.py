@@ -28,7 +28,7 @@ from dreamloom.models.base import Conditioning, Framing, Latents, Model
 from dreamloom.training.latent_cache import LatentStore
 
 # Batches whose prompts are remembered beside each other; without captions there is one.
-_MOST_TAKEN = 4
+_MOST_CONDITIONINGS = 4
 
 SampleKind: TypeAlias = Literal["photo", "class image"]
 CropPlace: TypeAlias = tuple[int, int, bool]
@@ -140,7 +140,7 @@ class TrainingBatches:
     _encoded: dict[tuple[str, CropPlace], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
-    _taken: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
+    _by_prompts: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -157,13 +157,13 @@ class TrainingBatches:
         if self._conditioning is None:
             self._conditioning = self.model.encode_prompts(self.texts)
         wanted = tuple(prompts)
-        if wanted not in self._taken:
+        if wanted not in self._by_prompts:
             # The same tensors again, so that a model can know them again.
-            while len(self._taken) >= _MOST_TAKEN:
-                del self._taken[next(iter(self._taken))]
+            while len(self._by_prompts) >= _MOST_CONDITIONINGS:
+                del self._by_prompts[next(iter(self._by_prompts))]
             rows = torch.tensor([self.texts.index(prompt) for prompt in wanted])
-            self._taken[wanted] = self._conditioning.take(rows)
-        return self._taken[wanted]
+            self._by_prompts[wanted] = self._conditioning.take(rows)
+        return self._by_prompts[wanted]
 
     def make_batches(self, update: int, share: BatchShare) -> list[Batch]:
         """Draw one batch of an update, in parts of one shape each.
@@ -204,17 +204,14 @@ class TrainingBatches:
         shaped = sorted(
             samples, key=lambda sample: (self._size(sample), sample.is_prior, sample.number)
         )
-        return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
+        return [self._collate(list(alike)) for _, alike in groupby(shaped, key=self._size)]
 
     def encode_all(self, on_picture: OnProgress = no_progress) -> None:
         """Encode every class image and the first round of photos, before training begins."""
+        grid_px = self.model.pixels_per_latent
+        first = [choose_place(p, grid_px, self.plan, n, 0) for n, p in enumerate(self.photos)]
         self.encode(
-            [
-                Sample(
-                    "photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n
-                )
-                for n, p in enumerate(self.photos)
-            ]
+            [Sample("photo", n, place, n) for n, place in enumerate(first)]
             + [Sample("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
             on_picture,
         )
@@ -252,7 +249,7 @@ class TrainingBatches:
             return self._photo(sample).bucket_px
         return (self.resolution_px, self.resolution_px)
 
-    def _cut(self, sample: Sample, picture: Tensor) -> Tensor:
+    def _crop(self, sample: Sample, picture: Tensor) -> Tensor:
         (top, left, mirrored), (height, width) = sample.place, self._size(sample)
         crop = picture[:, top : top + height, left : left + width]
         return crop.flip(-1) if mirrored else crop
@@ -264,15 +261,15 @@ class TrainingBatches:
             file = self._file(sample)
             # Photos are few and cut again and again; a class image is needed only once.
             picture = _bytes(file) if sample.is_prior else self._read(file)
-            pixels = self._cut(sample, picture)
+            pixels = self._crop(sample, picture)
             latents = self.store.find(pixels) if self.store else None
             if latents is None:
                 latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
                 if self.store:
                     self.store.keep(pixels, latents)
-            # Where parts take turns there is no room on the device for what is not at work.
-            in_turn = self.model.memory_options.cpu_offload
-            place = torch.device("cpu") if in_turn else self.model.runtime.device
+            # With CPU offload there is no room on the device for what is not at work.
+            cpu_offload = self.model.memory_options.cpu_offload
+            place = torch.device("cpu") if cpu_offload else self.model.runtime.device
             self._encoded[self._key(sample)] = Latents(
                 latents.mean.to(place), latents.deviation.to(place)
             )
@@ -284,7 +281,7 @@ class TrainingBatches:
             self._pixels[path.name] = _bytes(path)
         return self._pixels[path.name]
 
-    def _gather(self, samples: list[Sample]) -> Batch:
+    def _collate(self, samples: list[Sample]) -> Batch:
         found = [self._encoded[self._key(sample)] for sample in samples]
         device = self.model.runtime.device
         latents = Latents(
@@ -323,7 +320,7 @@ class TrainingBatches:
         masks = torch.ones(len(samples), *side)
         for row, (sample, file) in enumerate(zip(samples, files, strict=True)):
             if file:
-                cut = self._cut(sample, self._read(self.folder / file)[:1]).float()[None] / 255
+                cut = self._crop(sample, self._read(self.folder / file)[:1]).float()[None] / 255
                 masks[row] = nn.functional.adaptive_avg_pool2d(cut, side)[0, 0]
         return send(masks, like.device)
 

@@ -89,7 +89,7 @@ class Checkpoints:
 
         Raises:
             TrainingError: If it cannot be written: says what can be gone on from.
-            ValueError: If the weights are not those in training; see `save_checkpoint`.
+            ValueError: If the weights are not those in training; see `write`.
         """
         # What a killed process left behind would fill the disk one day.
         for leftover in self.folder.glob(".writing-*"):
@@ -98,13 +98,13 @@ class Checkpoints:
         earlier = [one for one in self._files() if one != path]
         try:
             try:
-                self._write(path, updates_done)
+                self.write(path, updates_done)
             except (OSError, SafetensorError):
                 if not earlier[1:]:
                     raise
                 for old in earlier[1:]:
                     old.unlink(missing_ok=True)
-                self._write(path, updates_done)
+                self.write(path, updates_done)
         except (OSError, SafetensorError) as error:
             problem = (
                 f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
@@ -131,9 +131,7 @@ class Checkpoints:
         damaged: list[DamagedCheckpointError] = []
         for path in self._files():
             try:
-                done = load_checkpoint(
-                    path, self._weights, self._optimizer, self._inputs, self._others
-                )
+                done = self.read(path)
             except DamagedCheckpointError as error:
                 damaged.append(error)
                 continue
@@ -154,102 +152,82 @@ class Checkpoints:
         """The checkpoints there are, newest first."""
         return sorted(self.folder.glob("update-*.safetensors"), reverse=True)
 
-    def _write(self, path: Path, updates_done: int) -> None:
-        save_checkpoint(
-            path, self._weights, self._optimizer, self._inputs, updates_done, self._others
-        )
+    def write(self, path: Path, updates_done: int) -> None:
+        """Write the state into a file; an earlier one is replaced only at the end.
 
+        Tensors are safetensors, everything else is JSON in the file's metadata; a checksum over
+        both tells damage that the format itself does not notice.
 
-def save_checkpoint(
-    path: Path,
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    inputs: dict[str, str],
-    updates_done: int,
-    others: Mapping[str, Stateful] | None = None,
-) -> None:
-    """Write the state after ``updates_done`` updates; an earlier file is replaced only at the end.
+        Raises:
+            OSError: If the file cannot be written.
+            SafetensorError: The same.
+            ValueError: If an optimizer that averages the weights shows its average now, or a state
+                holds what is neither a tensor nor a plain value.
+        """
+        if any(group.get("train_mode") is False for group in self._optimizer.param_groups):
+            raise ValueError("the weights are the optimizer's average now: save outside that block")
+        tensors: dict[str, Tensor] = {}
+        plain = {
+            "weights": _flatten([weight.detach() for weight in self._weights], tensors),
+            "optimizer": _flatten(self._optimizer.state_dict(), tensors),
+            "others": {
+                name: _flatten(other.state_dict(), tensors) for name, other in self._others.items()
+            },
+        }
+        metadata = {
+            "updates_done": str(updates_done),
+            "inputs": json.dumps(self._inputs),
+            "state": json.dumps(plain),
+        }
+        metadata["checksum"] = _checksum(tensors, metadata)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            # Else the rename can reach the disk before the contents do.
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
 
-    Tensors are safetensors, everything else is JSON in the file's metadata; a checksum over both
-    tells damage that the format itself does not notice.
+    def read(self, path: Path) -> int:
+        """Put a file's state back; return how many updates it has seen.
 
-    Args:
-        path: The checkpoint's file.
-        weights: What is trained, in a fixed order.
-        optimizer: The optimizer over these weights, of any kind.
-        inputs: Fingerprints of everything that the run depends on.
-        updates_done: How many updates the state has seen.
-        others: Whatever else has a state, by name.
+        Nothing changes unless all fits.
 
-    Raises:
-        OSError: If the file cannot be written.
-        SafetensorError: The same.
-        ValueError: If an optimizer that averages the weights shows its average now, or a state
-            holds what is neither a tensor nor a plain value.
-    """
-    if any(group.get("train_mode") is False for group in optimizer.param_groups):
-        raise ValueError("the weights are the optimizer's average now: save outside that block")
-    tensors: dict[str, Tensor] = {}
-    plain = {
-        "weights": _flatten([weight.detach() for weight in weights], tensors),
-        "optimizer": _flatten(optimizer.state_dict(), tensors),
-        "others": {
-            name: _flatten(other.state_dict(), tensors) for name, other in (others or {}).items()
-        },
-    }
-    metadata = {
-        "updates_done": str(updates_done),
-        "inputs": json.dumps(inputs),
-        "state": json.dumps(plain),
-    }
-    metadata["checksum"] = _checksum(tensors, metadata)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-        # Else the rename can reach the disk before the contents do.
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-
-
-def load_checkpoint(
-    path: Path,
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    inputs: dict[str, str],
-    others: Mapping[str, Stateful] | None = None,
-) -> int:
-    """Put a state back; return how many updates it has seen. Nothing changes unless all fits.
-
-    Raises:
-        DamagedCheckpointError: If the file cannot be read or is not what was written.
-        TrainingError: If it was made from other inputs (the message names those that differ) or
-            holds another model's weights.
-    """
-    try:
-        updates_done, made_from, saved = _read(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpointError(
-            f"The checkpoint {path} cannot be read: {error}.",
-            "Delete it to start from the beginning.",
-        ) from error
-    differing = sorted(k for k in {*made_from, *inputs} if made_from.get(k) != inputs.get(k))
-    if differing:
-        raise TrainingError(
-            f"The checkpoint {path} was made with other {', '.join(differing)}.",
-            "Use the same ones to go on, or name another --out to start anew.",
-        )
-    others = others or {}
-    if not _fits(saved, weights, optimizer, others):
-        raise TrainingError(
-            f"The checkpoint {path} holds other weights than this model trains.",
-            "Delete it to start from the beginning.",
-        )
-    with torch.no_grad():
-        for weight, value in zip(weights, saved["weights"], strict=True):
-            weight.copy_(value)
-    _load_optimizer(optimizer, saved["optimizer"])
-    for name, other in others.items():
-        other.load_state_dict(saved["others"][name])
-    return updates_done
+        Raises:
+            DamagedCheckpointError: If the file cannot be read or is not what was written.
+            TrainingError: If it was made from other inputs (the message names those that differ)
+                or holds another model's weights.
+        """
+        try:
+            updates_done, made_from, saved = _read(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise DamagedCheckpointError(
+                f"The checkpoint {path} cannot be read: {error}.",
+                "Delete it to start from the beginning.",
+            ) from error
+        mine = self._inputs
+        differing = sorted(k for k in {*made_from, *mine} if made_from.get(k) != mine.get(k))
+        if differing:
+            raise TrainingError(
+                f"The checkpoint {path} was made with other {', '.join(differing)}.",
+                "Use the same ones to go on, or name another --out to start anew.",
+            )
+        groups, saved_groups = self._optimizer.param_groups, saved["optimizer"]["param_groups"]
+        if (
+            [weight.shape for weight in self._weights] != [one.shape for one in saved["weights"]]
+            or [len(one["params"]) for one in groups]
+            != [len(one["params"]) for one in saved_groups]
+            or saved["others"].keys() != self._others.keys()
+        ):
+            raise TrainingError(
+                f"The checkpoint {path} holds other weights than this model trains.",
+                "Delete it to start from the beginning.",
+            )
+        with torch.no_grad():
+            for weight, value in zip(self._weights, saved["weights"], strict=True):
+                weight.copy_(value)
+        _load_optimizer(self._optimizer, saved["optimizer"])
+        for name, other in self._others.items():
+            other.load_state_dict(saved["others"][name])
+        return updates_done
 
 
 # ------------------------------------------------------------------ states as tensors and JSON
@@ -314,21 +292,6 @@ def _read(path: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     saved = {name: _restore(plain[name], tensors) for name in ("weights", "optimizer")}
     saved["others"] = {name: _restore(one, tensors) for name, one in plain["others"].items()}
     return updates_done, inputs, saved
-
-
-def _fits(
-    saved: Mapping[str, Any],
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    others: Mapping[str, Stateful],
-) -> bool:
-    mine = [len(group["params"]) for group in optimizer.param_groups]
-    its = [len(group["params"]) for group in saved["optimizer"]["param_groups"]]
-    return (
-        [weight.shape for weight in weights] == [one.shape for one in saved["weights"]]
-        and mine == its
-        and saved["others"].keys() == others.keys()
-    )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

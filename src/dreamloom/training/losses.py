@@ -1,4 +1,4 @@
-"""What training minimises: errors per image, weights of timesteps, DreamBooth's two terms."""
+"""Losses: errors per image, weights of timesteps (min-SNR), DreamBooth's two terms."""
 
 from __future__ import annotations
 

@@ -114,7 +114,15 @@ def make_optimizer(
             f"adamw8bit does not work here: {reason}.", f"Use adamw, or install it: {_EXTRA}."
         )
     make = _load_class(name)
-    _refuse_unknown_options(name, make, options or {})
+    # Most of these classes swallow any keyword, so a slip of the pen would change nothing.
+    own = {"self", "params", "lr", "weight_decay", "kwargs"}
+    known = [option for option in inspect.signature(make).parameters if option not in own]
+    for option in options or {}:
+        if option not in known:
+            raise ConfigError(
+                f"The optimizer {name} has no option {option!r}.",
+                f"Choose among: {', '.join(known)}.",
+            )
     settings = {**maker.options, **(options or {})}
     # A settings file has lists where these classes want tuples.
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
@@ -184,20 +192,6 @@ def _load_class(name: str) -> Callable[..., Any]:
             f"Install it with {_EXTRA}, or use adamw.",
         ) from error
     return found
-
-
-def _refuse_unknown_options(
-    name: str, make: Callable[..., Any], options: Mapping[str, Any]
-) -> None:
-    # Most of these classes swallow any keyword, so a slip of the pen would change nothing.
-    own = {"self", "params", "lr", "weight_decay", "kwargs"}
-    known = [option for option in inspect.signature(make).parameters if option not in own]
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"The optimizer {name} has no option {option!r}.",
-                f"Choose among: {', '.join(known)}.",
-            )
 
 
 def _why_no_8bit(device: torch.device) -> str:

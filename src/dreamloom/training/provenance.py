@@ -1,4 +1,4 @@
-"""What a training depends on, and what its file says of itself."""
+"""Provenance: what a training depends on (fingerprints), and what its file's metadata say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of a training for the programs that people watch them in, through accelerate."""
+"""Trackers: losses, learning rate and scores sent to TensorBoard and others, by accelerate."""
 
 from __future__ import annotations
 

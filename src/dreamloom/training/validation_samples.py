@@ -61,13 +61,13 @@ class ValidationSampler:
             images = self._draw(fresh, updates_done)
             if updates_done:
                 write_adapter(fresh / _ADAPTER, self.sign(self.model.read_adapter()))
-            card = None
+            scorecard = None
             if self.judge is not None:
                 untrained = self._folder(0)
                 has_floor = updates_done and untrained.is_dir()
-                card = self.judge(images, read_image_set(untrained) if has_floor else None)
-            write_json(fresh / _SCORES, card)
-        scores = {} if card is None else card.scores
+                scorecard = self.judge(images, read_image_set(untrained) if has_floor else None)
+            write_json(fresh / _SCORES, scorecard)
+        scores = {} if scorecard is None else scorecard.scores
         values = {name: one.value for name, one in scores.items() if one.value is not None}
         self.observe(ValidationSampled(updates_done, str(folder), values))
 
@@ -80,15 +80,15 @@ class ValidationSampler:
             known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
             if known is None:
                 continue  # nobody judged it
-            card = Scorecard.model_validate(known)
-            identity, clip_t = (card.scores.get(name) for name in ("identity", "clip_t"))
+            scorecard = Scorecard.model_validate(known)
+            identity, clip_t = (scorecard.scores.get(name) for name in ("identity", "clip_t"))
             candidates.append(
                 CheckpointCandidate(
                     update=int(folder.name),
                     identity_lift=identity.lift if identity else None,
                     clip_t=clip_t.value if clip_t else None,
                     clip_t_floor=clip_t.floor if clip_t else None,
-                    alarms=card.alarms,
+                    alarms=scorecard.alarms,
                 )
             )
         return recommend_checkpoint(candidates)

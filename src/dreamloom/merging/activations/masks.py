@@ -185,7 +185,7 @@ def learn_masks(
         shares = _share_loss(recorded, float(options["joint"]))
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
-            stack.enter_context(model.saving_memory())
+            stack.enter_context(model.recompute_activations())
         taught = list(zip(recorded, prompts, shares, strict=True))
         _descend(forward_passes, options, taught, list(masked.values()))
         missed = _measure(model, recorded, prompts)

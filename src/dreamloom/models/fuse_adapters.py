@@ -1,4 +1,4 @@
-"""Wear finished adapters: add their changes to a model's layers for the time of a block."""
+"""Fuse finished adapters into a model's weights for a block, and find the layers they change."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def fused_adapters(
 ) -> Iterator[None]:
     """Add the weighted changes to the layers' weights for a block; then put the weights back.
 
-    Each change is that of the base model as it is, whichever others are worn with it. The
+    Each change is that of the base model as it is, whichever others are applied with it. The
     originals are kept and copied back, so the base is restored bit for bit. Drawing costs what the
     base model alone costs.
     """
     placed = [(locate(components, adapter, base_name), adapter, w) for adapter, w in parts]
-    kept: dict[nn.Module, Tensor] = {}
+    originals: dict[nn.Module, Tensor] = {}
     try:
         with torch.no_grad():
             for modules, adapter, weight in placed:
                 for name, module in modules.items():
                     target: Tensor = module.weight  # type: ignore[assignment]
-                    original = kept.setdefault(module, target.detach().clone())
+                    original = originals.setdefault(module, target.detach().clone())
                     if adapter.peft is None:
                         change = adapter.layers[name].update().to(original.device)
                     else:
@@ -88,5 +88,5 @@ def fused_adapters(
         yield
     finally:
         with torch.no_grad():
-            for module, original in kept.items():
+            for module, original in originals.items():
                 module.weight.copy_(original)  # type: ignore[operator]
