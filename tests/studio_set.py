@@ -11,7 +11,9 @@ from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
-from dreamloom.training.batches import BatchPlan, TrainingBatches, prepare_batches
+from dreamloom.training.batches import BatchPlan, BatchShare, TrainingBatches, prepare_batches
+from dreamloom.training.losses import LossParts
+from dreamloom.training.step import BatchErrors, add_up_errors, measure_batch, share_update
 
 
 def make_photos(folder: Path, count: int = 3, size: tuple[int, int] = (96, 72)) -> Path:
@@ -61,6 +63,30 @@ def make_lesson(
     return prepare_batches(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
     )
+
+
+def measure_errors(
+    model: Model,
+    batches: TrainingBatches,
+    update: int,
+    config: LoomConfig,
+    share: BatchShare | None = None,
+) -> list[BatchErrors]:
+    """Measure the errors of one batch of an update, or of the only one."""
+    drawn = batches.make_batches(update, share or share_update(config, batches))
+    return [measure_batch(model, batches, batch, update, config) for batch in drawn]
+
+
+def compute_loss(
+    model: Model,
+    batches: TrainingBatches,
+    update: int,
+    config: LoomConfig,
+    share: BatchShare | None = None,
+) -> LossParts:
+    """Compute one batch's share of an update's loss, as the training loop does."""
+    parts = measure_errors(model, batches, update, config, share)
+    return add_up_errors(parts, config, batches, share or share_update(config, batches))
 
 
 def claimed(path: Path) -> RunFolder:

@@ -30,6 +30,7 @@ WITHOUT_SETTINGS = (
     *("picturebook", "lora", "models", "evaluation", "merging"),
     *("data.buckets", "data.image_io", "data.photos", "data.prompts", "data.quality"),
     *("training.batches", "training.latent_cache", "training.losses", "training.noise"),
+    *("training.ema", "training.lr_scheduler"),
     *("training.optimizers", "training.flat_adamw", "training.checkpoints"),
 )
 

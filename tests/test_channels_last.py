@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dreamloom.models.channels_last import laid_out_for_drawing
+from dreamloom.models.channels_last import fastest_layout
 
 
 def build() -> nn.Sequential:
@@ -17,7 +17,7 @@ def test_the_values_stay_and_the_layout_comes_back():
     layers, x = build(), torch.randn(4, 8, 6, 6)
     before, own = {k: v.clone() for k, v in layers.state_dict().items()}, layers[2].forward
     plain = layers(x)
-    with laid_out_for_drawing(layers):
+    with fastest_layout(layers):
         assert layers[0].weight.is_contiguous(memory_format=torch.channels_last)
         assert "forward" in vars(layers[2])
         assert torch.allclose(layers(x), plain, atol=1e-5)
@@ -29,12 +29,12 @@ def test_the_values_stay_and_the_layout_comes_back():
 @torch.no_grad()
 def test_weights_that_changed_since_the_last_drawing_count():
     layers, x = build(), torch.randn(4, 8, 6, 6)
-    with laid_out_for_drawing(layers):
+    with fastest_layout(layers):
         first = layers(x)
     layers[2].weight.mul_(2)
     layers[0].weight.mul_(0.5)
     expected = layers(x)
-    with laid_out_for_drawing(layers):
+    with fastest_layout(layers):
         assert torch.allclose(layers(x), expected, atol=1e-5)
     assert not torch.allclose(expected, first, atol=1e-3)
 
@@ -44,10 +44,10 @@ def test_layers_that_compute_in_their_own_way_and_half_precision_are_left():
     layers = build()
     marked = layers[2].forward
     vars(layers[2])["forward"] = marked
-    with laid_out_for_drawing(layers):
+    with fastest_layout(layers):
         assert vars(layers[2])["forward"] is marked
     half = build().half()
-    with laid_out_for_drawing(half):
+    with fastest_layout(half):
         assert "forward" not in vars(half[2])
         assert half[0].weight.is_contiguous()
 
@@ -55,7 +55,7 @@ def test_layers_that_compute_in_their_own_way_and_half_precision_are_left():
 def test_an_error_while_drawing_leaves_nothing_behind():
     layers = build()
     try:
-        with laid_out_for_drawing(layers):
+        with fastest_layout(layers):
             raise RuntimeError("the disk is full")
     except RuntimeError:
         pass

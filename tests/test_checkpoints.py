@@ -14,19 +14,10 @@ from dreamloom.training import checkpoints
 from dreamloom.training.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
-    load_checkpoint,
-    save_checkpoint,
 )
-from dreamloom.training.optimizers import (
-    OPTIMIZERS,
-    AverageOf,
-    group_weights,
-    make_optimizer,
-    rate_factor,
-    set_rates,
-    usual_rate,
-    weights_to_use,
-)
+from dreamloom.training.ema import EmaWeights, weights_to_use
+from dreamloom.training.lr_scheduler import rate_factor, set_rates
+from dreamloom.training.optimizers import OPTIMIZERS, group_weights, make_optimizer, usual_rate
 
 INPUTS = {"photos": "a1", "base": "b2", "settings": "c3"}
 
@@ -52,10 +43,10 @@ class TrainingBatches:
         return self
 
     def save(self, path, updates_done=4, inputs=INPUTS):
-        save_checkpoint(path, self.weights, self.optimizer, inputs, updates_done)
+        self.kept_in(path.parent, inputs).write(path, updates_done)
 
     def load(self, path, inputs=INPUTS):
-        return load_checkpoint(path, self.weights, self.optimizer, inputs)
+        return self.kept_in(path.parent, inputs).read(path)
 
     def kept_in(self, folder, inputs=INPUTS):
         return Checkpoints(folder, self.weights, self.optimizer, inputs)
@@ -117,7 +108,7 @@ class TrainContext:
         self.optimizer = make_optimizer(name, groups, weight_decay=0.01)
         self.others = {"scaler": torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=3)}
         if averaged:
-            self.others["average"] = AverageOf(self.weights, decay=0.9)
+            self.others["average"] = EmaWeights(self.weights, decay=0.9)
 
     def loss(self):
         layer = self.weights[1] @ self.weights[0]
@@ -162,9 +153,8 @@ def test_every_optimizer_goes_on_bit_for_bit(name, tmp_path):
         assert same(whole.weights, resumed.weights)
     # The test can fail: what forgets its state takes other steps.
     forgetful = context(name, seed=1)
-    load_checkpoint(
-        next(tmp_path.iterdir()), forgetful.weights, context(name).optimizer, INPUTS, whole.others
-    )
+    others = (context(name).optimizer, INPUTS, whole.others)
+    Checkpoints(tmp_path, forgetful.weights, *others).read(next(tmp_path.iterdir()))
     assert not same(whole.weights, forgetful.learn(range(3, 7)).weights)
 
 
@@ -234,7 +224,7 @@ def test_what_is_neither_tensor_nor_plain_is_refused_before_anything_is_written(
 def test_a_checkpoint_without_what_is_asked_for_is_refused(tmp_path):
     TrainingBatches().learn(range(2)).kept_in(tmp_path).save(2)
     batches = TrainingBatches()
-    others = {"average": AverageOf(batches.weights, 0.9)}
+    others = {"average": EmaWeights(batches.weights, 0.9)}
     asking = Checkpoints(tmp_path, batches.weights, batches.optimizer, INPUTS, others)
     with pytest.raises(TrainingError, match="holds other weights"):
         asking.resume()

@@ -7,7 +7,7 @@ from torch import nn
 from compiling import NEEDS_COMPILER
 from dreamloom.models.convolutions import can_be_packed, pack_convolutions
 from dreamloom.models.native import NativeConvolution
-from dreamloom.models.packed_linear import free_layers
+from dreamloom.models.packed_linear import restore_forward
 
 SHAPES = [(2, 8, 8), (2, 4, 12), (1, 8, 8), (2, 8, 8)]
 CHANNELS = pytest.mark.parametrize("channels", [(4, 6), (64, 48), (48, 64), (128, 384), (384, 128)])
@@ -47,7 +47,7 @@ def test_pictures_and_gradients_are_the_same_whatever_the_shape(
     assert packed == [layer]
     assert name_node(layer) == "_FrozenBackward"
     torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
-    free_layers(packed)
+    restore_forward(packed)
     assert all(map(torch.equal, run(layer), before))
 
 
@@ -61,7 +61,7 @@ def test_a_native_convolution_computes_the_same(channels: tuple[int, int], bias:
     vars(layer)["forward"] = NativeConvolution(vars(layer)["forward"])
     assert "ConvolutionNode" in name_node(layer)
     torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
-    free_layers(packed)
+    restore_forward(packed)
     assert all(map(torch.equal, run(layer), before))
 
 

@@ -14,8 +14,8 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.distributed import Processes, join_processes
 from dreamloom.models.base import AdapterSpec
 from dreamloom.models.families import load_model
-from dreamloom.training.step import compute_loss, share_update
-from studio_set import make_lesson, make_photos, make_sets, small_config
+from dreamloom.training.step import share_update
+from studio_set import compute_loss, make_lesson, make_photos, make_sets, small_config
 
 SPEC = AdapterSpec(2, 2.0, "attention", 0)
 

@@ -27,9 +27,16 @@ from dreamloom.models.base import AdapterSpec, Framing, Model
 from dreamloom.models.families import load_model
 from dreamloom.training.batches import BatchShare
 from dreamloom.training.losses import timestep_weights
-from dreamloom.training.step import compute_loss, measure_errors
 from dreamloom.training.train import train_adapter
-from studio_set import claimed, make_lesson, make_photos, make_sets, small_config
+from studio_set import (
+    claimed,
+    compute_loss,
+    make_lesson,
+    make_photos,
+    make_sets,
+    measure_errors,
+    small_config,
+)
 
 
 @dataclass

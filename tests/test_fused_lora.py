@@ -16,14 +16,14 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Framing
 from dreamloom.models.families import load_model
-from dreamloom.models.lowrank import InputMemory, SharedInput
+from dreamloom.models.lowrank import InputCache, SharedInput
 from dreamloom.models.native import load_native
 from dreamloom.models.packed_linear import (
     Order,
     PackedLinear,
-    free_layers,
     order_layers,
     pick_order,
+    restore_forward,
 )
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.sdxl import SDXLModel
@@ -50,9 +50,9 @@ def components(model: SDXLModel) -> dict[str, nn.Module]:
 def attach(model: SDXLModel, spec: AdapterSpec, dtype: torch.dtype) -> AttachedAdapter:
     """Put an adapter with random weights on components of one precision, in PEFT's form."""
     attached = AttachedAdapter(components(model), spec)
-    for form in attached._forms:
+    for form in attached._fused:
         form.remove()
-    attached._forms.clear()
+    attached._fused.clear()
     rng = torch.Generator().manual_seed(1)
     for owner in components(model).values():
         owner.to(dtype)
@@ -110,7 +110,7 @@ def test_forward_and_gradients_are_pefts(
         monkeypatch.setattr(AttentionMaps, "is_one_node", False)
     attached = attach(tiny, replace(SPEC, target_modules=target_modules), torch.float64)
     theirs = run(tiny, attached)
-    attached._slim()
+    attached._fuse()
     if gradient_checkpointing:
         tiny._pipeline.unet.enable_gradient_checkpointing()
         tiny._pipeline.unet.train()
@@ -162,7 +162,7 @@ def test_feed_forward_layers_that_never_learn_are_one_node(tiny: SDXLModel) -> N
 def test_frozen_text_encoders_give_an_input_without_gradient(tiny: SDXLModel) -> None:
     attached = attach(tiny, replace(SPEC, text_encoders=False), torch.float64)
     theirs = run(tiny, attached)
-    attached._slim()
+    attached._fuse()
     assert far(run(tiny, attached), theirs) < 1e-10
 
 
@@ -182,7 +182,7 @@ def test_fewer_operations_are_called(tiny: SDXLModel) -> None:
     attached = attach(tiny, replace(SPEC, target_modules="attention"), torch.float32)
     with Counter() as theirs:
         run(tiny, attached)
-    attached._slim()
+    attached._fuse()
     run(tiny, attached)
     with Counter() as ours:
         run(tiny, attached)
@@ -204,7 +204,7 @@ def test_half_precision_is_as_near_to_the_truth_as_pefts(
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(dtype)
     theirs = run(tiny, attached)
-    attached._slim()
+    attached._fuse()
     ours = run(tiny, attached)
     assert all(weight.dtype == torch.float32 for weight in weights_of(attached))
     assert all(one.dtype == torch.float32 for one in ours[1:])
@@ -254,9 +254,9 @@ def test_a_component_that_was_moved_keeps_learning(tiny: SDXLModel) -> None:
             weight.add_(0.1)
     moved = flat(run(tiny, attached))
     assert far(moved[:1], before[:1]) > 1e-4
-    for form in attached._forms:
+    for form in attached._fused:
         form.remove()
-    attached._forms.clear()
+    attached._fused.clear()
     assert far(flat(run(tiny, attached)), moved) < 1e-4
 
 
@@ -288,7 +288,7 @@ def test_what_frozen_weights_make_of_the_same_input_is_computed_once() -> None:
         calls.append(1)
         return 2 * x
 
-    memory, x = InputMemory(), torch.ones(3)
+    memory, x = InputCache(), torch.ones(3)
     assert memory.find(x, double) is None
     for _ in range(3):
         found = memory.find(x, double)
@@ -307,7 +307,7 @@ def test_prompts_that_come_again_give_the_same_prediction(tiny: SDXLModel) -> No
         tiny, replace(SPEC, target_modules="attention", text_encoders=False), torch.float64
     )
     theirs = run(tiny, attached)
-    attached._slim()
+    attached._fuse()
     known = tiny.encode_prompts(PROMPTS)
     tiny.encode_prompts = lambda prompts: known  # type: ignore[method-assign]
     for _ in range(4):
@@ -327,7 +327,7 @@ def test_a_layer_whose_weights_lie_otherwise_computes_the_same(order: Order, bia
     layer(x).square().sum().backward()
     torch.testing.assert_close(layer(x).detach(), expected)
     torch.testing.assert_close(x.grad, gradient)
-    free_layers(ordered)
+    restore_forward(ordered)
     assert "forward" not in vars(layer)
     plain = PackedLinear(layer.weight, layer.bias, "plain")
     assert torch.equal(plain.apply(x[0]), nn.functional.linear(x[0], layer.weight, layer.bias))

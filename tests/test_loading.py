@@ -309,7 +309,7 @@ def test_a_checkpoints_schedule_is_that_of_sdxl_unless_it_says_otherwise(
 )
 def test_the_metadata_may_tell_the_prediction(said: str, changes: dict[str, Any]) -> None:
     header = single_files.Header({}, {"modelspec.prediction_type": said})
-    assert single_files.tell_schedule(header) == changes
+    assert single_files.read_schedule_changes(header) == changes
 
 
 # ------------------------------------------------------------------- the shipped configuration
@@ -376,7 +376,8 @@ def test_the_original_layout_is_that_of_the_published_checkpoint(published_origi
         "conditioner.embedders.1.model.text_projection": (1280, 1280),
     }.items():
         assert shapes[name] == shape
-    single_files.check_is_sdxl(Path("model.safetensors"), single_files.Header(shapes, {}))
+    entries = {name: single_files.Entry("F16", shape, 0, 0) for name, shape in shapes.items()}
+    single_files.check_is_sdxl(Path("model.safetensors"), single_files.Header(entries, {}))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -792,5 +793,5 @@ def test_a_licence_that_was_not_accepted_is_told(
     def refuse(*args: Any, **kwargs: Any) -> Iterator[None]:
         raise sources.GatedRepoError.__new__(sources.GatedRepoError)
 
-    monkeypatch.setattr(sources, "snapshot_download", refuse)
+    monkeypatch.setattr("dreamloom.models.weight_files.snapshot_download", refuse)
     assert "licence" in refusal("someone/gated")

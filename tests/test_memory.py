@@ -29,12 +29,12 @@ BARS = (
     ("full", "int8", 5.5),
     ("full", "nf4", 4.5),
 )
-TAUGHT = Setting(1024, text_encoders=True, cpu_offload=True)
+TRAINED = Setting(1024, text_encoders=True, cpu_offload=True)
 
 
 @pytest.mark.parametrize(("levels", "quantization", "at_most"), BARS)
 def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
-    setting = replace(TAUGHT, gradient_checkpointing=levels, quantization=quantization)
+    setting = replace(TRAINED, gradient_checkpointing=levels, quantization=quantization)
     found = predict_memory_use(read_table(), setting)
     assert found.peak_bytes < at_most * GIB
     assert found.peak_phase == "training"
@@ -47,7 +47,7 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
         (Case(1024, TEXT), Setting(1024, text_encoders=True)),
         (
             Case(1024, TEXT, "low", MemoryOptions(cpu_offload=True), drawn_at_once=2),
-            replace(TAUGHT, gradient_checkpointing="low", drawn_at_once=2),
+            replace(TRAINED, gradient_checkpointing="low", drawn_at_once=2),
         ),
         (
             Case(1024, TEXT, "high", micro_batch_size=2, passes=1),
@@ -61,11 +61,13 @@ def test_the_planned_peak_of_sdxl_keeps_the_bar(levels, quantization, at_most):
         ),
         (
             Case(1024, TEXT, "full", MemoryOptions("nf4", cpu_offload=True)),
-            replace(TAUGHT, gradient_checkpointing="full", quantization="nf4"),
+            replace(TRAINED, gradient_checkpointing="full", quantization="nf4"),
         ),
         (
             Case(1024, TEXT, "full", MemoryOptions("int8", cpu_offload=True), micro_batch_size=4),
-            replace(TAUGHT, gradient_checkpointing="full", quantization="int8", micro_batch_size=4),
+            replace(
+                TRAINED, gradient_checkpointing="full", quantization="int8", micro_batch_size=4
+            ),
         ),
         (
             Case(768, AdapterSpec(64, 64.0, "linear", 0), "none", micro_batch_size=2),
@@ -120,7 +122,7 @@ def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
     spec = AdapterSpec(16, 16.0, "attention", 0)
     with counted_run(Case(64, spec, folder=tiny_sdxl, dtype=torch.bfloat16)) as run:
         run.attach()
-        predicted = run.needs(run.learn)
+        predicted = run.needs(run.forward_backward)
     model = load_model(str(tiny_sdxl), Runtime(torch.device("cpu"), torch.bfloat16))
     assert isinstance(model, SDXLModel)
     with MemoryCounter() as counter:
@@ -128,7 +130,7 @@ def test_a_pass_of_real_tensors_holds_what_is_counted_without_them(
         real.attach()
         for part in model._offload.parts.values():
             counter.hold(tensors_of(part))
-        assert real.needs(real.learn) == pytest.approx(predicted, rel=0.01)
+        assert real.needs(real.forward_backward) == pytest.approx(predicted, rel=0.01)
 
 
 # ------------------------------------------------------------------ choosing

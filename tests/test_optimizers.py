@@ -14,19 +14,16 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.training import optimizers
+from dreamloom.training.ema import EmaWeights, weights_to_use
+from dreamloom.training.lr_scheduler import rate_factor, set_rates
 from dreamloom.training.optimizers import (
     AVERAGING_OPTIMIZERS,
     ONE_RATE_OPTIMIZERS,
     OPTIMIZERS,
-    AverageOf,
     group_weights,
     make_optimizer,
-    rate_factor,
-    set_rates,
     usable_optimizer,
     usual_rate,
-    weights_to_use,
 )
 
 CPU = torch.device("cpu")
@@ -363,7 +360,7 @@ def step(weight, update):
 
 def test_an_average_is_that_of_the_formula():
     (weight,) = weights((3, 2))
-    average, expected = AverageOf([weight], decay=0.5), weight.detach().clone()
+    average, expected = EmaWeights([weight], decay=0.5), weight.detach().clone()
     for update in range(1, 20):
         step(weight, update)
         average.update()
@@ -375,7 +372,7 @@ def test_an_average_is_that_of_the_formula():
 
 def test_an_average_comes_off_again_bit_for_bit_even_after_an_error():
     (weight,) = weights((3, 2))
-    average = AverageOf([weight], decay=0.9)
+    average = EmaWeights([weight], decay=0.9)
     step(weight, 1)
     average.update()
     before = weight.detach().clone()
@@ -394,13 +391,13 @@ def test_an_average_comes_off_again_bit_for_bit_even_after_an_error():
 
 def test_an_average_goes_on_from_its_state():
     (weight,) = weights((3, 2))
-    average = AverageOf([weight], decay=0.99)
+    average = EmaWeights([weight], decay=0.99)
     step(weight, 1)
     average.update()
     state = average.state_dict()
     state["averages"] = [one.clone() for one in state["averages"]]
     (other,) = weights((3, 2), seed=1)
-    resumed = AverageOf([other], decay=0.99)
+    resumed = EmaWeights([other], decay=0.99)
     resumed.load_state_dict(state)
     with torch.no_grad():
         other.copy_(weight)
@@ -412,7 +409,7 @@ def test_an_average_goes_on_from_its_state():
 
 
 def test_a_worn_average_is_not_averaged_again():
-    average = AverageOf(weights((2, 2)), decay=0.9)
+    average = EmaWeights(weights((2, 2)), decay=0.9)
     with average.applied():
         for forbidden in (average.update, average.state_dict, average.applied().__enter__):
             with pytest.raises(ValueError, match="leave the block"):
@@ -422,7 +419,7 @@ def test_a_worn_average_is_not_averaged_again():
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"got {decay}"):
-        AverageOf(weights((2, 2)), decay)
+        EmaWeights(weights((2, 2)), decay)
 
 
 def learn(name, updates=10):
@@ -438,7 +435,7 @@ def learn(name, updates=10):
 
 def test_weights_to_use_are_the_average_that_there_is():
     optimizer, weight = learn("adamw")
-    average = AverageOf([weight], decay=0.9)
+    average = EmaWeights([weight], decay=0.9)
     step(weight, 1)
     before = weight.detach().clone()
     with weights_to_use(optimizer):
@@ -460,7 +457,7 @@ def test_weights_to_use_are_the_optimizers_own_average(name):
     assert all(group["train_mode"] for group in optimizer.param_groups)
     with (
         pytest.raises(ValueError, match="averages the weights itself"),
-        weights_to_use(optimizer, AverageOf([weight], 0.9)),
+        weights_to_use(optimizer, EmaWeights([weight], 0.9)),
     ):
         pass
 
@@ -470,6 +467,6 @@ def test_other_optimizers_do_not_average(name):
     """Keeps the list true: one that switches modes must be in it."""
     needs(name)
     optimizer, weight = learn(name, updates=3)
-    assert not optimizers._averages_itself(optimizer)
+    assert not any("train_mode" in group for group in optimizer.param_groups)
     with weights_to_use(optimizer):
         assert weight.isfinite().all()

@@ -10,7 +10,7 @@ from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.memory.tensor_counter import MemoryCounter
 from dreamloom.models.base import AdapterSpec, Framing, MemoryOptions, Sampler, Shot
 from dreamloom.models.families import load_model
-from dreamloom.models.offload import PartOffload
+from dreamloom.models.offload import CpuOffload
 from dreamloom.models.quantization import QUANTIZATIONS, Quantization
 from dreamloom.models.quantized_layers import QuantizedLinear, quantize_linears
 from dreamloom.models.sdxl import SDXLModel
@@ -133,7 +133,7 @@ def test_parts_that_take_turns_draw_and_teach_the_same(tiny_sdxl: Path):
     assert all(psnr_db(a, b) == float("inf") for a, b in pairs)
 
 
-class Watched(PartOffload):
+class Watched(CpuOffload):
     """Notes who lies on the device at each move."""
 
     together: list[set[str]]

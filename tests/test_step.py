@@ -19,8 +19,8 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
 from dreamloom.training.batches import Sample, TrainingBatches
-from dreamloom.training.step import compute_loss, share_update
-from studio_set import make_lesson, make_sets, small_config
+from dreamloom.training.step import share_update
+from studio_set import compute_loss, make_lesson, make_sets, small_config
 
 UPDATE = 2
 

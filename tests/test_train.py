@@ -16,9 +16,8 @@ from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
-from dreamloom.training.step import compute_loss
 from dreamloom.training.train import train_adapter
-from studio_set import claimed, make_lesson, small_config
+from studio_set import claimed, compute_loss, make_lesson, small_config
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Stage 4: prompts, seeds, schedulers and adapters in, pictures and their manifest out."""
+"""Generate images (stage 4): prompts, seeds, schedulers and adapters in, pictures out."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ActiveAdapter:
-    """An adapter file and the weight at which it is worn, or how that follows the drawing."""
+    """An adapter file and the weight at which it is applied, or how that follows the drawing."""
 
     path: Path
     weight: float | Curve = 1.0
@@ -97,7 +97,7 @@ def parse_active_adapter(text: str) -> ActiveAdapter:
 
 
 def read_composition(text: str, conditional_only: bool = False) -> Composition:
-    """Read how adapters are worn together, as typed on the command line.
+    """Read how adapters are applied together, as typed on the command line.
 
     Raises:
         ConfigError: If there is no such way, or a number is out of range.
@@ -130,10 +130,10 @@ def generate_images(
         model: A loaded base model.
         prompts: One or more prompts.
         config: Resolved settings: nothing is ``auto`` any more.
-        active: Adapters to wear; none draws the base model.
+        active: Adapters to apply; none draws the base model.
         name: The set's name: letters, digits, dash and underscore.
         observe: Told of progress.
-        composition: How several adapters are worn together.
+        composition: How several adapters are applied together.
 
     Raises:
         AdapterError: If an adapter cannot be read or belongs to another base model.
@@ -143,7 +143,16 @@ def generate_images(
     """
     adapters = check_request(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
-    listed = _list_active_adapters(active, composition)
+    schedules = describe_lora_schedules([part.weight for part in active], composition)
+    listed = tuple(
+        AdapterEntry(
+            file=part.path.name,
+            sha256=file_sha256(part.path),
+            weight=part.strongest,
+            lora_schedule=schedule,
+        )
+        for part, schedule in zip(active, schedules, strict=True)
+    )
     inputs = {
         "base": model.identity.fingerprint,
         "adapters": fingerprint([entry.model_dump() for entry in listed]),
@@ -208,7 +217,7 @@ def check_request(
     """Check everything about a set before anything is written; return the adapters, read.
 
     Raises:
-        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be worn
+        AdapterError: If an adapter cannot be read, does not fit the base model, or cannot be used
             in this manner.
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
@@ -230,7 +239,14 @@ def check_request(
         )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
-        _check_base(part.path, dict(adapter.metadata), model)
+        made_for = adapter.metadata.get("dreamloom.base_fingerprint")
+        if made_for and made_for != model.identity.fingerprint:
+            other = adapter.metadata.get("dreamloom.base", "of another kind")
+            raise AdapterError(
+                f"{part.path} was made for the base model {other}, not for {model.identity.name} "
+                "as it is here.",
+                "Name that base model with --base, or train the adapter again.",
+            )
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
@@ -262,33 +278,6 @@ def _check_composition(
             f"In {steps} steps with turns of {composition.every}, {active[-1].path.name} would "
             "never have its turn.",
             "Take shorter turns, as in --compose switch:1, or more --steps.",
-        )
-
-
-def _list_active_adapters(
-    active: Sequence[ActiveAdapter], composition: Composition
-) -> tuple[AdapterEntry, ...]:
-    """List the adapters with how each is worn, for the manifest."""
-    lora_schedules = describe_lora_schedules([part.weight for part in active], composition)
-    return tuple(
-        AdapterEntry(
-            file=part.path.name,
-            sha256=file_sha256(part.path),
-            weight=part.strongest,
-            lora_schedule=lora_schedule,
-        )
-        for part, lora_schedule in zip(active, lora_schedules, strict=True)
-    )
-
-
-def _check_base(path: Path, metadata: dict[str, str], model: Model) -> None:
-    made_for = metadata.get("dreamloom.base_fingerprint")
-    if made_for and made_for != model.identity.fingerprint:
-        other = metadata.get("dreamloom.base", "of another kind")
-        raise AdapterError(
-            f"{path} was made for the base model {other}, not for {model.identity.name} "
-            "as it is here.",
-            "Name that base model with --base, or train the adapter again.",
         )
 
 
@@ -328,9 +317,14 @@ def _draw(
     stage: str,
     observe: Observer,
 ) -> None:
+    def sampler_of(one: Picture) -> Sampler:
+        return Sampler(
+            one.scheduler, one.steps, one.guidance, one.guidance_interval, one.cache_interval
+        )
+
     done = 0
     observe(Progress(stage, "drawing", 0, len(plan)))
-    for sampler, group in itertools.groupby(plan, key=_sampler):
+    for sampler, group in itertools.groupby(plan, key=sampler_of):
         pictures = list(group)
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
@@ -340,13 +334,3 @@ def _draw(
                     image.save(temporary)
             done += len(some)
             observe(Progress(stage, "drawing", done, len(plan)))
-
-
-def _sampler(picture: Picture) -> Sampler:
-    return Sampler(
-        picture.scheduler,
-        picture.steps,
-        picture.guidance,
-        picture.guidance_interval,
-        picture.cache_interval,
-    )

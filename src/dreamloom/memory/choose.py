@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from dreamloom.memory.predict import GIB, MemoryUse, Setting, predict_memory_use
 from dreamloom.memory.table import MemoryTable
@@ -93,12 +94,14 @@ def choose_setting(table: MemoryTable, work: Work, memory_bytes: int, limits: Li
     usable = usable_bytes(memory_bytes)
     smallest: Choice | None = None
     for setting in _list_settings(work, limits):
-        settled = _draw_as_many_as_fit(table, setting, work.drawn_at_once, usable)
-        found = predict_memory_use(table, settled)
-        choice = Choice(settled, found, found.peak_bytes <= usable)
-        if choice.fits and _ends_below_its_middle(found, settled, limits):
-            refused = _explain(table, work, limits, settled, usable)
-            return replace(choice, refused=refused)
+        fitted = _draw_as_many_as_fit(table, setting, work.drawn_at_once, usable)
+        found = predict_memory_use(table, fitted)
+        choice = Choice(fitted, found, found.peak_bytes <= usable)
+        # Drawing and saving shall need no more than training, where that can be had.
+        ends = max(found.phases["sampling"], found.phases["saving"])
+        can_offload = not fitted.cpu_offload and True in limits.cpu_offload
+        if choice.fits and (ends <= found.phases["training"] or not can_offload):
+            return replace(choice, refused=_explain(table, work, limits, fitted))
         if smallest is None or found.peak_bytes < smallest.memory_use.peak_bytes:
             smallest = choice
     if smallest is None:
@@ -107,24 +110,22 @@ def choose_setting(table: MemoryTable, work: Work, memory_bytes: int, limits: Li
 
 
 def _list_settings(work: Work, limits: Limits) -> Iterator[Setting]:
-    optimizers = [work.setting.optimizer]
-    if limits.may_use_8_bit:
-        optimizers.append(EIGHT_BIT)
-    for optimizer in optimizers:
-        for quantization in limits.quantization:
-            for levels in limits.gradient_checkpointing:
-                for per_pass in _divide(work, limits):
-                    for in_turn in limits.cpu_offload:
-                        yield replace(
-                            work.setting,
-                            optimizer=optimizer,
-                            quantization=quantization,
-                            gradient_checkpointing=levels,
-                            micro_batch_size=per_pass,
-                            passes=-(-work.images_per_batch // per_pass)
-                            * work.gradient_accumulation_steps,
-                            cpu_offload=in_turn,
-                        )
+    for optimizer, quantization, levels, per_pass, cpu_offload in product(
+        [work.setting.optimizer, *([EIGHT_BIT] if limits.may_use_8_bit else [])],
+        limits.quantization,
+        limits.gradient_checkpointing,
+        _divide(work, limits),
+        limits.cpu_offload,
+    ):
+        yield replace(
+            work.setting,
+            optimizer=optimizer,
+            quantization=quantization,
+            gradient_checkpointing=levels,
+            micro_batch_size=per_pass,
+            passes=-(-work.images_per_batch // per_pass) * work.gradient_accumulation_steps,
+            cpu_offload=cpu_offload,
+        )
 
 
 def _divide(work: Work, limits: Limits) -> list[int]:
@@ -147,15 +148,8 @@ def _draw_as_many_as_fit(table: MemoryTable, setting: Setting, most: int, usable
     return replace(setting, drawn_at_once=1)
 
 
-def _ends_below_its_middle(found: MemoryUse, setting: Setting, limits: Limits) -> bool:
-    """Say whether drawing and saving need no more than training, where that can be had."""
-    ends = max(found.phases["sampling"], found.phases["saving"])
-    can_take_turns = not setting.cpu_offload and True in limits.cpu_offload
-    return ends <= found.phases["training"] or not can_take_turns
-
-
 def _explain(
-    table: MemoryTable, work: Work, limits: Limits, chosen: Setting, usable: int
+    table: MemoryTable, work: Work, limits: Limits, chosen: Setting
 ) -> list[tuple[str, str, int]]:
     """Say what each thing that is one step faster or more exact would have needed."""
     options: dict[str, list[object]] = {

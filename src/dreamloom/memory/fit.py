@@ -1,9 +1,8 @@
-"""Fit a run to the device that is here: plan it, and say how the base model is to be loaded."""
+"""Fit a run to the device's memory: plan it, choose quantization and CPU offload."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig
@@ -12,14 +11,14 @@ from dreamloom.core.run_folder import RunFolder
 from dreamloom.memory.plan import (
     DeviceMemory,
     apply_plan,
+    find_folder,
     plan_drawing,
     plan_run,
     read_device_memory,
     read_memory,
 )
 from dreamloom.memory.predict import Setting
-from dreamloom.models.base import NO_SAVINGS, MemoryOptions
-from dreamloom.picturebook import weights_folder
+from dreamloom.models.base import MemoryOptions
 
 # A base whose weights are this small beside a GPU's memory is not worth a plan.
 _SMALL_SHARE = 1 / 32
@@ -63,7 +62,7 @@ def fit_run(run: RunFolder, config: LoomConfig, runtime: Runtime, photos: int) -
     chosen = apply_plan(config, plan)
     setting = plan.choice.setting
     lasting = _with_base(config, setting.quantization).model_copy(update={"train": chosen.train})
-    return Fitted(chosen, lasting, _spare_as(setting), tuple(plan.lines()))
+    return Fitted(chosen, lasting, _planned_options(setting), tuple(plan.lines()))
 
 
 def fit_drawing(config: LoomConfig, runtime: Runtime) -> MemoryOptions:
@@ -71,7 +70,7 @@ def fit_drawing(config: LoomConfig, runtime: Runtime) -> MemoryOptions:
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(config.base, memory):
         return ask_memory_options(config)
-    return _spare_as(plan_drawing(config, memory))
+    return _planned_options(plan_drawing(config, memory))
 
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
@@ -82,8 +81,8 @@ def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
 
 
 def _is_small(base: str, memory: DeviceMemory) -> bool:
-    folder = weights_folder() if base == "picturebook" else Path(base)
-    if not folder.is_dir():
+    folder = find_folder(base)
+    if folder is None:
         return False
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     return size < memory.nbytes * _SMALL_SHARE
@@ -106,7 +105,7 @@ def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
     )
 
 
-def _spare_as(setting: Setting) -> MemoryOptions:
+def _planned_options(setting: Setting) -> MemoryOptions:
     """How a base model is loaded as was planned."""
     return MemoryOptions(setting.quantization, setting.cpu_offload, setting.drawn_at_once)  # type: ignore[arg-type]
 
@@ -115,9 +114,4 @@ def ask_memory_options(config: LoomConfig) -> MemoryOptions:
     """How the settings ask for the base model to be loaded, where nothing is planned."""
     asked = config.memory
     quantization = "whole" if asked.base_quantization == "auto" else asked.base_quantization
-    in_turn = asked.cpu_offload is True
-    return (
-        NO_SAVINGS
-        if (quantization, in_turn) == ("whole", False)
-        else MemoryOptions(quantization, in_turn)
-    )
+    return MemoryOptions(quantization, asked.cpu_offload is True)

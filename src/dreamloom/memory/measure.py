@@ -19,8 +19,7 @@ from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, Rea
 from dreamloom.models.quantization import QUANTIZATIONS
 
 _RANK = 16
-_LADDER: tuple[Checkpointing, ...] = get_args(Checkpointing)
-_Told = Callable[[str], None]
+_OnCase = Callable[[str], None]
 _PIXELS_PER_LATENT = 8
 # What makes two denoisers of one size.
 _SIZES = (
@@ -37,7 +36,7 @@ def count_table(
     made_by: str,
     resolution_px: int = 1024,
     folder: Path | None = None,
-    on_case: _Told = lambda case: None,
+    on_case: _OnCase = lambda case: None,
 ) -> MemoryTable:
     """Count what a base model needs in a dozen cases: some minutes for a full-size SDXL.
 
@@ -57,7 +56,7 @@ def count_table(
     served = _serve(plain)
     training: dict[str, int] = {}
     flops: dict[str, float] = dict(served.pop("flops"))
-    for levels in _LADDER:
+    for levels in get_args(Checkpointing):
         on_case(f"training, recomputing {levels}")
         found = _train(replace(plain, gradient_checkpointing=levels), with_flops=True)
         training[levels], flops[levels] = found["passes"], found["flops"]
@@ -102,7 +101,7 @@ def count_table(
     )
 
 
-def count_folder(folder: Path, on_case: _Told = lambda case: None) -> MemoryTable | None:
+def count_folder(folder: Path, on_case: _OnCase = lambda case: None) -> MemoryTable | None:
     """Count a base model in a folder; None if it is of SDXL's published size.
 
     Counts are remembered while the process lives.
@@ -118,12 +117,11 @@ def count_folder(folder: Path, on_case: _Told = lambda case: None) -> MemoryTabl
 
 
 def _weigh(run: Run) -> dict[str, int]:
-    sizes = {name: _bytes(part) for name, part in run.parts.items()}
+    sizes = {
+        name: sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(part))
+        for name, part in run.parts.items()
+    }
     return {"unet": sizes["unet"], "text": sizes["text_encoder"] + sizes["text_encoder_2"]}
-
-
-def _bytes(part: Any) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(part))
 
 
 def _serve(case: Case) -> dict[str, Any]:
@@ -134,14 +132,14 @@ def _serve(case: Case) -> dict[str, Any]:
             "unet": {"whole": weights["unet"]},
             "text": {"whole": weights["text"]},
             "vae": run.counter.held_bytes - weights["unet"] - weights["text"],
-            "denoise": run.needs(lambda: run.look(2)) // 2,
+            "denoise": run.needs(lambda: run.predict(2)) // 2,
             "decode": run.needs(run.decode),
             "encode": run.needs(run.encode),
-            "prompts": run.needs(run.read),
+            "prompts": run.needs(run.encode_prompts),
         }
         found["flops"] = {
             # Both encode the same prompt.
-            "forward": _flops(lambda: run.look(2)) - _flops(lambda: run.look(1)),
+            "forward": _flops(lambda: run.predict(2)) - _flops(lambda: run.predict(1)),
             "decode": _flops(run.decode),
             "encode": _flops(run.encode),
         }
@@ -153,28 +151,26 @@ def _train(case: Case, with_flops: bool = False) -> dict[str, Any]:
     with counted_run(case) as run:
         sizes = _weigh(run)
         weights = run.attach()
-        passes = run.needs(run.learn)
+        passes = run.needs(run.forward_backward)
         run.forget_gradients()
         return {
             "passes": passes,
-            "flops": _flops(run.learn) if with_flops else 0.0,
+            "flops": _flops(run.forward_backward) if with_flops else 0.0,
             "parameters": sum(p.numel() for one in weights for p in one.parameters),
             **sizes,
         }
 
 
-def _attend(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attend_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
 # Fake tensors stand on the processor, whose fused attention torch's counter does not know.
 _ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attend,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attend_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: int(sdpa_flop_count(query, key, value))
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: int(
+            sdpa_backward_flop_count(gradient, query, key, value)
+        )
+    ),
 }
 
 

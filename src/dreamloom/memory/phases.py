@@ -29,7 +29,7 @@ from dreamloom.models.base import (
     WeightGroup,
 )
 from dreamloom.models.meta_model import make_meta_model
-from dreamloom.models.offload import PartOffload
+from dreamloom.models.offload import CpuOffload
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.training.losses import image_errors
 from dreamloom.training.optimizers import group_weights, make_optimizer
@@ -44,7 +44,7 @@ class Case:
 
     Args:
         resolution_px: Side of the pictures, a multiple of what the base model asks for.
-        spec: The adapter that is taught.
+        spec: The adapter that is trained.
         gradient_checkpointing: What the backward pass recomputes.
         memory_options: How the base model is kept and whether its parts take turns.
         micro_batch_size: Images that go through the model at once in training.
@@ -74,12 +74,12 @@ def count_phases(case: Case) -> dict[Phase, int]:
     adapter and its optimizer are there.
     """
     with counted_run(case) as run:
-        phases: dict[Phase, Callable[[], None]] = {
+        phases: dict[Phase, Callable[[], object]] = {
             "class images": run.draw,
             "caching": run.cache,
             "training": run.train,
             "sampling": run.draw,
-            "saving": run.save,
+            "saving": run.model.read_adapter,
         }
         counts: dict[Phase, int] = {}
         for phase, work in phases.items():
@@ -120,7 +120,7 @@ def _nothing_real() -> Iterator[None]:
 
 
 def _make_model(pipeline: Any, case: Case, counter: MemoryCounter) -> SDXLModel:
-    class Counted(PartOffload):
+    class Counted(CpuOffload):
         """Fake tensors all lie on the CPU, so coming and going is told to the counter."""
 
         def move(self, module: nn.Module, device: torch.device) -> None:
@@ -178,11 +178,11 @@ class Run:
 
     def draw(self) -> None:
         """Denoise a batch once, both halves of guidance together, and decode a picture."""
-        self.look(2 * self.case.drawn_at_once)
+        self.predict(2 * self.case.drawn_at_once)
         self.decode()
 
     @torch.no_grad()
-    def look(self, rows: int) -> None:
+    def predict(self, rows: int) -> None:
         """Predict so many rows without gradients."""
         encoded = self.model.encode_prompts(_PROMPTS[:1])
         self._predict(encoded.take(torch.zeros(rows, dtype=torch.int64)))
@@ -196,14 +196,14 @@ class Run:
         side = self.case.resolution_px
         self.model.encode_images(torch.zeros(1, 3, side, side))
 
-    def read(self) -> None:
+    def encode_prompts(self) -> None:
         """Encode the prompts."""
         self.model.encode_prompts(_PROMPTS)
 
     def cache(self) -> None:
         """Encode a picture and the prompts."""
         self.encode()
-        self.read()
+        self.encode_prompts()
         self.model.release_encoders()
 
     def attach(self) -> list[WeightGroup]:
@@ -221,35 +221,27 @@ class Run:
     def train(self) -> None:
         """Go through one pass after an update: the optimizer has its states by then."""
         self.attach()
-        self.update()
+        self.forward_backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
         if self.case.passes == 1:
             self.forget_gradients()
         # Otherwise gradients of the passes before lie there, as they do now.
-        self.learn()
+        self.forward_backward()
         self.forget_gradients()
-
-    def update(self) -> None:
-        """Do a whole update."""
-        self.learn()
-        if self.optimizer is not None:
-            self.optimizer.step()
 
     def forget_gradients(self) -> None:
         """End an update."""
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def learn(self) -> None:
+    def forward_backward(self) -> None:
         """Go forward and backward once."""
         count = self.case.micro_batch_size
         encoded = self._encoded or self.model.encode_prompts(_PROMPTS[:count])
         rows = torch.arange(count, dtype=torch.int64) % len(encoded)
         predicted = self._predict(encoded.take(rows))
         image_errors(predicted, self._latents(count)).mean().backward()
-
-    def save(self) -> None:
-        """Copy the adapter."""
-        self.model.read_adapter()
 
     def _predict(self, encoded: SDXLConditioning) -> Tensor:
         side = self.case.resolution_px

@@ -1,4 +1,4 @@
-"""Plan a run before it begins: what each phase needs, what is chosen, and why, in plain words."""
+"""Plan a run's memory before it begins: what each phase needs, what is chosen, and why."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RECOMPUTED = {
     "low": "the lowest level of the U-Net is recomputed in the backward pass",
     "full": "every level of the U-Net is recomputed in the backward pass",
 }
-_KEPT = {
+_QUANTIZED = {
     "whole": "the base model is kept whole",
     "fp8": "the base model's linear layers are kept in fp8",
     "int8": "the base model's linear layers are kept in 8 bits",
@@ -133,15 +133,9 @@ class MemoryPlan:
             f"{_gib(memory_use.peak_bytes)} at most, of {_gib(usable)} that tensors may hold",
             ", ".join(f"{phase} {_gib(memory_use.phases[phase])}" for phase in PHASES),
         ]
-        lines += self._reasons()
-        lines.append(self._tell_time())
-        return lines
-
-    def _reasons(self) -> list[str]:
-        setting = self.choice.setting
         images = self.work.images_per_batch * self.work.gradient_accumulation_steps
-        lines = [
-            _KEPT[setting.quantization] + self._why("quantization"),
+        lines += [
+            _QUANTIZED[setting.quantization] + self._why("quantization"),
             _RECOMPUTED[setting.gradient_checkpointing] + self._why("gradient_checkpointing"),
             f"{_count(setting.micro_batch_size, 'image')} a pass, "
             f"{_count(setting.passes, 'pass', 'passes')} an update of {images}: the same update "
@@ -158,6 +152,14 @@ class MemoryPlan:
             f"{_count(setting.drawn_at_once, 'picture')} drawn at a time; attention by torch's "
             f"own fused kernels; {_COMPILED[self.compile]}"
         )
+        whole = sum(self.flops.values()) / 1e15
+        parts = ", ".join(f"{name} {count / 1e15:.3g}" for name, count in self.flops.items())
+        operations = f"{whole:.3g} PFLOP in all ({parts})"
+        if self.least_seconds is None:
+            lines.append(f"{operations}; --gpu-rate TFLOPS says how long that is at best")
+        else:
+            least = _duration(self.least_seconds)
+            lines.append(f"{operations}: at {self.rate_tflops:g} TFLOP/s no less than {least}")
         return lines
 
     def _why(self, name: str) -> str:
@@ -171,16 +173,6 @@ class MemoryPlan:
         if needed <= usable:
             return ""
         return f" ({words} would need {_gib(needed)})"
-
-    def _tell_time(self) -> str:
-        whole = sum(self.flops.values()) / 1e15
-        parts = ", ".join(f"{name} {count / 1e15:.3g}" for name, count in self.flops.items())
-        text = f"{whole:.3g} PFLOP in all ({parts})"
-        if self.least_seconds is None:
-            return f"{text}; --gpu-rate TFLOPS says how long that is at best"
-        return (
-            f"{text}: at {self.rate_tflops:g} TFLOP/s no less than {_duration(self.least_seconds)}"
-        )
 
 
 def read_memory(text: str) -> DeviceMemory:
@@ -300,7 +292,7 @@ def plan_drawing(config: LoomConfig, memory: DeviceMemory) -> Setting:
 
 def find_table(base: str, on_count: Callable[[str], None] = lambda case: None) -> MemoryTable:
     """Find what was counted of a base model; a folder of another size is counted now."""
-    folder = _find_folder(base)
+    folder = find_folder(base)
     if folder is None:
         # A checkpoint, a hub id or sdxl itself: all of them are of SDXL's published size.
         return read_table()
@@ -309,7 +301,8 @@ def find_table(base: str, on_count: Callable[[str], None] = lambda case: None) -
     return count_folder(folder, on_count) or read_table()
 
 
-def _find_folder(base: str) -> Path | None:
+def find_folder(base: str) -> Path | None:
+    """Find the folder of a base model in diffusers' layout; None for what lies elsewhere."""
     if base == "picturebook":
         from dreamloom.picturebook import weights_folder
 
@@ -389,10 +382,10 @@ def _count_work(
     drawn = 0
     if config.priors.kind == "generated" and config.train.prior_weight > 0:
         drawn = config.priors.count
-    look = 2 * table.flops["forward"] * config.priors.steps + table.flops["decode"]
+    per_image = 2 * table.flops["forward"] * config.priors.steps + table.flops["decode"]
     images = config.train.steps * work.images_per_batch * work.gradient_accumulation_steps
     return {
-        "class images": area * drawn * look,
+        "class images": area * drawn * per_image,
         "caching": area * (photos + drawn) * table.flops["encode"],
         "training": images * count_flops(table, setting),
     }

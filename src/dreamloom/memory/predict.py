@@ -41,7 +41,7 @@ class Setting:
         resolution_px: Side of the pictures.
         rank: Of the adapter.
         target_modules: attention, linear or all.
-        text_encoders: Whether they are taught, too.
+        text_encoders: Whether they are trained, too.
         optimizer: Its name.
         gradient_checkpointing: none, high, low or full.
         quantization: whole, fp8, int8 or nf4.
@@ -97,35 +97,40 @@ def predict_memory_use(table: MemoryTable, setting: Setting) -> MemoryUse:
     unet = round(table.unet[setting.quantization] * (1 if stored else wide))
     text = round(table.text["int8" if stored else "whole"] * (1 if stored else wide))
     vae = round(table.vae * wide)
-    turning = table.stored.get(setting.quantization, 0)
+    dequantized = table.stored.get(setting.quantization, 0)
     at_work = {
-        "denoise": wide * area * table.denoise * 2 * setting.drawn_at_once + turning,
+        "denoise": wide * area * table.denoise * 2 * setting.drawn_at_once + dequantized,
         "decode": wide * area * table.decode,
         "encode": wide * area * table.encode,
         "prompts": wide * table.prompts,
     }
-    taught = count_parameters(table, setting)
-    adapter = taught * _MASTER_BYTES + (taught * setting.base_bytes if wide == 1 else 0)
-    states = taught * _STATE_BYTES.get(setting.optimizer, 8)
-    gradients = taught * _MASTER_BYTES if setting.passes > 1 else 0
-    taught_text = text if setting.text_encoders else 0
-    passes = _predict_passes(table, setting, area * wide) + turning
-    beside = adapter + states
-    training = unet + taught_text + beside + gradients + passes
-    phases: dict[Phase, int] = {
+    trained = count_parameters(table, setting)
+    adapter = trained * _MASTER_BYTES + (trained * setting.base_bytes if wide == 1 else 0)
+    states = trained * _STATE_BYTES.get(setting.optimizer, 8)
+    gradients = trained * _MASTER_BYTES if setting.passes > 1 else 0
+    trained_text = text if setting.text_encoders else 0
+    passes = _predict_passes(table, setting, area * wide) + dequantized
+    adapter_state = adapter + states
+    training = unet + trained_text + adapter_state + gradients + passes
+    phases: dict[Phase, float] = {
         "class images": _drawing(setting, unet, text, vae, at_work, 0),
-        "caching": _caching(setting, unet, text, vae, at_work),
+        "caching": max(vae + at_work["encode"], text + at_work["prompts"])
+        if setting.cpu_offload
+        else unet + text + vae + max(at_work["encode"], at_work["prompts"]),
         "training": training,
         # It begins with all that training leaves behind.
         "sampling": max(
-            unet + taught_text + beside,
-            _drawing(setting, unet, text, vae, at_work, beside),
+            unet + trained_text + adapter_state,
+            _drawing(setting, unet, text, vae, at_work, adapter_state),
         ),
-        "saving": beside + vae + (0 if setting.cpu_offload else unet + taught_text) + adapter,
+        "saving": adapter_state
+        + vae
+        + (0 if setting.cpu_offload else unet + trained_text)
+        + adapter,
     }
     parts = {
-        "base model": unet + taught_text,
-        "adapter and optimizer": beside + gradients,
+        "base model": unet + trained_text,
+        "adapter and optimizer": adapter_state + gradients,
         "activations": passes,
     }
     return MemoryUse({phase: round(size) for phase, size in phases.items()}, parts)
@@ -145,28 +150,22 @@ def count_flops(table: MemoryTable, setting: Setting) -> float:
 
 def _predict_passes(table: MemoryTable, setting: Setting, scale: float) -> int:
     """What forward and backward passes hold of the images that go through at once."""
-    kept = table.training[setting.gradient_checkpointing]
-    share = kept / table.training["none"]
+    activations = table.training[setting.gradient_checkpointing]
+    share = activations / table.training["none"]
     extra = table.target_modules.get(setting.target_modules, 0) + table.rank * (setting.rank - 16)
     text = 0.0
     if setting.text_encoders:
         # An update's prompts are two; a pass of one image has one.
         text = table.text_training[setting.target_modules] * min(2, setting.micro_batch_size)
-    return round(scale * setting.micro_batch_size * (kept + share * extra) + text)
+    return round(scale * setting.micro_batch_size * (activations + share * extra) + text)
 
 
 def _drawing(
-    setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], beside: int
-) -> int:
+    setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], adapter_state: int
+) -> float:
     if setting.cpu_offload:
         most = max(text + at_work["prompts"], unet + at_work["denoise"], vae + at_work["decode"])
     else:
         busiest = max(at_work["prompts"], at_work["denoise"], at_work["decode"])
         most = unet + text + vae + busiest
-    return round(most + beside)
-
-
-def _caching(setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float]) -> int:
-    if setting.cpu_offload:
-        return round(max(vae + at_work["encode"], text + at_work["prompts"]))
-    return round(unet + text + vae + max(at_work["encode"], at_work["prompts"]))
+    return most + adapter_state

@@ -28,7 +28,7 @@ class MemoryTable:
         target_modules: What they hold more of one image than with ``attention`` alone,
             unrecomputed.
         rank: The same per rank above 16.
-        text_training: By target modules, what they hold more for taught text encoders.
+        text_training: By target modules, what they hold more for trained text encoders.
         stored: What turning stored weights back holds, by how they are stored.
         denoise: What denoising holds of one row; a picture is two, both halves of guidance.
         decode: What decoding a picture holds.
@@ -64,5 +64,5 @@ class MemoryTable:
 @cache
 def read_table(file: Path = SDXL_FILE) -> MemoryTable:
     """Read a table; by default that of SDXL's published size."""
-    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return MemoryTable(**told)
+    entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return MemoryTable(**entries)

@@ -34,7 +34,6 @@ class MemoryCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.held_bytes = 0
         self.peak_bytes = 0
-        self.operations = 0
         # Bytes by storage; 0 for those that lie elsewhere for the time being.
         self._known: dict[int, int] = {}
 
@@ -47,7 +46,6 @@ class MemoryCounter(TorchDispatchMode):
     ) -> Any:
         """Let the operation run and count what it made."""
         made = func(*args, **(kwargs or {}))
-        self.operations += 1
         self.hold(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
         return made
 

@@ -46,21 +46,29 @@ def add_changes(
         yield
 
 
+def apply_as(layer: nn.Module, rows: Tensor, weight: Tensor) -> Tensor:
+    """Apply another weight, of the layer's own kind, the way the layer applies its own."""
+    if not isinstance(layer, nn.Conv2d):
+        return linear(rows, weight)
+    return conv2d(
+        rows,
+        weight,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+
+
 def go_down(layer: nn.Module, rows: Tensor, down: Float[Tensor, "rank inputs"]) -> Tensor:
     """Apply a flattened factor the way the layer applies its own weight.
 
     Returns:
         (…, rank) for a linear layer, (images, rank, height, width) for a convolution.
     """
-    if not isinstance(layer, nn.Conv2d):
-        return linear(rows, down)
-    return conv2d(
-        rows,
-        down.view(down.shape[0], -1, *layer.kernel_size),
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-    )
+    if isinstance(layer, nn.Conv2d):
+        down = down.view(down.shape[0], -1, *layer.kernel_size)
+    return apply_as(layer, rows, down)
 
 
 def go_up(layer: nn.Module, narrow: Tensor, up: Float[Tensor, "outputs rank"]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A diffusers attention whose projections are in their lean form, without what it does not use."""
+"""Fused attention: its projections with their low-rank updates as one node of autograd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamloom.models.lowrank import LowRankMap
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The projections of one attention in their lean form.
+    """The projections of one attention as fused maps.
 
     Args:
         joint: Query, key and value of one input; or key and value where the prompt is their input.
@@ -80,20 +80,19 @@ class FusedAttention:
                 attention, hidden_states, encoder_hidden_states, attention_mask, **others
             )
             return result
-        told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         out: Tensor
         if maps.is_one_node and _is_on_processor(hidden_states):
-            known = maps.joint.find_known(told)
-            how = _AttentionOptions(attention.heads, is_causal=False)
-            out = _attend(hidden_states, told, maps, how, known)
+            known = maps.joint.find_cached(context)
+            out = _attend(hidden_states, context, maps, attention.heads, False, known)
         else:
             first = () if query is None else query(hidden_states)
-            out = attention.to_out[0](mix_heads((*first, *maps.joint(told)), attention.heads))
+            out = attention.to_out[0](mix_heads((*first, *maps.joint(context)), attention.heads))
         return attention.to_out[1](out) if self._is_dropping else out
 
 
 class FusedTextAttention:
-    """The forward pass of one attention of a text encoder that is taught.
+    """The forward pass of one attention of a text encoder that is trained.
 
     Masks, dropout, a compiler or an adapter that is switched off are left to transformers' own
     forward pass, and so is everything on a GPU.
@@ -133,8 +132,8 @@ class FusedTextAttention:
                 **others,
             )
             return theirs
-        how = _AttentionOptions(attention.num_heads, is_causal)
-        return _attend(hidden_states, hidden_states, self._maps, how), None
+        heads = attention.num_heads
+        return _attend(hidden_states, hidden_states, self._maps, heads, is_causal, None), None
 
 
 def _is_on_processor(x: Tensor) -> bool:
@@ -142,22 +141,16 @@ def _is_on_processor(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu
 
 
-@dataclass(frozen=True)
-class _AttentionOptions:
-    """How an attention attends: with how many heads, and whether to what comes later, too."""
-
-    heads: int
-    is_causal: bool
-
-
 def _attend(
     x: Tensor,
-    told: Tensor,
+    context: Tensor,
     maps: AttentionMaps,
-    how: _AttentionOptions,
-    known: Tensor | None = None,
+    heads: int,
+    is_causal: bool,
+    known: Tensor | None,
 ) -> Tensor:
-    out: Tensor = _Attend.apply(x, told, maps, how, known, *maps.masters)  # type: ignore[no-untyped-call]
+    options = (heads, is_causal)
+    out: Tensor = _Attend.apply(x, context, maps, options, known, *maps.masters)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -172,60 +165,62 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        told: Tensor,
+        context: Tensor,
         maps: AttentionMaps,
-        how: _AttentionOptions,
+        options: tuple[int, bool],
         known: Tensor | None,
         *masters: Tensor,
     ) -> Tensor:
         del masters
         assert maps.out is not None
-        images, inner = len(x), maps.out.inputs
-        from_x, from_told = x.reshape(-1, x.shape[-1]), told.reshape(-1, told.shape[-1])
+        images, inner, (heads, is_causal) = len(x), maps.out.inputs, options
+        from_x, from_context = x.reshape(-1, x.shape[-1]), context.reshape(-1, context.shape[-1])
         narrow_query = None
         first: Sequence[Tensor] = ()
         if maps.query is not None:
             asked, narrow_query = maps.query.compute(from_x)
             first = (asked,)
-        whole, narrow = maps.joint.compute(from_told, known)
+        whole, narrow = maps.joint.compute(from_context, known)
         q, k, v = (
-            one.view(images, -1, how.heads, inner // how.heads).transpose(1, 2)
+            one.view(images, -1, heads, inner // heads).transpose(1, 2)
             for one in (*first, *maps.joint.split(whole))
         )
-        mixed, spread = _flash(q, k, v, 0.0, how.is_causal)
+        mixed, spread = _flash(q, k, v, 0.0, is_causal)
         out, narrow_out = maps.out.compute(_join_heads(mixed))
         ctx.save_for_backward(
-            from_x, from_told, narrow_query, narrow, q, k, v, mixed, spread, narrow_out
+            from_x, from_context, narrow_query, narrow, q, k, v, mixed, spread, narrow_out
         )
-        ctx.maps, ctx.how, ctx.shapes = maps, how, (x.shape, told.shape)
+        ctx.maps, ctx.is_causal, ctx.shapes = maps, is_causal, (x.shape, context.shape)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         maps: AttentionMaps = ctx.maps
         assert maps.out is not None
-        from_x, from_told, narrow_query, narrow, q, k, v, mixed, spread, narrow_out = (
+        from_x, from_context, narrow_query, narrow, q, k, v, mixed, spread, narrow_out = (
             ctx.saved_tensors
         )
-        x_shape, told_shape = ctx.shapes
-        wants_x, wants_told = ctx.needs_input_grad[:2]
+        x_shape, context_shape = ctx.shapes
+        wants_x, wants_context = ctx.needs_input_grad[:2]
         rows = gradient.reshape(-1, gradient.shape[-1])
         into, of_out = maps.out.pull_back([rows], _join_heads(mixed), narrow_out, True)
         assert into is not None
         into = into.view(len(q), -1, q.shape[1], q.shape[3]).transpose(1, 2)
-        back = _flash_back(into, q, k, v, mixed, spread, 0.0, ctx.how.is_causal)
+        back = _flash_back(into, q, k, v, mixed, spread, 0.0, ctx.is_causal)
         parts = [_join_heads(one) for one in back]
-        to_told: Tensor | None = None
+        to_context: Tensor | None = None
         of_query: list[Tensor] = []
         if maps.query is None:
             # Both inputs are the same one.
             to_x, of_joint = maps.joint.pull_back(parts, from_x, narrow, wants_x)
         else:
             to_x, of_query = maps.query.pull_back(parts[:1], from_x, narrow_query, wants_x)
-            to_told, of_joint = maps.joint.pull_back(parts[1:], from_told, narrow, wants_told)
+            to_context, of_joint = maps.joint.pull_back(
+                parts[1:], from_context, narrow, wants_context
+            )
         return (
             None if to_x is None else to_x.view(x_shape),
-            None if to_told is None else to_told.view(told_shape),
+            None if to_context is None else to_context.view(context_shape),
             *(None, None, None),
             *of_query,
             *of_joint,

@@ -1,10 +1,10 @@
-"""What a family of base models must be able to do; everything else is the family's own affair."""
+"""The contract of base models: what a family must be able to do; the rest is its own affair."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -28,6 +28,9 @@ Checkpointing = Literal["none", "high", "low", "full"]
 """Which levels of the denoiser recompute activations in the backward pass: none, those above the
 lowest, the lowest alone, or all."""
 
+Weighting = Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"]
+"""How timesteps are weighed against each other; see `timestep_weights`."""
+
 WeightRole = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
 """What a trained weight does; `WeightGroup` says more."""
 
@@ -47,7 +50,7 @@ class Framing:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """The shape of a new adapter; whatever its kind, it changes nothing until it is taught.
+    """The shape of a new adapter; whatever its kind, it changes nothing until it is trained.
 
     A pattern is a piece of a layer's name, such as ``mid_block``, ``attn2`` or
     ``up_blocks.0.attentions.*.attn1.to_q``: whole parts between dots, ``*`` for anything.
@@ -183,12 +186,7 @@ class BaseIdentity:
 
     def as_dict(self) -> dict[str, str]:
         """The same as a dictionary, for records."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "fingerprint": self.fingerprint,
-            "revision": self.revision,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -331,7 +329,7 @@ class Model(Protocol):
     def apply_adapters(
         self, parts: Sequence[tuple[Adapter, Strength]]
     ) -> AbstractContextManager[None]:
-        """Wear adapters at weights for the time of a block; afterwards the base is as it was.
+        """Apply adapters at weights for the time of a block; afterwards the base is as it was.
 
         An adapter of any kind adds its weight times its change of the base's weights. New words
         are known whatever the weight, except at 0.
@@ -346,14 +344,14 @@ class Model(Protocol):
         ...
 
     def layers_of(self, adapter: Adapter) -> Mapping[str, Module]:
-        """Find the layers that an adapter changes, to listen to them; see `families.listening`.
+        """Find the layers that an adapter changes, to listen to them; see `activation_hooks`.
 
         Raises:
             AdapterError: If the adapter does not fit this base.
         """
         ...
 
-    def saving_memory(self) -> AbstractContextManager[None]:
+    def recompute_activations(self) -> AbstractContextManager[None]:
         """Recompute activations in the backward passes of a block instead of keeping them."""
         ...
 
@@ -388,7 +386,3 @@ class Family(Protocol):
             BaseModelError: If it cannot be found or read.
         """
         ...
-
-
-Weighting = Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"]
-"""How timesteps are weighed against each other; see `timestep_weights`."""

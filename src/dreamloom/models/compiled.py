@@ -1,4 +1,4 @@
-"""A denoiser whose repeated blocks are compiled: what lies between matrix products is one kernel.
+"""torch.compile for a denoiser's repeated blocks: what lies between matrix products is one kernel.
 
 The compiler sees plain operations. For a processor there is `native` instead.
 """
@@ -45,9 +45,9 @@ class _AdaptedAttention(AttnProcessor2_0):  # type: ignore[misc]
         return _map(attn.fused_out, mix_heads(parts, attn.heads))[0]
 
 
-def _map(told: Any, x: Tensor) -> list[Tensor]:
+def _map(described: Any, x: Tensor) -> list[Tensor]:
     """Compute what a `LowRankMap` does, in operations that the compiler knows."""
-    weight, bias, downs, ups, scales = told
+    weight, bias, downs, ups, scales = described
     whole = linear(x, weight, bias)
     narrow = linear(x, torch.cat([down.to(x.dtype) for down in downs]))
     parts = zip(
@@ -63,7 +63,7 @@ def _map(told: Any, x: Tensor) -> list[Tensor]:
     ]
 
 
-def _tell(own: LowRankMap) -> tuple[Any, ...]:
+def _describe(own: LowRankMap) -> tuple[Any, ...]:
     frozen, half = own.frozen, len(own.masters) // 2
     return frozen.weight, frozen.bias, own.masters[:half], own.masters[half:], own.scales
 
@@ -85,7 +85,7 @@ class CompiledBlocks:
             attention.set_processor(processor)
             for part, own in vars(maps).items():
                 if own is not None:
-                    vars(attention)[f"lean_{part}"] = _tell(own)
+                    vars(attention)[f"fused_{part}"] = _describe(own)
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, _MOST_VARIANTS)
         for block in self._list_blocks():
@@ -102,4 +102,4 @@ class CompiledBlocks:
         for attention, maps in self._attentions.items():
             attention.set_processor(AttnProcessor2_0())
             for part in vars(maps):
-                vars(attention).pop(f"lean_{part}", None)
+                vars(attention).pop(f"fused_{part}", None)

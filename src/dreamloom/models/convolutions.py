@@ -1,4 +1,4 @@
-"""Convolutions whose weights stay as they are, with the weights in the order that oneDNN reads.
+"""Packed frozen convolutions: their weights in the order that oneDNN reads.
 
 Where pictures are small, bringing a convolution's weights into that order takes a third of its
 time. What order that is depends on the pictures' shape, so that each shape has copies of its own.
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from dreamloom.models.packed_linear import run_packed
+from dreamloom.models.packed_linear import replace_forward, run_packed
 
 _PLACES = [[1, 1], [1, 1], [1, 1], 1]
 """Padding, stride, dilation and groups of those that can be packed."""
@@ -32,8 +32,7 @@ class PackedConvolution:
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self.layer = layer
-        self._forth: dict[torch.Size, Any] = {}
-        self._back: dict[torch.Size, Any] = {}
+        self._packed: dict[tuple[torch.Size, bool], Any] = {}
 
     def __call__(self, x: Float[Tensor, "images channels height width"]) -> Tensor:
         """Compute the layer's output."""
@@ -49,28 +48,22 @@ class PackedConvolution:
 
     def apply(self, x: Tensor) -> Tensor:
         """Compute the outputs."""
-        return _convolve(x, self.pack_forth(x.shape), self.layer.bias)
+        return _convolve(x, self.pack(x.shape), self.layer.bias)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Compute the inputs' gradient from that of the outputs."""
-        return _convolve(gradient, self.pack_back(gradient.shape), None)
+        return _convolve(gradient, self.pack(gradient.shape, back=True), None)
 
-    def pack_forth(self, shape: torch.Size) -> Any:
-        """Return the weights for inputs of a shape."""
-        if shape not in self._forth:
-            self._forth[shape] = _pack(self.layer.weight.detach(), shape)
-        return self._forth[shape]
-
-    def pack_back(self, shape: torch.Size) -> Any:
-        """Return the weights for gradients of a shape."""
-        if shape not in self._back:
-            turned = self.layer.weight.detach().flip(2, 3).transpose(0, 1).contiguous()
-            self._back[shape] = _pack(turned, shape)
-        return self._back[shape]
-
-
-def _pack(weight: Tensor, shape: torch.Size) -> Any:
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, *_PLACES, list(shape))
+    def pack(self, shape: torch.Size, *, back: bool = False) -> Any:
+        """Return the weights for inputs of a shape, or going back, for gradients of one."""
+        if (shape, back) not in self._packed:
+            weight = self.layer.weight.detach()
+            if back:
+                weight = weight.flip(2, 3).transpose(0, 1).contiguous()
+            self._packed[shape, back] = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, *_PLACES, list(shape)
+            )
+        return self._packed[shape, back]
 
 
 def _convolve(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
@@ -81,11 +74,8 @@ def _convolve(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
 
 
 def pack_convolutions(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Let those of them that can be packed compute so, until `free_layers`; return them."""
-    layers: list[Any] = [one for one in modules if can_be_packed(one)]
-    for layer in layers:
-        vars(layer)["forward"] = PackedConvolution(layer)
-    return layers
+    """Let those of them that can be packed compute so, until `restore_forward`; return them."""
+    return replace_forward((one for one in modules if can_be_packed(one)), PackedConvolution)
 
 
 def can_be_packed(layer: nn.Module) -> bool:

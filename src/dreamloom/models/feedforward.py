@@ -1,4 +1,4 @@
-"""A denoiser's feed-forward layers that never learn, as single nodes of autograd."""
+"""Fused feed-forward layers that never learn, each a single node of autograd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from dreamloom.models.packed_linear import Order, PackedLinear
+from dreamloom.models.packed_linear import Order, PackedLinear, replace_forward
 
 
 class FrozenFeedForward:
@@ -67,26 +67,21 @@ class _Gated(torch.autograd.Function):
         return ctx.widen.pull_back(into).view(*gradient.shape[:-1], -1), None, None
 
 
-def list_feed_forwards(owner: nn.Module, frozen: Iterable[nn.Linear]) -> list[FeedForward]:
-    """List the layers of a component that `FrozenFeedForward` can stand in for."""
+def fuse_feed_forwards(
+    owner: nn.Module, frozen: Iterable[nn.Linear], order: Order
+) -> list[FeedForward]:
+    """Let a component's layers that never learn be single nodes, until `restore_forward`."""
     never_learn = set(frozen)
+
+    def can_be_one_node(layer: Any) -> bool:
+        first, *rest = layer.net
+        return (
+            type(first) is GEGLU
+            and len(rest) == 2
+            and rest[0].p == 0
+            and {first.proj, rest[1]} <= never_learn
+        )
+
     layers = (one for one in owner.modules() if type(one) is FeedForward)
-    return [one for one in layers if _can_be_one_node(one, never_learn)]
-
-
-def _can_be_one_node(layer: Any, never_learn: set[nn.Linear]) -> bool:
-    first, *rest = layer.net
-    return (
-        type(first) is GEGLU
-        and len(rest) == 2
-        and rest[0].p == 0
-        and {first.proj, rest[1]} <= never_learn
-    )
-
-
-def hold_together(layers: Iterable[FeedForward], order: Order) -> list[FeedForward]:
-    """Let layers compute as single nodes, until `free_layers`; return them."""
-    held = list(layers)
-    for layer in held:
-        vars(layer)["forward"] = FrozenFeedForward(layer, order)
-    return held
+    fused = filter(can_be_one_node, layers)
+    return replace_forward(fused, lambda layer: FrozenFeedForward(layer, order))

@@ -1,4 +1,4 @@
-"""A LoRA's forward and backward passes in few operations, for layers that PEFT has put on a model.
+"""Fused LoRA: forward and backward in few operations, for layers that PEFT has put on a model.
 
 PEFT computes x Wᵀ, then x Aᵀ, then (x Aᵀ) Bᵀ, then the sum, each a node of autograd with casts and
 looks into dictionaries between them. Here a layer is one node, and the layers of an attention that
@@ -21,15 +21,14 @@ from dreamloom.models.attention import AttentionMaps, FusedAttention, FusedTextA
 from dreamloom.models.attention import can_be_fused as attention_can_be_fused
 from dreamloom.models.compiled import CompiledBlocks
 from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
-from dreamloom.models.feedforward import hold_together, list_feed_forwards
+from dreamloom.models.feedforward import fuse_feed_forwards
 from dreamloom.models.lowrank import (
-    Alone,
-    InputMemory,
+    AdaptedForward,
+    InputCache,
     LowRankConvolution,
     LowRankMap,
     ScaledFactors,
     SharedInput,
-    Sharing,
 )
 from dreamloom.models.native import (
     NativeBlock,
@@ -38,13 +37,18 @@ from dreamloom.models.native import (
     list_native_blocks,
     list_native_layers,
 )
-from dreamloom.models.packed_linear import free_layers, order_layers, pick_order
+from dreamloom.models.packed_linear import (
+    order_layers,
+    pick_order,
+    replace_forward,
+    restore_forward,
+)
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
 
 
 class FusedLora:
-    """The layers of one component in their lean form, until `remove`.
+    """The adapted layers of one component with fused LoRA, until `remove`.
 
     The factors of all layers come to lie in one piece of memory. On a half-precision base their
     working copies do, too, and one operation a pass brings them up to date.
@@ -68,12 +72,12 @@ class FusedLora:
         self._owner = owner
         self._native: list[nn.Module] = []
         self._ordered: list[nn.Module] = []
-        self._held: list[FeedForward] = []
-        self._settle()
-        self._hook = owner.register_forward_pre_hook(self._renew)
+        self._feed_forwards: list[FeedForward] = []
+        self._set_up()
+        self._hook = owner.register_forward_pre_hook(self._bring_up_to_date)
 
     @torch.no_grad()
-    def _settle(self) -> None:
+    def _set_up(self) -> None:
         """Move the factors to their place in memory and give all layers their new form."""
         # All down factors, then all up factors: an optimizer tells the two apart, and changes
         # what lies side by side as one.
@@ -93,34 +97,39 @@ class FusedLora:
         working = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
         of_downs, of_ups = iter(working[: len(downs)]), iter(working[len(downs) :])
         for group in self._groups:
-            self._transform(group, [*islice(of_downs, len(group))], [*islice(of_ups, len(group))])
-        self._shorten()
+            self._fuse_group(group, [*islice(of_downs, len(group))], [*islice(of_ups, len(group))])
+        self._fuse_attentions()
         if self._order != "plain":
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)
-            frozen = [one for one in others if one not in adapted and not _is_trained(one)]
+            frozen = [
+                one
+                for one in others
+                if one not in adapted and not any(w.requires_grad for w in one.parameters())
+            ]
             if not self._is_compiled:
-                self._held = hold_together(list_feed_forwards(self._owner, frozen), self._order)
-            held = {layer for one in self._held for layer in (one.net[0].proj, one.net[2])}
+                self._feed_forwards = fuse_feed_forwards(self._owner, frozen, self._order)
+            held = {layer for one in self._feed_forwards for layer in (one.net[0].proj, one.net[2])}
             self._ordered = [
                 *order_layers((one for one in frozen if one not in held), self._order),
                 *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
             ]
-        self._compile()
+        if self._is_compiled:
+            self._compile()
 
-    def _transform(
+    def _fuse_group(
         self, group: list[ScaledFactors], downs: list[Tensor], ups: list[Tensor]
     ) -> None:
         if isinstance(group[0].base, nn.Conv2d):
             group[0].layer.forward = LowRankConvolution(group[0], downs[0], ups[0])
             return
-        alone = [
+        singles = [
             LowRankMap([one], down, [up], self._order if len(group) == 1 else "plain")
             for one, down, up in zip(group, downs, ups, strict=True)
         ]
         if len(group) == 1:
-            self._by_layer[group[0].layer] = alone[0]
-            group[0].layer.forward = Alone(alone[0])
+            self._by_layer[group[0].layer] = singles[0]
+            group[0].layer.forward = AdaptedForward(singles[0])
             return
         # They lie one after the other, so all of them are one matrix already.
         rows = sum(down.shape[0] for down in downs)
@@ -129,83 +138,77 @@ class FusedLora:
         self._maps.append(joint)
         self._by_layer[group[0].layer] = joint
         shared = SharedInput(joint)
-        for number, one in enumerate(alone):
-            group[number].layer.forward = Sharing(one, shared, number)
+        for number, one in enumerate(singles):
+            group[number].layer.forward = AdaptedForward(one, shared, number)
 
-    def _shorten(self) -> None:
+    def _fuse_attentions(self) -> None:
         """Let attentions do without what SDXL's do not need."""
         for module in self._owner.modules():
+            attention: Any = module
+            forward: type[FusedAttention | FusedTextAttention] = FusedAttention
             if isinstance(module, CLIPAttention):
-                self._shorten_text(module)
+                names, forward = ("q_proj", "q_proj", "out_proj", "v_proj"), FusedTextAttention
             elif attention_can_be_fused(module):
-                self._shorten_attention(module)
-
-    def _shorten_attention(self, attention: Any) -> None:
-        is_cross = attention.is_cross_attention
-        query, joint, out = (
-            self._by_layer.get(layer)
-            for layer in (attention.to_q, attention.to_k, attention.to_out[0])
-        )
-        joint = joint if is_cross else query
-        if query is None or joint is None or joint.group[-1].layer is not attention.to_v:
-            return
-        if is_cross:
-            # Prompts whose encoders are frozen come again with each update.
-            joint.remember = InputMemory()
-        maps = AttentionMaps(joint, query if is_cross else None, out)
-        attention.forward = FusedAttention(attention, maps)
-        self._attentions[attention] = maps
-
-    def _shorten_text(self, attention: Any) -> None:
-        joint, out = (self._by_layer.get(one) for one in (attention.q_proj, attention.out_proj))
-        if joint is None or out is None or joint.group[-1].layer is not attention.v_proj:
-            return
-        maps = AttentionMaps(joint, None, out)
-        attention.forward = FusedTextAttention(attention, maps)
-        self._attentions[attention] = maps
-
-    def _compile(self) -> None:
-        if not self._is_compiled:
-            return
-        if self._is_for_native():
-            self._go_native()
-            return
-        whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
-        if hasattr(self._owner, "_repeated_blocks"):
-            self._blocks = CompiledBlocks(self._owner, whole)
+                first = "to_k" if attention.is_cross_attention else "to_q"
+                names = ("to_q", first, "to_out.0", "to_v")
+            else:
+                continue
+            query, joint, out, last = (attention.get_submodule(name) for name in names)
+            maps = [self._by_layer.get(layer) for layer in (query, joint, out)]
+            if maps[0] is None or maps[1] is None or maps[1].group[-1].layer is not last:
+                continue
+            if forward is FusedTextAttention and maps[2] is None:
+                continue
+            is_cross = joint is not query
+            if is_cross:
+                # Prompts whose encoders are frozen come again with each update.
+                maps[1].cache = InputCache()
+            fused = AttentionMaps(maps[1], maps[0] if is_cross else None, maps[2])
+            attention.forward = forward(attention, fused)
+            self._attentions[attention] = fused
 
     def _is_for_native(self) -> bool:
         first = next(self._owner.parameters())
         return first.device.type == "cpu" and self._dtype == torch.float32
 
-    def _go_native(self) -> None:
-        def find(layer: nn.Module) -> LowRankMap | None:
-            return self._by_layer.get(layer)
-
-        for block in list_native_blocks(self._owner, self._attentions):
-            maps = self._attentions[block.attn1], self._attentions[block.attn2]
-            vars(block)["forward"] = NativeBlock(block, maps, find, self._order)
-            self._native.append(block)
-        for layer in list_native_layers(self._owner, self._attentions):
-            own = self._attentions[layer.self_attn]
-            vars(layer)["forward"] = NativeTextLayer(layer, own, find, self._order)
-            self._native.append(layer)
-        for convolution in self._ordered:
-            packed = vars(convolution)["forward"]
+    def _compile(self) -> None:
+        """Let repeated blocks be compiled: on a processor by `native`, else by torch's compiler."""
+        if not self._is_for_native():
+            if hasattr(self._owner, "_repeated_blocks"):
+                whole = {
+                    one: maps for one, maps in self._attentions.items() if maps.out is not None
+                }
+                self._blocks = CompiledBlocks(self._owner, whole)
+            return
+        find, attentions = self._by_layer.get, self._attentions
+        self._native = [
+            *replace_forward(
+                list_native_blocks(self._owner, attentions),
+                lambda one: NativeBlock(
+                    one, (attentions[one.attn1], attentions[one.attn2]), find, self._order
+                ),
+            ),
+            *replace_forward(
+                list_native_layers(self._owner, attentions),
+                lambda one: NativeTextLayer(one, attentions[one.self_attn], find, self._order),
+            ),
+        ]
+        for layer in self._ordered:
+            packed = vars(layer)["forward"]
             if isinstance(packed, PackedConvolution):
-                vars(convolution)["forward"] = NativeConvolution(packed)
+                vars(layer)["forward"] = NativeConvolution(packed)
 
     @torch.no_grad()
-    def _renew(self, module: nn.Module, inputs: Any) -> None:
+    def _bring_up_to_date(self, module: nn.Module, inputs: Any) -> None:
         del module, inputs
         if [weight.data_ptr() for weight in self._weights] != self._places:
             # Somebody moved the component, or changed its layout: each weight on its own.
-            self._part()
-            self._settle()
+            self._free()
+            self._set_up()
         elif self._working is not self._masters:
             self._working.copy_(self._masters)
 
-    def _part(self) -> None:
+    def _free(self) -> None:
         if self._blocks is not None:
             self._blocks.remove()
             self._blocks = None
@@ -213,11 +216,11 @@ class FusedLora:
             one.part()
         self._maps.clear()
         self._by_layer.clear()
-        free_layers([*self._native, *self._attentions])
+        restore_forward([*self._native, *self._attentions])
         self._native.clear()
         self._attentions.clear()
-        free_layers([*self._ordered, *self._held])
-        self._ordered, self._held = [], []
+        restore_forward([*self._ordered, *self._feed_forwards])
+        self._ordered, self._feed_forwards = [], []
 
     def remove(self) -> None:
         """Give the layers PEFT's own form back, and the base's weights memory of their own."""
@@ -225,19 +228,15 @@ class FusedLora:
         for group in self._groups:
             for one in group:
                 vars(one.layer).pop("forward", None)
-        self._part()
+        self._free()
 
 
 def can_be_fused(base: nn.Module) -> bool:
-    """Say whether a layer's update can take the lean form."""
+    """Say whether a layer's update can be fused with it."""
     if isinstance(base, nn.Conv2d):
         plain = base.groups == 1 and base.padding_mode == "zeros"
         return plain and not isinstance(base.padding, str)
     return True
-
-
-def _is_trained(layer: nn.Module) -> bool:
-    return any(weight.requires_grad for weight in layer.parameters())
 
 
 def _group(owner: nn.Module, factors: Mapping[str, ScaledFactors]) -> Iterator[list[ScaledFactors]]:

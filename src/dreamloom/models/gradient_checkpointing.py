@@ -1,4 +1,4 @@
-"""Recompute activations in the backward pass instead of keeping them, level by level of a U-Net.
+"""Gradient checkpointing: recompute activations in the backward pass, level by level of a U-Net.
 
 A level is what a U-Net computes at one size: SDXL at 1024 px has 128 × 128, 64 × 64 and 32 × 32
 latents. The lowest level has most of the layers, and the high ones have the largest activations,

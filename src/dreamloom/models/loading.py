@@ -1,4 +1,4 @@
-"""Where a base model's weights lie, and how they are read."""
+"""Load a base model: a folder, a checkpoint or the hub; its autoencoder (VAE) chosen to fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import nn
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import BaseModelError
 from dreamloom.models import sdxl_configs, single_files
-from dreamloom.models.weight_files import SDXL_ID, SDXL_REVISION, fingerprint_weights
+from dreamloom.models.weight_files import fetch_pipeline, fingerprint_weights
 from dreamloom.picturebook import weights_folder
 
 # SDXL's own autoencoder overflows in half precision; this one was tuned not to.
@@ -82,37 +82,38 @@ def load_source(base: str, runtime: Runtime, configs: Path | None = None) -> Bas
     Raises:
         BaseModelError: If it cannot be found (offline, or at all) or is not SDXL.
     """
-    _quieten()
-    try:
-        if base == "picturebook":
-            source = _load_folder(weights_folder(), runtime.dtype)
-        elif Path(base).is_dir():
-            source = _load_folder(Path(base), runtime.dtype)
-        elif base.lower().endswith(CHECKPOINT_SUFFIXES):
-            source = _load_checkpoint(Path(base), runtime.dtype, configs)
-        else:
-            source = _load_from_hub(base, runtime.dtype)
-    except _UNREADABLE as error:
-        raise _explain(base, error) from error
-    pipeline = source.pipeline
-    _check_parts(base, pipeline)
-    _name_the_end_of_text(pipeline.text_encoder, pipeline.tokenizer.eos_token_id)
-    _name_the_end_of_text(pipeline.text_encoder_2, pipeline.tokenizer_2.eos_token_id)
-    return source
-
-
-def _quieten() -> None:
-    """The libraries tell much that is meant for their own users; ours hear what matters."""
+    # The libraries tell much that is meant for their own users; ours hear what matters.
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-
-
-def _load_folder(folder: Path, dtype: torch.dtype) -> BaseSource:
-    _check_index(folder)
-    vae = _choose_autoencoder(folder, dtype)
-    return _load_pipeline(folder, dtype, vae)
+    try:
+        if base == "picturebook" or Path(base).is_dir():
+            folder = weights_folder() if base == "picturebook" else Path(base)
+            _check_index(folder)
+            vae = _choose_autoencoder(folder, runtime.dtype)
+            source = _load_pipeline(folder, runtime.dtype, vae)
+        elif base.lower().endswith(CHECKPOINT_SUFFIXES):
+            source = _load_checkpoint(Path(base), runtime.dtype, configs)
+        else:
+            folder = fetch_pipeline(base)
+            _check_index(folder)
+            choose = _fetch_fixed_autoencoder if base == "sdxl" else _choose_autoencoder
+            vae = choose(folder, runtime.dtype)
+            source = _load_pipeline(folder, runtime.dtype, vae, revision=folder.name)
+    except _UNREADABLE as error:
+        raise _explain(base, error) from error
+    pipeline = source.pipeline
+    takes, gives = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != gives:
+        raise BaseModelError(
+            f"The base model {base} cannot be taught: its U-Net takes {takes} channels where its "
+            f"autoencoder gives {gives}; it looks like one for inpainting or editing.",
+            "Name an SDXL that draws from prompts alone.",
+        )
+    _name_the_end_of_text(pipeline.text_encoder, pipeline.tokenizer.eos_token_id)
+    _name_the_end_of_text(pipeline.text_encoder_2, pipeline.tokenizer_2.eos_token_id)
+    return source
 
 
 def _load_pipeline(folder: Path, dtype: torch.dtype, vae: _Autoencoder, **more: Any) -> BaseSource:
@@ -150,23 +151,11 @@ def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> Ba
         raise _explain_gaps(path) from error
     if any(weight.is_meta for part in _PARTS for weight in getattr(pipeline, part).parameters()):
         raise _explain_gaps(path)
-    changes = single_files.tell_schedule(header)
+    changes = single_files.read_schedule_changes(header)
     if changes:
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
     return _finish(pipeline, fingerprint_weights(path), vae)
-
-
-def _load_from_hub(base: str, dtype: torch.dtype) -> BaseSource:
-    name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
-    weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
-    folder = Path(
-        snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights])
-    )
-    _check_index(folder)
-    choose = _fetch_fixed_autoencoder if base == "sdxl" else _choose_autoencoder
-    vae = choose(folder, dtype)
-    return _load_pipeline(folder, dtype, vae, revision=folder.name)
 
 
 def _finish(
@@ -175,13 +164,11 @@ def _finish(
     in_float32 = vae.module is not None and vae.module.dtype != pipeline.unet.dtype
     if in_float32:
         # Latents come in the pipeline's half precision; the first layer that meets them casts.
-        pipeline.vae.post_quant_conv.register_forward_pre_hook(_cast_to_weights)
+        pipeline.vae.post_quant_conv.register_forward_pre_hook(
+            lambda layer, inputs: (inputs[0].to(layer.weight.dtype), *inputs[1:])
+        )
     notes = (vae.note,) if vae.note else ()
     return BaseSource(pipeline, fingerprint, revision, in_float32, notes)
-
-
-def _cast_to_weights(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].to(layer.weight.dtype), *inputs[1:])
 
 
 def _choose_autoencoder(
@@ -196,8 +183,8 @@ def _choose_autoencoder(
     if dtype != torch.float16 or not config.get("force_upcast"):
         return _Autoencoder()
     whose = "The checkpoint's" if checkpoint else "The base model's"
-    fixed = _find_fixed_autoencoder(dtype)
-    if fixed is not None and _are_alike(fixed.config, config):
+    fixed = _read_fixed_autoencoder(dtype)
+    if fixed is not None and _shape_of(fixed.config) == _shape_of(config):
         note = f"{whose} autoencoder overflows in fp16; {FIXED_VAE_ID} takes its place."
         return _Autoencoder(fixed, note)
     note = (
@@ -226,7 +213,7 @@ def _choose_autoencoder(
 
 def _borrow_autoencoder(path: Path, dtype: torch.dtype) -> _Autoencoder:
     """Find an autoencoder for a checkpoint that brings none."""
-    fixed = _find_fixed_autoencoder(dtype)
+    fixed = _read_fixed_autoencoder(dtype)
     if fixed is None:
         raise BaseModelError(
             f"{path} is no complete SDXL: it brings no autoencoder (VAE).",
@@ -234,11 +221,6 @@ def _borrow_autoencoder(path: Path, dtype: torch.dtype) -> _Autoencoder:
         )
     note = f"The checkpoint brings no autoencoder; {FIXED_VAE_ID} takes its place."
     return _Autoencoder(fixed, note)
-
-
-def _find_fixed_autoencoder(dtype: torch.dtype) -> AutoencoderKL | None:
-    """Load the autoencoder that does not overflow, if the hub's cache holds it."""
-    return _read_fixed_autoencoder(dtype, local_files_only=True)
 
 
 def _fetch_fixed_autoencoder(folder: Path, dtype: torch.dtype) -> _Autoencoder:
@@ -251,7 +233,10 @@ def _fetch_fixed_autoencoder(folder: Path, dtype: torch.dtype) -> _Autoencoder:
     return _Autoencoder(own.module, note)
 
 
-def _read_fixed_autoencoder(dtype: torch.dtype, local_files_only: bool) -> AutoencoderKL | None:
+def _read_fixed_autoencoder(
+    dtype: torch.dtype, local_files_only: bool = True
+) -> AutoencoderKL | None:
+    """Load the autoencoder that does not overflow; None if it is not there."""
     try:
         folder = snapshot_download(
             FIXED_VAE_ID,
@@ -266,14 +251,10 @@ def _read_fixed_autoencoder(dtype: torch.dtype, local_files_only: bool) -> Autoe
         return None
 
 
-def _are_alike(first: Any, second: Any) -> bool:
-    """Say whether two autoencoders are of one shape, so that their latents are the same."""
-    shape = ("block_out_channels", "latent_channels", "scaling_factor", "layers_per_block")
-    return all(_plain(first.get(name)) == _plain(second.get(name)) for name in shape)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+def _shape_of(config: Any) -> list[Any]:
+    """What two autoencoders must have in common so that their latents are the same."""
+    names = ("block_out_channels", "latent_channels", "scaling_factor", "layers_per_block")
+    return [list(v) if isinstance(v, list | tuple) else v for v in map(config.get, names)]
 
 
 def _find_variant(folder: Path) -> str | None:
@@ -294,34 +275,23 @@ def _check_index(folder: Path) -> None:
             if single
             else "Name the folder that holds model_index.json, unet/, vae/ and the text encoders.",
         )
-    told: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-    kind = str(told.get("_class_name"))
+    index_file: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    kind = str(index_file.get("_class_name"))
     if "XL" not in kind:
         raise BaseModelError(
             f"{folder} holds a {kind}, and DreamLoom teaches Stable Diffusion XL.", "Name an SDXL."
         )
-    if (told.get("text_encoder") or [None])[0] is None:
+    if (index_file.get("text_encoder") or [None])[0] is None:
         raise BaseModelError(
             f"{folder} has no first text encoder: it looks like the SDXL refiner, which only "
             "finishes pictures.",
             "Name the SDXL base model, or a fine-tune of it.",
         )
-    if str((told.get("scheduler") or ["", ""])[1]).startswith("EDM"):
+    if str((index_file.get("scheduler") or ["", ""])[1]).startswith("EDM"):
         raise BaseModelError(
             f"{folder} was trained with EDM's noise levels (Playground v2.5), which DreamLoom "
             "cannot teach.",
             "Name an SDXL that predicts noise or velocity.",
-        )
-
-
-def _check_parts(base: str, pipeline: StableDiffusionXLPipeline) -> None:
-    takes = pipeline.unet.config.in_channels
-    gives = pipeline.vae.config.latent_channels
-    if takes != gives:
-        raise BaseModelError(
-            f"The base model {base} cannot be taught: its U-Net takes {takes} channels where its "
-            f"autoencoder gives {gives}; it looks like one for inpainting or editing.",
-            "Name an SDXL that draws from prompts alone.",
         )
 
 
@@ -359,11 +329,8 @@ def _explain(base: str, error: Exception) -> BaseModelError:
             "Connect to the internet and run the command again, name a folder that holds it, "
             "or try everything with --base picturebook, which is built in.",
         )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return BaseModelError(
-        f"The base model {base} cannot be loaded as SDXL: {_first_line(error)}",
+        f"The base model {base} cannot be loaded as SDXL: {reason}",
         "Check the path; the folder or checkpoint must hold a complete SDXL.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

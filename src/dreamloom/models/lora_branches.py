@@ -1,8 +1,9 @@
-"""Compute the changes of adapters beside a model's layers, at weights that follow a drawing."""
+"""LoRA branches: adapters' changes beside a model's layers, at weights that follow a schedule."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from dreamloom.lora.adapter import Adapter, Layer
-from dreamloom.models.lora_fold import locate
+from dreamloom.models.activation_hooks import apply_as
+from dreamloom.models.fuse_adapters import locate
 from dreamloom.models.lora_schedule import START, LoraSchedule, Moment, acts_on_text
 from dreamloom.models.peftstate import change_of
 
@@ -30,7 +32,7 @@ class Branch:
         name: The layer's name in the adapter.
         module: The layer.
         compute: Its change.
-        lora_schedule: How strongly the change is worn.
+        lora_schedule: How strongly the change is applied.
     """
 
     def __init__(
@@ -40,11 +42,11 @@ class Branch:
         self.lora_schedule = lora_schedule
         self._compute = compute
         self._first_row = 0
-        self.turn_to(START)
+        self.set_moment(START)
         self._hook = module.register_forward_hook(self._add)
 
-    def turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
-        """Take the weight of a moment, and leave the first rows out if the pace says so."""
+    def set_moment(self, moment: Moment, unconditional_rows: int = 0) -> None:
+        """Take the weight of a moment, and leave the first rows out if the schedule says so."""
         self.weight = self.lora_schedule.weight(self.name, moment)
         self._first_row = unconditional_rows if self.lora_schedule.conditional_only else 0
 
@@ -81,7 +83,7 @@ class LowRank:
     def __call__(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Go down to the rank and up again."""
         self._down, self._up = self._down.to(rows.device), self._up.to(rows.device)
-        narrow = _apply(module, rows, self._down)
+        narrow = apply_as(module, rows, self._down)
         if isinstance(module, nn.Conv2d):
             return conv2d(narrow, self._up)
         return linear(narrow, self._up)
@@ -104,20 +106,7 @@ class Dense:
     def __call__(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Apply the layer's kind of map with the changed weight."""
         self._change = self._change.to(rows.device)
-        return _apply(module, rows, self._change)
-
-
-def _apply(module: nn.Module, rows: Tensor, weight: Tensor) -> Tensor:
-    if not isinstance(module, nn.Conv2d):
-        return linear(rows, weight)
-    return conv2d(
-        rows,
-        weight,
-        stride=module.stride,
-        padding=module.padding,
-        dilation=module.dilation,
-        groups=module.groups,
-    )
+        return apply_as(module, rows, self._change)
 
 
 @contextmanager
@@ -126,14 +115,14 @@ def lora_branches(
     parts: Sequence[tuple[Adapter, LoraSchedule]],
     base_name: str,
 ) -> Iterator[list[Branch]]:
-    """Compute adapters' changes beside the layers for a block, each at its pace.
+    """Compute adapters' changes beside the layers for a block, each on its schedule.
 
     A half-precision weight would round small changes away; beside it they keep their digits. A
     LoRA costs two thin products a layer; of other kinds each changed layer costs its own memory
-    and time once more. The weights stand as at the first step until they are turned.
+    and time once more. The weights stand as at the first step until a moment is set.
 
     Yields:
-        The branches, to turn to a moment.
+        The branches, to set a moment of.
     """
     placed = [
         (locate(components, adapter, base_name), adapter, lora_schedule)
@@ -155,6 +144,96 @@ def _change(adapter: Adapter, name: str, module: nn.Module) -> Compute:
     if adapter.peft is None:
         return LowRank(adapter.layers[name], weight)
     return Dense(change_of(adapter.peft, name, weight, module), weight)
+
+
+class ScheduledBranches:
+    """The adapters of a pipeline whose weights follow the steps of a drawing.
+
+    Args:
+        pipeline: An SDXL pipeline.
+        components: Its denoiser under ``unet`` and its text encoders under their names.
+        base_name: What the user calls the base model.
+    """
+
+    def __init__(self, pipeline: Any, components: Mapping[str, nn.Module], base_name: str) -> None:
+        self._pipeline, self._components, self._base_name = pipeline, components, base_name
+        self._branches: list[Branch] = []
+
+    @contextmanager
+    def added(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:
+        """Add adapters to those that follow the steps, for a block."""
+        with lora_branches(self._components, parts, self._base_name) as branches:
+            earlier = self._branches
+            self._branches = [*earlier, *branches]
+            try:
+                yield
+            finally:
+                self._branches = earlier
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Set each step's weights while the pipeline draws."""
+
+        def follow(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del unet
+            moment = find_moment(inputs[1], self._pipeline.scheduler.timesteps)
+            # The pipeline puts the unconditional half before the other.
+            is_guided = self._pipeline.do_classifier_free_guidance
+            self._set_moment(moment, len(inputs[0]) // 2 if is_guided else 0)
+
+        if not self._branches:
+            yield
+            return
+        hook = self._pipeline.unet.register_forward_pre_hook(follow)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._set_moment(START)
+
+    @contextmanager
+    def off_in_unconditional_text(self) -> Iterator[None]:
+        """Switch off, while text is encoded, what belongs to the conditional half only."""
+        active = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
+        for branch in active:
+            branch.weight = 0.0
+        yield
+        if active:
+            self._set_moment(START)
+
+    def _set_moment(self, moment: Moment, unconditional_rows: int = 0) -> None:
+        for branch in self._branches:
+            branch.set_moment(moment, unconditional_rows)
+
+
+@contextmanager
+def peft_branches(
+    pipeline: Any,
+    components: Mapping[str, nn.Module],
+    parts: Sequence[tuple[Adapter, float]],
+    base_name: str,
+) -> Iterator[None]:
+    """Load LoRAs beside the weights for a block, as diffusers does."""
+    for adapter, _ in parts:
+        locate(components, adapter, base_name)
+    names = [f"part{i}" for i in range(len(parts))]
+    try:
+        with warnings.catch_warnings():
+            # PEFT warns whenever a second adapter joins the first, which is meant here.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            for name, (adapter, _) in zip(names, parts, strict=True):
+                factors = {
+                    f"{layer}.{factor}.weight": tensor
+                    for layer, one in adapter.layers.items()
+                    for factor, tensor in (("lora_A", one.down), ("lora_B", one.up))
+                }
+                pipeline.load_lora_weights(factors, adapter_name=name)
+        if names:
+            pipeline.set_adapters(names, [weight for _, weight in parts])
+        yield
+    finally:
+        if names:
+            pipeline.unload_lora_weights()
 
 
 def find_moment(timestep: Any, timesteps: Tensor) -> Moment:

@@ -1,6 +1,6 @@
 """LoRA schedules: how strongly each adapter is applied at each step, and in which layers.
 
-A weight that follows the steps is a `Curve`. Adapters worn together can take turns (LoRA Switch)
+A weight that follows the steps is a `Curve`. Adapters applied together can take turns (LoRA Switch)
 or share the layers out (K-LoRA); both only open and close what the curves weigh. Everything here
 is settled before the first step, so drawing costs no more for it.
 """
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dreamloom.lora.adapter import Adapter, Layer, refuse_other_kinds
+from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 
 CompositionMethod: TypeAlias = Literal["sum", "switch", "k-lora"]
 """How adapters share a drawing: all at once, one after the other, or layer by layer."""
@@ -143,7 +143,7 @@ def parse_curve(text: str) -> Curve:
 class Turn:
     """LoRA Switch: adapters take turns, each for some steps.
 
-    At step t the adapter numbered floor(t / ``every``) mod ``adapters`` is worn, no other.
+    At step t the adapter numbered floor(t / ``every``) mod ``adapters`` is applied, no other.
 
     Args:
         place: The number of this one, from 0.
@@ -170,12 +170,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """K-LoRA: each layer wears the subject up to a progress of its own, and then the style.
+    """K-LoRA: each layer applies the subject up to a progress of its own, and then the style.
 
     Args:
         role: Whose share this is.
         table: Up to which progress the subject has a layer, by name; see `share_layers`. A layer
-            that is not in it is worn throughout.
+            that is not in it is applied throughout.
         alpha: What the table was made with, to be told.
         beta: Likewise.
     """
@@ -197,11 +197,11 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class LoraSchedule:
-    """How strongly one adapter is worn, at each step and in each layer.
+    """How strongly one adapter is applied, at each step and in each layer.
 
     Args:
         curve: Its weight over the progress.
-        gate: When and where it is worn at all; None is always and everywhere.
+        gate: When and where it is applied at all; None is always and everywhere.
         conditional_only: Whether the unconditional half of classifier-free guidance does without.
     """
 
@@ -223,13 +223,10 @@ class LoraSchedule:
         return self.curve.weight(moment.progress)
 
     def __str__(self) -> str:
-        """In words, and completely: equal adapters at equal paces draw equal pictures."""
-        told = [str(self.curve)]
-        if self.gate is not None:
-            told.append(str(self.gate))
-        if self.conditional_only:
-            told.append("conditional only")
-        return "; ".join(told)
+        """In words, and completely: equal adapters on equal schedules draw equal pictures."""
+        parts = [str(self.curve), "" if self.gate is None else str(self.gate)]
+        parts.append("conditional only" if self.conditional_only else "")
+        return "; ".join(part for part in parts if part)
 
 
 Strength: TypeAlias = float | LoraSchedule
@@ -238,7 +235,7 @@ Strength: TypeAlias = float | LoraSchedule
 
 @dataclass(frozen=True)
 class Composition:
-    """How several adapters are worn in one drawing.
+    """How several adapters are applied in one drawing.
 
     Args:
         method: sum, switch or k-lora.
@@ -266,7 +263,7 @@ class Composition:
             raise ValueError(f"k-lora's beta must be 0 or more, not {self.beta:g}")
 
     def check(self, adapters: int) -> None:
-        """Check that so many adapters can be worn in this manner.
+        """Check that so many adapters can be applied in this manner.
 
         Raises:
             ValueError: If there are too few or too many.
@@ -313,12 +310,12 @@ def set_lora_schedules(
     weights: Sequence[float | Curve],
     composition: Composition = TOGETHER,
 ) -> list[Strength]:
-    """Settle for each adapter how it is worn; a plain weight stays one where nothing moves it.
+    """Settle for each adapter how it is applied; a plain weight stays one where nothing moves it.
 
     Args:
         adapters: The adapters; for k-lora the subject, then the style.
         weights: The weight of each, or its curve.
-        composition: How they are worn together.
+        composition: How they are applied together.
 
     Raises:
         AdapterError: If k-lora is asked of another kind than LoRA.
@@ -335,7 +332,7 @@ def set_lora_schedules(
 def describe_lora_schedules(
     weights: Sequence[float | Curve], composition: Composition = TOGETHER
 ) -> list[str]:
-    """Tell the pace of each adapter as `LoraSchedule` does, empty for a plain weight.
+    """Describe the schedule of each adapter as `LoraSchedule` does, empty for a plain weight.
 
     Nothing is computed: what k-lora makes of two adapters is determined by them and by this.
     """
@@ -346,14 +343,12 @@ def describe_lora_schedules(
 def _assign(
     weights: Sequence[float | Curve], composition: Composition, table: Mapping[str, float]
 ) -> list[Strength]:
-    gates: list[Turn | LayerShare | None] = [None] * len(weights)
+    alpha, beta, count = composition.alpha, composition.beta, len(weights)
+    gates: list[Turn | LayerShare | None] = [None] * count
     if composition.method == "switch":
-        gates = [Turn(place, len(weights), composition.every) for place in range(len(weights))]
+        gates = [Turn(place, count, composition.every) for place in range(count)]
     elif composition.method == "k-lora":
-        gates = [
-            LayerShare("subject", table, composition.alpha, composition.beta),
-            LayerShare("style", table, composition.alpha, composition.beta),
-        ]
+        gates = [LayerShare(role, table, alpha, beta) for role in ("subject", "style")]
     strengths: list[Strength] = []
     for weight, gate in zip(weights, gates, strict=True):
         if gate is None and not composition.conditional_only and not isinstance(weight, Curve):
@@ -393,33 +388,26 @@ def share_layers(
     for adapter, name in ((subject, "The first adapter"), (style, "The second adapter")):
         refuse_other_kinds(adapter, name, "can be worn by k-lora")
     shared = [name for name in subject.layers if name in style.layers and not acts_on_text(name)]
-    measured = {}
+    largest: dict[str, list[float]] = {}
+    sums: tuple[list[float], list[float]] = ([], [])
     for name in shared:
         layers = subject.layers[name], style.layers[name]
         count = layers[0].rank * layers[1].rank
-        measured[name] = [_measure_entries(layer, count) for layer in layers]
-    totals = [math.fsum(pair[side].total for pair in measured.values()) for side in (0, 1)]
+        largest[name] = []
+        for layer, of_adapter in zip(layers, sums, strict=True):
+            entries = (layer.up.flatten(1) @ layer.down.flatten(1)).abs_().flatten()
+            largest[name].append(_sum_largest(entries, min(count, entries.numel())))
+            of_adapter.append(float(entries.sum()))
+    totals = [math.fsum(of_adapter) for of_adapter in sums]
     table = {}
-    for name, (ours, theirs) in measured.items():
-        if theirs.largest == 0:
+    for name, (ours, theirs) in largest.items():
+        if theirs == 0:
             table[name] = math.inf
             continue
         # Dividing each S by its adapter's total divides their ratio by γ, and never 0 by 0.
-        relative = ours.largest / totals[0] if ours.largest else 0.0
-        table[name] = (relative / (theirs.largest / totals[1]) - beta) / alpha
+        relative = ours / totals[0] if ours else 0.0
+        table[name] = (relative / (theirs / totals[1]) - beta) / alpha
     return table
-
-
-@dataclass(frozen=True)
-class _Entries:
-    largest: float
-    total: float
-
-
-def _measure_entries(layer: Layer, count: int) -> _Entries:
-    """Sum the ``count`` largest absolute entries of a layer's update, and all of them."""
-    entries = (layer.up.flatten(1) @ layer.down.flatten(1)).abs_().flatten()
-    return _Entries(_sum_largest(entries, min(count, entries.numel())), float(entries.sum()))
 
 
 def _sum_largest(entries: Float[Tensor, " entries"], count: int) -> float:

@@ -1,4 +1,4 @@
-"""Layers with a low-rank update as single nodes of autograd: linear ones and convolutions."""
+"""Low-rank updates (LoRA) of linear layers and convolutions, each a single node of autograd."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class LowRankMap:
         self.masters = list_factors(group)
         self.down, self.ups = down, ups
         # Views cost a microsecond each time, and there are thousands.
-        self._down_turned, self._ups_turned = down.t(), [up.t() for up in ups]
+        self._down_t, self._ups_t = down.t(), [up.t() for up in ups]
         self._is_working_copy = down.dtype != self.masters[0].dtype
         self.ranks = [up.shape[1] for up in ups]
         self.inputs = down.shape[1]
@@ -70,26 +70,30 @@ class LowRankMap:
         self.scales = [one.scale for one in group]
         self.is_plain = all(type(one.base) is nn.Linear for one in group)
         self.is_scaled = any(scale != 1 for scale in self.scales)
-        self.remember: InputMemory | None = None
+        self.cache: InputCache | None = None
         self._order = order
         self._frozen: PackedLinear | None = None
 
     def __call__(self, x: Float[Tensor, "... inputs"]) -> tuple[Tensor, ...]:
         """Compute each layer's output."""
         if torch.compiler.is_compiling():
-            return tuple(_compute_plainly(one, x) for one in self.group)
-        results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_known(x), *self.masters)  # type: ignore[no-untyped-call]
+            # The same in operations that a compiler can see through and put together.
+            return tuple(
+                one.base(x)
+                + linear(linear(x, one.down.to(x.dtype)) * one.scale, one.up.to(x.dtype))
+                for one in self.group
+            )
+        results: tuple[Tensor, ...] = _Apply.apply(x, self, self.find_cached(x), *self.masters)  # type: ignore[no-untyped-call]
         if self.is_plain:
             return results
         # A base that keeps its weights in another form computes by itself.
         return (self.group[0].base(x) + results[0],)
 
-    def _compute_base(self, x: Tensor) -> Tensor:
-        return self.frozen.apply(x.reshape(-1, x.shape[-1]))
-
-    def find_known(self, x: Tensor) -> Tensor | None:
-        """Find what the frozen weights made of this input before; see `InputMemory`."""
-        return self.remember.find(x, self._compute_base) if self.remember else None
+    def find_cached(self, x: Tensor) -> Tensor | None:
+        """Find what the frozen weights made of this input before; see `InputCache`."""
+        if self.cache is None:
+            return None
+        return self.cache.find(x, lambda one: self.frozen.apply(one.reshape(-1, one.shape[-1])))
 
     def compute(
         self, rows: Float[Tensor, "rows inputs"], known: Tensor | None = None
@@ -100,7 +104,7 @@ class LowRankMap:
             rows: The input.
             known: What the frozen weights make of it, if that is known.
         """
-        narrow = torch.mm(rows, self._down_turned)
+        narrow = torch.mm(rows, self._down_t)
         parts = _split(narrow, self.ranks)
         if self.is_scaled:
             for part, scale in zip(parts, self.scales, strict=True):
@@ -111,7 +115,7 @@ class LowRankMap:
             whole = self.frozen.apply(rows)
         else:
             whole = rows.new_zeros(len(rows), sum(self.outputs))
-        for out, part, up in zip(self.split(whole), parts, self._ups_turned, strict=True):
+        for out, part, up in zip(self.split(whole), parts, self._ups_t, strict=True):
             out.addmm_(part, up)
         return whole, narrow
 
@@ -142,34 +146,33 @@ class LowRankMap:
         if self.is_scaled:
             for back, scale in zip(backs, self.scales, strict=True):
                 back.mul_(scale)
-        taught = [*_split(torch.mm(inner.t(), rows), self.ranks, 0), *ups]
+        factor_gradients = [*_split(torch.mm(inner.t(), rows), self.ranks, 0), *ups]
         if self._is_working_copy:
-            taught = [one.to(self.masters[0].dtype) for one in taught]
+            factor_gradients = [one.to(self.masters[0].dtype) for one in factor_gradients]
         if not wanted:
-            return None, taught
+            return None, factor_gradients
         if not self.is_plain:
-            return inner @ self.down, taught
+            return inner @ self.down, factor_gradients
         whole = gradients[0] if len(gradients) == 1 else torch.cat(list(gradients), 1)
-        return self.frozen.pull_back(whole).addmm_(inner, self.down), taught
+        return self.frozen.pull_back(whole).addmm_(inner, self.down), factor_gradients
 
     @property
     def frozen(self) -> PackedLinear:
-        """The frozen weights of all layers below each other."""
-        if self._frozen is None:
-            self._frozen = self._join()
-        return self._frozen
+        """The frozen weights of all layers below each other.
 
-    @torch.no_grad()
-    def _join(self) -> PackedLinear:
-        """Let the layers' weights be parts of one matrix: no second copy is kept."""
-        bases: list[Any] = [one.base for one in self.group]
-        if len(bases) == 1:
-            return PackedLinear(bases[0].weight, bases[0].bias, self._order)
-        whole = torch.cat([base.weight for base in bases])
-        for base, part in zip(bases, whole.split(self.outputs), strict=True):
-            base.weight.data = part
-        bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
-        return PackedLinear(whole, bias, self._order)
+        The layers' own become parts of that one matrix: no second copy is kept.
+        """
+        if self._frozen is None:
+            bases: list[Any] = [one.base for one in self.group]
+            weight, bias = bases[0].weight, bases[0].bias
+            if len(bases) > 1:
+                with torch.no_grad():
+                    weight = torch.cat([base.weight for base in bases])
+                    bias = None if bias is None else torch.cat([base.bias for base in bases])
+                for base, part in zip(bases, weight.split(self.outputs), strict=True):
+                    base.weight.data = part
+            self._frozen = PackedLinear(weight, bias, self._order)
+        return self._frozen
 
     def part(self) -> None:
         """Give the layers' weights memory of their own again."""
@@ -198,17 +201,17 @@ class _Apply(torch.autograd.Function):
         owner: LowRankMap = ctx.owner
         rows, narrow = ctx.saved_tensors
         flat = [one.reshape(-1, one.shape[-1]) for one in gradients]
-        into, taught = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
+        into, factor_gradients = owner.pull_back(flat, rows, narrow, ctx.needs_input_grad[0])
         if into is not None:
             into = into.view(ctx.shape)
-        return (into, None, None, *taught)
+        return (into, None, None, *factor_gradients)
 
 
 def _split(whole: Tensor, sizes: list[int], dim: int = 1) -> Sequence[Tensor]:
     return torch.split_with_sizes(whole, sizes, dim) if len(sizes) > 1 else (whole,)
 
 
-class InputMemory:
+class InputCache:
     """What the frozen weights make of inputs that come again.
 
     While the text encoders are frozen, each update gives the same prompts to all layers; what a
@@ -219,60 +222,26 @@ class InputMemory:
     _MOST = 2
 
     def __init__(self) -> None:
-        self._seen: list[_LastInput] = []
+        # By what tells an input apart: the input itself, and what was computed once it came again.
+        self._seen: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
 
     @torch.no_grad()
     def find(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Find what was computed for an input; None the first time, and for what is trained."""
         if x.requires_grad or x.is_inference():
             return None
-        for one in self._seen:
-            if one.is_the_same(x):
-                if one.kept is None:
-                    one.kept = compute(x)
-                return one.kept
-        self._seen = [*self._seen[1 - self._MOST :], _LastInput(x, x._version)]
-        return None
-
-
-@dataclass
-class _LastInput:
-    """An input, and what the frozen weights make of it once it has come again."""
-
-    x: Tensor
-    version: int
-    kept: Tensor | None = None
-
-    def is_the_same(self, x: Tensor) -> bool:
-        mine, its = self.x.untyped_storage(), x.untyped_storage()
-        return (
-            mine._cdata == its._cdata
-            and self.version == x._version
-            and (self.x.shape, self.x.stride(), self.x.storage_offset())
-            == (x.shape, x.stride(), x.storage_offset())
-        )
-
-
-def _compute_plainly(one: ScaledFactors, x: Tensor) -> Tensor:
-    """The same in operations that a compiler can see through and put together."""
-    narrow = linear(x, one.down.to(x.dtype)) * one.scale
-    result: Tensor = one.base(x) + linear(narrow, one.up.to(x.dtype))
-    return result
-
-
-class Alone:
-    """The forward pass of a layer that shares its input with none."""
-
-    def __init__(self, own: LowRankMap) -> None:
-        self._own = own
-        (self._factors,) = own.group
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Compute the layer's output."""
-        if self._factors.layer.disable_adapters:
-            result: Tensor = self._factors.base(x)
-            return result
-        return self._own(x)[0]
+        place = (x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride())
+        key = (*place, x._version)
+        if key not in self._seen:
+            while len(self._seen) >= self._MOST:
+                del self._seen[next(iter(self._seen))]
+            self._seen[key] = (x, None)
+            return None
+        held, output = self._seen[key]
+        if output is None:
+            output = compute(x)
+            self._seen[key] = (held, output)
+        return output
 
 
 class SharedInput:
@@ -298,10 +267,17 @@ class SharedInput:
         return found
 
 
-class Sharing:
-    """The forward pass of a layer that shares its input with others."""
+class AdaptedForward:
+    """The forward pass of a linear layer with its update.
 
-    def __init__(self, own: LowRankMap, shared: SharedInput, number: int) -> None:
+    Args:
+        own: The layer's own map.
+        shared: Computes it together with others that read the same input; None for one that
+            shares its input with none.
+        number: Which of those it is, from 0.
+    """
+
+    def __init__(self, own: LowRankMap, shared: SharedInput | None = None, number: int = 0) -> None:
         self._own, self._shared, self._number = own, shared, number
         (self._factors,) = own.group
 
@@ -310,9 +286,9 @@ class Sharing:
         if self._factors.layer.disable_adapters:
             result: Tensor = self._factors.base(x)
             return result
-        if torch.compiler.is_compiling():
-            return self._own(x)[0]
-        found = self._shared.take(self._number, x)
+        found = None
+        if self._shared is not None and not torch.compiler.is_compiling():
+            found = self._shared.take(self._number, x)
         return self._own(x)[0] if found is None else found
 
 

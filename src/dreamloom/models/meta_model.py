@@ -1,4 +1,4 @@
-"""An SDXL of any size without weights: its real modules, to find out what they need."""
+"""A meta model: SDXL of any size without weights, its real modules, to count what they need."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ def make_meta_model(dtype: torch.dtype, folder: Path | None = None) -> StableDif
             comes with this package.
     """
     source = folder or sdxl_configs.FOLDER
-    first, second = _make_tokenizers(folder)
+    first, second = (
+        sdxl_configs.make_tokenizers()
+        if folder is None
+        else [CLIPTokenizer.from_pretrained(folder / one) for one in ("tokenizer", "tokenizer_2")]
+    )
     schedule = EulerDiscreteScheduler.load_config(source, subfolder="scheduler")
     with _made_in(dtype):
         return StableDiffusionXLPipeline(
@@ -63,12 +67,3 @@ def _made_in(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(earlier)
-
-
-def _make_tokenizers(folder: Path | None) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    if folder is None:
-        return sdxl_configs.make_tokenizers()
-    first, second = (
-        CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")
-    )
-    return first, second

@@ -1,4 +1,4 @@
-"""A denoiser's blocks and a text encoder's layers as single nodes of autograd, in C++.
+"""Native blocks: a denoiser's and a text encoder's layers as single nodes of autograd, in C++.
 
 On a processor, between the matrix products of a small model, Python and torch's dispatch cost as
 much as the products do. `native.cpp` computes the same operations in the same order; it is compiled
@@ -50,14 +50,14 @@ def load_native() -> Any:
     from torch.utils import cpp_extension
 
     source = _SOURCE.read_text(encoding="utf-8")
-    told = "\n".join([source, torch.__version__, *_list_flags()])
-    name = f"dreamloom_native_{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    key = "\n".join([source, torch.__version__, *_list_flags()])
+    name = f"dreamloom_native_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    kept = Path(root) / "dreamloom" / f"{name}{cpp_extension.LIB_EXT}"
-    if kept.exists():
-        torch.ops.load_library(str(kept))
+    library = Path(root) / "dreamloom" / f"{name}{cpp_extension.LIB_EXT}"
+    if library.exists():
+        torch.ops.load_library(str(library))
     else:
-        _compile(name, kept)
+        _compile(name, library)
     return torch.classes.dreamloom_native
 
 
@@ -67,7 +67,7 @@ def _list_flags() -> list[str]:
     return [*_FLAGS, *flags, f"-DCPU_CAPABILITY_{kind}"] if flags else [*_FLAGS]
 
 
-def _compile(name: str, kept: Path) -> None:
+def _compile(name: str, library: Path) -> None:
     """Compile in a folder of its own, so that nobody waits for one who was stopped; keep it."""
     from torch.utils import cpp_extension
 
@@ -81,8 +81,8 @@ def _compile(name: str, kept: Path) -> None:
             'Install a C++ compiler and `pip install "dreamloom[native]"`, or set '
             "train.compile=off.",
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=kept.parent, ignore_cleanup_errors=True) as build, _path(search):
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as build, _path(search):
         try:
             cpp_extension.load(
                 name,
@@ -98,7 +98,7 @@ def _compile(name: str, kept: Path) -> None:
             ) from error
         # Where a library in use cannot be moved, the next start compiles again.
         with suppress(OSError):
-            (Path(build) / kept.name).replace(kept)
+            (Path(build) / library.name).replace(library)
 
 
 @contextmanager
@@ -175,13 +175,13 @@ class NativeBlock:
                 **named,
             )
             return theirs
-        known = self._joint.find_known(encoder_hidden_states)
+        known = self._joint.find_cached(encoder_hidden_states)
         ours: Tensor = self._native.run(hidden_states, encoder_hidden_states, known, self._masters)
         return ours
 
 
 class NativeTextLayer:
-    """The forward pass of one layer of a text encoder that is taught.
+    """The forward pass of one layer of a text encoder that is trained.
 
     Masks and an adapter that is switched off are left to transformers' own.
 
@@ -256,7 +256,7 @@ class NativeConvolution:
         outward = torch.Size((shape[0], layer.out_channels, *shape[2:]))
         bias = None if layer.bias is None else layer.bias.detach()
         return load_native().Convolution(
-            self._packed.pack_forth(shape), self._packed.pack_back(outward), bias
+            self._packed.pack(shape), self._packed.pack(outward, back=True), bias
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline lie: on the device, or waiting in the computer's memory."""
+"""CPU offload: the parts of a pipeline lie on the device, or wait in the computer's memory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-_AWAY = torch.device("cpu")
+_CPU = torch.device("cpu")
 
 
-class PartOffload:
+class CpuOffload:
     """Brings the parts of a pipeline to the device when they are needed.
 
     Args:
         parts: Every part by name, on the CPU.
         device: Where they compute.
-        cpu_offload: Whether what works alone has the device to itself. Otherwise all parts are
+        cpu_offload: Whether what is at work has the device to itself. Otherwise all parts are
             brought now, and stay until they are released.
     """
 
@@ -28,27 +28,27 @@ class PartOffload:
         self.cpu_offload = cpu_offload
         self._here: set[str] = set()
         if not cpu_offload:
-            self.need(*parts)
+            self.load(*parts)
 
-    def need(self, *names: str, alone: bool = False) -> None:
+    def load(self, *names: str, exclusive: bool = False) -> None:
         """Bring parts to the device.
 
         Args:
             names: Which.
-            alone: Whether the others are of no use meanwhile: one at a time, they go.
+            exclusive: Whether the others are of no use meanwhile: one at a time, they go.
         """
-        if alone and self.cpu_offload:
-            self.release(*(self._here - set(names)))
+        if exclusive and self.cpu_offload:
+            self.unload(*(self._here - set(names)))
         for name in names:
             if name not in self._here:
                 self.move(self.parts[name], self.device)
                 self._here.add(name)
 
-    def release(self, *names: str) -> None:
+    def unload(self, *names: str) -> None:
         """Put parts into the computer's memory, until they are needed again."""
         leaving = [name for name in names if name in self._here]
         for name in leaving:
-            self.move(self.parts[name], _AWAY)
+            self.move(self.parts[name], _CPU)
         self._here.difference_update(leaving)
         if leaving and self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay as they are, in the form that the processor multiplies fastest.
+"""Packed frozen linear layers: their weights in the form that the processor multiplies fastest.
 
 On a CPU a matrix product spends part of its time bringing the weight into the order that its
 kernel reads. A frozen weight can be brought into that order once. On Intel's processors that is
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 MOST_COPIED_BYTES = 2**30
 """Components with larger linear weights than this keep the one copy that they have."""
@@ -30,7 +32,7 @@ Order = Literal["plain", "turned", "packed"]
 class Copies(NamedTuple):
     """A frozen weight's copies; those that its order has."""
 
-    turned: Float[Tensor, "inputs outputs"] | None = None
+    transposed: Float[Tensor, "inputs outputs"] | None = None
     forth: Any = None
     back: Any = None
 
@@ -52,7 +54,7 @@ class PackedLinear:
     ) -> None:
         self.weight, self.bias = weight, bias
         self._is_packed = order == "packed"
-        self._turned = weight.detach().t().contiguous() if order == "turned" else None
+        self._transposed = weight.detach().t().contiguous() if order == "turned" else None
         self._forth: Any = _pack(weight) if self._is_packed else None
         # Made when it is first needed: whoever only draws never goes back.
         self._back: Any = None
@@ -61,11 +63,11 @@ class PackedLinear:
         """Compute the outputs."""
         if self._is_packed:
             return _multiply(rows, self._forth, self.bias)
-        if self._turned is None:
+        if self._transposed is None:
             return linear(rows, self.weight, self.bias)
         if self.bias is None:
-            return rows @ self._turned
-        return torch.addmm(self.bias, rows, self._turned)
+            return rows @ self._transposed
+        return torch.addmm(self.bias, rows, self._transposed)
 
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
@@ -78,7 +80,7 @@ class PackedLinear:
         """All copies for both ways."""
         if self._is_packed and self._back is None:
             self._back = _pack(self.weight.t().contiguous())
-        return Copies(self._turned, self._forth, self._back)
+        return Copies(self._transposed, self._forth, self._back)
 
 
 def _pack(weight: Tensor) -> Any:
@@ -108,9 +110,9 @@ def is_processor_intels() -> bool:
     """Say whether Intel made this computer's processor."""
     # Timing both ways would choose otherwise from one start to the next, and the last digits of a
     # training that was broken off would differ.
-    told = Path("/proc/cpuinfo")
-    words = told.read_text(errors="ignore") if told.exists() else platform.processor()
-    return "GenuineIntel" in words
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(errors="ignore") if info.exists() else platform.processor()
+    return "GenuineIntel" in text
 
 
 class PackedForward(Protocol):
@@ -168,15 +170,20 @@ class OrderedForward:
         return self._map.pull_back(rows).view(*gradient.shape[:-1], -1)
 
 
+def replace_forward(layers: Iterable[_Layer], make: Callable[[Any], object]) -> list[_Layer]:
+    """Give layers another forward pass, made from each, until `restore_forward`; return them."""
+    replaced = list(layers)
+    for layer in replaced:
+        vars(layer)["forward"] = make(layer)
+    return replaced
+
+
 def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:
-    """Let frozen layers compute with ordered weights, until `free_layers`; return them."""
-    ordered = list(layers)
-    for layer in ordered:
-        vars(layer)["forward"] = OrderedForward(layer, order)
-    return ordered
+    """Let frozen layers compute with ordered weights, until `restore_forward`; return them."""
+    return replace_forward(layers, lambda layer: OrderedForward(layer, order))
 
 
-def free_layers(layers: Iterable[nn.Module]) -> None:
+def restore_forward(layers: Iterable[nn.Module]) -> None:
     """Give layers their own forward pass back."""
     for layer in layers:
         vars(layer).pop("forward", None)

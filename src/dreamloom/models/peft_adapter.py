@@ -1,4 +1,4 @@
-"""Teach an adapter: put it on a model through PEFT, read it, take it off."""
+"""A LoRA or another adapter in training: put on a model through PEFT, read, taken off."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from torch import Tensor, nn
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.peftconfig import make_dora
-from dreamloom.models.base import AdapterSpec, WeightGroup, WeightRole
+from dreamloom.models.base import AdapterSpec, WeightGroup
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
 from dreamloom.models.lowrank import ScaledFactors
 from dreamloom.models.peftstate import describe_config
 from dreamloom.models.target_modules import assign_by_pattern, choose_layers
 
-TAUGHT = "taught"
+ADAPTER_NAME = "taught"
 _INITS = re.compile("default|gaussian|orthogonal|olora|pissa(_niter_[1-9][0-9]*)?")
 # These take a part of the base's weight into the adapter.
 _SPLITS_BASE = re.compile("olora|pissa")
 
 
 class AttachedAdapter:
-    """An adapter that is being taught; the model is as it was after `detach`.
+    """An adapter in training; the model is as it was after `detach`.
 
     Args:
         components: The denoiser under ``unet`` and the text encoders under their names.
@@ -60,10 +60,10 @@ class AttachedAdapter:
         # Weights that an initialisation took a part of, by layer, and what it took.
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
-        self._forms: list[FusedLora] = []
+        self._fused: list[FusedLora] = []
         try:
             self._attach()
-            self._slim(compiled)
+            self._fuse(compiled)
         except Exception:
             self.detach()
             raise
@@ -75,22 +75,28 @@ class AttachedAdapter:
             warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
             torch.manual_seed(self.spec.seed)
             for name, module in self._components.items():
-                inject_adapter_in_model(self._configs[name], module, TAUGHT)
+                inject_adapter_in_model(self._configs[name], module, ADAPTER_NAME)
             for name, layer in self._adapted():
                 self._begin(name, layer)
 
-    def _slim(self, compiled: bool = False) -> None:
+    def _fuse(self, compiled: bool = False) -> None:
         """Let LoRAs be computed in few operations; the other kinds keep PEFT's."""
         if self.spec.kind != "lora":
             return
         for component, owner in self._components.items():
             factors = {
-                name.removeprefix(f"{component}."): _find_factors(layer)
+                name.removeprefix(f"{component}."): ScaledFactors(
+                    layer,
+                    layer.get_base_layer(),
+                    layer.lora_A[ADAPTER_NAME].weight,
+                    layer.lora_B[ADAPTER_NAME].weight,
+                    float(layer.scaling[ADAPTER_NAME]),
+                )
                 for name, layer in self._adapted()
                 if name.startswith(f"{component}.") and can_be_fused(layer.get_base_layer())
             }
             if factors:
-                self._forms.append(FusedLora(owner, factors, compiled))
+                self._fused.append(FusedLora(owner, factors, compiled))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():
@@ -103,7 +109,7 @@ class AttachedAdapter:
         """Bring the first weights to float32; initialise what must see the base's weight so."""
         for weight in layer.parameters():
             if weight.requires_grad:
-                # AdamW steps of 1e-4 vanish in bfloat16: adapters are taught in float32.
+                # AdamW steps of 1e-4 vanish in bfloat16: adapters are trained in float32.
                 weight.data = weight.data.float()
         special = self.spec.init not in ("default", "gaussian")
         if self.spec.kind not in ("lora", "dora") or (special, self.spec.kind) == (False, "lora"):
@@ -113,7 +119,14 @@ class AttachedAdapter:
         # A copy: some of PEFT's initialisations write into the weight itself.
         base.weight.data = original.float().clone()
         if special and isinstance(base, nn.Linear):
-            self._initialise(layer)
+            if self.spec.init == "orthogonal":
+                layer.orthogonal_init(ADAPTER_NAME)
+            elif self.spec.init == "olora":
+                layer.olora_init(ADAPTER_NAME)
+            else:
+                layer.pissa_init(ADAPTER_NAME, self.spec.init)
+            for factors in (layer.lora_A, layer.lora_B):
+                factors[ADAPTER_NAME].weight.requires_grad_(True)
         if _SPLITS_BASE.match(self.spec.init) and isinstance(base, nn.Linear):
             self._originals[base] = original
             self._taken[name] = _read_factors(layer, sign=-1.0)
@@ -121,53 +134,42 @@ class AttachedAdapter:
             original = residual
         if self.spec.kind == "dora":
             # Magnitudes that PEFT took from a half-precision weight are off by its rounding.
-            layer.lora_magnitude_vector[TAUGHT].update_layer(
+            layer.lora_magnitude_vector[ADAPTER_NAME].update_layer(
                 base_layer=base,
-                lora_A=layer.lora_A[TAUGHT].weight,
-                lora_B=layer.lora_B[TAUGHT].weight,
-                scaling=layer.scaling[TAUGHT],
+                lora_A=layer.lora_A[ADAPTER_NAME].weight,
+                lora_B=layer.lora_B[ADAPTER_NAME].weight,
+                scaling=layer.scaling[ADAPTER_NAME],
             )
         base.weight.data = original
 
-    def _initialise(self, layer: Any) -> None:
-        if self.spec.init == "orthogonal":
-            layer.orthogonal_init(TAUGHT)
-        elif self.spec.init == "olora":
-            layer.olora_init(TAUGHT)
-        else:
-            layer.pissa_init(TAUGHT, self.spec.init)
-        for factors in (layer.lora_A, layer.lora_B):
-            factors[TAUGHT].weight.requires_grad_(True)
-
     def _group_weights(self) -> list[WeightGroup]:
-        roles: dict[WeightRole, list[nn.Parameter]] = {
+        kinds = {".lora_A.": "down", ".lora_B.": "up", "": "other"}
+        groups: dict[Any, list[nn.Parameter]] = {
             role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
         }
         for component, owner in self._components.items():
             for name, weight in owner.named_parameters():
                 if weight.requires_grad:
-                    roles[_role(component, name)].append(weight)
-        return [WeightGroup(role, tuple(weights)) for role, weights in roles.items() if weights]
+                    kind = next(kind for mark, kind in kinds.items() if mark in name)
+                    groups[kind if component == "unet" else f"text {kind}"].append(weight)
+        return [WeightGroup(role, tuple(weights)) for role, weights in groups.items() if weights]
 
     def read(self) -> Adapter:
         """Copy the adapter to the CPU, as a change of the original base, scales folded in."""
-        if self.spec.kind == "lora":
+        if self.spec.kind in ("lora", "dora"):
             layers = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
-            return Adapter(layers)
-        if self.spec.kind == "dora":
-            fused_adapters = {
-                name: self._read_layer(name, layer) for name, layer in self._adapted()
-            }
+            if self.spec.kind == "lora":
+                return Adapter(layers)
             magnitudes = {
-                name: _copy(layer.lora_magnitude_vector[TAUGHT].weight)
+                name: _copy(layer.lora_magnitude_vector[ADAPTER_NAME].weight)
                 for name, layer in self._adapted()
             }
-            return Adapter({}, peft=make_dora(fused_adapters, magnitudes))
+            return Adapter({}, peft=make_dora(layers, magnitudes))
         tensors: dict[str, Tensor] = {}
         configs = {}
         for component, owner in self._components.items():
             state = get_peft_model_state_dict(
-                owner, adapter_name=TAUGHT, save_embedding_layers=False
+                owner, adapter_name=ADAPTER_NAME, save_embedding_layers=False
             )
             tensors |= {f"{component}.{key}": _copy(value) for key, value in state.items()}
             # PEFT shortens the list of names to their ends, which mean something in this model.
@@ -203,7 +205,7 @@ class AttachedAdapter:
 
     def detach(self) -> None:
         """Take the adapter off; the base is as it was, bit for bit."""
-        for form in self._forms:
+        for form in self._fused:
             form.remove()
         for base, original in self._originals.items():
             base.weight.data = original
@@ -261,76 +263,43 @@ def _configure(chosen: Mapping[str, list[str]], spec: AdapterSpec) -> dict[str, 
     full = [f"{component}.{name}" for component, names in chosen.items() for name in names]
     ranks = assign_by_pattern(spec.ranks, full, "ranks")
     alphas = assign_by_pattern(spec.alphas, full, "alphas")
-    return {
-        component: _make_config(
-            spec, names, _exactly(ranks, component), _exactly(alphas, component)
+    configs: dict[str, PeftConfig] = {}
+    for component, names in chosen.items():
+        if spec.kind == "oft":
+            configs[component] = OFTConfig(r=0, oft_block_size=spec.rank, target_modules=names)
+            continue
+        # PEFT reads names as patterns of names' ends; "^" ties each to its own layer.
+        rank_pattern, alpha_pattern = (
+            {
+                f"^{re.escape(name.removeprefix(f'{component}.'))}": value
+                for name, value in values.items()
+                if name.startswith(f"{component}.")
+            }
+            for values in (ranks, alphas)
         )
-        for component, names in chosen.items()
-    }
-
-
-def _exactly(values: Mapping[str, float], component: str) -> dict[str, Any]:
-    # PEFT reads names as patterns of names' ends; "^" ties each to its own layer.
-    return {
-        f"^{re.escape(name.removeprefix(f'{component}.'))}": value
-        for name, value in values.items()
-        if name.startswith(f"{component}.")
-    }
-
-
-def _make_config(
-    spec: AdapterSpec, names: list[str], ranks: dict[str, Any], alphas: dict[str, Any]
-) -> PeftConfig:
-    if spec.kind == "oft":
-        return OFTConfig(r=0, oft_block_size=spec.rank, target_modules=names)
-    shared: dict[str, Any] = {
-        "r": spec.rank,
-        "target_modules": names,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-    }
-    if spec.kind == "loha":
-        return LoHaConfig(alpha=spec.alpha, **shared)
-    if spec.kind == "lokr":
-        return LoKrConfig(alpha=spec.alpha, **shared)
-    return LoraConfig(
-        lora_alpha=spec.alpha,
-        use_dora=spec.kind == "dora",
-        use_rslora=spec.use_rslora,
-        init_lora_weights="gaussian" if spec.init == "gaussian" else True,
-        **shared,
-    )
-
-
-def _role(component: str, name: str) -> WeightRole:
-    part: WeightRole = "other"
-    if ".lora_A." in name:
-        part = "down"
-    elif ".lora_B." in name:
-        part = "up"
-    if component == "unet":
-        return part
-    text: dict[WeightRole, WeightRole] = {
-        "down": "text down",
-        "up": "text up",
-        "other": "text other",
-    }
-    return text[part]
-
-
-def _find_factors(layer: Any) -> ScaledFactors:
-    return ScaledFactors(
-        layer,
-        layer.get_base_layer(),
-        layer.lora_A[TAUGHT].weight,
-        layer.lora_B[TAUGHT].weight,
-        float(layer.scaling[TAUGHT]),
-    )
+        shared: dict[str, Any] = {
+            "r": spec.rank,
+            "target_modules": names,
+            "rank_pattern": rank_pattern,
+            "alpha_pattern": alpha_pattern,
+        }
+        if spec.kind in ("loha", "lokr"):
+            kind = LoHaConfig if spec.kind == "loha" else LoKrConfig
+            configs[component] = kind(alpha=spec.alpha, **shared)
+        else:
+            configs[component] = LoraConfig(
+                lora_alpha=spec.alpha,
+                use_dora=spec.kind == "dora",
+                use_rslora=spec.use_rslora,
+                init_lora_weights="gaussian" if spec.init == "gaussian" else True,
+                **shared,
+            )
+    return configs
 
 
 def _read_factors(layer: Any, sign: float = 1.0) -> Layer:
-    scale = sign * layer.scaling[TAUGHT]
-    down, up = layer.lora_A[TAUGHT].weight, layer.lora_B[TAUGHT].weight
+    scale = sign * layer.scaling[ADAPTER_NAME]
+    down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
     return Layer(_copy(down), _copy(up.detach().float() * scale))
 
 

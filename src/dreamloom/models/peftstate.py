@@ -1,4 +1,4 @@
-"""Adapters of other kinds than LoRA: from and to PEFT's own forms, and what they change."""
+"""PEFT's own state of adapters of other kinds than LoRA: how it is described, what it changes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import PeftState
 
 _ALONE = "alone"
+_NEWER = "It may have been made by a newer version of PEFT."
 # Where it was made, not what it is.
 _LEFT_OUT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "task_type"}
 
@@ -89,15 +90,11 @@ def _rebuild(described: Mapping[str, Any], inner: str) -> PeftConfig:
         config = get_peft_config({**described, "target_modules": [inner]})
         unknown = set(described) - {field.name for field in fields(config)}
     except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(
-            f"PEFT does not understand the adapter's configuration: {error}.",
-            "It may have been made by a newer version of PEFT.",
-        ) from error
+        problem = f"PEFT does not understand the adapter's configuration: {error}."
+        raise AdapterError(problem, _NEWER) from error
     if unknown:
-        raise AdapterError(
-            f"PEFT does not know {', '.join(sorted(unknown))} of the adapter's configuration.",
-            "It may have been made by a newer version of PEFT.",
-        )
+        names = ", ".join(sorted(unknown))
+        raise AdapterError(f"PEFT does not know {names} of the adapter's configuration.", _NEWER)
     return config
 
 

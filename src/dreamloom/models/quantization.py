@@ -1,4 +1,4 @@
-"""Store frozen weights in 8 or 4 bits: what they lose is bounded, what they weigh is known.
+"""Quantization of frozen weights to 8 or 4 bits (fp8, int8, nf4): what they lose is bounded.
 
 Activations and gradients stay as they are; a stored weight is turned back for each use.
 """
@@ -111,13 +111,10 @@ def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> Qua
     if kind == "nf4":
         return _quantize_nf4(exact)
     largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=_LEAST_SCALE)
-    if kind == "int8":
-        codes = (exact * (_LARGEST_INT8 / largest)).round().to(torch.int8)
-        return QuantizedTensor(
-            kind, _sides(exact), codes, largest / _LARGEST_INT8, nothing, nothing
-        )
-    codes = (exact * (_LARGEST_FP8 / largest)).to(torch.float8_e4m3fn)
-    return QuantizedTensor(kind, _sides(exact), codes, largest / _LARGEST_FP8, nothing, nothing)
+    limit = _LARGEST_INT8 if kind == "int8" else _LARGEST_FP8
+    scaled = exact * (limit / largest)
+    codes = scaled.round().to(torch.int8) if kind == "int8" else scaled.to(torch.float8_e4m3fn)
+    return QuantizedTensor(kind, _sides(exact), codes, largest / limit, nothing, nothing)
 
 
 def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:
@@ -128,24 +125,6 @@ def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "ou
     values = pairs.view(-1, BLOCK) * _nf4_scales(stored)[:, None].to(dtype)
     outputs, inputs = stored.shape
     return values.view(-1)[: outputs * inputs].view(outputs, inputs)
-
-
-def quantized_bytes(outputs: int, inputs: int, kind: Quantization, whole_bytes: int = 2) -> int:
-    """Say how many bytes a weight matrix takes.
-
-    Args:
-        outputs: Rows.
-        inputs: Columns.
-        kind: How it is stored.
-        whole_bytes: Bytes of one weight as it is.
-    """
-    weights = outputs * inputs
-    if kind == "whole":
-        return weights * whole_bytes
-    if kind == "nf4":
-        blocks = -(-weights // BLOCK)
-        return blocks * BLOCK // 2 + blocks + 4 * (-(-blocks // _SUPERBLOCK) + 1) + 4 * 2 * 256
-    return weights + 4 * outputs
 
 
 def _sides(matrix: Tensor) -> tuple[int, int]:

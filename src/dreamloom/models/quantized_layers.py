@@ -1,8 +1,7 @@
-"""Keep a frozen model's linear layers in 8 or 4 bits, and compute with them as before."""
+"""Quantized layers: a frozen model's linear layers in 8 or 4 bits, computing as before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,10 +38,8 @@ class QuantizedLinear(nn.Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.kind, self.dtype = kind, layer.weight.dtype
         quantized = quantize(layer.weight.detach().to(device), kind)
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scales", quantized.scales)
-        self.register_buffer("superscales", quantized.superscales)
-        self.register_buffer("levels", quantized.levels)
+        for name in ("codes", "scales", "superscales", "levels"):
+            self.register_buffer(name, getattr(quantized, name))
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), False)
         )
@@ -112,20 +109,13 @@ def quantize_linears(
     """
     if kind == "whole":
         return 0
-    found = list(_list_linears(module))
+    found = [
+        (parent, name, layer)
+        for full_name, parent in module.named_modules()
+        for name, layer in parent.named_children()
+        if type(layer) is nn.Linear
+        and not set(f"{full_name}.{name}".split(".")).intersection(_LEFT_WHOLE)
+    ]
     for parent, name, layer in found:
         setattr(parent, name, QuantizedLinear(layer, kind, device))
     return len(found)
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Say whether any layer of a module is stored in fewer bits."""
-    return any(isinstance(inner, QuantizedLinear) for inner in module.modules())
-
-
-def _list_linears(module: nn.Module) -> Iterable[tuple[nn.Module, str, nn.Linear]]:
-    for full_name, parent in list(module.named_modules()):
-        for name, layer in list(parent.named_children()):
-            whole = f"{full_name}.{name}".lstrip(".").split(".")
-            if type(layer) is nn.Linear and not any(part in _LEFT_WHOLE for part in whole):
-                yield parent, name, layer

@@ -5,7 +5,7 @@ Both change the pictures. What they change is measured in docs/drawing.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,12 +71,8 @@ class IntervalGuidance:
         pipeline._guidance_scale = weight
         if was_guided == pipeline.do_classifier_free_guidance:
             return given
-        return self._cut(given) if was_guided else self._double(given)
-
-    def _cut(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: both.chunk(2)[1] for name, both in given.items()}
-
-    def _double(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if was_guided:
+            return {name: both.chunk(2)[1] for name, both in given.items()}
         return {
             _TOKENS: torch.cat([self._tokens, given[_TOKENS]]),
             _POOLED: torch.cat([self._pooled, given[_POOLED]]),
@@ -115,7 +111,7 @@ def reusing_deep_levels(pipeline: Any, interval: int) -> Iterator[None]:
 class _DeepCache:
     def __init__(self, unet: Any, is_due: Callable[[Any], bool]) -> None:
         self._is_due = is_due
-        self.rows, self._rows_kept = 0, 0
+        self.rows, self._rows_cached = 0, 0
         self.is_reusing = False
         deep = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
         self._blocks = [one for one in deep if one is not None]
@@ -127,9 +123,9 @@ class _DeepCache:
         del unet
         self.rows = len(inputs[0])
         # Where guidance ends, half of the rows are left; where it begins, half are not known.
-        self.is_reusing = not self._is_due(inputs[1]) and self.rows <= self._rows_kept
+        self.is_reusing = not self._is_due(inputs[1]) and self.rows <= self._rows_cached
         if not self.is_reusing:
-            self._rows_kept = self.rows
+            self._rows_cached = self.rows
 
     def remove(self) -> None:
         self._hook.remove()
@@ -150,18 +146,18 @@ class _Reused:
     def __init__(self, block: nn.Module, cache: _DeepCache, is_read: bool) -> None:
         self._forward: Callable[..., Any] = block.forward
         self._cache, self._is_read = cache, is_read
-        self._kept: Any = None
+        self._cached: Any = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if self._cache.is_reusing:
-            return _map_tensors(self._kept, lambda one: one[-self._cache.rows :])
+            return _map_tensors(self._cached, lambda one: one[-self._cache.rows :])
         result = self._forward(*inputs, **named)
-        self._kept = result if self._is_read else _map_tensors(result, _keep_shape)
+        self._cached = (
+            result
+            if self._is_read
+            else _map_tensors(result, lambda one: one.new_zeros(()).expand(one.shape))
+        )
         return result
-
-
-def _keep_shape(one: Tensor) -> Tensor:
-    return one.new_zeros(()).expand(one.shape)
 
 
 def _map_tensors(given: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""How a base model was trained on noise: how much at each timestep, and what it predicts."""
+"""Noise schedule of a base model's training: how much at each timestep, and what it predicts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def read_prediction(config: Mapping[str, Any]) -> Prediction:
     """
     if "FlowMatch" in str(config.get("_class_name", "")):
         return "flow"
-    told = config.get("prediction_type", "epsilon")
-    if told not in _PREDICTIONS:
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in _PREDICTIONS:
         raise BaseModelError(
-            f"The base model's scheduler file says prediction_type {told!r}.",
+            f"The base model's scheduler file says prediction_type {kind!r}.",
             f"DreamLoom knows {', '.join(_PREDICTIONS)}.",
         )
-    return _PREDICTIONS[told]
+    return _PREDICTIONS[kind]
 
 
 class NoiseSchedule:
@@ -64,7 +64,8 @@ class NoiseSchedule:
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix: sqrt(a) x + sqrt(1 - a) e; in a flow (1 - s) x + s e."""
         if self.prediction == "flow":
-            share = self._share(timesteps, latents)
+            share = (timesteps + 1).to(latents.device, latents.dtype) / self.timesteps
+            share = share.view(-1, *[1] * (latents.ndim - 1))
             return (1 - share) * latents + share * noise
         mixed: Tensor = self._diffusion.add_noise(latents, noise, timesteps)
         return mixed
@@ -90,10 +91,6 @@ class NoiseSchedule:
         """What the denoiser is told: a flow's time, from above 0 to the number of timesteps."""
         return timesteps + 1 if self.prediction == "flow" else timesteps
 
-    def _share(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        share = (timesteps + 1).to(like.device, like.dtype) / self.timesteps
-        return share.view(-1, *[1] * (like.ndim - 1))
-
 
 def end_in_noise(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rescale a schedule so that its last timestep is pure noise, for training and sampling.
@@ -115,5 +112,5 @@ def end_in_noise(config: Mapping[str, Any]) -> dict[str, Any]:
             "Leave zero_terminal_snr out, or choose a v-prediction base model.",
         )
     inherited = set(config.get("_use_default_values", ()))
-    told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return {**config, **told, "_use_default_values": sorted(inherited - set(told))}
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return {**config, **changes, "_use_default_values": sorted(inherited - set(changes))}

@@ -46,13 +46,13 @@ def list_schedulers(config: Mapping[str, Any]) -> dict[str, tuple[str, dict[str,
     ):
         return FLOW_SCHEDULERS
     if config.get("rescale_betas_zero_snr"):
-        return {name: made for name, made in SCHEDULERS.items() if _ends_in_noise(made[0])}
+        return {
+            name: made
+            for name, made in SCHEDULERS.items()
+            if "rescale_betas_zero_snr"
+            in inspect.signature(getattr(diffusers, made[0]).__init__).parameters
+        }
     return SCHEDULERS
-
-
-def _ends_in_noise(class_name: str) -> bool:
-    made = inspect.signature(getattr(diffusers, class_name).__init__)
-    return "rescale_betas_zero_snr" in made.parameters
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
@@ -69,9 +69,9 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         )
     class_name, extra = known[name]
     if known is FLOW_SCHEDULERS:
-        kept = {k: config[k] for k in ("num_train_timesteps",) if k in config}
+        own = {k: config[k] for k in ("num_train_timesteps",) if k in config}
         shift = config.get("flow_shift", config.get("shift", 1.0))
-        return getattr(diffusers, class_name).from_config(kept, flow_shift=shift, **extra)
+        return getattr(diffusers, class_name).from_config(own, flow_shift=shift, **extra)
     # Keys that a base's file merely inherited as class defaults are listed by diffusers under
     # _use_default_values; only what the file itself says may override SDXL's own choices.
     inherited = set(config.get("_use_default_values", ()))

@@ -1,9 +1,8 @@
-"""Stable Diffusion XL, at any size: the published model, its fine-tunes, and picturebook."""
+"""Stable Diffusion XL at any size: encode, predict, train adapters on it, and sample."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -35,13 +34,13 @@ from dreamloom.models.base import (
     Shot,
     WeightGroup,
 )
-from dreamloom.models.channels_last import laid_out_for_drawing
+from dreamloom.models.channels_last import fastest_layout
+from dreamloom.models.fuse_adapters import fused_adapters, locate
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
-from dreamloom.models.lora_branches import Branch, find_moment, lora_branches
-from dreamloom.models.lora_fold import as_state_dict, fused_adapters, locate
-from dreamloom.models.lora_schedule import START, Curve, LoraSchedule, Moment, Strength
-from dreamloom.models.offload import PartOffload
+from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, peft_branches
+from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
+from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
@@ -105,7 +104,7 @@ class SDXLModel:
         runtime: Runtime,
         notes: tuple[str, ...] = (),
         memory_options: MemoryOptions = NO_SAVINGS,
-        offload: type[PartOffload] = PartOffload,
+        offload: type[CpuOffload] = CpuOffload,
     ) -> None:
         self.identity = identity
         self.runtime = runtime
@@ -120,30 +119,25 @@ class SDXLModel:
         }
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
-        self._store_weights()
+        if memory_options.quantization != "whole":
+            quantize_linears(pipeline.unet, memory_options.quantization, runtime.device)
+            for name in _TEXT_ENCODERS:
+                quantize_linears(self._components[name], "int8", runtime.device)
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )
-        self._plan_noise(
+        self._set_noise_schedule(
             dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
         )
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         self.latent_channels = int(pipeline.vae.config.latent_channels)
         self.advice = self._advise()
         self._attached: AttachedAdapter | None = None
-        self._words: AttachedTokenEmbeddings | None = None
-        self._branches: list[Branch] = []
-        self._teaching: TextEncoderTraining | None = None
+        self._token_embeddings: AttachedTokenEmbeddings | None = None
+        self._schedules = ScheduledBranches(pipeline, self._components, identity.name)
+        self._text_training: TextEncoderTraining | None = None
 
-    def _store_weights(self) -> None:
-        kind, device = self.memory_options.quantization, self.runtime.device
-        if kind == "whole":
-            return
-        quantize_linears(self._pipeline.unet, kind, device)
-        for name in _TEXT_ENCODERS:
-            quantize_linears(self._components[name], "int8", device)
-
-    def _plan_noise(self, config: dict[str, Any]) -> None:
+    def _set_noise_schedule(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
         self._noise = NoiseSchedule(config)
         self.train_timesteps = self._noise.timesteps
@@ -158,11 +152,11 @@ class SDXLModel:
     def trains_text(self) -> bool:
         """Whether an attached adapter changes how prompts are encoded."""
         in_encoders = self._attached is not None and self._attached.spec.text_encoders
-        return in_encoders or self._words is not None
+        return in_encoders or self._token_embeddings is not None
 
     def rescale_to_zero_terminal_snr(self) -> None:
         """Train and sample with a schedule that ends in pure noise; see `end_in_noise`."""
-        self._plan_noise(end_in_noise(self._scheduler_config))
+        self._set_noise_schedule(end_in_noise(self._scheduler_config))
 
     def _advise(self) -> Advice:
         unet_config = self._pipeline.unet.config
@@ -182,7 +176,7 @@ class SDXLModel:
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> Latents:
         """Encode pictures in [-1, 1]."""
-        self._offload.need("vae", alone=True)
+        self._offload.load("vae", exclusive=True)
         vae = self._pipeline.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
@@ -191,19 +185,19 @@ class SDXLModel:
     def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         with_gradients = self.trains_text and torch.is_grad_enabled()
-        self._offload.need(*_TEXT_ENCODERS, alone=not with_gradients)
-        if with_gradients and self._teaching is not None:
-            tokens, pooled = self._teaching.encode(prompts, self.runtime.device)
-            return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
-        with nullcontext() if self.trains_text else torch.no_grad():
-            tokens, _, pooled, _ = self._pipeline.encode_prompt(
-                list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
-            )
+        self._offload.load(*_TEXT_ENCODERS, exclusive=not with_gradients)
+        if with_gradients and self._text_training is not None:
+            tokens, pooled = self._text_training.encode(prompts, self.runtime.device)
+        else:
+            with nullcontext() if self.trains_text else torch.no_grad():
+                tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                    list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
+                )
         return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
-        self._offload.release("vae", *(() if self.trains_text else _TEXT_ENCODERS))
+        self._offload.unload("vae", *(() if self.trains_text else _TEXT_ENCODERS))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix latents and noise; see `NoiseSchedule`."""
@@ -227,8 +221,8 @@ class SDXLModel:
         """Predict the target for each image, each with its own size and crop."""
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
-        taught = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
-        self._offload.need("unet", *taught, alone=True)
+        trained_encoders = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
+        self._offload.load("unet", *trained_encoders, exclusive=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = send(
             torch.tensor(
@@ -254,27 +248,30 @@ class SDXLModel:
     ) -> list[WeightGroup]:
         """Add a new adapter; ``gradient_checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
-        taught = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
-        self._offload.need("unet", *taught, alone=True)
+        trained_encoders = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
+        self._offload.load("unet", *trained_encoders, exclusive=True)
         words = start_embeddings(self._pipeline, spec.tokens)
         self._attached = AttachedAdapter(self._components, spec, compiled)
         weights = list(self._attached.weights)
         try:
             if words:
-                self._words = AttachedTokenEmbeddings(self._pipeline, words)
-                weights.append(WeightGroup("tokens", self._words.parameters()))
+                self._token_embeddings = AttachedTokenEmbeddings(self._pipeline, words)
+                weights.append(WeightGroup("tokens", self._token_embeddings.parameters()))
         except Exception:
             self.detach_adapter()
             raise
-        self._teaching = TextEncoderTraining(self._pipeline)
+        self._text_training = TextEncoderTraining(self._pipeline)
         set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
 
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter, scales folded in, and what kohya's format must know."""
         attached = self._require_attached()
-        words = self._words.read() if self._words is not None else {}
-        layout = "sdxl" if self._has_published_blocks() else "other"
+        words = self._token_embeddings.read() if self._token_embeddings is not None else {}
+        config = self._pipeline.unet.config
+        attention = ["CrossAttn" in kind for kind in config.down_block_types]
+        is_published = attention == [False, True, True] and config.layers_per_block == 2
+        layout = "sdxl" if is_published else "other"
         return replace(attached.read(), tokens=words).with_metadata(
             **{"dreamloom.layout": layout, "dreamloom.prediction": self.prediction}
         )
@@ -284,20 +281,15 @@ class SDXLModel:
             raise RuntimeError("no adapter is attached; call attach_adapter first")
         return self._attached
 
-    def _has_published_blocks(self) -> bool:
-        config = self._pipeline.unet.config
-        attention = ["CrossAttn" in kind for kind in config.down_block_types]
-        return attention == [False, True, True] and config.layers_per_block == 2
-
     def detach_adapter(self) -> None:
         """Remove the attached adapter."""
-        if self._words is not None:
-            self._words.detach()
-            self._words = None
+        if self._token_embeddings is not None:
+            self._token_embeddings.detach()
+            self._token_embeddings = None
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
-        self._teaching = None
+        self._text_training = None
         set_gradient_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
@@ -305,13 +297,13 @@ class SDXLModel:
         """Encode and predict without the attached adapter for a block."""
         with ExitStack() as stack:
             stack.enter_context(self._require_attached().off())
-            if self._words is not None:
-                stack.enter_context(self._words.off())
+            if self._token_embeddings is not None:
+                stack.enter_context(self._token_embeddings.off())
             yield
 
     @contextmanager
     def apply_adapters(self, parts: Sequence[tuple[Adapter, Strength]]) -> Iterator[None]:
-        """Wear adapters at weights for a block.
+        """Apply adapters at weights for a block.
 
         A float32 model takes plain weights' changes into its own. A half-precision one would
         round small changes away, and one stored in fewer bits has no weights to write into, so
@@ -321,17 +313,11 @@ class SDXLModel:
         words = gather_token_embeddings(
             [adapter.tokens for adapter, strength in parts if _is_active(strength)]
         )
-        scheduled = [
-            (adapter, lora_schedule)
-            for adapter, lora_schedule in parts
-            if isinstance(lora_schedule, LoraSchedule)
-        ]
-        plain = [
-            (adapter, weight) for adapter, weight in parts if not isinstance(weight, LoraSchedule)
-        ]
+        scheduled = [(a, one) for a, one in parts if isinstance(one, LoraSchedule)]
+        plain = [(a, weight) for a, weight in parts if not isinstance(weight, LoraSchedule)]
         name = self.identity.name
         with ExitStack() as stack:
-            stack.enter_context(self._follow(scheduled))
+            stack.enter_context(self._schedules.added(scheduled))
             if self.runtime.dtype == torch.float32 and self.memory_options.quantization == "whole":
                 stack.enter_context(fused_adapters(self._components, plain, name))
             else:
@@ -341,7 +327,7 @@ class SDXLModel:
                 stack.enter_context(lora_branches(self._components, others, name))
                 # Of an adapter that only teaches words there is nothing to load.
                 loras = [part for part in plain if part[0].layers]
-                stack.enter_context(self._load_branches(loras))
+                stack.enter_context(peft_branches(self._pipeline, self._components, loras, name))
             if words:
                 stack.callback(AttachedTokenEmbeddings(self._pipeline, words).detach)
             yield
@@ -351,43 +337,13 @@ class SDXLModel:
         return locate(self._components, adapter, self.identity.name)
 
     @contextmanager
-    def saving_memory(self) -> Iterator[None]:
+    def recompute_activations(self) -> Iterator[None]:
         """Recompute activations in the backward passes of a block."""
         set_gradient_checkpointing(self._pipeline.unet, "full")
         try:
             yield
         finally:
             set_gradient_checkpointing(self._pipeline.unet, "none")
-
-    @contextmanager
-    def _follow(self, parts: Sequence[tuple[Adapter, LoraSchedule]]) -> Iterator[None]:
-        """Let `sample` turn the weights of adapters for a block."""
-        with lora_branches(self._components, parts, self.identity.name) as branches:
-            earlier = self._branches
-            self._branches = [*earlier, *branches]
-            try:
-                yield
-            finally:
-                self._branches = earlier
-
-    @contextmanager
-    def _load_branches(self, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
-        """Load LoRAs beside the weights, as diffusers does."""
-        for adapter, _ in parts:
-            locate(self._components, adapter, self.identity.name)
-        names = [f"part{i}" for i in range(len(parts))]
-        try:
-            with warnings.catch_warnings():
-                # PEFT warns whenever a second adapter joins the first, which is meant here.
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                for name, (adapter, _) in zip(names, parts, strict=True):
-                    self._pipeline.load_lora_weights(as_state_dict(adapter), adapter_name=name)
-            if names:
-                self._pipeline.set_adapters(names, [weight for _, weight in parts])
-            yield
-        finally:
-            if names:
-                self._pipeline.unload_lora_weights()
 
     @torch.no_grad()
     def sample(
@@ -406,7 +362,7 @@ class SDXLModel:
         batch = min(batch, self.memory_options.drawn_at_once or batch)
         at_once = len(shots) if self.memory_options.cpu_offload else batch
         pictures: list[Image.Image] = []
-        with laid_out_for_drawing(self._pipeline.unet):
+        with fastest_layout(self._pipeline.unet):
             for start in range(0, len(shots), at_once):
                 drawn = []
                 for first in range(start, min(start + at_once, len(shots)), batch):
@@ -420,9 +376,12 @@ class SDXLModel:
     def _denoise(
         self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
     ) -> Float[Tensor, "images channels height width"]:
-        guidance = self._guide(chosen, sampler)
-        self._offload.need("unet", alone=True)
-        with self._turning(), reusing_deep_levels(self._pipeline, sampler.cache_interval):
+        guidance = self._guidance_options(chosen, sampler)
+        self._offload.load("unet", exclusive=True)
+        with (
+            self._schedules.followed(),
+            reusing_deep_levels(self._pipeline, sampler.cache_interval),
+        ):
             latents: Tensor = self._pipeline(
                 prompt_embeds=chosen.tokens,
                 pooled_prompt_embeds=chosen.pooled,
@@ -446,41 +405,16 @@ class SDXLModel:
         self, latents: Float[Tensor, "1 channels height width"]
     ) -> Float[Tensor, "1 3 height_px width_px"]:
         """Decode one picture to about [-1, 1]: several would need several times the memory."""
-        self._offload.need("vae", alone=True)
+        self._offload.load("vae", exclusive=True)
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
 
-    @contextmanager
-    def _turning(self) -> Iterator[None]:
-        """Turn what is worn at a pace to each step's moment, while the pipeline draws."""
-
-        def turn(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            del unet
-            moment = find_moment(inputs[1], self._pipeline.scheduler.timesteps)
-            # The pipeline puts the unconditional half before the other.
-            is_guided = self._pipeline.do_classifier_free_guidance
-            self._turn_to(moment, len(inputs[0]) // 2 if is_guided else 0)
-
-        if not self._branches:
-            yield
-            return
-        hook = self._pipeline.unet.register_forward_pre_hook(turn)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._turn_to(START)
-
-    def _turn_to(self, moment: Moment, unconditional_rows: int = 0) -> None:
-        for branch in self._branches:
-            branch.turn_to(moment, unconditional_rows)
-
-    def _guide(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
+    def _guidance_options(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
         """Say how the pipeline must be called for a sampler's guidance."""
         if sampler.guidance <= 1:
             return {"guidance_scale": sampler.guidance}
-        nothing = self._encode_nothing(chosen)
+        nothing = self._encode_empty_prompt(chosen)
         negative = {
             "negative_prompt_embeds": nothing.tokens,
             "negative_pooled_prompt_embeds": nothing.pooled,
@@ -492,7 +426,7 @@ class SDXLModel:
         )
         return {**part.options(), **negative}
 
-    def _encode_nothing(self, chosen: SDXLConditioning) -> SDXLConditioning:
+    def _encode_empty_prompt(self, chosen: SDXLConditioning) -> SDXLConditioning:
         """Encode the unconditional half's empty prompt, for as many pictures.
 
         Most bases take zeros for it. The others encode it, without what belongs to the conditional
@@ -502,13 +436,8 @@ class SDXLModel:
             return SDXLConditioning(
                 torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
             )
-        active = [b for b in self._branches if b.lora_schedule.conditional_only and b.acts_on_text]
-        for branch in active:
-            branch.weight = 0.0
-        encoded = self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
-        if active:
-            self._turn_to(START)
-        return encoded
+        with self._schedules.off_in_unconditional_text():
+            return self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
 
 
 def _is_active(strength: Strength) -> bool:

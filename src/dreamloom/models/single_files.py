@@ -1,4 +1,4 @@
-"""What a .safetensors file holds, told from its header alone: nothing of gigabytes is read."""
+"""Single-file checkpoints: what a .safetensors file holds, read from its header alone."""
 
 from __future__ import annotations
 
@@ -58,15 +58,32 @@ _OTHERS: tuple[tuple[str, str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Header:
-    """The names and shapes of a file's tensors, and what its maker wrote beside them."""
+class Entry:
+    """One tensor of a file.
 
-    shapes: dict[str, tuple[int, ...]]
+    Args:
+        dtype: As safetensors calls it, such as ``F16``.
+        shape: Its sides.
+        start: Where its bytes begin in the file.
+        stop: Where they end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors by name, and what its maker wrote beside them."""
+
+    entries: dict[str, Entry]
     metadata: dict[str, str]
 
     def has(self, prefix: str) -> bool:
         """Say whether any tensor's name begins so."""
-        return any(name.startswith(prefix) for name in self.shapes)
+        return any(name.startswith(prefix) for name in self.entries)
 
 
 def read_header(path: Path) -> Header:
@@ -88,29 +105,32 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(start, "little")
         text = stream.read(length) if len(start) == 8 and length <= _LONGEST_HEADER else b""
     try:
-        entries: dict[str, Any] = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
-        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        found: dict[str, Any] = json.loads(text)
+        metadata = found.pop("__metadata__", {})
+        entries = {}
+        for name, one in found.items():
+            first, last = one["data_offsets"]
+            first, last = 8 + length + first, 8 + length + last
+            entries[name] = Entry(one["dtype"], tuple(one["shape"]), first, last)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _explain_foreign(path, start, size) from error
-    announced = 8 + length + max(ends, default=0)
+    announced = max((entry.stop for entry in entries.values()), default=8 + length)
     if size < announced:
         raise BaseModelError(
             f"{path} is cut short: it holds {size:,} of the {announced:,} bytes it announces.",
             "Download or copy it again.",
         )
-    return Header(shapes, metadata)
+    return Header(entries, metadata)
 
 
 def _explain_foreign(path: Path, start: bytes, size: int) -> BaseModelError:
-    looks = {
+    marks = {
         b"PK": "a pickle or another zip archive",
         b"version ": "a git-lfs pointer to the file, not the file itself",
         b"<": "a web page, perhaps that of a failed download",
         b"GGUF": "a GGUF file",
     }
-    seen = next((what for mark, what in looks.items() if start.startswith(mark)), "")
+    seen = next((what for mark, what in marks.items() if start.startswith(mark)), "")
     what = f"It looks like {seen}." if seen else f"It is cut short or damaged ({size:,} bytes)."
     return BaseModelError(
         f"{path} has no readable safetensors header. {what}", "Download or copy the file again."
@@ -124,7 +144,7 @@ def check_is_sdxl(path: Path, header: Header) -> None:
         BaseModelError: If it does not, saying what it looks like instead.
     """
     for pattern, what, hint in _OTHERS:
-        if any(re.search(pattern, name) for name in header.shapes):
+        if any(re.search(pattern, name) for name in header.entries):
             raise BaseModelError(f"{path} cannot be taught: it looks like {what}.", hint)
     missing = [part for prefix, part in _PARTS if not header.has(prefix)]
     if len(missing) == len(_PARTS):
@@ -137,7 +157,8 @@ def check_is_sdxl(path: Path, header: Header) -> None:
             f"{' text encoder' if missing[-1] == 'second' else ''}.",
             _WHOLE,
         )
-    channels = header.shapes.get(_FIRST_LAYER, (0, 4))[1]
+    first = header.entries.get(_FIRST_LAYER)
+    channels = 4 if first is None else first.shape[1]
     if channels != 4:
         raise BaseModelError(
             f"{path} cannot be taught: it looks like an SDXL for inpainting or editing, whose "
@@ -151,7 +172,7 @@ def has_autoencoder(header: Header) -> bool:
     return header.has(_VAE)
 
 
-def tell_schedule(header: Header) -> dict[str, Any]:
+def read_schedule_changes(header: Header) -> dict[str, Any]:
     """Tell what a checkpoint says of its training schedule, as changes of a scheduler's settings.
 
     Checkpoints that predict velocity bear an empty tensor ``v_pred``, or say so in the metadata
@@ -161,8 +182,8 @@ def tell_schedule(header: Header) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     said = header.metadata.get("modelspec.prediction_type", "").lower()
-    if "v_pred" in header.shapes or said in {"v", "v_prediction", "v-prediction"}:
+    if "v_pred" in header.entries or said in {"v", "v_prediction", "v-prediction"}:
         changes["prediction_type"] = "v_prediction"
-    if "ztsnr" in header.shapes:
+    if "ztsnr" in header.entries:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return changes

@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter changes, and how strongly each: chosen by name."""
+"""Target modules: which layers an adapter changes, and each one's rank and lora_alpha, by name."""
 
 from __future__ import annotations
 
@@ -52,17 +52,13 @@ def list_layers(unet: nn.Module, target_modules: Reach, kind: AdapterKind = "lor
         for name, module in unet.named_modules()
         if isinstance(module, kinds)
         and name.split(".")[0] not in _LEFT_ALONE
-        and not (kind == "oft" and _is_wide_convolution(module))
+        # PEFT's OFT rotates the patches of a wide convolution and adds them up where they overlap:
+        # untrained, it would change the picture.
+        and not (kind == "oft" and isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1))
     ]
     if target_modules == "attention":
         names = [name for name in names if name.endswith(_ATTENTION)]
     return names
-
-
-def _is_wide_convolution(module: nn.Module) -> bool:
-    # PEFT's OFT rotates the patches of a wide convolution and adds them up where they overlap:
-    # untaught, it would change the picture.
-    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
 
 
 def _list_text_layers(component: str, encoder: nn.Module, target_modules: Reach) -> list[str]:
@@ -86,24 +82,23 @@ def _choose_blocks(names: list[str], spec: AdapterSpec) -> list[str]:
     for block in wanted:
         found = [name for name in names if matches(B_LORA_BLOCKS.get(block, block), f"unet.{name}")]
         if not found:
-            _explain_missing(block, names, spec.target_modules)
+            within = sorted({".".join(n.split(".")[:4]) for n in names if ".attentions." in n})
+            problem = f"The block {block!r} matches no layer that may change."
+            if block in B_LORA_BLOCKS:
+                problem = (
+                    f"The block {block!r} is {B_LORA_BLOCKS[block]} in SDXL, which this base model "
+                    "lacks."
+                )
+            raise ConfigError(
+                problem,
+                f"Within reach {spec.target_modules} there are, among others: {', '.join(within)}.",
+            )
         chosen.update(found)
     if not chosen:
         raise ConfigError(
             f"The blocks {spec.blocks!r} name nothing.", "Write all, content, style or patterns."
         )
     return [name for name in names if name in chosen]
-
-
-def _explain_missing(block: str, names: Iterable[str], target_modules: Reach) -> None:
-    blocks = sorted({".".join(name.split(".")[:4]) for name in names if ".attentions." in name})
-    has = f"Within reach {target_modules} there are, among others: {', '.join(blocks)}."
-    if block in B_LORA_BLOCKS:
-        raise ConfigError(
-            f"The block {block!r} is {B_LORA_BLOCKS[block]} in SDXL, which this base model lacks.",
-            has,
-        )
-    raise ConfigError(f"The block {block!r} matches no layer that may change.", has)
 
 
 def assign_by_pattern(

@@ -1,4 +1,4 @@
-"""Prompts through text encoders that are being taught: what stays the same is not done again."""
+"""Text encoder training: prompts encoded anew at each update; what stays is not done again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class TextEncoderTraining:
@@ -34,36 +34,31 @@ class TextEncoderTraining:
             (pipeline.tokenizer, pipeline.text_encoder),
             (pipeline.tokenizer_2, pipeline.text_encoder_2),
         ):
-            heard: list[Tensor] = []
-            hook = _find_last_layer(encoder).register_forward_pre_hook(
-                lambda layer, inputs, heard=heard: heard.append(inputs[0])
+            caught: list[Tensor] = []
+            inner = getattr(encoder, "text_model", encoder)
+            hook = inner.encoder.layers[-1].register_forward_pre_hook(
+                lambda layer, inputs, caught=caught: caught.append(inputs[0])
             )
             try:
-                pooled = encoder(self._spell(tokenizer, tuple(prompts), device))[0]
+                pooled = encoder(self._tokenize(tokenizer, tuple(prompts), device))[0]
             finally:
                 hook.remove()
             # What goes into the last layer is the last output but one, as SDXL was trained.
-            embedded.append(heard[0])
+            embedded.append(caught[0])
         return torch.cat(embedded, dim=-1), pooled
 
-    def _spell(
+    def _tokenize(
         self, tokenizer: Any, prompts: tuple[str, ...], device: torch.device
     ) -> Int[Tensor, "prompts tokens"]:
         # New words come with a tokenizer of their own.
         key = (tokenizer, prompts)
         if key not in self._tokens:
-            told = self._pipeline.maybe_convert_prompt(list(prompts), tokenizer)
+            converted = self._pipeline.maybe_convert_prompt(list(prompts), tokenizer)
             self._tokens[key] = tokenizer(
-                told,
+                converted,
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
                 return_tensors="pt",
             ).input_ids.to(device)
         return self._tokens[key]
-
-
-def _find_last_layer(encoder: nn.Module) -> nn.Module:
-    holder: Any = getattr(encoder, "text_model", encoder)
-    last: nn.Module = holder.encoder.layers[-1]
-    return last

@@ -1,4 +1,4 @@
-"""New words: known to a model's tokenizers and text encoders for a time, then forgotten."""
+"""Token embeddings of new words (placeholder tokens), attached to the text encoders for a time."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ class AttachedTokenEmbeddings:
 
     def __init__(self, pipeline: Any, words: TokenEmbeddings) -> None:
         for word in words:
-            _refuse_bad_token(word)
+            if not word or re.search(r"\s", word):
+                raise ConfigError(
+                    f"{word!r} is no single word.", "Choose one without spaces, such as <me>."
+                )
         self._pipeline = pipeline
         self._words = {
             word: {n: len(rows) for n, rows in found.items()} for word, found in words.items()
@@ -147,13 +150,6 @@ class AttachedTokenEmbeddings:
                 setattr(self._pipeline, name, tokenizer)
 
 
-def _refuse_bad_token(word: str) -> None:
-    if not word or re.search(r"\s", word):
-        raise ConfigError(
-            f"{word!r} is no single word.", "Choose one without spaces, such as <me>."
-        )
-
-
 def _find_embeddings(encoder: nn.Module) -> Any:
     for name, _ in encoder.named_modules():
         if name.rpartition(".")[2] == "token_embedding":
@@ -164,7 +160,7 @@ def _find_embeddings(encoder: nn.Module) -> Any:
 def start_embeddings(pipeline: Any, beginnings: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
     """Begin each new word as the mean of the embeddings of the words that it starts from.
 
-    The mean is not scaled to a word's usual length, neither here nor while it is taught.
+    The mean is not scaled to a word's usual length, neither here nor while it is trained.
 
     Args:
         pipeline: An SDXL pipeline that does not know the words.

@@ -1,4 +1,4 @@
-"""A base model's weights by layer, read from its files one at a time: no model is built.
+"""Weight files of a base model, read layer by layer: no model is built.
 
 Files are read by offset, not mapped into memory, so that what a process holds is what it asked for.
 """
@@ -6,7 +6,6 @@ Files are read by offset, not mapped into memory, so that what a process holds i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,10 @@ from torch import Tensor
 
 from dreamloom.core.errors import BaseModelError
 from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text, sdxl_layers
-from dreamloom.models.single_files import check_is_sdxl, read_header
+from dreamloom.models.single_files import Entry, check_is_sdxl, read_header
+
+SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
 
 _SAMPLE_BYTES = 2**20
 _CHUNK_BYTES = 2**24
@@ -45,23 +47,6 @@ _OPEN_CLIP_LAYERS = {
 _EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a file.
-
-    Args:
-        dtype: As safetensors calls it, such as ``F16``.
-        shape: Its sides.
-        start: Where its bytes begin in the file.
-        stop: Where they end.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 class TensorFile:
     """A safetensors file of which single tensors are read.
 
@@ -70,16 +55,8 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        read_header(path)
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        self.path = path
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self.entries: dict[str, Entry] = {}
-        for key, told in header.items():
-            start, stop = (8 + length + offset for offset in told["data_offsets"])
-            self.entries[key] = Entry(told["dtype"], tuple(told["shape"]), start, stop)
+        self.path, header = path, read_header(path)
+        self.metadata, self.entries = header.metadata, header.entries
 
     def read(self, key: str) -> Tensor:
         """Read a tensor in its own precision.
@@ -204,18 +181,8 @@ def locate_weights(base: str) -> Path:
         return path
     if base != "sdxl" and (base.count("/") != 1 or path.suffix):
         raise BaseModelError(f"There is no base model at {base}.", "Check the path.")
-    return _fetch(base)
-
-
-def _fetch(base: str) -> Path:
-    pass
-
-    name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
-    weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights])
-        )
+        return fetch_pipeline(base)
     except (OSError, ValueError, HfHubHTTPError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
         where = "and HF_HUB_OFFLINE forbids to look for it" if offline else "and was not found"
@@ -223,6 +190,19 @@ def _fetch(base: str) -> Path:
             f"The base model {base} is not on this machine, {where} on the hub.",
             "Connect to the internet, or name a folder or a checkpoint that holds it.",
         ) from error
+
+
+def fetch_pipeline(base: str) -> Path:
+    """Fetch a pipeline in diffusers' layout from the hub, or find it in the hub's cache.
+
+    Raises:
+        OSError: If it is neither in the cache nor to be had; ValueError and others likewise.
+    """
+    name, revision = (SDXL_ID, SDXL_REVISION) if base == "sdxl" else (base, None)
+    weights = "*.fp16.safetensors" if base == "sdxl" else "**/*.safetensors"
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights])
+    )
 
 
 def _open_folder(folder: Path) -> BaseWeights:
@@ -306,9 +286,3 @@ def fingerprint_weights(path: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"

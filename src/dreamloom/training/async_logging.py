@@ -1,8 +1,7 @@
-"""What updates came to, read once the device has it: whoever asks at once makes it wait."""
+"""Asynchronous logging of the loss: read once the device has it, for asking makes it wait."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ class StepOutcome:
     Args:
         update: Which update, from 0.
         rate: Its learning rate.
-        broken: Cards of this process whose error is not finite.
-        samples: How many cards this process had.
+        broken: Samples of this process whose error is not finite.
+        samples: How many samples this process had.
         total: The loss over all batches and processes.
         subject: Its part from the photos.
         prior: Its part from class images; None without.
-        norm: The gradient's norm before it was cut.
+        norm: The gradient's norm before it was clipped.
     """
 
     update: int
@@ -37,11 +36,6 @@ class StepOutcome:
     subject: float
     prior: float | None
     norm: float
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the weights could be changed."""
-        return not self.broken and math.isfinite(self.norm)
 
 
 @dataclass
@@ -80,7 +74,7 @@ class AsyncLossLog:
         update: int,
         rate: float,
         samples: Sequence[Sample],
-        are_finite: Bool[Tensor, " cards"],
+        are_finite: Bool[Tensor, " samples"],
         terms: Float[Tensor, " terms"],
         norm: Float[Tensor, ""],
     ) -> None:
@@ -89,8 +83,8 @@ class AsyncLossLog:
         Args:
             update: Which update, from 0.
             rate: Its learning rate.
-            samples: The cards of this process.
-            are_finite: Whether each card's error is.
+            samples: The samples of this process.
+            are_finite: Whether each sample's error is.
             terms: Total loss, subject's and, where there is one, prior's.
             norm: The gradient's norm.
         """
@@ -102,7 +96,10 @@ class AsyncLossLog:
             ready = torch.cuda.Event()
             ready.record()
         self._lines.append(_Line(update, rate, samples, numbers, ready))
-        while self._lines and (len(self._lines) > self._behind or _has_arrived(self._lines[0])):
+        while self._lines:
+            ready = self._lines[0].ready
+            if len(self._lines) <= self._behind and not (ready is not None and ready.query()):
+                break
             self._read()
 
     def flush(self) -> None:
@@ -128,7 +125,3 @@ class AsyncLossLog:
                 norm=norm,
             )
         )
-
-
-def _has_arrived(line: _Line) -> bool:
-    return line.ready is not None and line.ready.query()

@@ -1,6 +1,6 @@
-"""What training learns from: pictures with their framings and prompts, dealt in order.
+"""Training batches: pictures with their crops, captions and latents, drawn in order.
 
-Photos are dealt like cards, each time with a fresh crop. A crop is a function of the photo, the
+Photos are drawn like cards, each time with a fresh crop. A crop is a function of the photo, the
 round and the seed, so neither a resumed run nor another number of processes changes it; its
 latents are kept, so encoding soon ends.
 """
@@ -28,7 +28,7 @@ from dreamloom.models.base import Conditioning, Framing, Latents, Model
 from dreamloom.training.latent_cache import LatentStore
 
 # Batches whose prompts are remembered beside each other; without captions there is one.
-_MOST_TAKEN = 4
+_MOST_CONDITIONINGS = 4
 
 SampleKind: TypeAlias = Literal["photo", "class image"]
 CropPlace: TypeAlias = tuple[int, int, bool]
@@ -37,7 +37,7 @@ CropPlace: TypeAlias = tuple[int, int, bool]
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of one update, as it was dealt.
+    """One picture of one update, as it was drawn.
 
     Args:
         kind: Whether it is a photo of the subject or a class image.
@@ -63,7 +63,7 @@ class Batch:
     """Pictures of one shape that go through the model together; row i of each belongs together.
 
     Args:
-        samples: What was dealt.
+        samples: What was drawn.
         latents: Encoded crops.
         framings: How each was cut from its original.
         prompts: The prompt that each is trained with.
@@ -84,7 +84,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How pictures are dealt and cut.
+    """How pictures are drawn and cropped.
 
     Args:
         seed: The run's seed.
@@ -124,7 +124,7 @@ class TrainingBatches:
         held_out: The photos that are not.
         priors: Files of the class images; none without.
         prompts: The prompts of photos and of class images; a photo with a caption has its own.
-        plan: How they are dealt and cut.
+        plan: How they are drawn and cropped.
         store: Keeps encoded crops on disk; None keeps them in memory alone.
     """
 
@@ -140,16 +140,16 @@ class TrainingBatches:
     _encoded: dict[tuple[str, CropPlace], Latents] = field(default_factory=dict)
     _pixels: dict[str, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _conditioning: Conditioning | None = None
-    _taken: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
+    _by_prompts: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """Every prompt that is trained with, once."""
-        told = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
-        return tuple(dict.fromkeys([*self.prompts, *told]))
+        captions = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
+        return tuple(dict.fromkeys([*self.prompts, *captions]))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts: anew while they are being taught, else once for the whole run."""
+        """Encode prompts: anew while they are being trained, else once for the whole run."""
         if self.model.trains_text:
             unique = list(dict.fromkeys(prompts))
             rows = torch.tensor([unique.index(prompt) for prompt in prompts])
@@ -157,56 +157,46 @@ class TrainingBatches:
         if self._conditioning is None:
             self._conditioning = self.model.encode_prompts(self.texts)
         wanted = tuple(prompts)
-        if wanted not in self._taken:
+        if wanted not in self._by_prompts:
             # The same tensors again, so that a model can know them again.
-            while len(self._taken) >= _MOST_TAKEN:
-                del self._taken[next(iter(self._taken))]
+            while len(self._by_prompts) >= _MOST_CONDITIONINGS:
+                del self._by_prompts[next(iter(self._by_prompts))]
             rows = torch.tensor([self.texts.index(prompt) for prompt in wanted])
-            self._taken[wanted] = self._conditioning.take(rows)
-        return self._taken[wanted]
+            self._by_prompts[wanted] = self._conditioning.take(rows)
+        return self._by_prompts[wanted]
 
     def make_batches(self, update: int, share: BatchShare) -> list[Batch]:
-        """Deal one batch of an update, in parts of one shape each.
+        """Draw one batch of an update, in parts of one shape each.
 
-        Photos and class images are each dealt like cards: every one is seen once before any is
+        Photos and class images are each drawn like cards: every one is seen once before any is
         seen again, in an order that the seed and the round decide.
         """
         return self.encode(self.draw_samples(update, share))
 
     def draw_samples(self, update: int, share: BatchShare) -> list[Sample]:
-        """Deal one batch of an update, without looking at the pictures."""
-        return [*self._draw_photos(update, share), *self._draw_class_images(update, share)]
-
-    def _draw_photos(self, update: int, share: BatchShare) -> list[Sample]:
+        """Draw one batch of an update, without looking at the pictures."""
+        seed, grid_px = self.plan.seed, self.model.pixels_per_latent
         samples = []
         for number, photo, round_ in draw_numbers(
-            len(self.photos), update, share.photos, share, self.plan.seed, "photos"
+            len(self.photos), update, share.photos, share, seed, "photos"
         ):
-            place = choose_place(
-                self.photos[photo], self.model.pixels_per_latent, self.plan, photo, round_
-            )
+            place = choose_place(self.photos[photo], grid_px, self.plan, photo, round_)
             samples.append(Sample("photo", photo, place, number))
-        return samples
-
-    def _draw_class_images(self, update: int, share: BatchShare) -> list[Sample]:
-        if not self.priors or not share.priors:
-            return []
-        return [
-            Sample("class image", image, (0, 0, False), number)
-            for number, image, _ in draw_numbers(
-                len(self.priors), update, share.priors, share, self.plan.seed, "class images"
+        if self.priors and share.priors:
+            numbers = draw_numbers(
+                len(self.priors), update, share.priors, share, seed, "class images"
             )
-        ]
+            samples += [
+                Sample("class image", image, (0, 0, False), number) for number, image, _ in numbers
+            ]
+        return samples
 
     def encode(
         self, samples: Sequence[Sample], on_picture: OnProgress = no_progress
     ) -> list[Batch]:
-        """Encode what was dealt and is not known yet; group it by shape."""
-        unknown = {
-            self._key(sample): sample
-            for sample in samples
-            if self._key(sample) not in self._encoded
-        }
+        """Encode what was drawn and is not known yet; group it by shape."""
+        keyed = {self._key(sample): sample for sample in samples}
+        unknown = {key: one for key, one in keyed.items() if key not in self._encoded}
         if unknown:
             self._encode_missing(list(unknown.values()), on_picture)
             # The autoencoder came back to the device for this; training needs the room.
@@ -214,28 +204,24 @@ class TrainingBatches:
         shaped = sorted(
             samples, key=lambda sample: (self._size(sample), sample.is_prior, sample.number)
         )
-        return [self._gather(list(alike)) for _, alike in groupby(shaped, key=self._size)]
+        return [self._collate(list(alike)) for _, alike in groupby(shaped, key=self._size)]
 
     def encode_all(self, on_picture: OnProgress = no_progress) -> None:
         """Encode every class image and the first round of photos, before training begins."""
+        grid_px = self.model.pixels_per_latent
+        first = [choose_place(p, grid_px, self.plan, n, 0) for n, p in enumerate(self.photos)]
         self.encode(
-            [
-                Sample(
-                    "photo", n, choose_place(p, self.model.pixels_per_latent, self.plan, n, 0), n
-                )
-                for n, p in enumerate(self.photos)
-            ]
+            [Sample("photo", n, place, n) for n, place in enumerate(first)]
             + [Sample("class image", n, (0, 0, False), n) for n in range(len(self.priors))],
             on_picture,
         )
 
     def validation(self) -> list[Batch]:
         """The photos to validate with, cut in the middle: held-out ones, or else all."""
-        kept = self.held_out or self.photos
         first = len(self.photos) if self.held_out else 0
         step = self.model.pixels_per_latent
         samples = []
-        for number, photo in enumerate(kept):
+        for number, photo in enumerate(self.held_out or self.photos):
             tops, lefts = list_places(photo.scaled_px, photo.bucket_px, step, photo.box_px)
             middle = (tops[len(tops) // 2], lefts[len(lefts) // 2], False)
             samples.append(Sample("photo", first + number, middle, number))
@@ -263,7 +249,7 @@ class TrainingBatches:
             return self._photo(sample).bucket_px
         return (self.resolution_px, self.resolution_px)
 
-    def _cut(self, sample: Sample, picture: Tensor) -> Tensor:
+    def _crop(self, sample: Sample, picture: Tensor) -> Tensor:
         (top, left, mirrored), (height, width) = sample.place, self._size(sample)
         crop = picture[:, top : top + height, left : left + width]
         return crop.flip(-1) if mirrored else crop
@@ -275,15 +261,15 @@ class TrainingBatches:
             file = self._file(sample)
             # Photos are few and cut again and again; a class image is needed only once.
             picture = _bytes(file) if sample.is_prior else self._read(file)
-            pixels = self._cut(sample, picture)
+            pixels = self._crop(sample, picture)
             latents = self.store.find(pixels) if self.store else None
             if latents is None:
                 latents = self.model.encode_images(pixels[None].float() / 127.5 - 1)
                 if self.store:
                     self.store.keep(pixels, latents)
-            # Where parts take turns there is no room on the device for what is not at work.
-            in_turn = self.model.memory_options.cpu_offload
-            place = torch.device("cpu") if in_turn else self.model.runtime.device
+            # With CPU offload there is no room on the device for what is not at work.
+            cpu_offload = self.model.memory_options.cpu_offload
+            place = torch.device("cpu") if cpu_offload else self.model.runtime.device
             self._encoded[self._key(sample)] = Latents(
                 latents.mean.to(place), latents.deviation.to(place)
             )
@@ -295,7 +281,7 @@ class TrainingBatches:
             self._pixels[path.name] = _bytes(path)
         return self._pixels[path.name]
 
-    def _gather(self, samples: list[Sample]) -> Batch:
+    def _collate(self, samples: list[Sample]) -> Batch:
         found = [self._encoded[self._key(sample)] for sample in samples]
         device = self.model.runtime.device
         latents = Latents(
@@ -306,7 +292,12 @@ class TrainingBatches:
             samples=tuple(samples),
             latents=latents,
             framings=tuple(self._frame(sample) for sample in samples),
-            prompts=tuple(self._prompt(sample) for sample in samples),
+            prompts=tuple(
+                self.prompts[1]
+                if sample.is_prior
+                else self._photo(sample).caption or self.prompts[0]
+                for sample in samples
+            ),
             masks=self._masks(samples, latents.mean),
         )
 
@@ -318,26 +309,19 @@ class TrainingBatches:
             left = mirror_left(left, photo.bucket_px[1], photo.scaled_px[1])
         return Framing(photo.original_px, (top, left))
 
-    def _prompt(self, sample: Sample) -> str:
-        if sample.kind == "class image":
-            return self.prompts[1]
-        return self._photo(sample).caption or self.prompts[0]
-
     def _masks(
         self, samples: Sequence[Sample], like: Tensor
     ) -> Float[Tensor, "images height width"] | None:
         """Cut the masks like their pictures and shrink them to latents; all ones without a mask."""
-        named = [c.kind == "photo" and bool(self._photo(c).mask) for c in samples]
-        if not any(named):
+        files = ["" if one.is_prior else self._photo(one).mask for one in samples]
+        if not any(files):
             return None
-        masks = torch.ones(len(samples), *like.shape[-2:])
-        for row, sample in enumerate(samples):
-            if named[row]:
-                whole = self._read(self.folder / self._photo(sample).mask)[:1]
-                cut = self._cut(sample, whole).float()[None] / 255
-                masks[row] = nn.functional.adaptive_avg_pool2d(
-                    cut, (like.shape[-2], like.shape[-1])
-                )[0, 0]
+        side = (like.shape[-2], like.shape[-1])
+        masks = torch.ones(len(samples), *side)
+        for row, (sample, file) in enumerate(zip(samples, files, strict=True)):
+            if file:
+                cut = self._crop(sample, self._read(self.folder / file)[:1]).float()[None] / 255
+                masks[row] = nn.functional.adaptive_avg_pool2d(cut, side)[0, 0]
         return send(masks, like.device)
 
 
@@ -357,7 +341,7 @@ def prepare_batches(
         photos: The prepared photos; one with a caption is trained with that.
         priors: Class images, or None.
         prompts: The prompts of photos and of class images.
-        plan: How pictures are dealt and cut.
+        plan: How pictures are drawn and cropped.
         on_picture: Called with (pictures encoded, pictures in all).
         store: Keeps encoded crops on disk; None keeps them in memory alone.
 
@@ -396,7 +380,7 @@ def choose_place(
 def draw_numbers(
     samples: int, update: int, per_batch: int, share: BatchShare, seed: int, purpose: str
 ) -> list[tuple[int, int, int]]:
-    """Deal one batch's cards of one update from freshly shuffled packs, one after the other.
+    """Draw one batch's samples of one update from freshly shuffled packs, one after the other.
 
     Returns:
         For each card its number within the update, which card it is, and its round.

@@ -1,4 +1,4 @@
-"""The state of an unfinished training, as safetensors: what the weights and the optimizer were."""
+"""Checkpoints: the state of an unfinished training (weights, optimizer, EMA) as safetensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.run_folder import atomic_path
 
-_KEPT = 2
-_TOLD = ("updates_done", "inputs", "state")
+_MOST_FILES = 2
+_CHECKED = ("updates_done", "inputs", "state")
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ class Checkpoints:
 
         Raises:
             TrainingError: If it cannot be written: says what can be gone on from.
-            ValueError: If the weights are not those in training; see `save_checkpoint`.
+            ValueError: If the weights are not those in training; see `write`.
         """
         # What a killed process left behind would fill the disk one day.
         for leftover in self.folder.glob(".writing-*"):
@@ -97,10 +97,27 @@ class Checkpoints:
         path = self.folder / f"update-{updates_done:07}.safetensors"
         earlier = [one for one in self._files() if one != path]
         try:
-            self._write(path, updates_done, spare=earlier[1:])
+            try:
+                self.write(path, updates_done)
+            except (OSError, SafetensorError):
+                if not earlier[1:]:
+                    raise
+                for old in earlier[1:]:
+                    old.unlink(missing_ok=True)
+                self.write(path, updates_done)
         except (OSError, SafetensorError) as error:
-            raise _tell_unwritten(path, updates_done, earlier[:1], error) from error
-        for old in earlier[_KEPT - 1 :]:
+            problem = (
+                f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
+            )
+            hint = "Make room on the disk and run the same command again"
+            if not earlier:
+                raise TrainingError(problem, f"{hint}; it begins anew.") from error
+            raise TrainingError(
+                f"{problem} The one before it, {earlier[0].name}, is whole; nothing up to there is "
+                "lost.",
+                f"{hint} to go on from there.",
+            ) from error
+        for old in earlier[_MOST_FILES - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
@@ -114,9 +131,7 @@ class Checkpoints:
         damaged: list[DamagedCheckpointError] = []
         for path in self._files():
             try:
-                done = load_checkpoint(
-                    path, self._weights, self._optimizer, self._inputs, self._others
-                )
+                done = self.read(path)
             except DamagedCheckpointError as error:
                 damaged.append(error)
                 continue
@@ -137,123 +152,82 @@ class Checkpoints:
         """The checkpoints there are, newest first."""
         return sorted(self.folder.glob("update-*.safetensors"), reverse=True)
 
-    def _write(self, path: Path, updates_done: int, spare: Sequence[Path]) -> None:
+    def write(self, path: Path, updates_done: int) -> None:
+        """Write the state into a file; an earlier one is replaced only at the end.
+
+        Tensors are safetensors, everything else is JSON in the file's metadata; a checksum over
+        both tells damage that the format itself does not notice.
+
+        Raises:
+            OSError: If the file cannot be written.
+            SafetensorError: The same.
+            ValueError: If an optimizer that averages the weights shows its average now, or a state
+                holds what is neither a tensor nor a plain value.
+        """
+        if any(group.get("train_mode") is False for group in self._optimizer.param_groups):
+            raise ValueError("the weights are the optimizer's average now: save outside that block")
+        tensors: dict[str, Tensor] = {}
+        plain = {
+            "weights": _flatten([weight.detach() for weight in self._weights], tensors),
+            "optimizer": _flatten(self._optimizer.state_dict(), tensors),
+            "others": {
+                name: _flatten(other.state_dict(), tensors) for name, other in self._others.items()
+            },
+        }
+        metadata = {
+            "updates_done": str(updates_done),
+            "inputs": json.dumps(self._inputs),
+            "state": json.dumps(plain),
+        }
+        metadata["checksum"] = _checksum(tensors, metadata)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            # Else the rename can reach the disk before the contents do.
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+
+    def read(self, path: Path) -> int:
+        """Put a file's state back; return how many updates it has seen.
+
+        Nothing changes unless all fits.
+
+        Raises:
+            DamagedCheckpointError: If the file cannot be read or is not what was written.
+            TrainingError: If it was made from other inputs (the message names those that differ)
+                or holds another model's weights.
+        """
         try:
-            save_checkpoint(
-                path, self._weights, self._optimizer, self._inputs, updates_done, self._others
+            updates_done, made_from, saved = _read(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise DamagedCheckpointError(
+                f"The checkpoint {path} cannot be read: {error}.",
+                "Delete it to start from the beginning.",
+            ) from error
+        mine = self._inputs
+        differing = sorted(k for k in {*made_from, *mine} if made_from.get(k) != mine.get(k))
+        if differing:
+            raise TrainingError(
+                f"The checkpoint {path} was made with other {', '.join(differing)}.",
+                "Use the same ones to go on, or name another --out to start anew.",
             )
-        except (OSError, SafetensorError):
-            if not spare:
-                raise
-            for old in spare:
-                old.unlink(missing_ok=True)
-            self._write(path, updates_done, spare=())
-
-
-def save_checkpoint(
-    path: Path,
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    inputs: dict[str, str],
-    updates_done: int,
-    others: Mapping[str, Stateful] | None = None,
-) -> None:
-    """Write the state after ``updates_done`` updates; an earlier file is replaced only at the end.
-
-    Tensors are safetensors, everything else is JSON in the file's metadata; a checksum over both
-    tells damage that the format itself does not notice.
-
-    Args:
-        path: The checkpoint's file.
-        weights: What is trained, in a fixed order.
-        optimizer: The optimizer over these weights, of any kind.
-        inputs: Fingerprints of everything that the run depends on.
-        updates_done: How many updates the state has seen.
-        others: Whatever else has a state, by name.
-
-    Raises:
-        OSError: If the file cannot be written.
-        SafetensorError: The same.
-        ValueError: If an optimizer that averages the weights shows its average now, or a state
-            holds what is neither a tensor nor a plain value.
-    """
-    if any(group.get("train_mode") is False for group in optimizer.param_groups):
-        raise ValueError("the weights are the optimizer's average now: save outside that block")
-    tensors: dict[str, Tensor] = {}
-    plain = {
-        "weights": _flatten([weight.detach() for weight in weights], tensors),
-        "optimizer": _flatten(optimizer.state_dict(), tensors),
-        "others": {
-            name: _flatten(other.state_dict(), tensors) for name, other in (others or {}).items()
-        },
-    }
-    story = {
-        "updates_done": str(updates_done),
-        "inputs": json.dumps(inputs),
-        "state": json.dumps(plain),
-    }
-    story["checksum"] = _checksum(tensors, story)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=story)
-        # Else the rename can reach the disk before the contents do.
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-
-
-def load_checkpoint(
-    path: Path,
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    inputs: dict[str, str],
-    others: Mapping[str, Stateful] | None = None,
-) -> int:
-    """Put a state back; return how many updates it has seen. Nothing changes unless all fits.
-
-    Raises:
-        DamagedCheckpointError: If the file cannot be read or is not what was written.
-        TrainingError: If it was made from other inputs (the message names those that differ) or
-            holds another model's weights.
-    """
-    try:
-        updates_done, made_from, saved = _read(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpointError(
-            f"The checkpoint {path} cannot be read: {error}.",
-            "Delete it to start from the beginning.",
-        ) from error
-    differing = sorted(k for k in {*made_from, *inputs} if made_from.get(k) != inputs.get(k))
-    if differing:
-        raise TrainingError(
-            f"The checkpoint {path} was made with other {', '.join(differing)}.",
-            "Use the same ones to go on, or name another --out to start anew.",
-        )
-    others = others or {}
-    if not _fits(saved, weights, optimizer, others):
-        raise TrainingError(
-            f"The checkpoint {path} holds other weights than this model trains.",
-            "Delete it to start from the beginning.",
-        )
-    with torch.no_grad():
-        for weight, value in zip(weights, saved["weights"], strict=True):
-            weight.copy_(value)
-    _load_optimizer(optimizer, saved["optimizer"])
-    for name, other in others.items():
-        other.load_state_dict(saved["others"][name])
-    return updates_done
-
-
-def _tell_unwritten(
-    path: Path, updates_done: int, earlier: Sequence[Path], error: Exception
-) -> TrainingError:
-    problem = f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
-    if not earlier:
-        return TrainingError(
-            problem, "Make room on the disk and run the same command again; it begins anew."
-        )
-    return TrainingError(
-        f"{problem} The one before it, {earlier[0].name}, is whole; nothing up to there is lost.",
-        "Make room on the disk and run the same command again to go on from there.",
-    )
+        groups, saved_groups = self._optimizer.param_groups, saved["optimizer"]["param_groups"]
+        if (
+            [weight.shape for weight in self._weights] != [one.shape for one in saved["weights"]]
+            or [len(one["params"]) for one in groups]
+            != [len(one["params"]) for one in saved_groups]
+            or saved["others"].keys() != self._others.keys()
+        ):
+            raise TrainingError(
+                f"The checkpoint {path} holds other weights than this model trains.",
+                "Delete it to start from the beginning.",
+            )
+        with torch.no_grad():
+            for weight, value in zip(self._weights, saved["weights"], strict=True):
+                weight.copy_(value)
+        _load_optimizer(self._optimizer, saved["optimizer"])
+        for name, other in self._others.items():
+            other.load_state_dict(saved["others"][name])
+        return updates_done
 
 
 # ------------------------------------------------------------------ states as tensors and JSON
@@ -299,8 +273,8 @@ def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"{kind} is no kind of value")
 
 
-def _checksum(tensors: Mapping[str, Tensor], story: Mapping[str, str]) -> str:
-    total = zlib.crc32("".join(story[name] for name in _TOLD).encode())
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    total = zlib.crc32("".join(metadata[name] for name in _CHECKED).encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
@@ -309,30 +283,15 @@ def _checksum(tensors: Mapping[str, Tensor], story: Mapping[str, str]) -> str:
 def _read(path: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Read a file: its updates, its inputs, and its state by ``weights``, ``optimizer``, ..."""
     with safe_open(path, framework="pt") as file:
-        story = file.metadata() or {}
+        metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    updates_done, inputs = int(story["updates_done"]), dict(json.loads(story["inputs"]))
-    if _checksum(tensors, story) != story["checksum"]:
+    updates_done, inputs = int(metadata["updates_done"]), dict(json.loads(metadata["inputs"]))
+    if _checksum(tensors, metadata) != metadata["checksum"]:
         raise ValueError("its contents do not match its checksum")
-    plain = json.loads(story["state"])
+    plain = json.loads(metadata["state"])
     saved = {name: _restore(plain[name], tensors) for name in ("weights", "optimizer")}
     saved["others"] = {name: _restore(one, tensors) for name, one in plain["others"].items()}
     return updates_done, inputs, saved
-
-
-def _fits(
-    saved: Mapping[str, Any],
-    weights: Sequence[Parameter],
-    optimizer: Optimizer,
-    others: Mapping[str, Stateful],
-) -> bool:
-    mine = [len(group["params"]) for group in optimizer.param_groups]
-    its = [len(group["params"]) for group in saved["optimizer"]["param_groups"]]
-    return (
-        [weight.shape for weight in weights] == [one.shape for one in saved["weights"]]
-        and mine == its
-        and saved["others"].keys() == others.keys()
-    )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # How torch's gradient scaler speaks to fused optimizers.
-_TOLD = ("grad_scale", "found_inf")
+_SCALER_ATTRIBUTES = ("grad_scale", "found_inf")
 
 
 class Neighbours:
@@ -63,21 +63,18 @@ def find_neighbours(weights: Sequence[Parameter]) -> list[list[Parameter]]:
     ordered = sorted(weights, key=lambda one: one.data_ptr())
     groups = [ordered[:1]] if ordered else []
     for before, after in pairwise(ordered):
-        if _are_neighbours(before, after):
+        are_neighbours = (
+            before.untyped_storage()._cdata == after.untyped_storage()._cdata
+            and before.is_contiguous()
+            and after.is_contiguous()
+            and before.dtype == after.dtype
+            and before.storage_offset() + before.numel() == after.storage_offset()
+        )
+        if are_neighbours:
             groups[-1].append(after)
         else:
             groups.append([after])
     return groups
-
-
-def _are_neighbours(before: Parameter, after: Parameter) -> bool:
-    return (
-        before.untyped_storage()._cdata == after.untyped_storage()._cdata
-        and before.is_contiguous()
-        and after.is_contiguous()
-        and before.dtype == after.dtype
-        and before.storage_offset() + before.numel() == after.storage_offset()
-    )
 
 
 class FlatAdamW(AdamW):
@@ -126,19 +123,13 @@ class FlatAdamW(AdamW):
         self._flat = AdamW(groups, fused=True)
         for run in (run for runs in self._runs for run in runs):
             if all(part in self.state for part in run.parts):
-                self._flatten_states(run, self._flat)
+                states = [self.state[part] for part in run.parts]
+                self._flat.state[run.whole] = {"step": states[0]["step"].clone()} | {
+                    name: torch.cat([one[name].flatten() for one in states]).view_as(run.whole)
+                    for name in _MOMENTS
+                }
+                self._share_states(run, self._flat)
         return self._flat
-
-    def _flatten_states(self, run: Neighbours, flat: AdamW) -> None:
-        states = [self.state[part] for part in run.parts]
-        flat.state[run.whole] = {
-            "step": states[0]["step"].clone(),
-            **{
-                name: torch.cat([one[name].flatten() for one in states]).view_as(run.whole)
-                for name in _MOMENTS
-            },
-        }
-        self._share_states(run, flat)
 
     def _share_states(self, run: Neighbours, flat: AdamW) -> None:
         """Let the parts' states be pieces of the whole's."""
@@ -165,11 +156,13 @@ class FlatAdamW(AdamW):
         flat = self._flatten_if_needed()
         for mine, its in zip(self.param_groups, flat.param_groups, strict=True):
             its.update({name: value for name, value in mine.items() if name != "params"})
-        vars(flat).update({name: vars(self)[name] for name in _TOLD if name in vars(self)})
+        vars(flat).update(
+            {name: vars(self)[name] for name in _SCALER_ATTRIBUTES if name in vars(self)}
+        )
         try:
             flat.step()
         finally:
-            for name in _TOLD:
+            for name in _SCALER_ATTRIBUTES:
                 vars(flat).pop(name, None)
         for run in (run for runs in self._runs for run in runs):
             if run.parts[0] not in self.state:

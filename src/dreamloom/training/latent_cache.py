@@ -1,4 +1,4 @@
-"""Encoded crops on disk: a training that goes on does not encode again what it has encoded."""
+"""Latent cache: encoded crops on disk, which a training that goes on does not encode again."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class LatentStore:
         folder: Where the files lie; nothing else should.
         made_by: What decides how pixels are encoded, such as the base model's fingerprint and the
             device and precision.
-        tell: Called with a sentence for the user.
+        warn: Called with a sentence for the user.
     """
 
-    def __init__(self, folder: Path, made_by: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, made_by: Sequence[str], warn: Callable[[str], None]) -> None:
         self.folder = folder
         self._made_by = "\n".join(made_by)
-        self._tell = tell
-        self._has_told = False
+        self._warn = warn
+        self._has_warned = False
         self._is_full = False
 
     def find(self, pixels: UInt8[Tensor, "3 height width"]) -> Latents | None:
@@ -52,7 +52,7 @@ class LatentStore:
             if checksum != _checksum(mean, deviation):
                 raise ValueError("its contents do not match its checksum")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            self._tell_once(f"{path} is damaged, so its picture is encoded again: {error}")
+            self._warn_once(f"{path} is damaged, so its picture is encoded again: {error}")
             return None
         return Latents(mean, deviation)
 
@@ -73,7 +73,7 @@ class LatentStore:
                 )
         except (OSError, SafetensorError) as error:
             self._is_full = True
-            self._tell_once(f"encoded pictures are not kept in {self.folder}: {error}")
+            self._warn_once(f"encoded pictures are not kept in {self.folder}: {error}")
 
     def clear(self) -> None:
         """Remove all of them, once the training is finished."""
@@ -84,10 +84,10 @@ class LatentStore:
         key.update(pixels.contiguous().numpy().data)
         return self.folder / f"{key.hexdigest()}.safetensors"
 
-    def _tell_once(self, text: str) -> None:
-        if not self._has_told:
-            self._has_told = True
-            self._tell(text)
+    def _warn_once(self, text: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(text)
 
 
 def _checksum(mean: Tensor, deviation: Tensor) -> str:

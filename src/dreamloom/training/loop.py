@@ -1,4 +1,4 @@
-"""The training loop, and what must hold around it."""
+"""The training loop: batches, loss, backward, optimizer step, logs, checkpoints, validation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreamloom.core.config.settings import LoomConfig
@@ -23,14 +21,16 @@ from dreamloom.core.events import LossLogged, Observer, Progress, Validated
 from dreamloom.models.base import Model
 from dreamloom.training.async_logging import AsyncLossLog, StepOutcome
 from dreamloom.training.batches import BatchShare, Sample, TrainingBatches
-from dreamloom.training.optimization import TrainableAdapter
+from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.step import (
-    Errors,
+    BatchErrors,
     add_up_errors,
     measure_batch,
-    measure_passes,
     share_update,
+    split_passes,
 )
+from dreamloom.training.trainable_adapter import TrainableAdapter
+from dreamloom.training.validation_samples import ValidationSampler
 
 # After so many updates everything is compiled and remembered that will be.
 _WARM_UPDATES = 3
@@ -48,184 +48,155 @@ class TrainContext:
     processes: Processes
     observe: Observer
 
+    def shares(self) -> list[BatchShare]:
+        """List the batches of an update, over all processes."""
+        count = self.config.train.gradient_accumulation_steps * self.processes.count
+        return [share_update(self.config, self.batches, count, index) for index in range(count)]
 
-@dataclass(frozen=True)
-class TrainHooks:
-    """What happens between updates.
-
-    Args:
-        save: Keeps the state after a number of updates.
-        run_validation: Looks at the adapter after a number of updates.
-        is_validation_due: Whether to look after a number of updates.
-    """
-
-    save: Callable[[int], None]
-    run_validation: Callable[[int], None]
-    is_validation_due: Callable[[int], bool]
+    def own_shares(self) -> list[BatchShare]:
+        """List those batches of an update that this process works on."""
+        return self.shares()[self.processes.index :: self.processes.count]
 
 
 def run_training_loop(
-    context: TrainContext, trainable: TrainableAdapter, updates: range, hooks: TrainHooks
+    context: TrainContext,
+    trainable: TrainableAdapter,
+    checkpoints: Checkpoints,
+    validation: ValidationSampler,
+    first: int,
 ) -> list[float]:
-    """Do the updates of a range; return their losses.
+    """Do the updates from ``first`` to the last; return their losses.
 
     Raises:
         TrainingError: If a loss or gradient is not finite, or somebody asked to stop.
     """
+    model, batches, config = context.model, context.batches, context.config
+    processes, steps = context.processes, config.train.steps
     losses: list[float] = []
     began = time.perf_counter()
 
-    def hand_on(outcome: StepOutcome) -> None:
-        _refuse_broken(outcome, context.batches)
-        trainable.refuse_broken(
-            outcome.update, outcome.norm, partial(_name_photos, context, outcome.update)
-        )
+    def report(outcome: StepOutcome) -> None:
+        _refuse_broken(context, trainable, outcome)
         losses.append(outcome.total)
-        _tell(context, outcome, (time.perf_counter() - began) / len(losses))
+        _report_progress(context, outcome, (time.perf_counter() - began) / len(losses))
 
-    loss_log = AsyncLossLog(context.model.runtime.device, hand_on)
-    with _watch_for_stop() as stop_asked, _settled_memory():
-        for update in updates:
-            if update - updates.start == _WARM_UPDATES:
+    loss_log = AsyncLossLog(model.runtime.device, report)
+    with _watch_for_stop() as stop_asked, _without_garbage_searches():
+        for update in range(first, steps):
+            if update - first == _WARM_UPDATES:
                 gc.freeze()
-            if hooks.is_validation_due(update):
+            if validation.is_due(update):
                 loss_log.flush()
-                hooks.run_validation(update)
+                _validate(context, trainable, validation, update)
             trainable.set_rates(update)
-            gathered = _gather_gradients(context, trainable, update)
-            norm = trainable.step(gathered.are_finite)
-            loss_log.write(
-                update, trainable.rate, gathered.samples, gathered.are_finite, gathered.terms, norm
-            )
+            trainable.zero_grad()
+            errors: list[BatchErrors] = []
+            terms: list[Tensor] = []
+            for share in context.own_shares():
+                drawn = batches.make_batches(update, share)
+                for one_pass in split_passes(drawn, config.memory.micro_batch_size):
+                    found = [measure_batch(model, batches, one, update, config) for one in one_pass]
+                    loss = add_up_errors(found, config, batches, share)
+                    trainable.backward(loss.total)
+                    terms.append(torch.stack(loss.terms).detach())
+                    errors += found
+            # Over all batches and processes: the total, the subject's and, with any, the prior's.
+            added = torch.stack(terms).sum(dim=0)
+            if processes.count > 1:
+                processes.add_up([*trainable.gradients(), added])
+            are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))
+            norm = trainable.clip_and_step(are_finite)
+            samples = tuple(sample for one in errors for sample in one.samples)
+            loss_log.write(update, trainable.rate, samples, are_finite, added, norm)
             done = update + 1
-            stop = context.processes.any_says(stop_asked.is_set(), context.model.runtime.device)
+            stop = processes.any_says(stop_asked.is_set(), model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
-            if stop or done % context.config.train.checkpointing_steps == 0 or done == updates.stop:
+            if stop or done % config.train.checkpointing_steps == 0 or done == steps:
                 loss_log.flush()
-                hooks.save(done)
+                if processes.is_main:
+                    checkpoints.save(done)
+                processes.wait()
             if stop:
                 raise TrainingError(
-                    f"Stopped after update {done} of {updates.stop}; nothing is lost.",
+                    f"Stopped after update {done} of {steps}; nothing is lost.",
                     "Run the same command again to go on from there.",
                 )
+    if validation.is_due(steps):
+        _validate(context, trainable, validation, steps)
     return losses
 
 
-@dataclass(frozen=True)
-class _Gathered:
-    """What is known of an update before the weights change; the tensors lie on the device.
+def _refuse_broken(
+    context: TrainContext, trainable: TrainableAdapter, outcome: StepOutcome
+) -> None:
+    """Stop where a loss or, but for an overflow in fp16, a gradient is not finite."""
+    batches = context.batches
+    if outcome.broken:
+        names = ", ".join(dict.fromkeys(batches.name(sample) for sample in outcome.broken))
+        every_one = len(outcome.broken) == outcome.samples
+        advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
+        raise TrainingError(
+            f"The loss is not finite at update {outcome.update + 1}, for {names}; the last "
+            "checkpoint and everything before it are unharmed.",
+            advice if every_one else f"Look at that picture. If it is as it should be: {advice}",
+        )
 
-    Args:
-        samples: The pictures of this process.
-        are_finite: Whether each one's error is.
-        terms: The loss over all batches and processes: total, subject and, if there is one, prior.
-    """
+    def name_photos() -> str:
+        shares = context.shares()
+        drawn = (one for share in shares for one in batches.draw_samples(outcome.update, share))
+        return ", ".join(dict.fromkeys(batches.name(one) for one in drawn if not one.is_prior))
 
-    samples: tuple[Sample, ...]
-    are_finite: Bool[Tensor, " cards"]
-    terms: Float[Tensor, " terms"]
-
-
-def _gather_gradients(context: TrainContext, trainable: TrainableAdapter, update: int) -> _Gathered:
-    """Add up the gradients of all batches of an update, over all processes."""
-    config, batches = context.config, context.batches
-    sums: list[Tensor] = []
-    parts: list[Errors] = []
-    trainable.forget_gradients()
-    for share in _own_shares(context):
-        for errors in measure_passes(context.model, batches, update, config, share):
-            loss = add_up_errors(errors, config, batches, share)
-            trainable.add_gradient(loss.total)
-            terms = [loss.total, loss.subject, *([] if loss.prior is None else [loss.prior])]
-            sums.append(torch.stack(terms).detach())
-            parts += errors
-    added = torch.stack(sums).sum(dim=0)
-    if context.processes.count > 1:
-        context.processes.add_up([*trainable.gradients(), added])
-    return _Gathered(
-        samples=tuple(sample for part in parts for sample in part.samples),
-        are_finite=torch.isfinite(torch.cat([part.values.detach() for part in parts])),
-        terms=added,
-    )
-
-
-def _shares(context: TrainContext) -> list[BatchShare]:
-    """List the batches of an update, over all processes."""
-    count = context.config.train.gradient_accumulation_steps * context.processes.count
-    return [share_update(context.config, context.batches, count, index) for index in range(count)]
-
-
-def _own_shares(context: TrainContext) -> list[BatchShare]:
-    """List those batches of an update that this process works on."""
-    return _shares(context)[context.processes.index :: context.processes.count]
-
-
-def _refuse_broken(outcome: StepOutcome, batches: TrainingBatches) -> None:
-    if not outcome.broken:
-        return
-    names = ", ".join(dict.fromkeys(batches.name(sample) for sample in outcome.broken))
-    every_one = len(outcome.broken) == outcome.samples
-    advice = "Lower train.learning_rate; in fp16, use bf16 or fp32."
-    raise TrainingError(
-        f"The loss is not finite at update {outcome.update + 1}, for {names}; the last "
-        "checkpoint and everything before it are unharmed.",
-        advice if every_one else f"Look at that picture. If it is as it should be: {advice}",
-    )
+    trainable.refuse_broken(outcome.update, outcome.norm, name_photos)
 
 
 def list_samples(context: TrainContext) -> list[Sample]:
-    """List every picture that this process will deal, each with its cut."""
-    mine = _own_shares(context)
+    """List every picture that this process will train on, each with its crop."""
+    shares = context.own_shares()
     return [
         sample
         for update in range(context.config.train.steps)
-        for share in mine
+        for share in shares
         for sample in context.batches.draw_samples(update, share)
     ]
 
 
-def _name_photos(context: TrainContext, update: int) -> str:
-    """Name the photos of an update, for a message."""
-    drawn = (
-        sample
-        for share in _shares(context)
-        for sample in context.batches.draw_samples(update, share)
-    )
-    return ", ".join(dict.fromkeys(context.batches.name(c) for c in drawn if not c.is_prior))
+def _validate(
+    context: TrainContext, trainable: TrainableAdapter, validation: ValidationSampler, update: int
+) -> None:
+    """Measure the error on the photos' centres and draw validation samples after some updates.
 
-
-@torch.no_grad()
-def validate(context: TrainContext, updates_done: int) -> float:
-    """Measure the error on the photos' centres, with noise that no update throws.
-
-    The same dice are thrown at each call, so that the values of one run may be compared. The
-    photos are the held-out ones, where there are any.
+    No update draws the noise of validation, and each validation the same, so that the values of
+    one run may be compared; what only makes training robust is left out. The photos are the
+    held-out ones, where there are any.
     """
-    plain = _plain(context.config)
-    values = [
-        measure_batch(context.model, context.batches, batch, draw, plain).values
-        for draw in _VALIDATION_DRAWS
-        for batch in context.batches.validation()
-    ]
-    loss = float(torch.cat(values).mean())
-    context.observe(Validated(updates_done, loss, held_out=bool(context.batches.held_out)))
-    return loss
-
-
-def _plain(config: LoomConfig) -> LoomConfig:
-    """The same settings without what only makes training robust."""
-    objective = config.objective.model_copy(
-        update={"noise_offset": 0.0, "input_perturbation": 0.0, "weighting": "none", "loss": "l2"}
+    model, batches, config = context.model, context.batches, context.config
+    robust = {"noise_offset": 0.0, "input_perturbation": 0.0, "weighting": "none", "loss": "l2"}
+    plain = config.model_copy(
+        update={
+            "objective": config.objective.model_copy(update=robust),
+            "priors": config.priors.model_copy(update={"kind": "none"}),
+        }
     )
-    priors = config.priors.model_copy(update={"kind": "none"})
-    return config.model_copy(update={"objective": objective, "priors": priors})
+    with trainable.finished():
+        with torch.no_grad():
+            values = [
+                measure_batch(model, batches, batch, draw, plain).values
+                for draw in _VALIDATION_DRAWS
+                for batch in batches.validation()
+            ]
+            loss = float(torch.cat(values).mean())
+        context.observe(Validated(update, loss, held_out=bool(batches.held_out)))
+        if context.processes.is_main:
+            validation.run_validation(update)
+    model.release_encoders()
+    context.processes.wait()
 
 
-def _tell(context: TrainContext, outcome: StepOutcome, pace_seconds: float) -> None:
+def _report_progress(context: TrainContext, outcome: StepOutcome, step_seconds: float) -> None:
     device, updates = context.model.runtime.device, context.config.train.steps
     done = outcome.update + 1
     context.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
-    values = {"loss": outcome.total, "s/update": pace_seconds}
+    values = {"loss": outcome.total, "s/update": step_seconds}
     if device.type == "cuda":
         values["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
     context.observe(Progress("train", "teaching", done, updates, values))
@@ -250,7 +221,7 @@ def _watch_for_stop() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _settled_memory() -> Iterator[None]:
+def _without_garbage_searches() -> Iterator[None]:
     """Keep Python from searching models and libraries for garbage again and again.
 
     They stay until the end anyway, and walking through them took a twentieth of a small model's

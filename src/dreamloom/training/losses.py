@@ -1,4 +1,4 @@
-"""What training minimises: errors per image, weights of timesteps, DreamBooth's two terms."""
+"""Losses: errors per image, weights of timesteps (min-SNR), DreamBooth's two terms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ LossKind = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 """How Huber's delta follows the noise; see `huber_deltas`."""
 
-
-"""What the model predicts, and so whose error the loss measures."""
-
 # SDXL's schedule does not go below; where others do, the noisy input is all but the noise, there is
 # nothing to learn, and 1 / √SNR has no bound.
 _LEAST_SNR = 1e-3
@@ -33,6 +30,11 @@ class LossParts:
     total: Float[Tensor, ""]
     subject: Float[Tensor, ""]
     prior: Float[Tensor, ""] | None
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """The total, the subject's and, where there is one, the prior's."""
+        return [self.total, self.subject, *([] if self.prior is None else [self.prior])]
 
 
 # ------------------------------------------------------------------ errors

@@ -1,4 +1,4 @@
-"""Which noise each image meets, and at which timestep.
+"""Training noise: which noise each image meets, and at which timestep.
 
 Every draw has its own generator, seeded from the run's seed, the purpose, the update and the
 image's number among the photos, or among the class images, of the whole update. So a photo meets
@@ -28,24 +28,19 @@ _MODE_SCALE = 1.29
 
 @dataclass(frozen=True)
 class Rng:
-    """The dice of the images of one update.
+    """The random numbers of the images of one update.
 
     Args:
         seed: The run's seed.
         update: Which update, from 0.
         is_prior: True for class images, False for photos.
-        numbers: Each image's number among all photos, or among all class images, of the update;
-            `number_images` counts them.
+        numbers: Each image's number among all photos, or among all class images, of the update.
     """
 
     seed: int
     update: int
     is_prior: Bool[Tensor, " images"]
     numbers: Int[Tensor, " images"]
-
-    def take(self, rows: Int[Tensor, " some"]) -> Rng:
-        """Select the dice of some images, in the given order."""
-        return Rng(self.seed, self.update, self.is_prior[rows], self.numbers[rows])
 
     def generators(self, purpose: str) -> list[Generator]:
         """Make one CPU generator for each image."""
@@ -54,19 +49,6 @@ class Rng:
             generator_for(self.seed, f"{purpose} of class" if prior else purpose, self.update, n)
             for prior, n in pairs
         ]
-
-
-def number_images(is_prior: Bool[Tensor, " images"]) -> Int[Tensor, " images"]:
-    """Number the photos and the class images of a whole update, each from 0.
-
-    Example:
-        >>> import torch
-        >>> number_images(torch.tensor([False, True, False, True]))
-        tensor([0, 0, 1, 1])
-    """
-    priors = is_prior.long().cumsum(0)
-    photos = (~is_prior).long().cumsum(0)
-    return torch.where(is_prior, priors, photos) - 1
 
 
 def draw_normal(rng: Rng, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "images ..."]:

@@ -1,26 +1,20 @@
-"""How weights are changed: optimizers by name, groups of weights, schedules, averages."""
+"""Optimizers by name, and groups of weights with their learning rates (LoRA+)."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.training.flat_adamw import FlatAdamW
-
-Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
-"""How the learning rate goes after the warm-up; see `rate_factor`."""
 
 _EXTRA = 'pip install "dreamloom[optimizers]"'
 
@@ -120,7 +114,15 @@ def make_optimizer(
             f"adamw8bit does not work here: {reason}.", f"Use adamw, or install it: {_EXTRA}."
         )
     make = _load_class(name)
-    _refuse_unknown_options(name, make, options or {})
+    # Most of these classes swallow any keyword, so a slip of the pen would change nothing.
+    own = {"self", "params", "lr", "weight_decay", "kwargs"}
+    known = [option for option in inspect.signature(make).parameters if option not in own]
+    for option in options or {}:
+        if option not in known:
+            raise ConfigError(
+                f"The optimizer {name} has no option {option!r}.",
+                f"Choose among: {', '.join(known)}.",
+            )
     settings = {**maker.options, **(options or {})}
     # A settings file has lists where these classes want tuples.
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
@@ -192,20 +194,6 @@ def _load_class(name: str) -> Callable[..., Any]:
     return found
 
 
-def _refuse_unknown_options(
-    name: str, make: Callable[..., Any], options: Mapping[str, Any]
-) -> None:
-    # Most of these classes swallow any keyword, so a slip of the pen would change nothing.
-    own = {"self", "params", "lr", "weight_decay", "kwargs"}
-    known = [option for option in inspect.signature(make).parameters if option not in own]
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"The optimizer {name} has no option {option!r}.",
-                f"Choose among: {', '.join(known)}.",
-            )
-
-
 def _why_no_8bit(device: torch.device) -> str:
     """Say why 8-bit states do not work on a device; an empty text if they do."""
     try:
@@ -235,7 +223,7 @@ def _split_for_muon(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return split
 
 
-# ------------------------------------------------------------------ groups and rates
+# ------------------------------------------------------------------ groups of weights
 
 
 def group_weights(
@@ -279,160 +267,3 @@ def group_weights(
         group = groups.setdefault(role, {"params": [], "lr": own, "role": role})
         group["params"] += weights
     return [group for group in groups.values() if group["params"]]
-
-
-def set_rates(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's learning rate to a share of its full one; see `rate_factor`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_rate"] * factor
-
-
-def rate_factor(
-    update: int,
-    schedule: Schedule,
-    warmup: int,
-    updates: int,
-    *,
-    cycles: int = 3,
-    power: float = 2.0,
-) -> float:
-    """The learning rate of an update as a share of the full one.
-
-    In the warm-up it rises evenly and reaches 1 with the last update of it. Afterwards, with x the
-    part of the rest that is done, it is 1 (``constant``), 1 − x (``linear``), (1 + cos π x) / 2
-    (``cosine``), the same ``cycles`` times over (``cosine_restarts``), or (1 − x)^power
-    (``polynomial``).
-
-    Args:
-        update: Which update, from 0 and below ``updates``.
-        schedule: How the rate goes after the warm-up.
-        warmup: Updates of the warm-up, 0 or more.
-        updates: All updates.
-        cycles: Falls of ``cosine_restarts``, 1 or more.
-        power: Exponent of ``polynomial``, above 0.
-
-    Returns:
-        A share above 0 and up to 1.
-    """
-    if update < warmup:
-        return (update + 1) / warmup
-    done = (update - warmup) / max(1, updates - warmup)
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return 1 - done
-    if schedule == "polynomial":
-        return float((1 - done) ** power)
-    if schedule == "cosine_restarts":
-        done = done * cycles % 1
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-# ------------------------------------------------------------------ averages
-
-
-class AverageOf:
-    """A running average of weights: steadier than the weights themselves.
-
-    After each update the average moves to the weights by 1 − d, where d rises from 0.18 with the
-    n-th update as (1 + n) / (10 + n), until it is ``decay``: else the first weights, which know
-    nothing, would stay in the average for long.
-
-    Args:
-        weights: What is averaged, in a fixed order.
-        decay: The final d, 0 to below 1; 0.999 averages over about the last 1000 updates.
-
-    Raises:
-        ValueError: If ``decay`` is out of range.
-
-    Source:
-        Polyak and Juditsky (1992); the rise as in TensorFlow's ExponentialMovingAverage.
-    """
-
-    def __init__(self, weights: Sequence[Parameter], decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be from 0 to below 1, got {decay}")
-        self._weights = tuple(weights)
-        self._decay = decay
-        self._updates = 0
-        self._averages = [weight.detach().clone() for weight in self._weights]
-        self._is_active = False
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the weights after one more update into the average."""
-        self._refuse_when_applied()
-        self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            average.lerp_(weight, 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the average in the weights' place for the time of a block; after it all is back."""
-        self._refuse_when_applied()
-        before = [weight.detach().clone() for weight in self._weights]
-        try:
-            self._is_active = True
-            _copy(self._averages, self._weights)
-            yield
-        finally:
-            _copy(before, self._weights)
-            self._is_active = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averages and the number of updates, for a checkpoint."""
-        self._refuse_when_applied()
-        return {"updates": self._updates, "averages": list(self._averages)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        self._refuse_when_applied()
-        self._updates = int(state["updates"])
-        _copy(state["averages"], self._averages)
-
-    def _refuse_when_applied(self) -> None:
-        if self._is_active:
-            raise ValueError("the weights are the average now: leave the block `applied` first")
-
-
-@contextmanager
-def weights_to_use(optimizer: Optimizer, average: AverageOf | None = None) -> Iterator[None]:
-    """Let the weights be those meant to be used, for drawing and for the adapter file.
-
-    For the time of a block they are the average, where there is one; those of an optimizer that
-    averages by itself, where it does; and else what they are. Afterwards they are what they were,
-    bit for bit, so that a training which stops to draw goes on like one which does not.
-
-    Raises:
-        ValueError: If the optimizer averages by itself and there is another average.
-    """
-    switches = _averages_itself(optimizer)
-    if average is not None:
-        if switches:
-            raise ValueError(f"{type(optimizer).__name__} averages the weights itself")
-        with average.applied():
-            yield
-        return
-    if not switches:
-        yield
-        return
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    before = [weight.detach().clone() for weight in weights]
-    try:
-        optimizer.eval()  # type: ignore[attr-defined]
-        yield
-    finally:
-        # Its own way back rounds; the copies do not.
-        optimizer.train()  # type: ignore[attr-defined]
-        _copy(before, weights)
-
-
-def _averages_itself(optimizer: Optimizer) -> bool:
-    return any("train_mode" in group for group in optimizer.param_groups)
-
-
-@torch.no_grad()
-def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)

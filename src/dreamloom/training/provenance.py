@@ -1,4 +1,4 @@
-"""What a training depends on, and what its file says of itself."""
+"""Provenance: what a training depends on (fingerprints), and what its file's metadata say."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def name_inputs(
     processes: Processes,
 ) -> dict[str, str]:
     """Fingerprint everything that the adapter depends on, by name."""
+    quantization = config.memory.base_quantization
     return {
         "base": model.identity.fingerprint,
         "photos": photos.fingerprint,
@@ -39,20 +40,12 @@ def name_inputs(
             config.objective.model_dump(),
             config.photos.flip,
             config.validation.held_out_photos,
-            *_name_quantization(config),
+            # How the base is kept, where that changes what is trained.
+            *([] if quantization in ("auto", "whole") else [quantization]),
         ),
         "seed": str(config.seed),
         "processes": str(processes.count),
     }
-
-
-def _name_quantization(config: LoomConfig) -> tuple[str, ...]:
-    """Name how the base is kept, where that changes what is taught."""
-    return (
-        ()
-        if config.memory.base_quantization in ("auto", "whole")
-        else (config.memory.base_quantization,)
-    )
 
 
 def refuse_other_run(run: RunFolder, inputs: dict[str, str]) -> None:
@@ -99,5 +92,5 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
         }
     )
     words = json.dumps({word: {} for word in adapter.tokens})
-    told = make_modelspec({**signed.metadata, "dreamloom.words": words})
-    return signed.with_metadata(**told)
+    modelspec = make_modelspec({**signed.metadata, "dreamloom.words": words})
+    return signed.with_metadata(**modelspec)

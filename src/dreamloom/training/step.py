@@ -1,12 +1,12 @@
-"""One update's loss: what was dealt, with its noise, through the model."""
+"""One update's loss: its batches, with their noise and timesteps, through the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.config.settings import LoomConfig
@@ -25,7 +25,7 @@ from dreamloom.training.noise import Rng, draw_noise, draw_normal, draw_timestep
 
 
 @dataclass(frozen=True)
-class Errors:
+class BatchErrors:
     """How far each picture of a batch was from its target, and how much that counts.
 
     Args:
@@ -37,11 +37,6 @@ class Errors:
     samples: tuple[Sample, ...]
     values: Float[Tensor, " images"]
     weights: Float[Tensor, " images"]
-
-    @property
-    def is_prior(self) -> Bool[Tensor, " images"]:
-        """True for class images."""
-        return torch.tensor([sample.is_prior for sample in self.samples])
 
 
 def share_update(
@@ -57,81 +52,41 @@ def share_update(
     )
 
 
-def compute_loss(
-    model: Model,
-    batches: TrainingBatches,
-    update: int,
-    config: LoomConfig,
-    share: BatchShare | None = None,
-) -> LossParts:
-    """Compute one batch's share of an update's loss; without a share, the whole of it.
+def split_passes(drawn: list[Batch], most: int | Literal["auto"]) -> list[list[Batch]]:
+    """Split one batch, drawn in parts of one shape, into passes of at most so many images.
 
-    A pure function of the model, the lesson and the update.
+    What one pass keeps for its gradient can be forgotten before the next begins. The whole goes
+    at once where it is small enough, and with ``auto``.
     """
-    return add_up_errors(
-        measure_errors(model, batches, update, config, share), config, batches, share
-    )
-
-
-def measure_passes(
-    model: Model, batches: TrainingBatches, update: int, config: LoomConfig, share: BatchShare
-) -> Iterator[list[Errors]]:
-    """Measure the errors of one batch, in passes of ``memory.micro_batch_size``.
-
-    What one pass keeps for its gradient can be forgotten before the next begins.
-    """
-    most = config.memory.micro_batch_size
-    if most == "auto" or most >= share.photos + share.priors:
-        yield measure_errors(model, batches, update, config, share)
-        return
-    for batch in batches.make_batches(update, share):
-        for start in range(0, len(batch.samples), most):
-            yield [measure_batch(model, batches, _cut(batch, start, most), update, config)]
-
-
-def _cut(batch: Batch, start: int, count: int) -> Batch:
-    rows = slice(start, start + count)
-    return Batch(
-        samples=batch.samples[rows],
-        latents=Latents(batch.latents.mean[rows], batch.latents.deviation[rows]),
-        framings=batch.framings[rows],
-        prompts=batch.prompts[rows],
-        masks=None if batch.masks is None else batch.masks[rows],
-    )
-
-
-def measure_errors(
-    model: Model,
-    batches: TrainingBatches,
-    update: int,
-    config: LoomConfig,
-    share: BatchShare | None = None,
-) -> list[Errors]:
-    """Measure the errors of one batch, in parts of one shape each."""
-    share = share or share_update(config, batches)
+    if most == "auto" or most >= sum(len(batch.samples) for batch in drawn):
+        return [drawn]
     return [
-        measure_batch(model, batches, batch, update, config)
-        for batch in batches.make_batches(update, share)
+        [
+            Batch(
+                samples=batch.samples[rows],
+                latents=Latents(batch.latents.mean[rows], batch.latents.deviation[rows]),
+                framings=batch.framings[rows],
+                prompts=batch.prompts[rows],
+                masks=None if batch.masks is None else batch.masks[rows],
+            )
+        ]
+        for batch in drawn
+        for rows in (slice(first, first + most) for first in range(0, len(batch.samples), most))
     ]
 
 
 def add_up_errors(
-    parts: list[Errors],
-    config: LoomConfig,
-    batches: TrainingBatches,
-    share: BatchShare | None = None,
+    parts: list[BatchErrors], config: LoomConfig, batches: TrainingBatches, share: BatchShare
 ) -> LossParts:
-    """Put the errors together as DreamBooth weighs them."""
-    share = share or share_update(config, batches)
+    """Put the errors together as DreamBooth weighs them: a share of an update's loss."""
     photos = share.photos * share.batches
-    from_base = remembers_by_base(config)
     return combine_errors(
         torch.cat([part.values for part in parts]),
-        torch.cat([part.is_prior for part in parts]),
+        torch.tensor([sample.is_prior for part in parts for sample in part.samples]),
         prior_weight=config.train.prior_weight,
         weights=torch.cat([part.weights for part in parts]),
         photos_in_all=photos,
-        priors_in_all=photos if from_base else share.priors * share.batches,
+        priors_in_all=photos if remembers_by_base(config) else share.priors * share.batches,
     )
 
 
@@ -146,27 +101,26 @@ def measure_batch(
     batch: Batch,
     update: int,
     config: LoomConfig,
-) -> Errors:
+) -> BatchErrors:
     """Add noise to one batch, let the model predict, and measure each picture's error.
 
     Args:
         model: The model, with an adapter attached or not.
         batches: Whose batch it is.
         batch: Pictures of one shape.
-        update: Which update, from 0: the dice depend on it.
+        update: Which update, from 0: the noise depends on it.
         config: Resolved settings.
     """
     settings = config.objective
     device = model.runtime.device
-    rng = _throw(batch, update, config.seed)
+    numbers = torch.tensor([sample.number for sample in batch.samples])
+    rng = Rng(config.seed, update, batch.is_prior, numbers)
     _, channels, height, width = batch.latents.mean.shape
     shape = (channels, height, width)
     drawn = send(draw_normal(rng, "posterior", shape), device)
     latents = batch.latents.mean + batch.latents.deviation * drawn
     noise = draw_noise(rng, shape, settings.noise_offset)
-    mixed = noise
-    if settings.input_perturbation:
-        mixed = perturb_noise(noise, rng, settings.input_perturbation)
+    mixed = perturb_noise(noise, rng, settings.input_perturbation)
     noise, mixed = send(noise, device), send(mixed, device)
     timesteps = send(
         draw_timesteps(
@@ -201,11 +155,7 @@ def measure_batch(
     if settings.weighting == "auto":
         raise ValueError("settings must be resolved before training")
     weights = timestep_weights(settings.weighting, snr, model.prediction, gamma=settings.snr_gamma)
-    return Errors(batch.samples, values, weights)
-
-
-def _throw(batch: Batch, update: int, seed: int) -> Rng:
-    return Rng(seed, update, batch.is_prior, torch.tensor([c.number for c in batch.samples]))
+    return BatchErrors(batch.samples, values, weights)
 
 
 def _remember(

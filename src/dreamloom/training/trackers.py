@@ -1,4 +1,4 @@
-"""Curves of a training for the programs that people watch them in, through accelerate."""
+"""Trackers: losses, learning rate and scores sent to TensorBoard and others, by accelerate."""
 
 from __future__ import annotations
 
@@ -63,17 +63,22 @@ def track(
     where = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
     made = kind(run_name, **where)
     made.start()
-    made.store_init_configuration({name: _plain(value) for name, value in settings.items()})
+    made.store_init_configuration(
+        {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in settings.items()
+        }
+    )
+
+    def send(event: Event) -> None:
+        values, update = describe(event)
+        if values:
+            made.log(values, step=update)
+
     try:
-        yield lambda event: _send(made, event)
+        yield send
     finally:
         made.finish()
-
-
-def _send(tracker: Any, event: Event) -> None:
-    values, update = describe(event)
-    if values:
-        tracker.log(values, step=update)
 
 
 def describe(event: Event) -> tuple[dict[str, float], int]:
@@ -89,7 +94,3 @@ def describe(event: Event) -> tuple[dict[str, float], int]:
             return {f"score/{name}": value for name, value in scores.items()}, update
         case _:
             return {}, 0
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -23,7 +23,7 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 
 ScoreImages: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]
-"""Scores pictures of the subject, beside the untaught model's pictures of the same seeds."""
+"""Scores pictures of the subject, beside the untrained model's pictures of the same seeds."""
 
 _SCORES = "scores.json"
 _ADAPTER = "adapter.safetensors"
@@ -31,15 +31,15 @@ _ADAPTER = "adapter.safetensors"
 
 @dataclass(frozen=True)
 class ValidationSampler:
-    """Draws, keeps and scores at each look.
+    """Draws, keeps and scores validation samples.
 
     Args:
-        run: Whose looks they are.
+        run: Whose samples they are.
         model: The model with the adapter attached.
         config: Resolved settings.
         sign: Writes into an adapter how it was made.
         judge: Scores pictures; None only draws.
-        observe: Told of progress and of each look.
+        observe: Told of progress and of each validation.
     """
 
     run: RunFolder
@@ -50,14 +50,14 @@ class ValidationSampler:
     observe: Observer
 
     def is_due(self, updates_done: int) -> bool:
-        """Say whether to look after so many updates: now and then, before the first, at the end."""
+        """Say whether to validate after so many updates: now and then, first and last."""
         every = self.config.validation.every
         return every is not None and (
             updates_done % every == 0 or updates_done == self.config.train.steps
         )
 
     def run_validation(self, updates_done: int) -> None:
-        """Draw the watched prompts as the model is now; a look that was finished is kept."""
+        """Draw the watched prompts as the model is now; a validation that was finished is kept."""
         folder = self._folder(updates_done)
         if (folder / _SCORES).is_file():
             return
@@ -65,9 +65,15 @@ class ValidationSampler:
             images = self._draw(fresh, updates_done)
             if updates_done:
                 write_adapter(fresh / _ADAPTER, self.sign(self.model.read_adapter()))
-            card = self._score(images, updates_done)
-            write_json(fresh / _SCORES, card)
-        self.observe(ValidationSampled(updates_done, str(folder), _values(card)))
+            scorecard = None
+            if self.judge is not None:
+                untrained = self._folder(0)
+                has_floor = updates_done and untrained.is_dir()
+                scorecard = self.judge(images, read_image_set(untrained) if has_floor else None)
+            write_json(fresh / _SCORES, scorecard)
+        scores = {} if scorecard is None else scorecard.scores
+        values = {name: one.value for name, one in scores.items() if one.value is not None}
+        self.observe(ValidationSampled(updates_done, str(folder), values))
 
     def recommend(self) -> Recommendation | None:
         """Say which of the adapters that were kept is best; None where nothing was scored."""
@@ -78,21 +84,21 @@ class ValidationSampler:
             known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
             if known is None:
                 continue  # nobody judged it
-            card = Scorecard.model_validate(known)
-            identity, clip_t = (card.scores.get(name) for name in ("identity", "clip_t"))
+            scorecard = Scorecard.model_validate(known)
+            identity, clip_t = (scorecard.scores.get(name) for name in ("identity", "clip_t"))
             candidates.append(
                 CheckpointCandidate(
                     update=int(folder.name),
                     identity_lift=identity.lift if identity else None,
                     clip_t=clip_t.value if clip_t else None,
                     clip_t_floor=clip_t.floor if clip_t else None,
-                    alarms=card.alarms,
+                    alarms=scorecard.alarms,
                 )
             )
         return recommend_checkpoint(candidates)
 
     def adapter_of(self, update: int) -> Path:
-        """Where the adapter of a look lies."""
+        """Where the adapter of a validation lies."""
         return self._folder(update) / _ADAPTER
 
     def _folder(self, updates_done: int) -> Path:
@@ -136,16 +142,3 @@ class ValidationSampler:
         )
         write_manifest(images)
         return images
-
-    def _score(self, images: ImageSet, updates_done: int) -> Scorecard | None:
-        if self.judge is None:
-            return None
-        untaught = self._folder(0)
-        floor = read_image_set(untaught) if updates_done and untaught.is_dir() else None
-        return self.judge(images, floor)
-
-
-def _values(card: Scorecard | None) -> dict[str, float]:
-    if card is None:
-        return {}
-    return {name: score.value for name, score in card.scores.items() if score.value is not None}

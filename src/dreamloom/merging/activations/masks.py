@@ -279,7 +279,7 @@ def learn_masks(
         shares = [e.gap / mean * (joint if e.one_pass.number == JOINT else 1.0) for e in recorded]
         missed_by_sum = _measure(model, recorded, prompts)
         if model.runtime.device.type == "cuda":
-            stack.enter_context(model.saving_memory())
+            stack.enter_context(model.recompute_activations())
         weighted_examples = list(zip(recorded, prompts, shares, strict=True))
         _descend(forward_passes, options, weighted_examples, list(masked.values()))
         missed = _measure(model, recorded, prompts)

@@ -1,4 +1,4 @@
-"""The adapter's weights while they are taught: optimizer, learning rates, average, fp16 scale."""
+"""The adapter's weights while they are trained: optimizer, learning rates, EMA, fp16 scaling."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer
 from dreamloom.models.base import WeightGroup
 from dreamloom.training.checkpoints import Stateful
+from dreamloom.training.ema import EmaWeights, weights_to_use
 from dreamloom.training.flat_adamw import FlatAdamW
+from dreamloom.training.lr_scheduler import rate_factor, set_rates
 from dreamloom.training.optimizers import (
     AVERAGING_OPTIMIZERS,
-    AverageOf,
     group_weights,
     make_optimizer,
-    rate_factor,
-    set_rates,
     usable_optimizer,
-    weights_to_use,
 )
 
 # The scale begins at 2^16 and halves with each update that overflows; at 1 there is no help left.
@@ -35,7 +33,7 @@ _MOST_SKIPPED = 16
 
 
 class TrainableAdapter:
-    """What is taught.
+    """What is trained.
 
     Args:
         weights: From `Model.attach_adapter`.
@@ -76,7 +74,7 @@ class TrainableAdapter:
                 f"{name} averages the adapter itself, so train.ema_decay has no place.",
                 "Set train.ema_decay to none, or choose another optimizer.",
             )
-        self.average = AverageOf(self.parameters, decay) if decay is not None else None
+        self.average = EmaWeights(self.parameters, decay) if decay is not None else None
         half = runtime.device.type == "cuda" and runtime.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=half)
         self._skipped = 0
@@ -100,11 +98,11 @@ class TrainableAdapter:
         set_rates(self.optimizer, factor)
         self.rate = float(settings.learning_rate) * factor
 
-    def forget_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Begin an update."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def add_gradient(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add one batch's gradient."""
         self._scaler.scale(loss).backward()
 
@@ -118,14 +116,14 @@ class TrainableAdapter:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def step(self, are_finite: Bool[Tensor, " cards"]) -> Float[Tensor, ""]:
+    def clip_and_step(self, are_finite: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
         """Change the weights once, unless an error or the gradient is not finite.
 
         Args:
             are_finite: Whether each picture's error is.
 
         Returns:
-            The gradient's norm before it was cut, on the device: reading it would wait for it.
+            The gradient's norm before it was clipped, on the device: reading it would wait for it.
         """
         self._scaler.unscale_(self.optimizer)
         gradients = self.gradients()
@@ -138,7 +136,15 @@ class TrainableAdapter:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         elif self._is_fused:
-            self._step_fused(norm, torch.isfinite(norm) & are_finite.all())
+            # One kernel clips the gradient, changes the weights and leaves out what is not sound:
+            # so does torch's gradient scaler speak to fused optimizers.
+            fused: Any = self.optimizer
+            fused.grad_scale = (norm / self._settings.max_grad_norm).clamp(min=1)
+            fused.found_inf = (~(torch.isfinite(norm) & are_finite.all())).float()
+            try:
+                fused.step()
+            finally:
+                del fused.grad_scale, fused.found_inf
         # Other optimizers cannot leave an update out by themselves, so here somebody must ask.
         elif bool(torch.isfinite(norm) & are_finite.all()):
             torch.nn.utils.clip_grads_with_norm_(
@@ -149,23 +155,12 @@ class TrainableAdapter:
             self.average.update()
         return norm
 
-    def _step_fused(self, norm: Tensor, is_sound: Tensor) -> None:
-        """Let one kernel cut the gradient, change the weights and leave out what is not sound."""
-        # These two are how torch's gradient scaler speaks to fused optimizers.
-        fused: Any = self.optimizer
-        fused.grad_scale = (norm / self._settings.max_grad_norm).clamp(min=1)
-        fused.found_inf = (~is_sound).float()
-        try:
-            fused.step()
-        finally:
-            del fused.grad_scale, fused.found_inf
-
     def refuse_broken(self, update: int, norm: float, name_photos: Callable[[], str]) -> None:
         """Say that a gradient was not finite; in fp16 that may be mended by itself.
 
         Args:
             update: Which update, from 0.
-            norm: What `step` gave.
+            norm: What `clip_and_step` gave.
             name_photos: Names the photos of the update, for a message.
 
         Raises:
@@ -188,6 +183,6 @@ class TrainableAdapter:
 
     @contextmanager
     def finished(self) -> Iterator[None]:
-        """Wear the weights as they would be saved now: the average, where there is one."""
+        """Use the weights as they would be saved now: the average, where there is one."""
         with weights_to_use(self.optimizer, self.average):
             yield

@@ -1,4 +1,4 @@
-"""Wear finished adapters: add their changes to a model's layers for the time of a block."""
+"""Fuse finished adapters into a model's weights for a block, and find the layers they change."""
 
 from __future__ import annotations
 
@@ -68,37 +68,25 @@ def fused_adapters(
 ) -> Iterator[None]:
     """Add the weighted changes to the layers' weights for a block; then put the weights back.
 
-    Each change is that of the base model as it is, whichever others are worn with it. The
+    Each change is that of the base model as it is, whichever others are applied with it. The
     originals are kept and copied back, so the base is restored bit for bit. Drawing costs what the
     base model alone costs.
     """
     placed = [(locate(components, adapter, base_name), adapter, w) for adapter, w in parts]
-    kept: dict[nn.Module, Tensor] = {}
+    originals: dict[nn.Module, Tensor] = {}
     try:
         with torch.no_grad():
             for modules, adapter, weight in placed:
                 for name, module in modules.items():
                     target: Tensor = module.weight  # type: ignore[assignment]
-                    original = kept.setdefault(module, target.detach().clone())
-                    change = _multiply_out(adapter, name, original, module)
+                    original = originals.setdefault(module, target.detach().clone())
+                    if adapter.peft is None:
+                        change = adapter.layers[name].update().to(original.device)
+                    else:
+                        change = change_of(adapter.peft, name, original, module)
                     target.copy_((target.float() + weight * change).to(target.dtype))
         yield
     finally:
         with torch.no_grad():
-            for module, original in kept.items():
+            for module, original in originals.items():
                 module.weight.copy_(original)  # type: ignore[operator]
-
-
-def _multiply_out(adapter: Adapter, name: str, weight: Tensor, module: nn.Module) -> Tensor:
-    if adapter.peft is None:
-        return adapter.layers[name].update().to(weight.device)
-    return change_of(adapter.peft, name, weight, module)
-
-
-def as_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Name the factors as PEFT does."""
-    state: dict[str, Tensor] = {}
-    for name, layer in adapter.layers.items():
-        state[f"{name}.lora_A.weight"] = layer.down
-        state[f"{name}.lora_B.weight"] = layer.up
-    return state
