@@ -10,11 +10,13 @@ import torch
 
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import BaseModelError, ConfigError
+from dreamloom.lora.adapter import Adapter
 from dreamloom.models.base import Framing, Sampler, Shot
 from dreamloom.models.families import load_model
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise, read_prediction
 from dreamloom.models.schedulers import SCHEDULERS, list_schedulers, make_scheduler
 from dreamloom.models.sdxl import SDXLModel
+from dreamloom.models.session import follow_noise_schedule
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VELOCITY = {**BETAS, "prediction_type": "v_prediction"}
@@ -150,11 +152,25 @@ def test_a_velocity_base_trains_and_draws(tiny_sdxl: Path, tmp_path: Path) -> No
     fast = Sampler("euler", steps=2, guidance=2.0)
     plain = model.sample([Shot("a dog", 0)], fast)[0]
     assert model.snr(torch.tensor([999])) > 0
-    model.rescale_to_zero_terminal_snr()
-    model.rescale_to_zero_terminal_snr()
+    model.set_zero_terminal_snr(True)
+    model.set_zero_terminal_snr(True)
     assert model.snr(torch.tensor([999])) == 0
     assert "heun" not in model.schedulers
     assert model.sample([Shot("a dog", 0)], fast)[0].tobytes() != plain.tobytes()
+    model.set_zero_terminal_snr(False)
+    assert "heun" in model.schedulers
+    assert model.sample([Shot("a dog", 0)], fast)[0].tobytes() == plain.tobytes()
+
+
+def test_a_model_follows_the_noise_schedule_of_its_adapters(
+    tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    model = load(change_scheduler(tiny_sdxl, tmp_path / "v", {"prediction_type": "v_prediction"}))
+    plain, trained = Adapter({}), Adapter({}, {"dreamloom.zero_terminal_snr": "true"})
+    last = torch.tensor([999])
+    for adapters, ends_in_noise in (([trained, plain], True), ([plain], False), ([], False)):
+        follow_noise_schedule(model, adapters)
+        assert (float(model.snr(last)) == 0) is ends_in_noise
 
 
 @pytest.mark.parametrize("how", ["a flow's own scheduler", "a prediction type"])
@@ -182,5 +198,5 @@ def test_a_flow_base_is_told_its_time_and_draws(how: str, tiny_sdxl: Path, tmp_p
 def test_a_noise_base_refuses_to_end_in_pure_noise(tiny_sdxl: Path) -> None:
     model = load(tiny_sdxl)
     with pytest.raises(ConfigError, match="zero_terminal_snr"):
-        model.rescale_to_zero_terminal_snr()
+        model.set_zero_terminal_snr(True)
     assert model.snr(torch.tensor([999])) > 0

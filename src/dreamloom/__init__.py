@@ -6,35 +6,29 @@ costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from dreamloom.core.lazy_names import offer
 
-_DOORS = {
-    "Adapter": "lora.adapter",
-    "DreamLoomError": "core.errors",
-    "LoomConfig": "core.config.settings",
-    "RunFolder": "core.run_folder",
-    "evaluate_images": "evaluation.scoring",
-    "generate_images": "inference.generate",
-    "load_config": "core.config.loading",
-    "load_model": "models.families",
-    "load_photos": "data.photos.prepare",
-    "make_class_images": "data.class_images",
-    "merge_adapters": "merging.files.merge",
-    "pick_runtime": "core.device",
-    "read_adapter": "lora.reading",
-    "train_adapter": "training.train",
-    "write_adapter": "lora.writing",
-    "write_report": "report.render",
-}
-
-__all__ = sorted(_DOORS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
-        raise AttributeError(f"module 'dreamloom' has no attribute {name!r}")
-    return getattr(import_module(f"dreamloom.{_DOORS[name]}"), name)
+__all__, __getattr__ = offer(
+    __name__,
+    {
+        "Adapter": "lora.adapter",
+        "DreamLoomError": "core.errors",
+        "LoomConfig": "core.config.settings",
+        "RunFolder": "core.run_folder",
+        "evaluate_images": "evaluation.scoring",
+        "generate_images": "inference.generate",
+        "load_config": "core.config.loading",
+        "load_model": "models.families",
+        "load_photos": "data.photos.prepare",
+        "make_class_images": "data.class_images",
+        "merge_adapters": "merging.files.merge",
+        "pick_runtime": "core.device",
+        "read_adapter": "lora.reading",
+        "train_adapter": "training.train",
+        "write_adapter": "lora.writing",
+        "write_report": "report.render",
+    },
+)
 
 
 def __dir__() -> list[str]:

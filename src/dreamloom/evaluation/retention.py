@@ -172,7 +172,7 @@ def measure_retention(
         none: Of the pictures without the part, of the same prompts and seeds.
         full: Of the pictures of the part alone, likewise.
         references: Of the subject's photos, or of pictures in the style.
-        draws: From `statistics.draw`, for these cells and references; without references where
+        draws: From `intervals.draw`, for these cells and references; without references where
             ``comparable`` is given.
         key: Names the encoder.
         comparable: Which cells are compared with which references, at least one in each row; None
@@ -205,7 +205,7 @@ def score_retention(
         kept: A row for each picture; one value, or a column for each reference.
         none: The same for pictures of the same prompts and seeds without the part.
         full: And for those of the part alone.
-        draws: From `statistics.draw`, for these rows and columns.
+        draws: From `intervals.draw`, for these rows and columns.
         key: Names the encoder.
         no_room: What to say where there is no way to go; the words of a lift speak of floor and
             ceiling.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
-from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -40,6 +40,7 @@ from dreamloom.models.lora_schedule import (
     parse_curve,
     set_lora_schedules,
 )
+from dreamloom.models.session import follow_noise_schedule, refuse_other_base
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Prompt:
     """What to draw, and what a right picture of it may show otherwise than the photos.
 
     Everything beside the text goes into the manifest, for those who judge; see
-    `pictures.Picture`.
+    `manifests.Picture`.
     """
 
     text: str
@@ -225,8 +226,7 @@ def check_request(
     if not prompts:
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
     adapters = [read_adapter(part.path) for part in active]
-    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
-        model.rescale_to_zero_terminal_snr()
+    follow_noise_schedule(model, adapters)
     unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
     if unknown:
         raise ConfigError(
@@ -239,14 +239,7 @@ def check_request(
         )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
-        made_for = adapter.metadata.get("dreamloom.base_fingerprint")
-        if made_for and made_for != model.identity.fingerprint:
-            other = adapter.metadata.get("dreamloom.base", "of another kind")
-            raise AdapterError(
-                f"{part.path} was made for the base model {other}, not for {model.identity.name} "
-                "as it is here.",
-                "Name that base model with --base, or train the adapter again.",
-            )
+        refuse_other_base(str(part.path), adapter, model)
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight

@@ -1,7 +1,7 @@
 """Count what each phase of a run needs, by running the real modules on tensors that hold nothing.
 
 A full-size SDXL is counted in seconds on any machine. Counted is what tensors hold at once. A GPU
-needs more for itself; see `predicting.OVERHEAD_GIB`.
+needs more for itself; see `predict.OVERHEAD_GIB`.
 """
 
 from __future__ import annotations

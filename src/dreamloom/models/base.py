@@ -266,7 +266,7 @@ class Model(Protocol):
         """Signal-to-noise ratio of each timestep, 0 or above.
 
         It is 0 at the last timestep alone, and only where nothing of the picture is left there:
-        in flows, and after `rescale_to_zero_terminal_snr`.
+        in flows, and after `set_zero_terminal_snr`.
         """
         ...
 
@@ -280,8 +280,8 @@ class Model(Protocol):
         """Predict the target; gradients flow to an attached adapter."""
         ...
 
-    def rescale_to_zero_terminal_snr(self) -> None:
-        """From now on train and sample with a schedule whose last timestep is pure noise.
+    def set_zero_terminal_snr(self, wanted: bool) -> None:
+        """Train and sample with a schedule whose last timestep is pure noise, or with its own.
 
         Raises:
             ConfigError: If the base model predicts noise, which says nothing there.

@@ -126,9 +126,11 @@ class SDXLModel:
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )
-        self._set_noise_schedule(
-            dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
-        )
+        self._own_noise_schedule = {
+            **pipeline.scheduler.config,
+            "_class_name": type(pipeline.scheduler).__name__,
+        }
+        self._set_noise_schedule(self._own_noise_schedule)
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         self.latent_channels = int(pipeline.vae.config.latent_channels)
         self.advice = self._advise()
@@ -154,9 +156,10 @@ class SDXLModel:
         in_encoders = self._attached is not None and self._attached.spec.text_encoders
         return in_encoders or self._token_embeddings is not None
 
-    def rescale_to_zero_terminal_snr(self) -> None:
-        """Train and sample with a schedule that ends in pure noise; see `end_in_noise`."""
-        self._set_noise_schedule(end_in_noise(self._scheduler_config))
+    def set_zero_terminal_snr(self, wanted: bool) -> None:
+        """Take a noise schedule that ends in pure noise, see `end_in_noise`, or the base's own."""
+        own = self._own_noise_schedule
+        self._set_noise_schedule(end_in_noise(own) if wanted else own)
 
     def _advise(self) -> Advice:
         unet_config = self._pipeline.unet.config

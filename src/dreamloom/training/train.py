@@ -78,8 +78,7 @@ def train_adapter(
     refuse_other_run(run, inputs)
     observe(StageStarted("train", f"{config.train.steps} updates"))
     with measure_effort(model.runtime) as effort:
-        if config.objective.zero_terminal_snr:
-            model.rescale_to_zero_terminal_snr()
+        model.set_zero_terminal_snr(config.objective.zero_terminal_snr)
         store = LatentStore(
             run.latents,
             (model.identity.fingerprint, model.runtime.name),
@@ -177,7 +176,7 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
                 "caption.",
             )
     if objective.zero_terminal_snr and model.prediction == "noise":
-        model.rescale_to_zero_terminal_snr()  # refuses, and says why
+        model.set_zero_terminal_snr(True)  # refuses, and says why
     quantization = model.memory_options.quantization
     if quantization != "whole" and config.adapter.splits_base:
         raise ConfigError(

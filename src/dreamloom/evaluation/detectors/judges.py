@@ -33,7 +33,7 @@ AT_A_GLANCE = 10.0
 """From this CIEDE2000 (lightness halved) on, two irises are called different. Chosen beforehand
 as what is seen at a glance, not fitted to photos."""
 MOST_ELONGATED, MOST_UNEQUAL, MOST_DIVERGENT, MOST_OVERHANG = 1.5, 1.25, 0.1, 0.25
-"""Eyes beyond one of these are called malformed; see `eyes.Shape`."""
+"""Eyes beyond one of these are called malformed; see `eyes.EyeShape`."""
 MOST_UNSTEADY = 0.75
 """So are eyes whose irises are found elsewhere, in radii, when the picture is mirrored."""
 MOST_CROWDED, MOST_LOPSIDED = 0.25, 0.35

@@ -56,6 +56,13 @@ def require_all(absent: list[str]) -> None:
         raise ValueError(f"{WEIGHTS} lacks {len(absent)} of the model's weights: {first} …")
 
 
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model weights that bear its names, all of them."""
+    require_all([name for name in model.state_dict() if name not in weights])
+    model.load_state_dict(weights)
+    return model
+
+
 def make_ready(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Put a model where it computes, for looking only."""
     return model.to(device).float().eval().requires_grad_(False)

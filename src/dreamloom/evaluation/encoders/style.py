@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
     NetworkEncoder,
+    load_weights,
     make_ready,
     rename_block,
-    require_all,
 )
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING
 
@@ -73,10 +73,7 @@ def _read_eye(weights: Mapping[str, Tensor]) -> nn.Module:
         "vision_model." if any(n.startswith("vision_model.") for n in model.state_dict()) else ""
     )
     renamed = {f"{floor}{name}": given for name, given in _rename(weights, layers).items()}
-    require_all([name for name in model.state_dict() if name not in renamed])
-    model.load_state_dict(renamed)
-    assert isinstance(model, nn.Module)
-    return model
+    return load_weights(model, renamed)
 
 
 def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from dreamloom.evaluation.encoders.computing import (
     WEIGHTS,
     NetworkEncoder,
     load_pretrained,
+    load_weights,
     make_ready,
     rename_block,
-    require_all,
 )
 from dreamloom.evaluation.encoders.preprocessing import (
     DINO_PREPROCESSING,
@@ -90,10 +90,7 @@ def _read_authors_names(weights: Mapping[str, Tensor]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
         model = ViTModel(config, add_pooling_layer=False)
     renamed = _rename(weights, layers)
-    require_all([name for name in model.state_dict() if name not in renamed])
-    model.load_state_dict(renamed)
-    assert isinstance(model, nn.Module)
-    return model
+    return load_weights(model, renamed)
 
 
 def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from dreamloom.experiments.merge_search.embeddings import MeasuredImage, Picture
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
+from dreamloom.models.session import follow_noise_schedule
 from dreamloom.pipeline.session import open_session
 
 ENDS = {
@@ -56,7 +57,7 @@ class SearchWork:
         config: Settled settings.
         files: The subject's adapter, and the style's.
         hashes: SHA-256 of both files.
-        prompts: Lists of prompts that are drawn together; see `measured_images.References`.
+        prompts: Lists of prompts that are drawn together; see `embeddings.References`.
         encoders: Which encoders look.
         eyes: Fingerprint of their keys: what others have seen is not taken for theirs.
         has_style_photos: Whether pictures in the style were given.
@@ -225,8 +226,7 @@ def _prepare(table: SearchWork) -> tuple[Model, tuple[Adapter, Adapter]]:
     """Load the base model and both adapters, once per process."""
     model, _ = open_session(table.config)
     adapters = _read_adapters(table.files, table.hashes)
-    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
-        model.rescale_to_zero_terminal_snr()
+    follow_noise_schedule(model, adapters)
     return model, adapters
 
 

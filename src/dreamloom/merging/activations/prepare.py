@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.merging.activations.forward_passes import (
@@ -25,6 +25,7 @@ from dreamloom.merging.merging import MergeRequest
 from dreamloom.merging.method import Value
 from dreamloom.merging.methods import find_method
 from dreamloom.models.base import Model
+from dreamloom.models.session import follow_noise_schedule, refuse_other_base
 
 Prepare = Callable[[ForwardPasses, Mapping[str, Value]], ForwardResult]
 
@@ -90,16 +91,8 @@ def prepare_merge(
         )
     for number, adapter in enumerate(adapters, 1):
         refuse_other_kinds(adapter, f"Adapter {number}", "can be merged")
-        made_for = adapter.metadata.get("dreamloom.base_fingerprint")
-        if made_for and made_for != model.identity.fingerprint:
-            other = adapter.metadata.get("dreamloom.base", "of another kind")
-            raise AdapterError(
-                f"Adapter {number} was made for the base model {other}, not for "
-                f"{model.identity.name} as it is here.",
-                "Name that base model with --base.",
-            )
-    if any(a.metadata.get("dreamloom.zero_terminal_snr") == "true" for a in adapters):
-        model.rescale_to_zero_terminal_snr()
+        refuse_other_base(f"Adapter {number}", adapter, model)
+    follow_noise_schedule(model, adapters)
     asked = find_prompts(adapters, int(options["prompts"]), prompts, joint)
     wants_joint = float(options.get("joint", 0.0)) > 0
     passes = list_passes(weigh_adapters(adapters, request), asked, wants_joint)

@@ -1,0 +1,23 @@
+"""Names that a package offers without loading what they stand for until they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def offer(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
+    """Make a package's ``__all__`` and ``__getattr__`` from where each name is at home.
+
+    Args:
+        package: The package's dotted name.
+        homes: For each name the module that it lies in, within the package.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return sorted(homes), find
