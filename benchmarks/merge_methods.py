@@ -36,7 +36,11 @@ from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import format_score, table
 from dreamloom.experiments.merge_search.retention import Ends
-from dreamloom.experiments.merge_search.summarise import compare_kept, correct_together, join_kept
+from dreamloom.experiments.merge_search.summarise import (
+    compare_retention,
+    decide_together,
+    join_retention,
+)
 from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter
@@ -263,7 +267,7 @@ def score(done: dict[str, Done], out: Path, config: LoomConfig) -> list[Row]:
                 style=kept.style,
                 prompt=shares["prompt"],
                 clip_t=card.scores["clip_t"],
-                together=join_kept(ends.keep(looks[name])),
+                together=join_retention(ends.keep(looks[name])),
                 against_sum=compare(ends, looks, name),
                 copies=sum(one.copies_photo or one.copies_style for one in looks[name]),
                 alarms=card.alarms,
@@ -285,7 +289,7 @@ def compare(ends: Ends, looks: dict[str, list[MeasuredImage]], name: str) -> Com
     """Compare a way to merge with the plain sum."""
     if name == "sum" or name in ENDS or "sum" not in looks:
         return None
-    return correct_together({name: compare_kept(ends, looks["sum"], looks[name])})[name]
+    return decide_together({name: compare_retention(ends, looks["sum"], looks[name])})[name]
 
 
 def claim(path: Path) -> RunFolder:

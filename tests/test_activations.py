@@ -227,7 +227,7 @@ def test_a_layer_that_is_given_too_few_inputs_gets_the_plain_sum(model, pair):
         torch.testing.assert_close(dense(merged, name), dense(plain, name))
 
 
-def test_each_adapter_is_listened_to_while_it_is_worn_at_its_weight(model, pair):
+def test_each_adapter_is_recorded_while_it_is_applied_at_its_weight(model, pair):
     weak, strong = (
         gather_signals(inquire(model, pair, (weight, 1.0)), {"unseen": "sum"}).layers
         for weight in (0.1, 2.0)
@@ -239,7 +239,7 @@ def test_each_adapter_is_listened_to_while_it_is_worn_at_its_weight(model, pair)
     torch.testing.assert_close(weak[last][name_gram(2)], strong[last][name_gram(2)])
 
 
-def test_block_weights_count_while_listening(model, pair):
+def test_block_weights_count_while_recording(model, pair):
     off = BlockWeights((("unet.up_blocks.*", 0.0),))
     forward_passes = inquire(model, pair, blocks=[off, BlockWeights()])
     assert not any(name.startswith("unet.up_blocks") for name in forward_passes.shared)
@@ -251,7 +251,7 @@ def test_block_weights_count_while_listening(model, pair):
     torch.testing.assert_close(dense(halved[0], name), 0.25 * dense(pair[0], name))
 
 
-def test_text_encoders_are_listened_to(model):
+def test_text_encoders_are_recorded(model):
     some = [make_adapter(model, seed, target_modules="attention", text=True) for seed in (5, 6)]
     forward_passes = inquire(model, some)
     prepared = gather_signals(forward_passes, {"unseen": "sum"}).layers
@@ -318,7 +318,7 @@ def test_inputs_are_shared_out_as_by_hand(model, small, joint):
     assert 0 < sum(few.values()) < len(few)
 
 
-def test_listening_in_rounds_says_the_same(model, small):
+def test_recording_in_rounds_says_the_same(model, small):
     forward_passes = inquire(model, small)
     options = METHODS["regmean"].read_options({})
     at_once, bit_by_bit = (

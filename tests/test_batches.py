@@ -36,7 +36,7 @@ def test_prompts_and_framings_stay_with_their_images(
         assert sample.place[:2] == (0, 0) or not sample.is_prior
 
 
-def test_every_row_is_the_crop_that_its_card_names(
+def test_every_row_is_the_crop_that_its_sample_names(
     model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     """A cache that is read by place instead of by picture pairs photos with strangers' captions."""
@@ -80,7 +80,7 @@ def test_captions_replace_the_common_prompt(
         torch.testing.assert_close(batches.conditioning(batch.prompts).tokens, alone.tokens)
 
 
-def test_prompts_are_encoded_once_unless_they_are_taught(
+def test_prompts_are_encoded_once_unless_they_are_trained(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = make_lesson(model, *sets, small_config(model))
@@ -154,7 +154,7 @@ def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, Clas
     assert places != [choose_place(photo, 8, BatchPlan(seed=1), 0, r) for r in range(40)]
 
 
-def test_held_out_photos_are_never_dealt(
+def test_held_out_photos_are_never_drawn(
     model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     config = small_config(model, watch__held_out_photos=1)
@@ -206,7 +206,7 @@ def test_masks_are_cut_like_their_pictures(
         torch.testing.assert_close(cut, expected.expand(8, 8), atol=0.01, rtol=0)
 
 
-def test_every_photo_is_dealt_equally_often() -> None:
+def test_every_photo_is_drawn_equally_often() -> None:
     drawn = [
         sample
         for update in range(9)

@@ -97,12 +97,12 @@ def test_numbers_agree_with_scipy():
     assert one.p == pytest.approx(expected.pvalue)
     assert one.p_corrected == one.p
     assert (one.pairs, one.prompts, one.key) == (30, 10, KEY)
-    trainable = stats.t.interval(0.95, 9, gaps.mean(), stats.sem(gaps))
+    student = stats.t.interval(0.95, 9, gaps.mean(), stats.sem(gaps))
     assert one.interval is not None
-    # Never narrower than TrainableAdapter's, and wider where the differences are skewed.
-    assert one.interval[0] <= trainable[0] + 1e-5
-    assert one.interval[1] >= trainable[1] - 1e-5
-    assert one.interval[1] - one.interval[0] < 1.6 * (trainable[1] - trainable[0])
+    # Never narrower than Student's, and wider where the differences are skewed.
+    assert one.interval[0] <= student[0] + 1e-5
+    assert one.interval[1] >= student[1] - 1e-5
+    assert one.interval[1] - one.interval[0] < 1.6 * (student[1] - student[0])
 
 
 def test_the_words_follow_from_p_and_from_the_direction_that_is_better():

@@ -1,5 +1,6 @@
 """Settings: closed, complete, put together in order, and read back as they were written."""
 
+import re
 import string
 
 import pytest
@@ -13,6 +14,10 @@ from dreamloom.core.config.loading import PRESETS, load_config, setting_names, t
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.toml_files import allowed_words, describe_fields
+from dreamloom.models.base import AdapterSpec
+from dreamloom.models.peft_adapter import refuse_contradictions
+from dreamloom.models.schedulers import SCHEDULERS
+from dreamloom.training.optimizers import OPTIMIZERS
 
 
 @pytest.fixture
@@ -497,7 +502,7 @@ def test_a_wrong_value_under_an_earlier_name_is_refused_under_todays():
 def test_fingerprints_see_the_earlier_names():
     values = {"steps": 1, "rank": 2, "target_modules": "all", "lr_scheduler": "cosine"}
     earlier = {"updates": 1, "rank": 2, "reach": "all", "schedule": "cosine"}
-    assert use_earlier_names("train", values) == earlier
+    assert use_earlier_names(values, "train") == earlier
 
 
 # ------------------------------------------------------------------ words that are allowed
@@ -528,3 +533,33 @@ def test_a_description_names_just_the_words_that_are_accepted(name):
     for word in allowed_words(annotation):
         load_config(sets=[f"{name}={word}"])
     assert "'sideways'" in refusal(sets=[f"{name}=sideways"]).problem
+
+
+# Words that are not listed in a setting's type, because only the code that takes them knows them.
+LISTED = {
+    "generate.schedulers": tuple(SCHEDULERS),
+    "adapter.init_lora_weights": (
+        *("default", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_description_lists_what_is_known_elsewhere(name):
+    described = {setting: text for setting, _, text in describe_fields(LoomConfig)}[name]
+    words = re.split(r"[ ,.:;]+", described.partition(": ")[2].replace(" (or another number)", ""))
+    assert tuple(filter(None, words)) == LISTED[name]
+
+
+@pytest.mark.parametrize("word", LISTED["adapter.init_lora_weights"])
+def test_every_listed_beginning_of_factors_is_taken(word):
+    spec = AdapterSpec(rank=2, alpha=2.0, target_modules="attention", seed=0, init=word)
+    refuse_contradictions(spec)
+
+
+def test_every_optimizer_that_a_description_names_is_one():
+    described = {setting: text for setting, _, text in describe_fields(LoomConfig)}[
+        "train.optimizer"
+    ]
+    named = described.removesuffix(" and others.").split(", ")
+    assert set(named) <= set(OPTIMIZERS)

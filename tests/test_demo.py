@@ -111,7 +111,7 @@ def test_the_merge_is_the_sum_of_its_parts(demo: Path) -> None:
         assert (layer.update() - expected).abs().max() < 1e-6
 
 
-def test_the_style_is_taught_with_each_pictures_own_caption(demo: Path) -> None:
+def test_the_style_is_trained_with_each_pictures_own_caption(demo: Path) -> None:
     captions = [photo.caption for photo in read_photo_set(demo / "style" / "photos").photos]
     assert len(set(captions)) == len(captions) == 12
     assert all(caption.startswith("pixel, a photo of") for caption in captions)

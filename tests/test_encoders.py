@@ -239,7 +239,7 @@ def test_dinov2_reads_the_class_token_after_its_last_norm(tmp_path):
     assert torch.allclose(found, torch.nn.functional.normalize(hidden, dim=1), atol=1e-5)
 
 
-def test_loading_leaves_the_callers_dice_alone(vit_folder):
+def test_loading_leaves_the_callers_rng_alone(vit_folder):
     before = torch.get_rng_state()
     DinoEncoder(vit_folder[0])
     assert torch.equal(torch.get_rng_state(), before)

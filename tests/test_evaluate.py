@@ -630,7 +630,7 @@ def test_leakage_is_found_in_pictures_of_the_class_alone(tmp_path, photos, watch
     assert any("12 of 24 pictures are not of the subject" in note for note in found.notes)
 
 
-def test_the_floor_of_likeness_is_never_lower_than_that_of_strangers(tmp_path, photos):
+def test_the_floor_of_likeness_is_never_lower_than_that_of_impostors(tmp_path, photos):
     """To the base model the identifier means somebody blue, and persons are violet."""
     peculiar = make_watched(
         tmp_path / "peculiar", (BLUE, BLUE, VIOLET, GREEN), seeds=8, offset=50_000

@@ -83,7 +83,7 @@ def draw_pictures(folder: Path, records) -> ImageSet:
     return images
 
 
-def test_drawings_of_the_subject_reach_the_ceiling_and_strangers_the_floor(tmp_path: Path):
+def test_drawings_of_the_subject_reach_the_ceiling_and_impostors_the_floor(tmp_path: Path):
     (person,) = choose_people(1)
     photos_folder = tmp_path / "photos"
     photos_folder.mkdir()
@@ -157,7 +157,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
 
 
 @pytest.mark.slow
-def test_a_taught_person_lies_above_the_floor_and_a_strangers_adapter_does_not(taught: Taught):
+def test_a_trained_person_lies_above_the_floor_and_an_impostors_adapter_does_not(taught: Taught):
     for person, impostor in ((0, 1), (1, 0)):
         own, other = (
             score(

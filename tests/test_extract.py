@@ -141,7 +141,7 @@ def test_a_precision_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])
-def test_a_baked_model_is_the_base_plus_the_weighted_updates(
+def test_a_fused_model_is_the_base_plus_the_weighted_updates(
     kind, request, adapter, part, tmp_path
 ):
     base = request.getfixturevalue(kind)
@@ -177,7 +177,7 @@ def test_adapters_of_different_layers_are_fused_together(tiny_sdxl, adapter, tmp
 
 
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])
-def test_a_baked_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
+def test_a_fused_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
     fuse_into_checkpoint([part], str(base), out)
@@ -202,7 +202,7 @@ def test_a_baked_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
             assert entry.start - starts[0] == found.start - starts[1]
 
 
-def test_a_baked_file_says_what_is_in_it_and_no_longer_the_old_hash(single, part, tmp_path):
+def test_a_fused_file_says_what_is_in_it_and_no_longer_the_old_hash(single, part, tmp_path):
     fuse_into_checkpoint([part], str(single), tmp_path / "baked.safetensors")
     with safe_open(tmp_path / "baked.safetensors", "pt") as file:
         story = file.metadata()
@@ -211,7 +211,7 @@ def test_a_baked_file_says_what_is_in_it_and_no_longer_the_old_hash(single, part
     assert (told["file"], told["weight"]) == ("adapter.safetensors", 0.5)
 
 
-def test_a_baked_folder_draws_what_the_worn_adapter_draws(tiny_sdxl, part, tmp_path):
+def test_a_fused_folder_draws_what_the_applied_adapter_draws(tiny_sdxl, part, tmp_path):
     fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked")
 
     def draw(folder, scale=None):
@@ -274,7 +274,7 @@ def test_places_that_cannot_be_written_are_refused(tiny_sdxl, single, part, tmp_
         assert says in refused(RunFolderError, part, base, out)
 
 
-def test_a_baked_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):
+def test_a_fused_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):
     out = tmp_path / "baked"
     fuse_into_checkpoint([part], str(tiny_sdxl), out)
     assert "exists already" in refused(RunFolderError, part, tiny_sdxl, out)
@@ -312,7 +312,7 @@ def test_what_overflows_in_half_precision_is_not_written(half, part, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])
 @pytest.mark.parametrize("rank", ["2", "energy:0.9999", "full", "budget:50KB"])
-def test_what_was_baked_is_extracted(kind, rank, request, adapter, part, tmp_path):
+def test_what_was_fused_is_extracted(kind, rank, request, adapter, part, tmp_path):
     base = request.getfixturevalue(kind)
     out = tmp_path / ("baked.safetensors" if kind == "single" else "baked")
     fuse_into_checkpoint([part], str(base), out)

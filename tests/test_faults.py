@@ -107,7 +107,7 @@ def test_fault_03_each_picture_is_weighed_by_its_own_timestep(
     torch.testing.assert_close(weighed.prior, expected[1])
 
 
-def test_fault_04_adapters_are_taught_in_float32_on_a_half_precision_base(
+def test_fault_04_adapters_are_trained_in_float32_on_a_half_precision_base(
     tiny_sdxl: Path, tmp_path: Path
 ) -> None:
     half = load_model(str(tiny_sdxl), pick_runtime("cpu", "bf16"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamloom.core import device as runtime
+from dreamloom.core import device
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
@@ -18,7 +18,7 @@ from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder, write_text
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
-from dreamloom.memory import fit as fitting
+from dreamloom.memory import fit
 from dreamloom.memory.fit import fit_drawing, fit_run
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
@@ -46,8 +46,8 @@ def train(
 @pytest.fixture
 def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU here: this is what one would say of itself."""
-    monkeypatch.setattr(runtime, "device_memory_bytes", lambda device: 12 * 2**30)
-    monkeypatch.setattr(fitting, "measure_matrix_rate", lambda device, dtype: 25.0)
+    monkeypatch.setattr(device, "device_memory_bytes", lambda device: 12 * 2**30)
+    monkeypatch.setattr(fit, "measure_matrix_rate", lambda device, dtype: 25.0)
 
 
 @pytest.mark.parametrize("most", [1, 3])

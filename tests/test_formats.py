@@ -697,7 +697,7 @@ def test_a_base_of_ones_own_may_have_any_width(tmp_path):
         ("layer_replication", [[0, 4]], "repeats layers"),
     ],
 )
-def test_what_peft_teaches_beside_the_factors_is_refused_by_name(tmp_path, option, value, problem):
+def test_what_peft_trains_beside_the_factors_is_refused_by_name(tmp_path, option, value, problem):
     tensors = {"unet.x.lora_A.weight": draw(2, 4), "unet.x.lora_B.weight": draw(3, 2)}
     config = {"unet.lora_alpha": 2, f"unet.{option}": value}
     header = {"lora_adapter_metadata": json.dumps(config)}

@@ -106,7 +106,7 @@ def test_the_adapter_is_seen(studio: Studio, draw_there: Draw) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_taught_adapter_draws_the_same_from_every_format(
+def test_a_trained_adapter_draws_the_same_from_every_format(
     studio: Studio, draw_there: Draw, tmp_path: Path, format: FileFormat
 ) -> None:
     """In half precision, as adapters are shared."""
@@ -115,7 +115,7 @@ def test_a_taught_adapter_draws_the_same_from_every_format(
     assert psnr_db(draw_there(out), studio.draw(("mine.safetensors", 1.0))) > 45
 
 
-def test_a_merge_of_taught_adapters_draws_there_what_both_draw_here(
+def test_a_merge_of_trained_adapters_draws_there_what_both_draw_here(
     studio: Studio, draw_there: Draw, tmp_path: Path
 ) -> None:
     weights = {"mine.safetensors": 0.7, "other.safetensors": 0.9}

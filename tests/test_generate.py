@@ -122,7 +122,7 @@ def test_an_unfinished_set_is_drawn_anew(
     assert len(list(images.folder.iterdir())) == len(images.pictures) + 1
 
 
-def test_weights_scale_what_is_worn(
+def test_weights_scale_what_is_applied(
     model: Model, settings: GenerateConfig, adapter: Path, tmp_path: Path
 ) -> None:
     drawn = {}
@@ -171,7 +171,7 @@ def test_a_schedule_is_kept_in_the_manifest_and_draws_another_set(
     assert read_pixels(plain) != read_pixels(images)
 
 
-def test_each_manner_draws_a_set_of_its_own_and_is_recorded(
+def test_each_composition_draws_a_set_of_its_own_and_is_recorded(
     model: Model, settings: GenerateConfig, adapter: Path, other: Path, tmp_path: Path
 ) -> None:
     run, active = claimed(tmp_path / "run"), [ActiveAdapter(adapter), ActiveAdapter(other, 0.5)]
@@ -245,7 +245,7 @@ def test_manners_that_change_nothing_are_refused(
         ),
     ],
 )
-def test_a_worn_adapter_is_read_as_typed(text: str, active: ActiveAdapter) -> None:
+def test_an_applied_adapter_is_read_as_typed(text: str, active: ActiveAdapter) -> None:
     assert parse_active_adapter(text) == active
 
 
@@ -278,7 +278,7 @@ def test_an_unknown_way_to_compose_is_explained() -> None:
         read_composition("switch:0")
 
 
-def test_bad_wishes_are_explained_and_leave_nothing(
+def test_bad_requests_are_explained_and_leave_nothing(
     model: Model, settings: GenerateConfig, adapter: Path, tmp_path: Path
 ) -> None:
     run = claimed(tmp_path / "run")

@@ -11,7 +11,7 @@ from torch import nn
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter, AdapterKind, Layer
-from dreamloom.models.base import AdapterSpec, Framing, Model, Reach, Sampler, Shot
+from dreamloom.models.base import AdapterSpec, Framing, Model, Sampler, Shot, TargetModules
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_branches import Dense, LowRank, find_moment
 from dreamloom.models.lora_schedule import (
@@ -45,7 +45,7 @@ def tiny(tiny_sdxl: Path) -> SDXLModel:
 
 
 def make_adapter(
-    model: Model, seed: int, target_modules: Reach = "all", text: bool = False
+    model: Model, seed: int, target_modules: TargetModules = "all", text: bool = False
 ) -> Adapter:
     spec = AdapterSpec(
         rank=2, alpha=2.0, target_modules=target_modules, seed=seed, text_encoders=text
@@ -354,7 +354,7 @@ def test_outside_a_drawing_a_schedule_stands_at_its_beginning(
         torch.testing.assert_close(tiny.predict(*asked), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_text_encoders_are_worn_at_the_strongest_weight(tiny: SDXLModel) -> None:
+def test_text_encoders_are_applied_at_the_strongest_weight(tiny: SDXLModel) -> None:
     adapter = make_adapter(tiny, 5, text=True)
     assert any(name.startswith("text_encoder_2.") for name in adapter.layers)
     base = tiny.encode_prompts([SHOT.prompt])

@@ -252,7 +252,7 @@ def test_a_plain_weight_stays_one_where_nothing_moves_it() -> None:
     ]
 
 
-def test_paces_are_told_without_being_computed() -> None:
+def test_lora_schedules_are_told_without_being_computed() -> None:
     curve = parse_curve("1@0,0@1")
     assert describe_lora_schedules([curve, 1.0]) == ["1@0,0@1", ""]
     assert describe_lora_schedules([]) == []
@@ -288,7 +288,7 @@ def test_text_encoders_take_the_strongest_weight_whatever_the_moment() -> None:
         assert lora_schedule.weight("text_encoder_2.layers.0.q_proj", moment) == -0.8
 
 
-def test_a_pace_is_told_completely() -> None:
+def test_a_lora_schedule_is_told_completely() -> None:
     lora_schedule = LoraSchedule(parse_curve("1@0,0@1"), Turn(0, 2, 3), conditional_only=True)
     assert str(lora_schedule) == "1@0,0@1; turn 1 of 2, 3 steps each; conditional only"
     share = LayerShare("style", {}, 1.5, 0.5)
@@ -305,7 +305,7 @@ def test_a_pace_is_told_completely() -> None:
         ("k-lora:2,0.25", Composition("k-lora", alpha=2.0, beta=0.25)),
     ],
 )
-def test_a_manner_is_read_as_typed(text: str, composition: Composition) -> None:
+def test_a_composition_is_read_as_typed(text: str, composition: Composition) -> None:
     assert parse_composition(text) == composition
     assert parse_composition(text, conditional_only=True).conditional_only
 
@@ -324,7 +324,7 @@ def test_a_manner_is_read_as_typed(text: str, composition: Composition) -> None:
         ("k-lora:1,nan", "beta must be 0 or more"),
     ],
 )
-def test_a_manner_that_is_none_is_explained(text: str, complaint: str) -> None:
+def test_a_composition_that_is_none_is_explained(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         parse_composition(text)
 

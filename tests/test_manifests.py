@@ -41,12 +41,14 @@ def images(tmp_path):
     )
 
 
-def test_a_plainly_worn_adapter_is_written_without_a_pace(tmp_path, images):
+def test_an_adapter_at_a_plain_weight_is_written_without_a_schedule(tmp_path, images):
     written = json.loads(write_manifest(images).read_text())
     assert written["adapters"] == [{"file": "a.safetensors", "sha256": "00", "weight": -0.5}]
     scheduled = AdapterEntry(file="b.safetensors", sha256="00", weight=1, lora_schedule="1@0,0@1")
     scheduled = images.model_copy(update={"adapters": (*images.adapters, scheduled)})
-    write_manifest(scheduled)
+    # By the name that it has always had in files, so that sets drawn before are known again.
+    written = json.loads(write_manifest(scheduled).read_text())
+    assert written["adapters"][1]["pace"] == "1@0,0@1"
     assert read_image_set(tmp_path) == scheduled
     assert scheduled.fingerprint != images.fingerprint
     told = ["a.safetensors × -0.5", "b.safetensors × 1 (1@0,0@1)"]

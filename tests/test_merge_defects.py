@@ -276,7 +276,7 @@ def test_d13_block_weights_reach_convolutions_and_blocks_without_attention(model
     assert (by_blocks - bare).abs().max() > 1e-3
 
 
-def test_a_merged_file_draws_what_its_parts_draw_worn_together(model, active):
+def test_a_merged_file_draws_what_its_parts_draw_applied_together(model, active):
     """Most of these defects would show here."""
     other = Adapter({TO_Q: Layer(active.layers[TO_Q].down.flip(0), -2 * active.layers[TO_Q].up)})
     with model.apply_adapters([(active, 0.8), (other, -0.6)]):

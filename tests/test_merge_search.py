@@ -62,8 +62,8 @@ from dreamloom.experiments.merge_search.retention import (
 )
 from dreamloom.experiments.merge_search.running import run_search
 from dreamloom.experiments.merge_search.summarise import (
-    compare_kept,
-    correct_together,
+    compare_retention,
+    decide_together,
     write_verdict,
 )
 from dreamloom.experiments.merge_search.work import read_measured
@@ -363,8 +363,8 @@ def varied(gain: float, seed: int, prompts: int = 8) -> list[MeasuredImage]:
 
 def compare(gain: float, prompts: int = 8) -> Comparison:
     ends, first = make_ends(prompts), varied(0, 1, prompts)
-    one = compare_kept(ends, first, varied(gain, 2, prompts), 2)
-    return correct_together({"rival": one})["rival"]
+    one = compare_retention(ends, first, varied(gain, 2, prompts), 2)
+    return decide_together({"rival": one})["rival"]
 
 
 def test_a_winner_that_keeps_more_is_better_and_one_that_keeps_less_is_worse() -> None:
@@ -386,18 +386,18 @@ def test_too_few_pictures_are_told_before_anything_is_claimed() -> None:
 def test_where_nothing_differs_a_difference_is_seldom_claimed() -> None:
     ends, claimed = make_ends(), 0
     for seed in range(100):
-        one = compare_kept(ends, varied(0, 2 * seed), varied(0, 2 * seed + 1))
-        claimed += correct_together({"rival": one})["rival"].outcome != "no difference detected"
+        one = compare_retention(ends, varied(0, 2 * seed), varied(0, 2 * seed + 1))
+        claimed += decide_together({"rival": one})["rival"].outcome != "no difference detected"
     assert claimed / 100 < 0.1
 
 
 def test_two_comparisons_are_corrected_together() -> None:
     one = Comparison(measure="kept together", outcome="too few images", difference=0.1, p=0.03)
     two = one.model_copy(update={"p": 0.04, "difference": -0.1})
-    decided = correct_together({"a": one, "b": two})
+    decided = decide_together({"a": one, "b": two})
     assert {c.outcome for c in decided.values()} == {"no difference detected"}
-    assert correct_together({"a": one})["a"].outcome == "better"
-    assert correct_together({"b": two})["b"].outcome == "worse"
+    assert decide_together({"a": one})["a"].outcome == "better"
+    assert decide_together({"b": two})["b"].outcome == "worse"
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_without_pictures_in_the_style_its_own_drawings_stand_for_it(taught, tmp
 
 
 @pytest.mark.parametrize("by_block", [False, True])
-def test_worn_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_path) -> None:
+def test_applied_weights_and_the_merged_file_draw_the_same(model, by_block, tmp_path) -> None:
     subject, style = (
         make_adapter(model, n, name, 0.3) for n, name in ((1, "subject"), (2, "style"))
     )
@@ -733,7 +733,7 @@ def refuse(request: SearchRequest, error: type[Exception], problem: str, **chang
     assert not request.out.exists()
 
 
-def test_bad_wishes_are_refused_in_a_sentence_and_nothing_is_written(
+def test_bad_requests_are_refused_in_a_sentence_and_nothing_is_written(
     model, taught, tmp_path
 ) -> None:
     request = make_request(taught, tmp_path / "out")

@@ -560,7 +560,7 @@ def test_dare_by_the_norm_of_what_is_left_would_be_biased():
     assert float(by_norm[..., 0].mean()) < 7
 
 
-def test_each_adapter_has_dice_of_its_own():
+def test_each_adapter_has_random_numbers_of_its_own():
     one = torch.ones(40, 30)
     first, second = (
         merge("dare", as_parts([one, 2 * one]), seed=s, density=0.5, space="dense") for s in (0, 1)

@@ -194,7 +194,7 @@ def test_recomputing_any_levels_gives_the_same_gradients(tiny: SDXLModel) -> Non
             torch.testing.assert_close(gradient, kept, rtol=1e-5, atol=1e-8)
 
 
-def test_worn_adapters_change_pictures_and_leave_the_base_bit_for_bit(tiny: SDXLModel) -> None:
+def test_applied_adapters_change_pictures_and_leave_the_base_bit_for_bit(tiny: SDXLModel) -> None:
     adapter, before = make_adapter(tiny), weights_of(tiny)
     shots = [Shot("a dog", 0)]
     plain = tiny.sample(shots, FAST)[0]
@@ -294,7 +294,7 @@ def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
         make_scheduler("ddin", {})
 
 
-def test_reach_widens_from_attention_to_all(tiny: SDXLModel) -> None:
+def test_target_modules_widens_from_attention_to_all(tiny: SDXLModel) -> None:
     unet = tiny._pipeline.unet
     attention, linear, everything = (
         set(list_layers(unet, target_modules)) for target_modules in ("attention", "linear", "all")

@@ -54,13 +54,13 @@ def test_draws_do_not_depend_on_the_batch_its_order_or_its_processes(kinds, data
         assert torch.equal(all_drawn[chosen], some_drawn)
 
 
-def test_a_photo_meets_the_same_dice_with_and_without_class_images():
+def test_a_photo_meets_the_same_rng_with_and_without_class_images():
     with_priors, without = rng([False, True, False, True]), rng([False, False])
     for one, other in zip(draw_all(with_priors), draw_all(without), strict=True):
         assert torch.equal(one[[0, 2]], other)
 
 
-def test_every_image_update_seed_and_purpose_has_its_own_dice():
+def test_every_image_update_seed_and_purpose_has_its_own_rng():
     drawn = [
         *draw_normal(rng([False, False, True, True]), "noise", SHAPE),
         *draw_normal(rng([False], update=1), "noise", SHAPE),
@@ -82,7 +82,7 @@ def test_draws_are_named_by_purpose_update_and_number():
     assert draw_timesteps(those, 1000)[:1].equal(expected)
 
 
-def test_draws_leave_the_common_dice_alone():
+def test_draws_leave_the_common_rng_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     draw_all(rng([False, True]))

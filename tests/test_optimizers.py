@@ -49,7 +49,7 @@ def groups_of(name, *shapes, role="down"):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_teaches_an_adapter(name):
+def test_every_optimizer_trains_an_adapter(name):
     """A low-rank layer whose up factor begins at 0, as a LoRA does, with subnormals off."""
     needs(name)
     torch.set_flush_denormal(True)
@@ -408,7 +408,7 @@ def test_an_average_goes_on_from_its_state():
         assert torch.equal(weight, other)
 
 
-def test_a_worn_average_is_not_averaged_again():
+def test_an_applied_average_is_not_averaged_again():
     average = EmaWeights(weights((2, 2)), decay=0.9)
     with average.applied():
         for forbidden in (average.update, average.state_dict, average.applied().__enter__):

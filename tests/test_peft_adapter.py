@@ -15,7 +15,7 @@ from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.merging import MergeRequest, combine
-from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, WeightGroup
+from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, TargetModules, WeightGroup
 from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
 from dreamloom.models.target_modules import choose_layers
@@ -162,7 +162,7 @@ def strengthen(model: SDXLModel, spec: AdapterSpec, strength: float = 0.1) -> Ad
 
 
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
-def test_other_kinds_are_worn_at_weights_like_loras(kind: str, tiny: SDXLModel) -> None:
+def test_other_kinds_are_applied_at_weights_like_loras(kind: str, tiny: SDXLModel) -> None:
     adapter = strengthen(tiny, replace(SOME, kind=kind, rank=4, target_modules="linear"))
     name = adapter.layer_names[0]
     layer = tiny._components["unet"].get_submodule(name.removeprefix("unet."))
@@ -179,7 +179,7 @@ def test_other_kinds_are_worn_at_weights_like_loras(kind: str, tiny: SDXLModel) 
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
-def test_a_half_precision_base_teaches_in_float32_and_draws_what_was_taught(
+def test_a_half_precision_base_trains_in_float32_and_draws_what_was_trained(
     kind: str, half: SDXLModel
 ) -> None:
     """Fault 4 of other trainers: adapters in bfloat16, whose small steps vanish."""
@@ -275,8 +275,8 @@ def test_predicting_as_the_base_between_encoding_and_learning_keeps_gradients(
 
 
 @pytest.mark.parametrize("target_modules", ["attention", "linear"])
-def test_reach_says_which_layers_of_the_text_encoders_change(
-    tiny: SDXLModel, target_modules: Reach
+def test_target_modules_says_which_layers_of_the_text_encoders_change(
+    tiny: SDXLModel, target_modules: TargetModules
 ) -> None:
     tiny.attach_adapter(replace(PLAIN, target_modules=target_modules, text_encoders=True))
     layers = tiny.read_adapter().layers
@@ -485,7 +485,7 @@ def test_a_new_word_begins_as_the_mean_of_its_words(tiny: SDXLModel) -> None:
     torch.testing.assert_close(found, wanted[None])
 
 
-def test_words_are_known_only_while_worn(tiny: SDXLModel) -> None:
+def test_words_are_known_only_while_applied(tiny: SDXLModel) -> None:
     adapter = strengthen(tiny, replace(PLAIN, tokens={"<me>": "person"}))
     tokenizer = tiny._pipeline.tokenizer
     size = len(tokenizer)

@@ -83,7 +83,9 @@ def test_small_layers_that_all_depends_on_stay_whole(tiny_sdxl: Path):
 
 
 @pytest.mark.parametrize("kind", FEWER_BITS)
-def test_an_adapter_taught_on_a_stored_base_fits_the_whole_one(tiny_sdxl: Path, kind: Quantization):
+def test_an_adapter_trained_on_a_stored_base_fits_the_whole_one(
+    tiny_sdxl: Path, kind: Quantization
+):
     model = load(tiny_sdxl, MemoryOptions(kind))
     side = model.advice.resolution_px
     parameters = [p for one in model.attach_adapter(SPEC, "low") for p in one.parameters]
@@ -123,7 +125,7 @@ def test_an_8_bit_base_draws_nearly_what_the_whole_one_draws(tiny_sdxl: Path):
     assert all(psnr_db(a, b) > 35 for a, b in zip(whole, quantized, strict=True))
 
 
-def test_parts_that_take_turns_draw_and_teach_the_same(tiny_sdxl: Path):
+def test_parts_that_take_turns_draw_and_train_the_same(tiny_sdxl: Path):
     shots = [Shot("a dog", seed) for seed in range(3)]
     roomy = load(tiny_sdxl, MemoryOptions())
     thrifty = load(tiny_sdxl, MemoryOptions(cpu_offload=True, drawn_at_once=2))

@@ -760,7 +760,7 @@ def test_a_score_far_above_its_floor_says_nothing_without_the_base_models_pictur
     assert verdict.sentences[-1].startswith("To compare it with the base model takes scores of bo")
 
 
-def test_who_is_no_nearer_than_strangers_is_not_the_subject():
+def test_who_is_no_nearer_than_impostors_is_not_the_subject():
     # The lift is paired with its floor, which may be strangers; so its own interval decides.
     one = scored(0.41, 0.02, floor=0.4, ceiling=0.8, lift=0.03, lift_interval=(-0.1, 0.2))
     verdict = judge_likeness("?", [("it", "with", one)], compared("better"))

@@ -13,7 +13,7 @@ from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.retention import MergeSets, evaluate_merge, measure_retention
 from dreamloom.evaluation.scoring import EvaluationOptions
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.means import harmonic_mean
 
 
@@ -37,7 +37,7 @@ def retain(merged: float, none: float, full: float) -> Score:
         none=features(towards=TOWARDS, share=none),
         full=features(towards=TOWARDS, share=full),
         references=REFERENCES,
-        draws=statistics.draw(["a", "b", "c", "d"] * 3, 6, resamples=500),
+        draws=intervals.draw(["a", "b", "c", "d"] * 3, 6, resamples=500),
         key="test",
     )
 
@@ -68,7 +68,7 @@ def test_a_reference_earns_nothing_by_being_the_same_picture():
         none=none,
         full=full,
         references=full,
-        draws=statistics.draw(prompts, resamples=500),
+        draws=intervals.draw(prompts, resamples=500),
         key="test",
         comparable=comparable,
     )
@@ -78,7 +78,7 @@ def test_a_reference_earns_nothing_by_being_the_same_picture():
         none=none,
         full=full,
         references=full,
-        draws=statistics.draw(prompts, len(full), resamples=500),
+        draws=intervals.draw(prompts, len(full), resamples=500),
         key="test",
     )
     assert with_itself.value < found.value - 0.1

@@ -247,7 +247,7 @@ def test_printed_figures_lie_on_the_grid_of_half_precision(audit):
     assert (printed.clip_i * 2048).is_integer()
 
 
-def test_the_faults_push_strangers_towards_the_photos(audit):
+def test_the_faults_push_impostors_towards_the_photos(audit):
     right, faulty = audit.rows[-1].scores, audit.rows[0].scores
     assert right.clip_i < right.photos
     assert faulty.clip_i - right.clip_i > 0.2

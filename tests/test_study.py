@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamloom.cli.main import main
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.errors import ConfigError, PhotoError, RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import Photo, PhotoSet, read_image_set
+from dreamloom.core.run_folder import fingerprint
 from dreamloom.core.toml_files import describe_fields
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
@@ -50,7 +52,12 @@ from dreamloom.experiments.study.question import (
     read_study,
 )
 from dreamloom.experiments.study.run import run_study
-from dreamloom.experiments.study.work import choose_photos
+from dreamloom.experiments.study.work import (
+    DrawnSet,
+    Training,
+    choose_photos,
+    name_trained_settings,
+)
 from studio_set import make_photos
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "questions").glob("*.toml"))
@@ -279,7 +286,7 @@ def test_each_training_seed_begins_with_another_photo() -> None:
     assert len(first) > 3
 
 
-def test_photos_that_are_not_there_cannot_be_taught() -> None:
+def test_photos_that_are_not_there_cannot_be_trained() -> None:
     with pytest.raises(ConfigError, match="asks for 7 photos, but there are 6"):
         choose_photos(photo_set(6), 7, 0)
 
@@ -622,7 +629,7 @@ def read_json(out: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def test_what_arms_share_is_taught_and_drawn_once(home: Path, tiny_sdxl: Path) -> None:
+def test_what_arms_share_is_trained_and_drawn_once(home: Path, tiny_sdxl: Path) -> None:
     text = "[grid]\ncheckpoint = [0.5, 1.0]\nweight = [0.5, 1.0]\n"
     study = small_study(home, tiny_sdxl, text, answer='"choose"')
     told, out = Teller(), home / "grid"
@@ -751,7 +758,7 @@ def test_weak_spots_are_looked_for_in_each_category(home: Path, tiny_sdxl: Path)
         (TWO_ARMS + 'train.optimizer = "nadir"\n', "nadir", ConfigError),
     ],
 )
-def test_what_the_base_model_does_not_know_is_refused_before_anything_is_taught(
+def test_what_the_base_model_does_not_know_is_refused_before_anything_is_trained(
     home: Path, tiny_sdxl: Path, tmp_path: Path, text: str, problem: str, kind: type[Exception]
 ) -> None:
     study = small_study(home, tiny_sdxl, text)
@@ -857,3 +864,36 @@ def test_the_command_goes_on_with_a_study_and_ends_with_its_answer(
     wrong = CliRunner().invoke(main, ["study", str(home / "none.toml")])
     assert wrong.exit_code == 2
     assert "There is no study file" in wrong.output
+
+
+# ------------------------------------------------------------------ names of folders
+
+
+@pytest.mark.parametrize(
+    ("sets", "known"),
+    [
+        ([], "2177728267ebebf1395bdaa425637df9515714ac8f236eae803799ae555530de"),
+        (
+            [
+                *("train.steps=7", "memory.base_quantization=int8", "validation.every=3"),
+                "adapter.init_lora_weights=gaussian",
+            ],
+            "34f5a50c35bcf164bbbeeeaf0681eb4bfab1f5f486db501b4db0e23d4c9b9afb",
+        ),
+    ],
+)
+def test_trainings_of_earlier_studies_are_known_by_their_settings(
+    sets: list[str], known: str
+) -> None:
+    # Computed before settings were renamed: another hash trains every study anew.
+    assert fingerprint(name_trained_settings(load_config(sets=sets))) == known
+
+
+def test_a_base_in_fewer_bits_has_folders_of_its_own(home: Path) -> None:
+    whole, small = (
+        DrawnSet(home, load_config(sets=[f"memory.base_quantization={kind}"]), "b", (), home)
+        for kind in ("auto", "int8")
+    )
+    assert whole.run.path != small.run.path
+    trainings = [Training(home, drawn.config, "b", home, ()) for drawn in (whole, small)]
+    assert len({training.class_run.path for training in trainings if training.class_run}) == 2

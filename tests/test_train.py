@@ -268,7 +268,7 @@ def test_a_broken_photo_is_named_with_its_update(
     assert not run.adapter.exists()
 
 
-def test_photos_meet_the_same_dice_with_and_without_class_images(
+def test_photos_meet_the_same_rng_with_and_without_class_images(
     model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
     """Else a comparison of the two would compare luck as well."""

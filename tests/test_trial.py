@@ -99,7 +99,7 @@ def write_drawings(folder: Path, drawings: Sequence[Drawing], prompts: Sequence[
     return folder
 
 
-def test_true_likeness_is_lifted_to_the_photos_and_strangers_are_not(tmp_path: Path):
+def test_true_likeness_is_lifted_to_the_photos_and_impostors_are_not(tmp_path: Path):
     person, other = trial.choose_people(2)
     trial.draw_photos(person, 0, 6, tmp_path / "photos")
     taught = RunFolder(tmp_path / "run")
@@ -224,7 +224,7 @@ def test_a_trial_judges_everybody_and_some_without_class_images(tried):
     assert told[-1] == Progress("trial", "teaching and drawing", 5, 5)
 
 
-def test_all_are_taught_with_the_same_class_images_and_seed(tried):
+def test_all_are_trained_with_the_same_class_images_and_seed(tried):
     work, _, _ = tried
     records = {
         (number, how): RunFolder(work / f"subject-{number}" / how).read_record("train")

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.intervals import Interval
 from dreamloom.picturebook import weights_folder
 from dreamloom.picturebook.judges import clip_folder, load_attribute_reader, load_identity_encoder
@@ -106,13 +106,13 @@ at_most = partial(_judge, operator.le)
 
 def share_at_least(name: str, right: Sequence[bool], goal: float) -> Row:
     """Make a row of how often something was right."""
-    found = statistics.wilson_interval(sum(right), len(right))
+    found = intervals.wilson_interval(sum(right), len(right))
     return at_least(name, float(np.mean(right)), goal, len(right), found)
 
 
 def mean_at_least(name: str, values: Sequence[float], goal: float) -> Row:
     """Make a row of the mean of one value per picture."""
-    estimate = statistics.mean_with_interval(np.array(values))
+    estimate = intervals.mean_with_interval(np.array(values))
     return at_least(name, estimate.value, goal, estimate.n, estimate.interval)
 
 
@@ -370,14 +370,14 @@ def likeness_above(
     """
     sampled = []
     for seed, vectors in enumerate((pictures, drawings)):
-        draws = statistics.draw([0] * len(vectors), seed=seed)
+        draws = intervals.draw([0] * len(vectors), seed=seed)
         similar = (vectors @ vectors.T).astype(np.float64)
-        sampled.append(statistics.sample_pairs(similar, np.ones_like(similar), draws))
-    above = statistics.Sampled(
+        sampled.append(intervals.sample_pairs(similar, np.ones_like(similar), draws))
+    above = intervals.Sampled(
         sampled[0].value - sampled[1].value, sampled[0].resampled - sampled[1].resampled
     )
     fewest = min(len(pictures), len(drawings))
-    return above.value, statistics.interval(above, fewest, 0.95)
+    return above.value, intervals.interval(above, fewest, 0.95)
 
 
 def score_size() -> list[Row]:

@@ -39,7 +39,7 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
@@ -142,7 +142,7 @@ def standard_plan() -> TrialPlan:
 def quick_plan() -> TrialPlan:
     """A trial that shows within a minute that everything runs, and measures nothing."""
     small = {
-        "train.updates": 4,
+        "train.steps": 4,
         "priors.count": 4,
         "priors.steps": 4,
         "generate.steps": (4,),
@@ -383,7 +383,7 @@ def obedience_row(outcomes: Sequence[Outcome]) -> Row:
     each = len(own) // (prompts * len(outcomes))
     # Pictures of one prompt resemble each other, whoever is in them.
     clusters = [place // each % prompts for place in range(len(own))]
-    lost = statistics.mean_with_interval(np.array(below) - np.array(own), clusters)
+    lost = intervals.mean_with_interval(np.array(below) - np.array(own), clusters)
     return at_most(
         "DreamBooth: attributes lost against the base",
         lost.value,
@@ -403,7 +403,7 @@ def leakage_row(outcomes: Sequence[Outcome]) -> Row:
     name = "DreamBooth: leakage without class images, of with"
     both = [outcome.rises for outcome in outcomes if outcome.rises]
     rise = {
-        how: statistics.mean_with_interval(np.array([x for rises in both for x in rises[how]]))
+        how: intervals.mean_with_interval(np.array([x for rises in both for x in rises[how]]))
         for how in (_WITH, _WITHOUT)
     }
     with_prior, without = rise[_WITH], rise[_WITHOUT]

@@ -218,8 +218,9 @@ class AdapterEntry(ClosedModel):
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # A plainly worn adapter is written, and so fingerprinted, as before there were schedules.
-        return _leave_out_defaults(self, write(self), "lora_schedule")
+        # It is written, and so fingerprinted, as ever: plainly, or with the schedule as its pace.
+        written = _leave_out_defaults(self, write(self), "lora_schedule")
+        return {"pace" if key == "lora_schedule" else key: v for key, v in written.items()}
 
 
 class ImageSet(ClosedModel):

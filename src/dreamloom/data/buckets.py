@@ -154,7 +154,7 @@ def place_crop(
         scaled_px: Height and width of the picture.
         crop_px: Height and width of the crop.
         grid_px: Tops and lefts are multiples of it wherever the box allows.
-        rng: Throws; the same dice give the same place.
+        rng: Random numbers; the same ones give the same place.
         box: What the crop must keep, where known.
 
     Returns:

@@ -18,7 +18,7 @@ from dreamloom.evaluation.metrics.per_image import Array
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.metrics.similarity import subject_fidelity
 from dreamloom.evaluation.scoring import EvaluationOptions
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.intervals import Draws
 from dreamloom.evaluation.stats.means import harmonic_mean
 
@@ -138,7 +138,7 @@ def _retain(
             reason = "the style's adapter has drawn one prompt only; give pictures in the style"
             return Score(key=encoder.key, note=f"not measured: {reason}")
         comparable = torch.tensor([[own != other for other in prompts] for own in prompts])
-    draws = statistics.draw(
+    draws = intervals.draw(
         prompts,
         0 if are_drawn else len(references[name]),
         resamples=options.resamples,
@@ -210,7 +210,7 @@ def score_retention(
         no_room: What to say where there is no way to go; the words of a lift speak of floor and
             ceiling.
     """
-    own, low, high = (statistics.sample_mean(side, draws) for side in (kept, none, full))
-    found = statistics.lift(own, low, high, draws.independent, draws.confidence)
+    own, low, high = (intervals.sample_mean(side, draws) for side in (kept, none, full))
+    found = intervals.lift(own, low, high, draws.independent, draws.confidence)
     note = "" if found.value is not None else f"not measured: {no_room}"
     return Score(value=found.value, n=len(kept), interval=found.interval, key=key, note=note)

@@ -25,11 +25,10 @@ from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.base import Model
-from dreamloom.models.families import load_model
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.score_merge import evaluate_merge_run
 from dreamloom.pipeline.score_set import evaluate_run
-from dreamloom.pipeline.session import resolve_defaults
+from dreamloom.pipeline.session import open_session
 from dreamloom.pipeline.train import open_run
 from dreamloom.report.render import write_report
 from dreamloom.training.train import train_adapter
@@ -60,8 +59,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
         RunFolderError: If ``out`` holds other files, or a run with other settings.
         TrainingError: If it was stopped while training.
     """
-    model = load_model(config.base, runtime)
-    config = resolve_defaults(config, model)
+    model, config = open_session(config, runtime)
     root = open_run(out, config)
     observe = tee(observe, root.observer())
     side = model.advice.resolution_px

@@ -15,7 +15,7 @@ from dreamloom.memory.phases import Case, Run, counted_run
 from dreamloom.memory.table import MemoryTable
 from dreamloom.memory.tensor_counter import tensors_of
 from dreamloom.models import sdxl_configs
-from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, Reach
+from dreamloom.models.base import AdapterSpec, Checkpointing, MemoryOptions, TargetModules
 from dreamloom.models.quantization import QUANTIZATIONS
 
 _RANK = 16
@@ -64,7 +64,7 @@ def count_table(
     adapter, target_modules = {"attention": found["parameters"] // _RANK}, {"attention": 0}
     text_adapter: dict[str, int] = {}
     text_training: dict[str, int] = {}
-    for name in get_args(Reach):
+    for name in get_args(TargetModules):
         spec = replace(plain.spec, target_modules=name)
         if name != "attention":
             on_case(f"training, reach {name}")

@@ -18,7 +18,7 @@ from dreamloom.lora.adapter import Adapter, AdapterKind
 from dreamloom.models.lora_schedule import Strength
 from dreamloom.models.quantization import Quantization
 
-Reach = Literal["attention", "linear", "all"]
+TargetModules = Literal["attention", "linear", "all"]
 """Which layers an adapter may change: attention only, every linear layer, or convolutions too."""
 
 Prediction = Literal["noise", "velocity", "flow", "picture"]
@@ -78,7 +78,7 @@ class AdapterSpec:
 
     rank: int
     alpha: float
-    target_modules: Reach
+    target_modules: TargetModules
     seed: int
     kind: AdapterKind = "lora"
     blocks: str = "all"
@@ -164,7 +164,7 @@ class Advice:
     resolution_px: int
     guidance: float
     learning_rate: float
-    target_modules: Reach
+    target_modules: TargetModules
     weighting: Weighting = "none"
 
 

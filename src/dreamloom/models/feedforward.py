@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 from dreamloom.models.packed_linear import Order, PackedLinear, replace_forward
 
 
-class FrozenFeedForward:
+class FusedFeedForward:
     """The forward pass of one gated feed-forward layer with packed weights.
 
     Args:
@@ -84,4 +84,4 @@ def fuse_feed_forwards(
 
     layers = (one for one in owner.modules() if type(one) is FeedForward)
     fused = filter(can_be_one_node, layers)
-    return replace_forward(fused, lambda layer: FrozenFeedForward(layer, order))
+    return replace_forward(fused, lambda layer: FusedFeedForward(layer, order))

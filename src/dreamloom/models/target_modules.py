@@ -9,7 +9,7 @@ from torch import nn
 from dreamloom.core.errors import ConfigError
 from dreamloom.lora.adapter import AdapterKind
 from dreamloom.lora.patterns import B_LORA_BLOCKS, matches
-from dreamloom.models.base import AdapterSpec, Reach
+from dreamloom.models.base import AdapterSpec, TargetModules
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 # Few tools read adapters on these, and they shape every picture rather than one subject.
@@ -42,7 +42,9 @@ def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dic
     return chosen
 
 
-def list_layers(unet: nn.Module, target_modules: Reach, kind: AdapterKind = "lora") -> list[str]:
+def list_layers(
+    unet: nn.Module, target_modules: TargetModules, kind: AdapterKind = "lora"
+) -> list[str]:
     """List the names of the denoiser's layers within reach of an adapter of this kind."""
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
     if target_modules == "all":
@@ -61,7 +63,9 @@ def list_layers(unet: nn.Module, target_modules: Reach, kind: AdapterKind = "lor
     return names
 
 
-def _list_text_layers(component: str, encoder: nn.Module, target_modules: Reach) -> list[str]:
+def _list_text_layers(
+    component: str, encoder: nn.Module, target_modules: TargetModules
+) -> list[str]:
     within = _TEXT_ATTENTION if target_modules == "attention" else _TEXT_LAYERS
     names = [
         name

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from dreamloom.core.config.loading import load_config, to_toml
-from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig, PriorsConfig
+from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.distributed import join_processes
 from dreamloom.core.errors import ConfigError, RunFolderError
@@ -76,7 +76,7 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     return [
         f"{name} is {before[name]!r} there and {after[name]!r} here"
         for name in after
-        if before.get(name) != after[name] and not name.startswith(NOT_TAUGHT)
+        if before.get(name) != after[name] and not name.startswith(NOT_TRAINED)
     ]
 
 

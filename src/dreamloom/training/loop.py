@@ -90,8 +90,7 @@ def run_training_loop(
                 _validate(context, trainable, validation, update)
             trainable.set_rates(update)
             trainable.zero_grad()
-            errors: list[BatchErrors] = []
-            terms: list[Tensor] = []
+            errors, terms = list[BatchErrors](), list[Tensor]()
             for share in context.own_shares():
                 drawn = batches.make_batches(update, share)
                 for one_pass in split_passes(drawn, config.memory.micro_batch_size):

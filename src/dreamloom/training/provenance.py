@@ -26,7 +26,6 @@ def name_inputs(
     processes: Processes,
 ) -> dict[str, str]:
     """Fingerprint everything that the adapter depends on, by name."""
-    quantization = config.memory.base_quantization
     return {
         "base": model.identity.fingerprint,
         "photos": photos.fingerprint,
@@ -35,13 +34,12 @@ def name_inputs(
         else config.priors.kind,
         "prompts": fingerprint(config.photo_prompt(), config.class_prompt()),
         "settings": fingerprint(
-            use_earlier_names("train", config.train.model_dump(exclude=_FREE)),
-            use_earlier_names("adapter", config.adapter.model_dump()),
+            use_earlier_names(config.train.model_dump(exclude=_FREE), "train"),
+            use_earlier_names(config.adapter.model_dump(), "adapter"),
             config.objective.model_dump(),
             config.photos.flip,
             config.validation.held_out_photos,
-            # How the base is kept, where that changes what is trained.
-            *([] if quantization in ("auto", "whole") else [quantization]),
+            *config.memory.changes_results,
         ),
         "seed": str(config.seed),
         "processes": str(processes.count),

@@ -75,9 +75,15 @@ def use_current_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-def use_earlier_names(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a group's settings their earlier names, so that fingerprints stay what they were."""
+def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Give settings their earlier names, so that fingerprints stay what they were.
+
+    Args:
+        values: By dotted name, or by a group's own names.
+        group: That group, such as ``train``.
+    """
+    within = f"{group}." if group else ""
     return {
-        _EARLIER.get(f"{group}.{name}", name).rpartition(".")[2]: value
+        _EARLIER.get(within + name, name).removeprefix(within): value
         for name, value in values.items()
     }

@@ -145,6 +145,12 @@ class TrainConfig(Section):
 class MemoryConfig(Section):
     """What fits on the device; `dreamloom plan` fills in what is left at auto."""
 
+    @property
+    def changes_results(self) -> tuple[str, ...]:
+        """How the base is kept, where that changes what comes out; nothing where it does not."""
+        quantization = self.base_quantization
+        return () if quantization in ("auto", "whole") else (quantization,)
+
     limit: str = "auto"
     """Memory to make do with, such as 12GiB; auto takes what the GPU has."""
     gradient_checkpointing: Auto | Literal["none", "high", "low", "full"] = "auto"
@@ -176,7 +182,8 @@ class AdapterConfig(Section):
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."""
     init_lora_weights: str = "default"
-    """How the factors begin: default, gaussian, pissa, olora, orthogonal, as peft names them."""
+    """How the factors begin, by peft's names: default, gaussian, pissa, pissa_niter_16 (or another
+    number), olora, orthogonal."""
     loraplus_lr_ratio: float = Field(1.0, gt=0)
     """The up factors' learning rate over that of the down factors (LoRA+ advises 16)."""
     text_encoders: bool = False
@@ -285,7 +292,7 @@ class EvaluateConfig(Section):
     """Coverage of the intervals."""
 
 
-NOT_TAUGHT = (
+NOT_TRAINED = (
     "preset",
     "device",
     "generate.",

@@ -1,1 +1,1 @@
-"""What the scores are: similarity of features, the scorecard, and the bench that fills it."""
+"""What the scores are: similarity of features, the scorecard, and the evaluator that fills it."""

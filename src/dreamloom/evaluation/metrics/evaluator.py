@@ -11,7 +11,7 @@ from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import Measure
 from dreamloom.evaluation.metrics.per_image import Array, PerImageValues
 from dreamloom.evaluation.metrics.scorecard import Score
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.intervals import Draws, Interval, Sampled
 
 _ABSENT = {
@@ -70,19 +70,19 @@ class Evaluator:
         if np.isnan(sampled.value):
             return Score(note="not measured: it needs two pictures or more of one prompt")
         ceiling = _sample_ceiling(values, draws)
-        floor, lift, note = None, statistics.Lift(None), values.note
+        floor, lift, note = None, intervals.Lift(None), values.note
         if values.below is not None and paired:
             # Where only some pictures have a floor, only those tell how far it was left behind.
             draws_below = self._draw(paired, values)
             beneath, _ = self._sample_floor(measure, values, paired, draws_below)
             floor = None if np.isnan(beneath.value) else beneath.value
             if ceiling and floor is not None:
-                lift = statistics.Lift(None, reason="it needs three photos or more")
+                lift = intervals.Lift(None, reason="it needs three photos or more")
                 top = _sample_ceiling(values, draws_below)
                 if top and draws_below.photos.shape[1] >= 3:
                     both = self._sample(measure, values.own, paired, paired, draws_below)
                     independent = draws_below.independent
-                    lift = statistics.lift(both, beneath, top, independent, self.confidence)
+                    lift = intervals.lift(both, beneath, top, independent, self.confidence)
                 no_lift = f"no lift: {lift.reason}" if lift.reason else ""
                 note = "; ".join(filter(None, (note, no_lift)))
         return Score(
@@ -115,7 +115,7 @@ class Evaluator:
             photos = values.own.shape[1]
         known = self._draws.get((photos, tuple(rows)))
         if known is None:
-            known = self._draws[(photos, tuple(rows))] = statistics.draw(
+            known = self._draws[(photos, tuple(rows))] = intervals.draw(
                 self._units(rows)[0],
                 photos,
                 resamples=self.resamples,
@@ -137,11 +137,11 @@ class Evaluator:
         member[unit_of, np.arange(len(rows))] = 1.0
         if measure.kind != "variety":
             share = member / member.sum(axis=1, keepdims=True)
-            return statistics.sample_mean(share @ values[list(places)], draws)
+            return intervals.sample_mean(share @ values[list(places)], draws)
         cell_of = np.array(self.evidence.cells)[list(rows)]
         together = (cell_of[:, None] == cell_of).astype(float)
         pairs = values[np.ix_(places, places)] * together
-        return statistics.sample_pairs(
+        return intervals.sample_pairs(
             member @ pairs @ member.T, member @ together @ member.T, draws
         )
 
@@ -160,14 +160,14 @@ class Evaluator:
             partners = self.evidence.partners
             places = [place for row in paired if (place := partners[row]) is not None]
             return self._sample(measure, values.below, places, paired, draws), draws
-        drawn = statistics.draw(
+        drawn = intervals.draw(
             [self.evidence.below_units[place] for place in values.impostors],
             resamples=self.resamples,
             confidence=self.confidence,
             seed=1,
         )
         drawn = replace(drawn, photos=draws.photos)
-        return statistics.sample_mean(values.below[list(values.impostors)], drawn), drawn
+        return intervals.sample_mean(values.below[list(values.impostors)], drawn), drawn
 
     def floors(self) -> dict[str, Score]:
         """Score the floor's pictures that have a partner."""
@@ -202,7 +202,7 @@ class Evaluator:
             if sampled:
                 photos = draws.photos.shape[1]
                 # Two photos are one pair, and one pair has no spread.
-                ends = statistics.interval(sampled, photos if photos > 2 else 1, draws.confidence)
+                ends = intervals.interval(sampled, photos if photos > 2 else 1, draws.confidence)
                 found[measure.name] = Score(
                     value=sampled.value, n=photos, interval=ends, key=self.evidence.key(measure)
                 )
@@ -215,16 +215,16 @@ def _sample_ceiling(values: PerImageValues, draws: Draws) -> Sampled | None:
         return None
     if apart.ndim == 1:
         return Sampled(float(apart.mean()), draws.photos @ apart)
-    return statistics.sample_photo_pairs(apart, draws)
+    return intervals.sample_photo_pairs(apart, draws)
 
 
 def _find_interval(measure: Measure, sampled: Sampled, draws: Draws, n: int) -> Interval | None:
     if measure.kind == "variety" and len(draws.clusters) < 3:
         return None  # one pair has no spread
-    ends = statistics.interval(sampled, draws.independent, draws.confidence)
+    ends = intervals.interval(sampled, draws.independent, draws.confidence)
     if not measure.is_share or ends is None:
         return ends
     # All or none right has no spread, and still may be luck.
-    rate = statistics.wilson_interval(round(sampled.value * n), n, draws.confidence)
+    rate = intervals.wilson_interval(round(sampled.value * n), n, draws.confidence)
     assert rate is not None
     return max(0.0, min(ends[0], rate[0])), min(1.0, max(ends[1], rate[1]))

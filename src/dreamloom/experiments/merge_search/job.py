@@ -29,6 +29,7 @@ from dreamloom.experiments.merge_search.request import (
 )
 from dreamloom.experiments.merge_search.work import SearchWork
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request
+from dreamloom.models.base import Model
 from dreamloom.pipeline.session import choose_base, open_session
 
 SUM, USUAL = "the plain sum", "0.8 and 1.0"
@@ -103,25 +104,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
     require_encoders(encoders)
     hashes = file_sha256(request.subject), file_sha256(request.style)
-    side_px = model.advice.resolution_px
-    settings = {
-        "budget": request.budget,
-        "the subject's adapter": hashes[0],
-        "the style's adapter": hashes[1],
-        "base": model.identity.fingerprint,
-        "photos": _fingerprint(request.photos, side_px),
-        "style photos": _fingerprint(request.style_photos, side_px) if request.style_photos else "",
-        "prompts": prompts,
-        "subject": [words.phrase, words.class_noun],
-        "between": list(request.between),
-        "blocks": request.by_block,
-        "scheduler": config.generate.schedulers[0],
-        "steps": steps,
-        "guidance": config.generate.guidance,
-        **config.generate.shortcuts,
-        "first seed": first_seed,
-        "seed": config.seed,
-    }
+    settings = _list_settings(request, config, model, prompts, hashes)
     _refuse_another(run, settings)
     table = SearchWork(
         root=run.path,
@@ -141,10 +124,41 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
         rivals={name: spread(*weights, request.by_block) for name, weights in _WEIGHTS.items()},
         encoders=encoders,
         base=model.identity.as_dict(),
-        side_px=side_px,
+        side_px=model.advice.resolution_px,
         settings=settings,
         notes=tuple(notes),
     )
+
+
+def _list_settings(
+    request: SearchRequest,
+    config: LoomConfig,
+    model: Model,
+    prompts: list[str],
+    hashes: tuple[str, str],
+) -> dict[str, Any]:
+    """List everything that the pictures of a search depend on, in words for a message."""
+    side_px, drawn = model.advice.resolution_px, config.generate
+    settings = {
+        "budget": request.budget,
+        "the subject's adapter": hashes[0],
+        "the style's adapter": hashes[1],
+        "base": model.identity.fingerprint,
+        "photos": _fingerprint(request.photos, side_px),
+        "style photos": _fingerprint(request.style_photos, side_px) if request.style_photos else "",
+        "prompts": prompts,
+        "subject": [config.subject.phrase, config.subject.class_noun],
+        "between": list(request.between),
+        "blocks": request.by_block,
+        "scheduler": drawn.schedulers[0],
+        "steps": drawn.steps[0],
+        "guidance": drawn.guidance,
+        **drawn.shortcuts,
+        "first seed": drawn.first_seed,
+        "seed": config.seed,
+    }
+    kept_as = config.memory.changes_results
+    return {**settings, "base kept as": kept_as[0]} if kept_as else settings
 
 
 def settings_file(run: RunFolder) -> Path:

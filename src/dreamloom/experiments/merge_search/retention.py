@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.retention import score_retention
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage
 
 Scores: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -123,7 +123,7 @@ class Ends:
                 scores[aim] = Score(note="not measured")
                 continue
             columns = values[aim].shape[1] if values[aim].ndim == 2 else 0
-            draws = statistics.draw(
+            draws = intervals.draw(
                 self.prompts, columns, resamples=resamples, confidence=confidence
             )
             no_room = f"perhaps {NO_ROOM[aim]}"

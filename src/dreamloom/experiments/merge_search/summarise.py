@@ -11,7 +11,7 @@ from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import library_versions
 from dreamloom.evaluation.compare import FEWEST_PAIRS, LEVEL, Comparison, compare_cards, tell_basis
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.stats import intervals as statistics
+from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p
 from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, mean_of
@@ -80,8 +80,11 @@ def summarise_search(found: Searched) -> SearchFindings:
     rivals = [name for name in found.sides if name != WINNER]
     seen = found.measured_images
     # Both comparisons are corrected together.
-    comparisons = correct_together(
-        {name: compare_kept(found.ends, seen[name], seen[WINNER], len(rivals)) for name in rivals}
+    comparisons = decide_together(
+        {
+            name: compare_retention(found.ends, seen[name], seen[WINNER], len(rivals))
+            for name in rivals
+        }
     )
     tried, held_out = rounds[-1].candidates[0], _summarise_held_out(found)
     return SearchFindings(
@@ -123,7 +126,7 @@ def _summarise_round(ranked: Ranked, promoted: int) -> RoundFindings:
                 subject=one.subject,
                 style=one.style,
                 kept=dict(ranked.kept[one]),
-                together=join_kept(ranked.kept[one]),
+                together=join_retention(ranked.kept[one]),
                 promoted=place < promoted,
             )
             for place, one in enumerate(ranked.candidates)
@@ -163,7 +166,7 @@ def _summarise_held_out(found: Searched) -> dict[str, HeldOut]:
             kept=found.ends.score(
                 measured_images, _name_keys(found.job), evaluate.resamples, evaluate.confidence
             ),
-            together=join_kept(kept),
+            together=join_retention(kept),
             copies=sum(one.copies_photo or one.copies_style for one in measured_images),
             nearest_copy=max(
                 max(one.copy_photo, one.copy_style or -1.0) for one in measured_images
@@ -203,7 +206,7 @@ def _name_style_reference(found: Searched) -> str:
     )
 
 
-def compare_kept(
+def compare_retention(
     ends: Ends, first: Sequence[MeasuredImage], second: Sequence[MeasuredImage], tests: int = 1
 ) -> Comparison:
     """Say whether the second keeps more of all aims together than the first, prompt by prompt.
@@ -216,7 +219,7 @@ def compare_kept(
         ends: Drawn from the same prompts and seeds.
         first: What was seen in one side's pictures, in the ends' order.
         second: In the other's.
-        tests: How many comparisons are made together; `correct_together` then corrects them.
+        tests: How many comparisons are made together; `decide_together` then corrects them.
 
     Returns:
         A comparison whose outcome is yet to be decided where p is not None.
@@ -238,12 +241,12 @@ def compare_kept(
     if len(prompts) > 1:
         labels = np.array(ends.prompts)
         rows = np.array([changes[labels == prompt].mean() for prompt in prompts])
-    draws = statistics.draw(range(len(rows)))
+    draws = intervals.draw(range(len(rows)))
     undecided = Comparison(
         measure=MEASURE,
         outcome="too few images",
         difference=average(changes, ends.prompts),
-        interval=statistics.interval(statistics.sample_mean(rows, draws), len(rows), 0.95),
+        interval=intervals.interval(intervals.sample_mean(rows, draws), len(rows), 0.95),
         pairs=len(first),
         prompts=len(prompts),
         note="this speaks for one prompt only" if len(prompts) == 1 else "",
@@ -253,7 +256,7 @@ def compare_kept(
     return undecided.model_copy(update={"p": sign_flip_p(rows)})
 
 
-def correct_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison]:
+def decide_together(compared: Mapping[str, Comparison]) -> dict[str, Comparison]:
     """Decide comparisons that were made together, with p corrected by Holm."""
     tested = {name: one.p for name, one in compared.items() if one.p is not None}
     corrected = dict(zip(tested, correct_by_holm(list(tested.values())), strict=True))
@@ -296,6 +299,6 @@ def write_verdict(
     return f"{winner.spelled} on held-out prompts and seeds: {'; '.join(clauses)}."
 
 
-def join_kept(shares: Mapping[str, float]) -> float | None:
+def join_retention(shares: Mapping[str, float]) -> float | None:
     """What is kept of all aims together; None where none was measured."""
     return join_shares(list(shares.values())) if shares else None

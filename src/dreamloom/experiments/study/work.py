@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from dreamloom.core.config.settings import NOT_TAUGHT, LoomConfig
+from dreamloom.core.config.aliases import use_earlier_names
+from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
@@ -40,6 +41,13 @@ SET = "pictures"
 _KEY_DIGITS = 16
 
 
+def name_trained_settings(config: LoomConfig) -> dict[str, object]:
+    """Name the settings that what is trained depends on, as they were always called."""
+    return use_earlier_names(
+        {name: value for name, value in config.flat().items() if not name.startswith(NOT_TRAINED)}
+    )
+
+
 @dataclass(frozen=True)
 class Training:
     """One training: everything that its adapter depends on.
@@ -49,7 +57,7 @@ class Training:
         config: Settled settings; ``seed`` is the training seed.
         base: Fingerprint of the base model.
         prepared: Folder of the run that holds the prepared photos.
-        files: Names of those of them that are taught.
+        files: Names of those of them that are trained on.
     """
 
     root: Path
@@ -60,19 +68,15 @@ class Training:
 
     @property
     def photos(self) -> PhotoSet:
-        """The photos that are taught."""
+        """The photos that are trained on."""
         every = read_photo_set(RunFolder(self.prepared).photos)
-        taught = tuple(photo for photo in every.photos if photo.file in self.files)
-        return every.model_copy(update={"photos": taught})
+        trained_on = tuple(photo for photo in every.photos if photo.file in self.files)
+        return every.model_copy(update={"photos": trained_on})
 
     @property
     def key(self) -> str:
         """Name it by what it is made from."""
-        settings = {
-            name: value
-            for name, value in self.config.flat().items()
-            if not name.startswith(NOT_TAUGHT)
-        }
+        settings = name_trained_settings(self.config)
         return fingerprint(settings, self.base, self.photos.fingerprint)[:_KEY_DIGITS]
 
     @property
@@ -87,7 +91,7 @@ class Training:
         if config.priors.kind not in {"generated", "folder"} or config.train.prior_weight == 0:
             return None
         parts = (config.class_prompt(), config.priors, config.photos.resolution_px, config.seed)
-        key = fingerprint(self.base, *parts)[:_KEY_DIGITS]
+        key = fingerprint(self.base, *parts, *config.memory.changes_results)[:_KEY_DIGITS]
         return RunFolder(self.root / "class-images" / key)
 
 
@@ -120,7 +124,8 @@ class DrawnSet:
         """Where the pictures and their scores go, named by what they are drawn from."""
         how = self.config.generate.drawn_with
         active = [str(self.adapter.relative_to(self.root)), self.weight] if self.adapter else []
-        key = fingerprint(self.base, active, how, self.prompts)[:_KEY_DIGITS]
+        kept_as = self.config.memory.changes_results
+        key = fingerprint(self.base, active, how, self.prompts, *kept_as)[:_KEY_DIGITS]
         return RunFolder(self.root / "pictures" / key)
 
 
