@@ -72,7 +72,7 @@ def main() -> None:
                 images,
                 photos,
                 subject=SubjectWords("rraj person", "person"),
-                encoders=pick_encoders("auto", images, "cpu"),
+                encoders=pick_encoders("auto", images.base_name, "cpu"),
             )
             seconds.append(round(time.perf_counter() - start, 1))
     measured = [name for name, score in card.scores.items() if score.value is not None]

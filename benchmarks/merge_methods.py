@@ -242,7 +242,7 @@ def score(done: dict[str, Done], out: Path, config: LoomConfig) -> list[Row]:
         for folder in ("rraj", "pixel-art")
     )
     options = evaluation_options(config.evaluate)
-    encoders = pick_encoders(config.evaluate.encoders, sets["base"])
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"].base_name)
     judge = PictureJudge(encoders, refer(photos, style))
     looks = {name: judge.look(images) for name, images in sets.items()}
     prompts = [picture.prompt for picture in sets["base"].pictures]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dreamloom.evaluation.encoders import cache
 from dreamloom.evaluation.encoders.base import Extractor, FaceExtractor, FaceReading, TextExtractor
 from dreamloom.evaluation.encoders.cache import (
     Remembering,
     RememberingFaces,
     RememberingReader,
-    forget_pictures,
     hash_picture,
 )
 from dreamloom.evaluation.encoders.faces import stack_rows
@@ -56,9 +56,11 @@ class Finder(ValidationSampler):
 
 @pytest.fixture(autouse=True)
 def forget():
-    forget_pictures()
+    cache._ROWS.clear()
+    cache._READINGS.clear()
     yield
-    forget_pictures()
+    cache._ROWS.clear()
+    cache._READINGS.clear()
 
 
 def picture(level, size=(8, 6)):

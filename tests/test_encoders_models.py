@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from dreamloom.cli.main import main
 from dreamloom.core.errors import EvaluationError
+from dreamloom.evaluation.encoders import cache as the_cache
 from dreamloom.evaluation.encoders import catalogue as the_catalogue
 from dreamloom.evaluation.encoders import loading as the_loading
 from dreamloom.evaluation.encoders.base import FaceExtractor, TextExtractor
-from dreamloom.evaluation.encoders.cache import forget_pictures
 from dreamloom.evaluation.encoders.catalogue import MODELS, READABLE, ModelFile, find_model
 from dreamloom.evaluation.encoders.fetching import fetch_model
 from dreamloom.evaluation.encoders.loading import load_encoders
@@ -44,7 +44,8 @@ BY_NAME = {model.name: model for model in MODELS}
 def place(tmp_path, monkeypatch):
     """An empty place for models."""
     monkeypatch.setenv("DREAMLOOM_MODELS", str(tmp_path / "models"))
-    forget_pictures()
+    the_cache._ROWS.clear()
+    the_cache._READINGS.clear()
     return tmp_path / "models"
 
 

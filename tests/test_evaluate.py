@@ -499,10 +499,10 @@ def test_pictures_of_picturebook_are_seen_by_its_judges(images, monkeypatch):
         scoring, "load_encoders", lambda kind, device: asked.append(kind) or encoders()
     )
     drawn = images.model_copy(update={"base": {"name": "picturebook"}})
-    pick_encoders("auto", images, "cpu")
-    pick_encoders("auto", drawn, "cpu")
-    pick_encoders("standard", drawn, "cpu")
-    pick_encoders("picturebook", images, "cpu")
+    pick_encoders("auto", images.base_name, "cpu")
+    pick_encoders("auto", drawn.base_name, "cpu")
+    pick_encoders("standard", drawn.base_name, "cpu")
+    pick_encoders("picturebook", images.base_name, "cpu")
     assert asked == ["standard", "picturebook", "standard", "picturebook"]
 
 

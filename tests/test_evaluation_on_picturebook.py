@@ -52,7 +52,7 @@ def score(
         floor=floor,
         subject=SubjectWords("rraj person", "person"),
         options=OPTIONS,
-        encoders=pick_encoders("auto", images, "cpu"),
+        encoders=pick_encoders("auto", images.base_name, "cpu"),
     )
 
 
@@ -211,7 +211,7 @@ def test_the_subjects_adapter_alone_keeps_all_of_the_subject(taught: Taught):
         style=taught.sets["with_1"],
         merged=taught.sets["with_0"],
     )
-    encoders = pick_encoders("auto", sets.base, "cpu")
+    encoders = pick_encoders("auto", sets.base.base_name, "cpu")
     kept = evaluate_merge(sets, taught.photos[0], None, encoders, OPTIONS)
     assert kept.identity.value == pytest.approx(1)
     assert kept.style.value in (None, pytest.approx(0))

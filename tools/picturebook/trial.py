@@ -343,7 +343,7 @@ def judge_likeness(
         floor=read_image_set(floor) if floor else None,
         subject=SubjectWords(plan.config.subject.phrase, plan.config.subject.class_noun),
         options=evaluation_options(plan.config.evaluate),
-        encoders=pick_encoders(plan.config.evaluate.encoders, images, "cpu"),
+        encoders=pick_encoders(plan.config.evaluate.encoders, images.base_name, "cpu"),
     )
 
 

@@ -250,6 +250,11 @@ class ImageSet(ClosedModel):
         return self.model_copy(update={"pictures": selected})
 
     @property
+    def base_name(self) -> str:
+        """The base model's name; empty where nobody knows it."""
+        return self.base.get("name", "")
+
+    @property
     def fingerprint(self) -> str:
         """Hash over the manifest and the pictures' bytes."""
         hashes = [file_sha256(path) for path in self.paths()]

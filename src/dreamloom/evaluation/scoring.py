@@ -94,23 +94,15 @@ class Floor:
         return [*self.images.paths(), *self.impostors]
 
 
-def pick_encoders(
-    kind: Literal["auto"] | EncoderKind, images: ImageSet, device: str = "auto"
-) -> Encoders:
-    """Load the encoders of a kind; auto knows picturebook's own pictures.
+def pick_encoders(kind: Literal["auto"] | EncoderKind, base: str, device: str = "auto") -> Encoders:
+    """Load the encoders that know the pictures of a base model.
 
     Raises:
         ConfigError: If the device is unknown or not there.
     """
-    kind = choose_encoders(kind, images.base.get("name", ""))
-    return load_encoders(kind, pick_runtime(device, "fp32").device)
-
-
-def choose_encoders(kind: Literal["auto"] | EncoderKind, base: str) -> EncoderKind:
-    """Say which encoders know the pictures of a base model, where the settings leave it open."""
     if kind == "auto":
-        return "picturebook" if base == "picturebook" else "standard"
-    return kind
+        kind = "picturebook" if base == "picturebook" else "standard"
+    return load_encoders(kind, pick_runtime(device, "fp32").device)
 
 
 def read_pictures(folder: Path) -> ImageSet:
@@ -198,7 +190,7 @@ def evaluate_images(
         PhotoError: If a picture cannot be read.
     """
     require_pictures(images, photos, floor)
-    encoders = encoders or pick_encoders(options.encoders, images)
+    encoders = encoders or pick_encoders(options.encoders, images.base_name)
     evidence = _look_at(images, photos, floor, subject, encoders, observe, stage)
     flaggings: tuple[Flagging, ...] = ()
     if options.detectors:

@@ -164,7 +164,7 @@ def _score(
     observe: Observer,
 ) -> tuple[dict[str, Scorecard], Retention]:
     """Score every set, and what the merge has kept of the subject and of the style."""
-    encoders = pick_encoders(config.evaluate.encoders, sets["base"], config.device)
+    encoders = pick_encoders(config.evaluate.encoders, sets["base"].base_name, config.device)
     cards = {}
     for name, (what, adapter) in _SETS.items():
         cards[name] = evaluate_run(

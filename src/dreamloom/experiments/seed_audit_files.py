@@ -51,7 +51,7 @@ def score_as_seed(
         )
     below = read_pictures(floor).paths() if floor else []
     subject = find_subject(config, pictures)
-    encoders = pick_encoders(config.evaluate.encoders, pictures, config.device)
+    encoders = pick_encoders(config.evaluate.encoders, pictures.base_name, config.device)
     clip = bare_clip(encoders.clip)
     words = subject.phrase, subject.class_noun
     target = target_text or f"A photo of a {subject.phrase}"

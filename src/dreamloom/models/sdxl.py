@@ -313,11 +313,10 @@ class SDXLModel:
         there they stay beside the weights, as everywhere do those that follow the steps of a
         drawing.
         """
-        words = gather_token_embeddings(
-            [adapter.tokens for adapter, strength in parts if _is_active(strength)]
-        )
         scheduled = [(a, one) for a, one in parts if isinstance(one, LoraSchedule)]
         plain = [(a, weight) for a, weight in parts if not isinstance(weight, LoraSchedule)]
+        strongest = [(a, one.curve.strongest) for a, one in scheduled] + plain
+        words = gather_token_embeddings([a.tokens for a, weight in strongest if weight != 0])
         name = self.identity.name
         with ExitStack() as stack:
             stack.enter_context(self._schedules.added(scheduled))
@@ -441,7 +440,3 @@ class SDXLModel:
             )
         with self._schedules.off_in_unconditional_text():
             return self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
-
-
-def _is_active(strength: Strength) -> bool:
-    return (strength.curve.strongest if isinstance(strength, LoraSchedule) else strength) != 0

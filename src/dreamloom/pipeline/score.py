@@ -48,7 +48,7 @@ def score(
     pictures = read_pictures(images)
     subject = find_subject(config, pictures)
     settings = config.evaluate
-    encoders = pick_encoders(settings.encoders, pictures, config.device)
+    encoders = pick_encoders(settings.encoders, pictures.base_name, config.device)
     run = RunFolder(images.parent.parent)
     in_run = images.parent == run.images and run.is_run()
     if impostors:

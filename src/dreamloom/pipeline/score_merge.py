@@ -49,7 +49,7 @@ def score_merge(
             for name, folder in (("subject", photos_folder), ("style", style_folder))
         )
         assert photos is not None
-        encoders = pick_encoders(config.evaluate.encoders, sets.merged, config.device)
+        encoders = pick_encoders(config.evaluate.encoders, sets.merged.base_name, config.device)
         return evaluate_merge(sets, photos, style, encoders, evaluation_options(config.evaluate))
 
 

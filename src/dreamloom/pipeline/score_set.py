@@ -60,7 +60,7 @@ def evaluate_run(
     key = images.folder.name
     stage = f"{STAGE}-{key}"
     require_pictures(images, photos, floor)
-    loaded = encoders or pick_encoders(config.encoders, images)
+    loaded = encoders or pick_encoders(config.encoders, images.base_name)
     inputs = {
         "images": images.fingerprint,
         "photos": photos.fingerprint,

@@ -153,8 +153,7 @@ def _try_class_images(config: LoomConfig) -> None:
 def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model: Model) -> None:
     if not (run.photos / MANIFEST).is_file():
         return
-    shape, step_px = _shape(config), _step(config, model)
-    new = fingerprint_photos(folder, _resolution(config), shape, step_px)
+    new = fingerprint_photos(folder, *_name_crops(config, model))
     if read_photo_set(run.photos).fingerprint != new:
         raise RunFolderError(
             f"{run.path} already holds another run: its photos are not those in {folder}.",
@@ -181,14 +180,8 @@ def train_subject(
     with track(tracker, "training", run.path / "logs", config.flat()) as told:
         # The first process prepares; the others then find everything done.
         with processes.main_first():
-            photos = load_photos(
-                photos_folder,
-                run,
-                _resolution(config),
-                observe,
-                shape=_shape(config),
-                step_px=_step(config, model),
-            )
+            side_px, shape, step_px = _name_crops(config, model)
+            photos = load_photos(photos_folder, run, side_px, observe, shape=shape, step_px=step_px)
         drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
         if drawn and processes.count > 1:
             share = (processes.index, processes.count)
@@ -212,7 +205,7 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreIma
         nonlocal encoders
         # Encoders are loaded when they are first needed, and then stay.
         if encoders is None:
-            encoders = pick_encoders(config.evaluate.encoders, images, config.device)
+            encoders = pick_encoders(config.evaluate.encoders, images.base_name, config.device)
         return evaluate_images(
             images,
             photos,
@@ -235,7 +228,11 @@ def find_class_images(
         return make_class_images(*_class_image_request(run, model, config), observe)
     if config.priors.kind == "folder":
         return load_class_images(
-            Path(config.priors.folder), run, _resolution(config), config.class_prompt(), observe
+            Path(config.priors.folder),
+            run,
+            _name_crops(config, model)[0],
+            config.class_prompt(),
+            observe,
         )
     return None
 
@@ -243,20 +240,13 @@ def find_class_images(
 def _class_image_request(
     run: RunFolder, model: Model, config: LoomConfig
 ) -> tuple[RunFolder, Model, str, PriorsConfig, int, int]:
-    return run, model, config.class_prompt(), config.priors, config.seed, _resolution(config)
+    side_px = _name_crops(config, model)[0]
+    return run, model, config.class_prompt(), config.priors, config.seed, side_px
 
 
-def _resolution(config: LoomConfig) -> int:
-    if config.photos.resolution_px == "auto":
+def _name_crops(config: LoomConfig, model: Model) -> tuple[int, CropShape, int]:
+    """Name the crops of resolved settings: their side, their shape, and the buckets' step."""
+    side_px, shape = config.photos.resolution_px, config.photos.shape
+    if side_px == "auto" or shape == "auto":
         raise ValueError("settings must be resolved first")
-    return config.photos.resolution_px
-
-
-def _shape(config: LoomConfig) -> CropShape:
-    if config.photos.shape == "auto":
-        raise ValueError("settings must be resolved first")
-    return config.photos.shape
-
-
-def _step(config: LoomConfig, model: Model) -> int:
-    return suggest_step(_resolution(config), model.pixels_per_latent)
+    return side_px, shape, suggest_step(side_px, model.pixels_per_latent)

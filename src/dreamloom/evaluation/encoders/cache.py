@@ -82,12 +82,6 @@ def hash_picture(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def forget_pictures() -> None:
-    """Forget everything that encoders have said in this process."""
-    _ROWS.clear()
-    _READINGS.clear()
-
-
 class _Memory(OrderedDict[tuple[str, str], _Said]):
     """What encoders said, by their key and the picture's hash."""
 

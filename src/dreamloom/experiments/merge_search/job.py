@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
-from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import Encoders
-from dreamloom.evaluation.encoders.loading import load_encoders
-from dreamloom.evaluation.scoring import choose_encoders, refuse_drawn_photos
+from dreamloom.evaluation.scoring import pick_encoders, refuse_drawn_photos
 from dreamloom.experiments.merge_search.candidates import MergeWeights, spread
 from dreamloom.experiments.merge_search.embeddings import require_encoders
 from dreamloom.experiments.merge_search.plan import SearchPlan, plan_search, split_prompts
@@ -100,8 +98,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     model, config = open_session(config.model_copy(update={"subject": subject}))
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
-    kind = choose_encoders(config.evaluate.encoders, model.identity.name)
-    encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
+    encoders = pick_encoders(config.evaluate.encoders, model.identity.name, config.device)
     require_encoders(encoders)
     hashes = file_sha256(request.subject), file_sha256(request.style)
     settings = _list_settings(request, config, model, prompts, hashes)
@@ -112,7 +109,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
         files=(request.subject.absolute(), request.style.absolute()),
         hashes=hashes,
         prompts=(tuple(searched), tuple(held), tuple(leaking)),
-        encoders=kind,
+        encoders=encoders.kind,
         eyes=fingerprint(encoders.keys()),
         has_style_photos=request.style_photos is not None,
     )

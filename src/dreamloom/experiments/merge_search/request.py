@@ -156,7 +156,11 @@ def list_prompts(request: SearchRequest, words: Words, base: str) -> tuple[list[
             f"No prompt names the subject, {words.phrase}.",
             'Give --prompt "a photo of {subject} in the snow", several of them, or --pack.',
         )
-    return [_call_style(text, words.trigger) for text in shown], notes
+    trigger = words.trigger
+    called = [
+        text if not trigger or names(text, trigger) else f"{trigger}, {text}" for text in shown
+    ]
+    return called, notes
 
 
 def name_class(prompts: Sequence[str], words: Words) -> list[str]:
@@ -179,10 +183,6 @@ def _choose_pack(base: str, class_noun: str) -> str:
     if base == "picturebook":
         return "picturebook-v1"
     return "person-v1" if is_person(class_noun) else "object-v1"
-
-
-def _call_style(text: str, trigger: str) -> str:
-    return f"{trigger}, {text}" if trigger and not names(text, trigger) else text
 
 
 def compare_settings(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:

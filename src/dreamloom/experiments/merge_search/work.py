@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, silent
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -26,7 +25,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import RunFolder, atomic_path, write_json
 from dreamloom.evaluation.encoders.base import EncoderKind
-from dreamloom.evaluation.encoders.loading import load_encoders
+from dreamloom.evaluation.scoring import pick_encoders
 from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.lora.adapter import Adapter
@@ -275,7 +274,7 @@ def _seat_once(
         phrase=phrase,
         class_noun=class_noun,
     )
-    return PictureJudge(load_encoders(kind, pick_runtime(device, "fp32").device), references)
+    return PictureJudge(pick_encoders(kind, "", device), references)
 
 
 def select_pictures(table: SearchWork, name: str, shots: Sequence[Shot], steps: int) -> ImageSet:

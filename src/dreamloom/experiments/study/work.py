@@ -11,21 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig
-from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import ClassImageSet, PhotoSet, read_image_set, read_photo_set
 from dreamloom.core.run_folder import Record, RunFolder, fingerprint
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
-from dreamloom.evaluation.encoders.base import Encoders
-from dreamloom.evaluation.encoders.loading import load_encoders
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import choose_encoders
+from dreamloom.evaluation.scoring import pick_encoders
 from dreamloom.experiments.study.question import Arm, Study, count_updates
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request, generate_images
 from dreamloom.models.base import Model
@@ -39,6 +35,7 @@ SET = "pictures"
 """The name of the one set of pictures in each folder of drawings."""
 
 _KEY_DIGITS = 16
+_pick_encoders = cache(pick_encoders)  # once per process
 
 
 def name_trained_settings(config: LoomConfig) -> dict[str, object]:
@@ -318,7 +315,6 @@ def score(drawing: DrawnSet, observe: Observer = silent) -> Scorecard:
     config = drawing.config
     images = read_image_set(drawing.run.images / SET)
     floor = drawing.floor
-    kind = choose_encoders(config.evaluate.encoders, images.base.get("name", ""))
     return evaluate_run(
         drawing.run,
         images,
@@ -326,12 +322,6 @@ def score(drawing: DrawnSet, observe: Observer = silent) -> Scorecard:
         floor=read_image_set(floor.run.images / SET) if floor else None,
         config=config.evaluate,
         subject=config.subject,
-        encoders=_load_encoders(kind, config.device),
+        encoders=_pick_encoders(config.evaluate.encoders, images.base_name, config.device),
         observe=observe,
     )
-
-
-@cache
-def _load_encoders(kind: Literal["picturebook", "standard"], device: str) -> Encoders:
-    """Load the encoders once per process."""
-    return load_encoders(kind, pick_runtime(device, "fp32").device)
