@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
-from dreamloom.core.errors import ConfigError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import MANIFEST, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
@@ -305,13 +305,19 @@ def test_fault_14_stray_files_are_counted_as_class_images(run):
     run.priors.mkdir()
     Image.new("RGB", (8, 8)).save(run.priors / "0000.png")
     (run.priors / ".DS_Store").touch()
+    with pytest.raises(RunFolderError, match=r"did not put there: 0000\.png\."):
+        make(run, 3)
+    (run.priors / "0000.png").unlink()
     priors, drawn, events = make(run, 3)
     assert drawn == [0, 1, 2]
     assert "holds no set that can be read" in notes(events)[0]
     for name in (".DS_Store", "Thumbs.db", "0003.png", "holiday.jpg"):
         (run.priors / name).write_bytes(b"stray")
     assert make(run, 3)[0] == priors
+    with pytest.raises(RunFolderError, match=r"did not put there: 0003\.png, holiday\.jpg\."):
+        make(run, 5, prompt="a dog")
     assert make(run, 5)[1] == [3, 4]
+    assert (run.priors / "holiday.jpg").read_bytes() == b"stray"
 
 
 @pytest.mark.parametrize(

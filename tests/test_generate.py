@@ -1,5 +1,6 @@
 """Drawing sets of pictures with a small random SDXL."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.inference.generate import (
     ActiveAdapter,
@@ -110,16 +112,119 @@ def test_a_set_that_exists_is_kept_and_never_overwritten(
     assert stamps == [path.stat().st_mtime_ns for path in first.paths()]
 
 
-def test_an_unfinished_set_is_drawn_anew(
+class StoppedError(Exception):
+    """Somebody pressed Ctrl-C."""
+
+
+def draw_until(run: RunFolder, model: Model, settings: GenerateConfig, pictures: int) -> None:
+    """Begin a set and stop once so many of its pictures lie there."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress) and event.done >= pictures:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        generate_images(run, model, PROMPTS, settings, observe=watch)
+
+
+def stamps_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+
+def test_an_interrupted_set_goes_on_picture_by_picture(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, pairs = claimed(tmp_path / "run"), settings.model_copy(update={"batch": 2})
+    folder = run.images / "pictures"
+    draw_until(run, model, pairs, 2)
+    before = stamps_of(folder)
+    assert sorted(before) == ["0000.png", "0001.png"]
+    (folder / "0001.png").unlink()  # as if it had been stopped within a batch
+    told: list[Event] = []
+    images = generate_images(run, model, PROMPTS, pairs, observe=told.append)
+    assert stamps_of(folder)["0000.png"] == before["0000.png"]
+    assert next(event.done for event in told if isinstance(event, Progress)) == 1
+    whole = generate_images(claimed(tmp_path / "whole"), model, PROMPTS, pairs)
+    assert [path.read_bytes() for path in images.paths()] == [
+        path.read_bytes() for path in whole.paths()
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(path.name for path in whole.paths()), "manifest.json"]
+    )
+    told.clear()
+    generate_images(run, model, PROMPTS, pairs, observe=told.append)
+    assert isinstance(told[0], StageSkipped)
+
+
+def test_an_interrupted_set_of_other_inputs_is_refused_by_name(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, singles = claimed(tmp_path), settings.model_copy(update={"batch": 1})
+    draw_until(run, model, singles, 2)
+    before = stamps_of(run.images / "pictures")
+    with pytest.raises(RunFolderError, match=r"pictures already holds .* other prompts\."):
+        generate_images(run, model, PROMPTS[:1], singles)
+    more = singles.model_copy(update={"steps": (3,)})
+    with pytest.raises(RunFolderError, match=r"pictures already holds .* other settings\."):
+        generate_images(run, model, PROMPTS, more)
+    assert stamps_of(run.images / "pictures") == before
+
+
+def test_a_folder_of_the_users_own_is_refused_and_left_alone(
     model: Model, settings: GenerateConfig, tmp_path: Path
 ) -> None:
     run = claimed(tmp_path)
-    leftover = run.images / "pictures" / "9999.png"
-    leftover.parent.mkdir(parents=True)
-    leftover.write_bytes(b"cut off")
+    own = run.images / "holiday"
+    own.mkdir(parents=True)
+    (own / "0000.png").write_bytes(b"a beach")
+    (own / "notes").mkdir()
+    with pytest.raises(RunFolderError, match=r"holiday holds what no record .*: 0000\.png, notes"):
+        generate_images(run, model, PROMPTS, settings, name="holiday")
+    assert (own / "0000.png").read_bytes() == b"a beach"
+    assert sorted(path.name for path in own.iterdir()) == ["0000.png", "notes"]
+
+
+def test_a_picture_put_into_an_interrupted_set_is_not_overwritten(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, folder = claimed(tmp_path), tmp_path / "images" / "pictures"
+    singles = settings.model_copy(update={"batch": 1})
+    draw_until(run, model, singles, 1)
+    (folder / "0002.png").write_bytes(b"a beach")
+    with pytest.raises(RunFolderError, match=r"changed since it was drawn: 0002\.png"):
+        generate_images(run, model, PROMPTS, singles)
+    assert (folder / "0002.png").read_bytes() == b"a beach"
+
+
+def test_a_finished_set_with_a_changed_picture_is_refused_and_a_lost_one_drawn_again(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
     images = generate_images(run, model, PROMPTS, settings)
-    assert not leftover.exists()
-    assert len(list(images.folder.iterdir())) == len(images.pictures) + 1
+    lost, kept = images.paths()[1].read_bytes(), stamps_of(images.folder)
+    images.paths()[1].unlink()
+    assert generate_images(run, model, PROMPTS, settings) == images
+    assert images.paths()[1].read_bytes() == lost
+    assert stamps_of(images.folder) | {"0001.png": 0} == kept | {"0001.png": 0}
+    images.paths()[1].write_bytes(b"retouched")
+    with pytest.raises(RunFolderError, match=r"changed since it was drawn: 0001\.png"):
+        generate_images(run, model, PROMPTS, settings)
+    assert images.paths()[1].read_bytes() == b"retouched"
+
+
+def test_a_record_with_another_versions_field_still_tells_what_was_drawn(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+    images = generate_images(run, model, PROMPTS, settings)
+    record = run.record_file("generate-pictures")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "colour": 1}))
+    before = stamps_of(images.folder)
+    assert generate_images(run, model, PROMPTS, settings) == images
+    record.write_text("cut o")
+    with pytest.raises(RunFolderError, match="holds what no record here lists"):
+        generate_images(run, model, PROMPTS, settings)
+    assert stamps_of(images.folder) == before
 
 
 def test_weights_scale_what_is_worn(

@@ -36,10 +36,11 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
+from dreamloom.data.foreign_files import refuse_foreign_class_images
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
-from dreamloom.data.photos.prepare import is_prepared, prepare_each
+from dreamloom.data.photos.prepare import prepare_each
 from dreamloom.models.base import Model, Sampler, Shot
 
 BATCH = 8
@@ -119,6 +120,8 @@ def make_class_images(
 
     Raises:
         ConfigError: If the scheduler is unknown.
+        RunFolderError: If ``priors/`` holds another set with files that are not of it.
+        BaseModelError: If the base model draws what is not finite.
     """
     recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     shelf = _find_shelf(run, recipe)
@@ -227,6 +230,7 @@ def _find_shelf(run: RunFolder, recipe: _Recipe) -> _Shelf:
         old = None
     if old and old.made_from == recipe.made_from:
         return _Shelf(run.priors, _find_unharmed(run.priors, old.drawn), "")
+    refuse_foreign_class_images(run, _JOURNALS)
     waiting = run.path / f"{_WAITING}{recipe.made_from[:16]}"
     replaces = _name_differences(old, recipe) if run.priors.exists() else ""
     return _Shelf(waiting, _find_unharmed(waiting, ()), replaces)
@@ -348,10 +352,11 @@ def load_class_images(
     listing = list_class_images(folder)
     made_from = fingerprint([hash_file(path) for path in listing.pictures], resolution_px)
     inputs = {"class_images": made_from, "prompt": prompt, "resolution_px": str(resolution_px)}
-    if is_prepared(run, "priors", inputs):
+    if run.finished("priors", inputs):
         known = len(listing.pictures)
         observe(StageSkipped("priors", f"the {known} class images are prepared already"))
         return read_class_image_set(run.priors)
+    refuse_foreign_class_images(run, _JOURNALS)
     observe(StageStarted("priors", f"{count(listing.pictures, 'class image')} in {folder}"))
     with atomic_folder(run.priors) as fresh:
         names, small = _crop_squares(listing.pictures, fresh, resolution_px, observe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,9 +181,6 @@ class Checkpoints:
         metadata["checksum"] = _checksum(tensors, metadata)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            # Else the rename can reach the disk before the contents do.
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
 
     def read(self, path: Path) -> int:
         """Put a file's state back; return how many updates it has seen.
