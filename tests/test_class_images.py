@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
@@ -191,6 +191,20 @@ def test_a_lost_or_damaged_image_is_drawn_again(run, harm):
     assert drawn == [3]
     assert contents(again) == kept
     assert again == first
+
+
+def test_a_lost_image_is_told_of_and_so_is_one_that_comes_back_otherwise(run):
+    make(run)
+    (run.priors / "0003.png").unlink()
+    assert notes(make(run)[2]) == [
+        "lost or changed since they were drawn, and drawn again: 0003.png"
+    ]
+    (run.priors / "0003.png").unlink()
+    model = Painter()
+    sample = model.sample
+    model.sample = lambda *args, **kw: [ImageOps.invert(image) for image in sample(*args, **kw)]
+    told = notes(make(run, model=model)[2])
+    assert "not the same to the last bit as before" in told[1]
 
 
 # Interrupted

@@ -120,7 +120,7 @@ def train_adapter(
             if resumed.note:
                 observe(Note("train", resumed.note))
             losses = run_training_loop(
-                context, trainable, checkpoints, validation, resumed.updates_done
+                context, trainable, checkpoints, validation, resumed.updates_done, resumed.losses
             )
             with trainable.finished():
                 adapter = model.read_adapter()
