@@ -13,6 +13,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
 from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model

@@ -132,6 +132,26 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Let what the system says of a block that only writes be an error that names ``path``.
+
+    Raises:
+        RunFolderError: If the disk is full, may not be written to, or fails.
+    """
+    try:
+        yield
+    except (OSError, RunFolderError) as error:
+        # A writer inside may have said so of a temporary name.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise RunFolderError(
+            f"{path} cannot be written: {cause.strerror or cause}.",
+            "Make room there, or name another place to write; nothing was half-written.",
+        ) from cause
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder; if the block succeeds, it takes the place of ``path``.
 
