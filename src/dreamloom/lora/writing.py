@@ -15,6 +15,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import TEMPORARY, explain_write_errors
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.base_names import BASE_KEY, publish_base
 from dreamloom.lora.key_names import LAYOUT_KEY, name_for_kohya, name_for_kohya_diffusers
 from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
 from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora
@@ -69,6 +70,8 @@ def write_adapter(
             layer = re.sub(r"\.(lora_|hada_|lokr_|oft_).*", "", key)
             raise AdapterError(f"The update of {layer} is not finite.", "Nothing was written.")
     header = {**adapter.metadata, **metadata, "format": "pt"}
+    if BASE_KEY in header:
+        header[BASE_KEY] = publish_base(header[BASE_KEY])
     if not adapter.tokens:
         _write_layers(path, tensors, header, format)
         return
