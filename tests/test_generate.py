@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import pick_runtime
-from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
 from dreamloom.core.events import Event, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
 from dreamloom.core.run_folder import RunFolder
@@ -168,6 +168,38 @@ def test_an_interrupted_set_of_other_inputs_is_refused_by_name(
     with pytest.raises(RunFolderError, match=r"pictures already holds .* other settings\."):
         generate_images(run, model, PROMPTS, more)
     assert stamps_of(run.images / "pictures") == before
+
+
+def test_what_is_not_finite_is_refused_before_any_file(
+    tiny_sdxl: Path, settings: GenerateConfig, adapter: Path, tmp_path: Path
+) -> None:
+    """A decoder that overflows drew black pictures, and class images that were trained on."""
+    broken = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    worn = [ActiveAdapter(adapter, 1e30)]
+    run = claimed(tmp_path / "adapter")
+    with pytest.raises(BaseModelError, match=r"seed \d+ is not finite: its denoiser") as caught:
+        generate_images(run, broken, PROMPTS, settings, worn)
+    assert "lower its weight" in caught.value.hint
+    assert not run.images.exists()
+    with torch.no_grad():
+        broken._pipeline.vae.decoder.conv_in.weight.mul_(1e38)
+    run = claimed(tmp_path / "decoder")
+    with pytest.raises(BaseModelError, match=r"is not finite: its autoencoder's decoder"):
+        generate_images(run, broken, PROMPTS, settings)
+    assert not run.images.exists()
+    config = small_config(broken)
+    with pytest.raises(BaseModelError, match="is not finite"):
+        make_class_images(run, broken, "a photo of a person", config.priors, 0, 64)
+    assert list(run.path.rglob("*.png")) == []
+    assert run.read_record("priors") is None
+
+
+def test_another_set_may_begin_where_none_was_drawn(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+    draw_until(run, model, settings, 0)
+    assert generate_images(run, model, PROMPTS[:1], settings).pictures
 
 
 def test_a_folder_of_the_users_own_is_refused_and_left_alone(

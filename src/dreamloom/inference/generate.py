@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError, RunFolderError
@@ -187,10 +189,10 @@ def generate_images(
     earlier = f"{missing} of " if drawn else ""
     observe(StageStarted(stage, f"{earlier}{len(plan)} pictures"))
     with measure_effort(model.runtime) as effort:
-        journal = _start_journal(folder, inputs, drawn)
+        journal = _Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
         with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
-            _draw(model, plan, folder, journal, set(drawn), config.batch, stage, observe)
+            _draw(model, plan, journal, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
             base=model.identity.as_dict(),
@@ -218,7 +220,7 @@ def generate_images(
             peak_mib=effort.peak_mib,
         )
     )
-    journal.unlink()
+    (folder / _JOURNAL).unlink(missing_ok=True)
     observe(StageDone(stage, effort.seconds, str(folder)))
     return images
 
@@ -328,7 +330,9 @@ def _find_drawn(
             files that are nobody's.
     """
     made_from, known = _read_journal(folder)
-    foreign = list_foreign_files(folder, () if made_from is None else [_JOURNAL, *known])
+    if not any((folder / name).exists() for name in known):
+        made_from = None  # stopped before the first picture
+    foreign = list_foreign_files(folder, [_JOURNAL, *(() if made_from is None else known)])
     if made_from is None and record is not None and foreign:
         made_from = record.inputs
         known = {Path(name).name: sha256 for name, sha256 in record.outputs.items()}
@@ -374,21 +378,42 @@ def _read_journal(folder: Path) -> tuple[dict[str, str] | None, dict[str, str]]:
     return made_from, known
 
 
-def _start_journal(folder: Path, inputs: Mapping[str, str], drawn: Mapping[str, str]) -> Path:
-    """Write down what a set is drawn from, and what of it is there, before more is drawn."""
-    entries = [{"file": name, "sha256": sha256} for name, sha256 in drawn.items()]
-    lines = [json.dumps(entry) for entry in ({"inputs": dict(inputs)}, *entries)]
-    journal = folder / _JOURNAL
-    write_text(journal, "\n".join(lines) + "\n")
-    return journal
+class _Journal:
+    """Keeps pictures of an unfinished set, and writes down what they are drawn from.
+
+    Args:
+        folder: Where they go.
+        inputs: What the set is drawn from.
+        drawn: The hash of each picture that is there.
+    """
+
+    def __init__(self, folder: Path, inputs: Mapping[str, str], drawn: Mapping[str, str]) -> None:
+        self.drawn = dict(drawn)
+        self._folder = folder
+        self._inputs = dict(inputs)
+        self._is_begun = False
+
+    def keep(self, name: str, image: Image.Image) -> None:
+        """Save a picture; nothing is written before the first."""
+        file = self._folder / _JOURNAL
+        if not self._is_begun:
+            entries = [{"file": name, "sha256": sha256} for name, sha256 in self.drawn.items()]
+            lines = [json.dumps(entry) for entry in ({"inputs": self._inputs}, *entries)]
+            write_text(file, "\n".join(lines) + "\n")
+            self._is_begun = True
+        with atomic_path(self._folder / name) as temporary:
+            image.save(temporary)
+            sha256 = file_sha256(temporary)
+            # Before the picture has its name: whatever bears one is known.
+            with file.open("a", encoding="utf-8") as journal:
+                journal.write("\n" + json.dumps({"file": name, "sha256": sha256}) + "\n")
+        self.drawn[name] = sha256
 
 
 def _draw(
     model: Model,
     plan: Sequence[Picture],
-    folder: Path,
-    journal: Path,
-    drawn: set[str],
+    journal: _Journal,
     batch: int,
     stage: str,
     observe: Observer,
@@ -398,24 +423,17 @@ def _draw(
             one.scheduler, one.steps, one.guidance, one.guidance_interval, one.cache_interval
         )
 
-    observe(Progress(stage, "drawing", len(drawn), len(plan)))
+    observe(Progress(stage, "drawing", len(journal.drawn), len(plan)))
     for sampler, group in itertools.groupby(plan, key=sampler_of):
         pictures = list(group)
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
-            missing = [picture for picture in some if picture.file not in drawn]
+            missing = [picture for picture in some if picture.file not in journal.drawn]
             if not missing:
                 continue
             # All of a batch, for the last bits of a picture depend on what is drawn beside it.
             shots = [Shot(picture.prompt, picture.seed) for picture in some]
             for picture, image in zip(some, model.sample(shots, sampler, batch=batch), strict=True):
-                if picture.file in drawn:
-                    continue
-                with atomic_path(folder / picture.file) as temporary:
-                    image.save(temporary)
-                    entry = {"file": picture.file, "sha256": file_sha256(temporary)}
-                    # Before the picture has its name: whatever bears one is known.
-                    with journal.open("a", encoding="utf-8") as file:
-                        file.write("\n" + json.dumps(entry) + "\n")
-                drawn.add(picture.file)
-            observe(Progress(stage, "drawing", len(drawn), len(plan)))
+                if picture.file not in journal.drawn:
+                    journal.keep(picture.file, image)
+            observe(Progress(stage, "drawing", len(journal.drawn), len(plan)))

@@ -19,7 +19,7 @@ def publish_base(base: str) -> str:
     Names and hub ids stay; of a folder or a file only the last part does, for the rest says
     nothing elsewhere, and much about whose machine it was.
     """
-    is_place = base not in _BUILT_IN and (
+    is_place = base not in {"", *_BUILT_IN} and (
         Path(base).exists()
         or Path(base).is_absolute()
         or base.startswith(("~", "."))

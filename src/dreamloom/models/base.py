@@ -363,7 +363,11 @@ class Model(Protocol):
         batch: int = 8,
         on_picture: OnProgress = no_progress,
     ) -> list[Image.Image]:
-        """Draw one picture per shot, square, in the order of the shots."""
+        """Draw one picture per shot, square, in the order of the shots.
+
+        Raises:
+            BaseModelError: If what denoiser or decoder give is not finite.
+        """
         ...
 
 
