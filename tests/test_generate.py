@@ -1,6 +1,7 @@
 """Drawing sets of pictures with a small random SDXL."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
-from dreamloom.core.events import Event, Progress, StageSkipped
+from dreamloom.core.events import Event, Note, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
@@ -22,12 +23,14 @@ from dreamloom.inference.generate import (
     read_composition,
 )
 from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition, Curve, parse_curve
 from looks import psnr_db
 from studio_set import claimed, small_config
+from tiny import make_tiny_sdxl
 
 PROMPTS = [Prompt("a photo of rraj person", "photo"), Prompt("a dog")]
 
@@ -427,13 +430,46 @@ def test_bad_wishes_are_explained_and_leave_nothing(
     with pytest.raises(ConfigError, match="cannot name a set"):
         generate_images(run, model, PROMPTS, settings, name="../out")
     foreign = tmp_path / "foreign.safetensors"
-    from dreamloom.lora.reading import read_adapter
-
-    story = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "0" * 64}
-    write_adapter(foreign, Adapter(read_adapter(adapter).layers, story))
-    with pytest.raises(AdapterError, match="made for the base model sdxl, not for"):
+    layers = read_adapter(adapter).layers
+    wide = {name: Layer(torch.ones(2, 9), torch.ones(9, 2)) for name in layers}
+    write_adapter(foreign, Adapter(wide))
+    with pytest.raises(AdapterError, match="does not fit"):
         generate_images(run, model, PROMPTS, settings, [ActiveAdapter(foreign)])
     assert not run.images.exists()
+
+
+def test_an_adapter_of_other_weights_of_the_same_shapes_draws_with_a_note(
+    tiny_sdxl: Path, settings: GenerateConfig, adapter: Path, tmp_path: Path
+) -> None:
+    """People train on a base and draw with its fine-tunes."""
+    tuned = make_tiny_sdxl(tmp_path / "tuned", seed=1)
+    other = load_model(str(tuned), pick_runtime("cpu"))
+    told: list[Event] = []
+    worn = [ActiveAdapter(adapter)]
+    generate_images(
+        claimed(tmp_path / "a"), other, PROMPTS[:1], settings, worn, observe=told.append
+    )
+    (note,) = [event for event in told if isinstance(event, Note)]
+    assert note.warning
+    assert "one.safetensors was made for the base model tiny (" in note.text
+    # Another program puts a variant and the single file into the same folder.
+    shared = tmp_path / "shared"
+    shutil.copytree(tiny_sdxl, shared)
+    weights = "unet/diffusion_pytorch_model"
+    shutil.copyfile(shared / f"{weights}.safetensors", shared / f"{weights}.fp16.safetensors")
+    shutil.copyfile(shared / f"{weights}.safetensors", shared / "all_in_one.safetensors")
+    same, earlier = load_model(str(shared), pick_runtime("cpu")), tmp_path / "earlier.safetensors"
+    known = read_adapter(adapter)
+    assert same.identity.fingerprint == known.metadata["dreamloom.base_fingerprint"]
+    assert same.identity.earlier_fingerprint != same.identity.fingerprint
+    remembers = {"dreamloom.base_fingerprint": same.identity.earlier_fingerprint}
+    write_adapter(earlier, known.with_metadata(**remembers))
+    told.clear()
+    for number, file in enumerate((adapter, earlier)):
+        run, worn = claimed(tmp_path / f"same{number}"), [ActiveAdapter(file)]
+        images = generate_images(run, same, PROMPTS[:1], settings, worn, observe=told.append)
+        assert images.base.keys() == {"name", "family", "fingerprint", "revision"}
+    assert not any(isinstance(event, Note) for event in told)
 
 
 def test_class_images_depend_on_their_number_not_on_how_many(model: Model, tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from PIL import Image
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError, RunFolderError
-from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.events import (
+    Note,
+    Observer,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+    silent,
+)
 from dreamloom.core.manifests import (
     MANIFEST,
     AdapterEntry,
@@ -51,7 +59,7 @@ from dreamloom.models.lora_schedule import (
     parse_curve,
     set_lora_schedules,
 )
-from dreamloom.models.session import follow_noise_schedule, refuse_other_base
+from dreamloom.models.session import follow_noise_schedule, tell_other_base
 
 # Lists an unfinished set's pictures: what they are drawn from, then each one's hash.
 _JOURNAL = "unfinished.jsonl"
@@ -152,7 +160,8 @@ def generate_images(
         composition: How several adapters are applied together.
 
     Raises:
-        AdapterError: If an adapter cannot be read or belongs to another base model.
+        AdapterError: If an adapter cannot be read or does not fit the base model; one that was
+            made for other weights of the same shapes is told of.
         RunFolderError: If a set of that name was drawn otherwise or has changed since, or its
             folder holds other files.
         BaseModelError: If what is drawn is not finite.
@@ -188,6 +197,9 @@ def generate_images(
     missing = sum(picture.file not in drawn for picture in plan)
     earlier = f"{missing} of " if drawn else ""
     observe(StageStarted(stage, f"{earlier}{len(plan)} pictures"))
+    for part, adapter in zip(active, adapters, strict=True):
+        if told := tell_other_base(str(part.path), adapter, model):
+            observe(Note(stage, f"{told}; it fits, and draws otherwise than there", warning=True))
     with measure_effort(model.runtime) as effort:
         journal = _Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
@@ -257,7 +269,6 @@ def check_request(
         )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
-        refuse_other_base(str(part.path), adapter, model)
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight

@@ -177,16 +177,18 @@ class BaseIdentity:
         family: The family that loaded it.
         fingerprint: Hash over the files of the weights; adapters remember it.
         revision: The hub's commit, or an empty string.
+        earlier_fingerprint: What adapters of before remember of it, where that is another.
     """
 
     name: str
     family: str
     fingerprint: str
     revision: str = ""
+    earlier_fingerprint: str = ""
 
     def as_dict(self) -> dict[str, str]:
         """The same as a dictionary, for records."""
-        return asdict(self)
+        return {name: v for name, v in asdict(self).items() if name != "earlier_fingerprint"}
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ class SDXLFamily:
     ) -> SDXLModel:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
         source = load_source(base, runtime)
-        identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
+        identity = BaseIdentity(
+            base, self.name, source.fingerprint, source.revision, source.earlier_fingerprint
+        )
         return SDXLModel(source.pipeline, identity, runtime, source.notes, memory_options)
 
 

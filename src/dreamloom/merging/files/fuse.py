@@ -24,6 +24,7 @@ from dreamloom.models.weight_files import (
     BaseWeights,
     TensorFile,
     TensorPlace,
+    fingerprint_every_weight,
     fingerprint_weights,
     open_weights,
 )
@@ -177,9 +178,10 @@ def _check_place(out: Path, base: Path, overwrite: bool) -> None:
 
 
 def _warn(loaded: Loaded, weights: BaseWeights, observe: Observer) -> None:
-    own = fingerprint_weights(weights.path)
+    own = {fingerprint_weights(weights.path), fingerprint_every_weight(weights.path)}
     for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
-        if adapter.metadata.get("dreamloom.base_fingerprint", own) != own:
+        made_of = adapter.metadata.get("dreamloom.base_fingerprint")
+        if made_of and made_of not in own:
             made_for = adapter.metadata.get("dreamloom.base", "another base model")
             text = f"{part.path} was made for other weights than these: those of {made_for}."
             observe(Note("bake", text, True))

@@ -83,8 +83,8 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
     }
     if len(known) > 1:
         listed = ", ".join(
-            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
-            for path, adapter in known.values()
+            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')}, weights {own[:8]})"
+            for own, (path, adapter) in known.items()
         )
         raise AdapterError(
             f"The adapters were made for different base models: {listed}.",
