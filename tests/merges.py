@@ -1,5 +1,8 @@
 """Adapters to merge, made at random: mixed ranks, missing layers, convolutions, deficient ranks."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -90,3 +93,15 @@ def assert_same(one, other, atol=1e-5):
     for name in names_of([one, other]):
         found, expected = torch.broadcast_tensors(dense(one, name), dense(other, name))
         torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@contextmanager
+def full_disk(most_bytes):
+    """Let files grow to so many bytes and no further, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

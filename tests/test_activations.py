@@ -532,7 +532,7 @@ def test_an_adapter_of_another_base_is_refused(model, pair):
         pair[1],
         metadata={"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "other"},
     )
-    with pytest.raises(AdapterError, match="Adapter 2 was made for the base model sdxl, not for"):
+    with pytest.raises(AdapterError, match=r"Adapter 2 was made for the base model sdxl .*not for"):
         prepare_merge(model, [pair[0], other], MergeRequest([1.0, 1.0], "ssr"), PROMPTS)
     strange = Adapter({"unet.nowhere": next(iter(pair[1].layers.values()))})
     with pytest.raises(AdapterError, match=r"does not fit .* unet\.nowhere"):

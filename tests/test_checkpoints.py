@@ -46,7 +46,7 @@ class TrainingBatches:
         self.kept_in(path.parent, inputs).write(path, updates_done)
 
     def load(self, path, inputs=INPUTS):
-        return self.kept_in(path.parent, inputs).read(path)
+        return self.kept_in(path.parent, inputs).read(path)[0]
 
     def kept_in(self, folder, inputs=INPUTS):
         return Checkpoints(folder, self.weights, self.optimizer, inputs)
@@ -341,7 +341,7 @@ def test_a_checkpoint_is_safetensors_that_tells_what_it_is(path):
         assert len(file.keys()) == 3 + 2 * 3  # three weights; two have three moments each
     assert story["updates_done"] == "4"
     assert json.loads(story["inputs"]) == INPUTS
-    assert json.loads(story["state"]).keys() == {"weights", "optimizer", "others"}
+    assert json.loads(story["state"]).keys() == {"weights", "optimizer", "others", "losses"}
 
 
 # ------------------------------------------------------------------ the folder
@@ -363,6 +363,14 @@ def test_the_newest_two_are_kept(tmp_path):
     kept.clear()
     assert not list(tmp_path.iterdir())
     assert kept.resume() == checkpoints.Resumed(0)
+
+
+def test_losses_come_back_with_the_state_and_may_be_missing(tmp_path):
+    batches = TrainingBatches().learn(range(2))
+    batches.kept_in(tmp_path).save(2, [0.1, 0.30000000000000004])
+    assert batches.kept_in(tmp_path).resume().losses == (0.1, 0.30000000000000004)
+    batches.kept_in(tmp_path).save(3)
+    assert batches.kept_in(tmp_path).resume().losses == ()
 
 
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path):

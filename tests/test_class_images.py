@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
-from dreamloom.core.errors import ConfigError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import MANIFEST, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
@@ -193,6 +193,20 @@ def test_a_lost_or_damaged_image_is_drawn_again(run, harm):
     assert again == first
 
 
+def test_a_lost_image_is_told_of_and_so_is_one_that_comes_back_otherwise(run):
+    make(run)
+    (run.priors / "0003.png").unlink()
+    assert notes(make(run)[2]) == [
+        "lost or changed since they were drawn, and drawn again: 0003.png"
+    ]
+    (run.priors / "0003.png").unlink()
+    model = Painter()
+    sample = model.sample
+    model.sample = lambda *args, **kw: [ImageOps.invert(image) for image in sample(*args, **kw)]
+    told = notes(make(run, model=model)[2])
+    assert "not the same to the last bit as before" in told[1]
+
+
 # Interrupted
 
 
@@ -305,13 +319,19 @@ def test_fault_14_stray_files_are_counted_as_class_images(run):
     run.priors.mkdir()
     Image.new("RGB", (8, 8)).save(run.priors / "0000.png")
     (run.priors / ".DS_Store").touch()
+    with pytest.raises(RunFolderError, match=r"did not put there: 0000\.png\."):
+        make(run, 3)
+    (run.priors / "0000.png").unlink()
     priors, drawn, events = make(run, 3)
     assert drawn == [0, 1, 2]
     assert "holds no set that can be read" in notes(events)[0]
     for name in (".DS_Store", "Thumbs.db", "0003.png", "holiday.jpg"):
         (run.priors / name).write_bytes(b"stray")
     assert make(run, 3)[0] == priors
+    with pytest.raises(RunFolderError, match=r"did not put there: 0003\.png, holiday\.jpg\."):
+        make(run, 5, prompt="a dog")
     assert make(run, 5)[1] == [3, 4]
+    assert (run.priors / "holiday.jpg").read_bytes() == b"stray"
 
 
 @pytest.mark.parametrize(

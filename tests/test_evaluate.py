@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
+from dreamloom.core.config.settings import EvaluateConfig, LoomConfig, SubjectConfig
 from dreamloom.core.errors import DreamLoomError, EvaluationError, PhotoError
-from dreamloom.core.events import Note, Progress, StageDone, StageSkipped
+from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, silent
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.evaluation import scoring
@@ -27,6 +28,8 @@ from dreamloom.evaluation.scoring import (
     refuse_drawn_photos,
     replace_subject,
 )
+from dreamloom.pipeline import score as pipeline_score
+from dreamloom.pipeline import score_set
 from dreamloom.pipeline.score_set import evaluate_run, evaluation_options, read_scorecards
 
 OPTIONS = EvaluationOptions(resamples=100, detectors=False)
@@ -525,6 +528,57 @@ def test_a_run_keeps_its_scores_and_resumes(tmp_path, images, photos, floor):
     assert isinstance(seen[-1], StageSkipped)
     assert again == card
     assert read_scorecards(run)["floor"] == base
+
+
+def test_a_card_of_another_version_is_kept(tmp_path, images, photos):
+    run = RunFolder(tmp_path / "run")
+    run.claim()
+    foreign = {"scores": 3, "hue": "of another version"}
+    run.scores.write_text(json.dumps({"older": foreign}))
+    card = in_run(run, images, photos)
+    assert read_scorecards(run) == {"pictures": card}
+    assert json.loads(run.scores.read_text())["older"] == foreign
+
+
+@pytest.mark.parametrize("damaged", ['{"pictures": {"sco', "[]", ""])
+def test_scores_that_cannot_be_read_at_all_are_put_aside(tmp_path, images, photos, damaged):
+    run, seen = RunFolder(tmp_path / "run"), []
+    run.claim()
+    run.scores.write_text(damaged)
+    card = in_run(run, images, photos, observe=seen.append)
+    assert read_scorecards(run) == {"pictures": card}
+    assert (run.path / "scores.damaged-1.json").read_text() == damaged
+    assert any("kept as scores.damaged-1.json" in getattr(event, "text", "") for event in seen)
+
+
+def test_evaluations_that_end_at_once_lose_no_card(tmp_path, images, photos):
+    run = RunFolder(tmp_path / "run")
+    run.claim()
+    card = in_run(run, images, photos)
+    names = [f"set{number}" for number in range(12)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: score_set._keep_scorecard(run, name, card, silent), names))
+    assert set(read_scorecards(run)) == {"pictures", *names}
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [("", "images/mine"), ("images", "mine"), ("images/mine", "."), ("images/mine", "../mine")],
+)
+def test_a_set_named_from_inside_its_run_is_scored_there(
+    tmp_path, monkeypatch, images, photos, inside, named
+):
+    run = RunFolder(tmp_path / "run")
+    run.claim()
+    shutil.copytree(images.folder, run.images / "mine")
+    (tmp_path / "own").mkdir()
+    for photo in photos.paths():
+        Image.open(photo).resize((64, 80)).save(tmp_path / "own" / photo.name)
+    monkeypatch.setattr(pipeline_score, "pick_encoders", lambda *_: encoders())
+    monkeypatch.chdir(run.path / inside)
+    config = LoomConfig(evaluate=CONFIG)
+    card = pipeline_score.score(Path(named), tmp_path / "own", config)
+    assert read_scorecards(run) == {"mine": card}
 
 
 def test_what_evaluation_takes_of_the_settings_has_their_fingerprint():

@@ -20,6 +20,7 @@ from dreamloom.merging.files.fuse import fuse_into_checkpoint
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
+from merges import full_disk
 from test_loading import original_layout
 
 LAYERS = (
@@ -272,6 +273,17 @@ def test_places_that_cannot_be_written_are_refused(tiny_sdxl, single, part, tmp_
         (single, part.path, "exists already"),
     ):
         assert says in refused(RunFolderError, part, base, out)
+
+
+@pytest.mark.parametrize("kind", ["tiny_sdxl", "single"])
+def test_a_full_disk_is_not_blamed_on_the_base(kind, request, part, tmp_path):
+    """The configurations beside the weights are copied first: that is writing, too."""
+    base = request.getfixturevalue(kind)
+    out = tmp_path / ("baked" if base.is_dir() else "baked.safetensors")
+    with full_disk(100), pytest.raises(RunFolderError) as caught:
+        fuse_into_checkpoint([part], str(base), out)
+    assert caught.value.problem == f"{out} cannot be written: File too large."
+    assert [path.name for path in tmp_path.iterdir()] == [part.path.name]
 
 
 def test_a_fused_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):

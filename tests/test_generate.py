@@ -1,5 +1,7 @@
 """Drawing sets of pictures with a small random SDXL."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from PIL import Image
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import pick_runtime
-from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.core.events import Event, Progress, StageSkipped
+from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
+from dreamloom.core.events import Event, Note, Progress, StageSkipped
 from dreamloom.core.manifests import ImageSet, read_image_set
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.inference.generate import (
     ActiveAdapter,
@@ -20,12 +23,14 @@ from dreamloom.inference.generate import (
     read_composition,
 )
 from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
 from dreamloom.models.lora_schedule import Composition, Curve, parse_curve
 from looks import psnr_db
 from studio_set import claimed, small_config
+from tiny import make_tiny_sdxl
 
 PROMPTS = [Prompt("a photo of rraj person", "photo"), Prompt("a dog")]
 
@@ -110,16 +115,151 @@ def test_a_set_that_exists_is_kept_and_never_overwritten(
     assert stamps == [path.stat().st_mtime_ns for path in first.paths()]
 
 
-def test_an_unfinished_set_is_drawn_anew(
+class StoppedError(Exception):
+    """Somebody pressed Ctrl-C."""
+
+
+def draw_until(run: RunFolder, model: Model, settings: GenerateConfig, pictures: int) -> None:
+    """Begin a set and stop once so many of its pictures lie there."""
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress) and event.done >= pictures:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        generate_images(run, model, PROMPTS, settings, observe=watch)
+
+
+def stamps_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+
+def test_an_interrupted_set_goes_on_picture_by_picture(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, pairs = claimed(tmp_path / "run"), settings.model_copy(update={"batch": 2})
+    folder = run.images / "pictures"
+    draw_until(run, model, pairs, 2)
+    before = stamps_of(folder)
+    assert sorted(before) == ["0000.png", "0001.png"]
+    (folder / "0001.png").unlink()  # as if it had been stopped within a batch
+    told: list[Event] = []
+    images = generate_images(run, model, PROMPTS, pairs, observe=told.append)
+    assert stamps_of(folder)["0000.png"] == before["0000.png"]
+    assert next(event.done for event in told if isinstance(event, Progress)) == 1
+    whole = generate_images(claimed(tmp_path / "whole"), model, PROMPTS, pairs)
+    assert [path.read_bytes() for path in images.paths()] == [
+        path.read_bytes() for path in whole.paths()
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(path.name for path in whole.paths()), "manifest.json"]
+    )
+    told.clear()
+    generate_images(run, model, PROMPTS, pairs, observe=told.append)
+    assert isinstance(told[0], StageSkipped)
+
+
+def test_an_interrupted_set_of_other_inputs_is_refused_by_name(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, singles = claimed(tmp_path), settings.model_copy(update={"batch": 1})
+    draw_until(run, model, singles, 2)
+    before = stamps_of(run.images / "pictures")
+    with pytest.raises(RunFolderError, match=r"pictures already holds .* other prompts\."):
+        generate_images(run, model, PROMPTS[:1], singles)
+    more = singles.model_copy(update={"steps": (3,)})
+    with pytest.raises(RunFolderError, match=r"pictures already holds .* other settings\."):
+        generate_images(run, model, PROMPTS, more)
+    assert stamps_of(run.images / "pictures") == before
+
+
+def test_what_is_not_finite_is_refused_before_any_file(
+    tiny_sdxl: Path, settings: GenerateConfig, adapter: Path, tmp_path: Path
+) -> None:
+    """A decoder that overflows drew black pictures, and class images that were trained on."""
+    broken = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+    worn = [ActiveAdapter(adapter, 1e30)]
+    run = claimed(tmp_path / "adapter")
+    with pytest.raises(BaseModelError, match=r"seed \d+ is not finite: its denoiser") as caught:
+        generate_images(run, broken, PROMPTS, settings, worn)
+    assert "lower its weight" in caught.value.hint
+    assert not run.images.exists()
+    with torch.no_grad():
+        broken._pipeline.vae.decoder.conv_in.weight.mul_(1e38)
+    run = claimed(tmp_path / "decoder")
+    with pytest.raises(BaseModelError, match=r"is not finite: its autoencoder's decoder"):
+        generate_images(run, broken, PROMPTS, settings)
+    assert not run.images.exists()
+    config = small_config(broken)
+    with pytest.raises(BaseModelError, match="is not finite"):
+        make_class_images(run, broken, "a photo of a person", config.priors, 0, 64)
+    assert list(run.path.rglob("*.png")) == []
+    assert run.read_record("priors") is None
+
+
+def test_another_set_may_begin_where_none_was_drawn(
     model: Model, settings: GenerateConfig, tmp_path: Path
 ) -> None:
     run = claimed(tmp_path)
-    leftover = run.images / "pictures" / "9999.png"
-    leftover.parent.mkdir(parents=True)
-    leftover.write_bytes(b"cut off")
+    draw_until(run, model, settings, 0)
+    assert generate_images(run, model, PROMPTS[:1], settings).pictures
+
+
+def test_a_folder_of_the_users_own_is_refused_and_left_alone(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+    own = run.images / "holiday"
+    own.mkdir(parents=True)
+    (own / "0000.png").write_bytes(b"a beach")
+    (own / "notes").mkdir()
+    with pytest.raises(RunFolderError, match=r"holiday holds what no record .*: 0000\.png, notes"):
+        generate_images(run, model, PROMPTS, settings, name="holiday")
+    assert (own / "0000.png").read_bytes() == b"a beach"
+    assert sorted(path.name for path in own.iterdir()) == ["0000.png", "notes"]
+
+
+def test_a_picture_put_into_an_interrupted_set_is_not_overwritten(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, folder = claimed(tmp_path), tmp_path / "images" / "pictures"
+    singles = settings.model_copy(update={"batch": 1})
+    draw_until(run, model, singles, 1)
+    (folder / "0002.png").write_bytes(b"a beach")
+    with pytest.raises(RunFolderError, match=r"changed since it was drawn: 0002\.png"):
+        generate_images(run, model, PROMPTS, singles)
+    assert (folder / "0002.png").read_bytes() == b"a beach"
+
+
+def test_a_finished_set_with_a_changed_picture_is_refused_and_a_lost_one_drawn_again(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
     images = generate_images(run, model, PROMPTS, settings)
-    assert not leftover.exists()
-    assert len(list(images.folder.iterdir())) == len(images.pictures) + 1
+    lost, kept = images.paths()[1].read_bytes(), stamps_of(images.folder)
+    images.paths()[1].unlink()
+    assert generate_images(run, model, PROMPTS, settings) == images
+    assert images.paths()[1].read_bytes() == lost
+    assert stamps_of(images.folder) | {"0001.png": 0} == kept | {"0001.png": 0}
+    images.paths()[1].write_bytes(b"retouched")
+    with pytest.raises(RunFolderError, match=r"changed since it was drawn: 0001\.png"):
+        generate_images(run, model, PROMPTS, settings)
+    assert images.paths()[1].read_bytes() == b"retouched"
+
+
+def test_a_record_with_another_versions_field_still_tells_what_was_drawn(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+    images = generate_images(run, model, PROMPTS, settings)
+    record = run.record_file("generate-pictures")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "colour": 1}))
+    before = stamps_of(images.folder)
+    assert generate_images(run, model, PROMPTS, settings) == images
+    record.write_text("cut o")
+    with pytest.raises(RunFolderError, match="holds what no record here lists"):
+        generate_images(run, model, PROMPTS, settings)
+    assert stamps_of(images.folder) == before
 
 
 def test_weights_scale_what_is_applied(
@@ -290,13 +430,46 @@ def test_bad_requests_are_explained_and_leave_nothing(
     with pytest.raises(ConfigError, match="cannot name a set"):
         generate_images(run, model, PROMPTS, settings, name="../out")
     foreign = tmp_path / "foreign.safetensors"
-    from dreamloom.lora.reading import read_adapter
-
-    story = {"dreamloom.base": "sdxl", "dreamloom.base_fingerprint": "0" * 64}
-    write_adapter(foreign, Adapter(read_adapter(adapter).layers, story))
-    with pytest.raises(AdapterError, match="made for the base model sdxl, not for"):
+    layers = read_adapter(adapter).layers
+    wide = {name: Layer(torch.ones(2, 9), torch.ones(9, 2)) for name in layers}
+    write_adapter(foreign, Adapter(wide))
+    with pytest.raises(AdapterError, match="does not fit"):
         generate_images(run, model, PROMPTS, settings, [ActiveAdapter(foreign)])
     assert not run.images.exists()
+
+
+def test_an_adapter_of_other_weights_of_the_same_shapes_draws_with_a_note(
+    tiny_sdxl: Path, settings: GenerateConfig, adapter: Path, tmp_path: Path
+) -> None:
+    """People train on a base and draw with its fine-tunes."""
+    tuned = make_tiny_sdxl(tmp_path / "tuned", seed=1)
+    other = load_model(str(tuned), pick_runtime("cpu"))
+    told: list[Event] = []
+    worn = [ActiveAdapter(adapter)]
+    generate_images(
+        claimed(tmp_path / "a"), other, PROMPTS[:1], settings, worn, observe=told.append
+    )
+    (note,) = [event for event in told if isinstance(event, Note)]
+    assert note.warning
+    assert "one.safetensors was made for the base model tiny (" in note.text
+    # Another program puts a variant and the single file into the same folder.
+    shared = tmp_path / "shared"
+    shutil.copytree(tiny_sdxl, shared)
+    weights = "unet/diffusion_pytorch_model"
+    shutil.copyfile(shared / f"{weights}.safetensors", shared / f"{weights}.fp16.safetensors")
+    shutil.copyfile(shared / f"{weights}.safetensors", shared / "all_in_one.safetensors")
+    same, earlier = load_model(str(shared), pick_runtime("cpu")), tmp_path / "earlier.safetensors"
+    known = read_adapter(adapter)
+    assert same.identity.fingerprint == known.metadata["dreamloom.base_fingerprint"]
+    assert same.identity.earlier_fingerprint != same.identity.fingerprint
+    remembers = {"dreamloom.base_fingerprint": same.identity.earlier_fingerprint}
+    write_adapter(earlier, known.with_metadata(**remembers))
+    told.clear()
+    for number, file in enumerate((adapter, earlier)):
+        run, worn = claimed(tmp_path / f"same{number}"), [ActiveAdapter(file)]
+        images = generate_images(run, same, PROMPTS[:1], settings, worn, observe=told.append)
+        assert images.base.keys() == {"name", "family", "fingerprint", "revision"}
+    assert not any(isinstance(event, Note) for event in told)
 
 
 def test_class_images_depend_on_their_number_not_on_how_many(model: Model, tmp_path: Path) -> None:

@@ -138,6 +138,39 @@ def test_another_run_in_the_folder_is_refused_by_its_differences(
     prepare_run(run.path, drawing_only, runtime, photos)
 
 
+def test_what_is_given_with_resume_is_taken_or_refused_by_name(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    run, _, begun = prepare_run(tmp_path / "run", first, runtime, photos)
+    settings = run.settings_file.read_text()
+    for other, told in (
+        ({"subject.phrase": "zzz dog"}, r"subject\.phrase is 'rraj person' there and 'zzz dog'"),
+        ({"seed": 7}, "seed is 0 there and 7 here"),
+        ({"base": "picturebook"}, "base is .* there and 'picturebook' here"),
+        ({"train.updates": 300}, r"train\.steps is 2 there and 300 here"),
+        ({"train.learning_rate": 0.5}, r"train\.learning_rate is .* there and 0\.5 here"),
+        ({"preset": "quick"}, "there and .* here"),
+    ):
+        with pytest.raises(RunFolderError, match=told) as caught:
+            prepare_run(run.path, load_config(overrides=other), runtime, photos, resume=True)
+        assert "was begun with other settings" in caught.value.problem
+    free = {
+        "device": "cpu",
+        "train.checkpointing_steps": 1,
+        "memory.micro_batch_size": 1,
+        "generate.steps": (9,),
+        "seed": 0,
+    }
+    _, _, taken = prepare_run(run.path, load_config(overrides=free), runtime, photos, resume=True)
+    flat = taken.flat()
+    assert {name: flat[name] for name in free} == free
+    same = set(flat) - set(free)
+    assert {name: flat[name] for name in same} == {name: begun.flat()[name] for name in same}
+    prepare_run(run.path, load_config(), runtime, photos, resume=True)
+    assert run.settings_file.read_text() == settings
+
+
 def test_resume_takes_the_runs_own_settings(
     tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
 ) -> None:

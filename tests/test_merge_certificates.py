@@ -1,5 +1,6 @@
 """Certificates of merges: what holds is told, what was changed is found, parts change weight."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
+from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.certificate import (
     LAYERS_KEY,
@@ -25,6 +27,7 @@ from dreamloom.merging.files.certificate import (
     seal_holds,
     write_sealed,
 )
+from dreamloom.merging.files.convert import convert_file, resize_adapter
 from dreamloom.merging.files.merge import carry_out
 from dreamloom.merging.files.recipe import AdapterPart, Recipe, name_parts
 from dreamloom.merging.files.reweight import parse_changes, remix_merge
@@ -32,7 +35,7 @@ from dreamloom.merging.files.verify import verify_merge
 from dreamloom.merging.merging import LayerReport
 from dreamloom.merging.methods import METHODS
 from dreamloom.merging.ranks import FULL, parse_rank
-from merges import assert_same, random_adapter, random_layer
+from merges import assert_same, full_disk, random_adapter, random_layer
 
 RANKS = ({"linear": 3, "pointwise": 2, "conv": 4}, {"linear": 2, "conv": 3}, {"linear": 4})
 NAMES = ("person", "pixel", "pose")
@@ -192,6 +195,51 @@ def test_a_changed_input_is_told(parts, out):
     assert caught.value.problem.startswith(
         f"{parts[1].path} is not the file that was merged: its SHA-256 begins with "
     )
+
+
+def test_another_input_of_the_same_name_has_not_changed(parts, tmp_path):
+    """Every training's adapter is called adapter.safetensors."""
+    named = []
+    for part in parts:
+        place = tmp_path / part.path.stem / "adapter.safetensors"
+        place.parent.mkdir()
+        write_adapter(place, read_adapter(part.path))
+        named.append(replace(part, path=place))
+    out = tmp_path / "merged.safetensors"
+    carry_out(Recipe(tuple(named)), out)
+    assert verify_merge(out, tmp_path).layers
+    with pytest.raises(AdapterError) as caught:
+        verify_merge(out, named[0].path.parent)
+    assert caught.value.problem.startswith("The input adapter.safetensors (SHA-256 ")
+    assert "changed" not in f"{caught.value}"
+
+
+def test_a_full_disk_ends_every_writer_in_a_sentence_and_leaves_nothing(parts, tmp_path):
+    source, out = parts[0].path, tmp_path / "new" / "out.safetensors"
+    out.parent.mkdir()
+    merged = tmp_path / "merged.safetensors"
+    carry_out(Recipe(parts), merged)
+    kept = merged.read_bytes()
+    beside = token_embeddings_file(source).stat().st_size
+    writers = {
+        "merge": lambda: carry_out(Recipe(parts), out),
+        "convert": lambda: convert_file(source, out),
+        "resize": lambda: resize_adapter(source, out, parse_rank("1")),
+        "remix": lambda: remix_merge(merged, {"person": 0.5}, out),
+        "remix in place": lambda: remix_merge(merged, {"person": 0.5}),
+        "write": lambda: write_adapter(out, read_adapter(source)),
+    }
+    # At first no byte fits, then the new words do and the adapter does not.
+    for (name, write), room in itertools.product(writers.items(), (0, beside)):
+        with full_disk(room), pytest.raises(RunFolderError) as caught:
+            write()
+        named = merged if name == "remix in place" else out
+        assert caught.value.problem.startswith(f"{named} cannot be written: "), name
+        assert "File too large" in caught.value.problem
+        assert caught.value.exit_code == 1
+        assert list(out.parent.iterdir()) == []
+    assert merged.read_bytes() == kept
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_missing_input_is_told(parts, out):

@@ -314,7 +314,7 @@ def test_a_base_that_is_not_here_is_explained(tmp_path: Path) -> None:
         load_model(str(tmp_path / "gone.safetensors"), runtime)
     with pytest.raises(BaseModelError, match=r"no model_index\.json"):
         load_model(str(tmp_path), runtime)
-    with pytest.raises(BaseModelError, match="no base model that DreamLoom knows"):
+    with pytest.raises(BaseModelError, match="There is no base model"):
         load_model("no such thing", runtime)
 
 

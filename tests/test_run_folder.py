@@ -16,6 +16,7 @@ from dreamloom.core.events import LossLogged, Note, StageStarted
 from dreamloom.core.run_folder import (
     Record,
     RunFolder,
+    atomic_folder,
     atomic_path,
     file_sha256,
     fingerprint,
@@ -91,6 +92,34 @@ def test_files_have_the_mode_of_any_other_new_file(tmp_path, mask, mode):
         assert os.umask(mask) == mask
     finally:
         os.umask(before)
+
+
+def test_a_write_leaves_the_processs_umask_alone(tmp_path, monkeypatch):
+    """Another thread would make files that all the world may write to."""
+
+    def refuse(mask):
+        raise AssertionError(f"the umask was set to {mask}")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    write_text(tmp_path / "a.txt", "text")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX syncs folders")
+def test_contents_reach_the_disk_before_the_name_and_the_folder_after_it(tmp_path, monkeypatch):
+    seen = []
+
+    def sync(handle):
+        folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        seen.append(("folder" if folder else "file", (tmp_path / "a").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(tmp_path / "a", "text")
+    assert seen == [("file", False), ("folder", True)]
+    (tmp_path / "a").unlink()
+    seen.clear()
+    with atomic_folder(tmp_path / "a") as fresh:
+        (fresh / "inner").write_text("text")
+    assert seen == [("file", False), ("folder", False), ("folder", True)]
 
 
 def test_json_is_readable_and_keeps_umlauts(tmp_path):
@@ -304,12 +333,27 @@ def test_a_stage_whose_file_is_gone_is_not_finished(trained):
 
 
 @pytest.mark.parametrize(
-    "damaged", [b"", b'{"stage": "tra', b"[]", b'{"stage": "train", "colour": 1}', b"\xff\xfe{"]
+    "damaged", [b"", b'{"stage": "tra', b"[]", b'{"stage": 1, "inputs": {}}', b"\xff\xfe{"]
 )
 def test_a_damaged_record_is_as_good_as_none(trained, damaged):
     trained.record_file("train").write_bytes(damaged)
     assert trained.read_record("train") is None
     assert trained.finished("train", INPUTS) is None
+
+
+def test_a_field_of_another_version_is_passed_over(trained):
+    file, known = trained.record_file("train"), trained.read_record("train")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "colour": 1}))
+    assert trained.read_record("train") == known
+    assert trained.finished("train", INPUTS) == known
+
+
+@pytest.mark.parametrize("left", [b"", b"weight", b"weighty"])
+def test_a_stage_whose_file_has_changed_is_not_finished(trained, left):
+    trained.adapter.write_bytes(left)
+    assert trained.finished("train", INPUTS) is None
+    trained.adapter.write_bytes(b"weights")
+    assert trained.finished("train", INPUTS) is not None
 
 
 def test_a_stage_without_a_record_is_not_finished(run):

@@ -13,6 +13,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
 from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
@@ -80,6 +81,36 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [event.update for event in told if isinstance(event, LossLogged)] == [4]
     assert equal(whole, resumed)
     assert not any(run.checkpoints.iterdir())
+
+
+def test_the_mean_loss_of_a_resumed_run_counts_the_whole_run(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    config = small_config(model, train__updates=21)
+    train(tmp_path / "whole", model, sets, config)
+    run = claimed(tmp_path / "stopped")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, LossLogged) and event.update == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingError, match="Stopped after update 20"):
+        train_adapter(run, model, *sets, config, interrupt)
+    train(run.path, model, sets, config)
+    whole, resumed = (one.read_record("train") for one in (RunFolder(tmp_path / "whole"), run))
+    assert whole is not None
+    assert resumed is not None
+    assert resumed.results["mean_loss_last_tenth"] == whole.results["mean_loss_last_tenth"]
+
+
+def test_an_adapter_cut_off_to_nothing_is_trained_again(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    lazy, _ = train(tmp_path, model, sets)
+    whole = {key: tensor.clone() for key, tensor in lazy.items()}  # not mapped from the file
+    (tmp_path / "adapter.safetensors").write_bytes(b"")
+    again, _ = train(tmp_path, model, sets)
+    assert equal(whole, again)
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(

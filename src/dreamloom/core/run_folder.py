@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,9 @@ from pydantic import BaseModel, Field
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, Observer
 from dreamloom.core.toml_files import ClosedModel
+
+TEMPORARY = ".writing-"
+"""How the names of files begin that are being written."""
 
 _LIBRARIES = ("dreamloom", "torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 
@@ -91,22 +95,60 @@ def file_sha256(path: Path) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` when the block succeeds.
 
-    A block that fails, or a process that dies in it, leaves ``path`` as it was. The temporary
-    name keeps the suffix, because some writers choose their format by it.
+    A block that fails, or a process that dies in it, leaves ``path`` as it was; so does a power
+    cut, for the contents reach the disk before the name does. The temporary name keeps the
+    suffix, because some writers choose their format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}"
+    # Made here, the file has the mode of any other new one; only the system knows the umask
+    # without changing it for all threads. A writer that replaces the file may make it private.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; results are meant to be shared like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode)
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's names, are on the disk."""
+    if path.is_dir():
+        # Windows opens no folders, and some network drives sync none.
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        return
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Let what the system says of a block that only writes be an error that names ``path``.
+
+    Raises:
+        RunFolderError: If the disk is full, may not be written to, or fails.
+    """
+    try:
+        yield
+    except (OSError, RunFolderError) as error:
+        # A writer inside may have said so of a temporary name.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise RunFolderError(
+            f"{path} cannot be written: {cause.strerror or cause}.",
+            "Make room there, or name another place to write; nothing was half-written.",
+        ) from cause
 
 
 @contextmanager
@@ -116,13 +158,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A block that fails leaves ``path`` as it was, and nothing beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as workplace:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as workplace:
         fresh = Path(workplace) / path.name
         fresh.mkdir()
         yield fresh
+        for written in (*(file for file in fresh.rglob("*") if file.is_file()), fresh):
+            _sync(written)
+        old = Path(workplace) / "old"
         if path.exists():
-            path.rename(Path(workplace) / "old")
-        fresh.rename(path)
+            path.rename(old)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -205,21 +256,38 @@ class RunFolder:
         write_text(self.record_file(record.stage), record.model_dump_json(indent=2) + "\n")
 
     def read_record(self, stage: str) -> Record | None:
-        """Read a stage's record; None if the stage has not finished, or its record is damaged."""
+        """Read a stage's record; None if the stage has not finished, or its record is damaged.
+
+        Fields that another version of DreamLoom wrote are passed over.
+        """
         path = self.record_file(stage)
         if not path.is_file():
             return None
         try:
-            return Record.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError:
+            written = dict(json.loads(path.read_text(encoding="utf-8")))
+            known = {name: written[name] for name in Record.model_fields if name in written}
+            return Record.model_validate(known)
+        except (ValueError, TypeError):
             return None
 
     def finished(self, stage: str, inputs: Mapping[str, str]) -> Record | None:
-        """Return a stage's record if it was made from just these inputs and its files exist."""
+        """Return a stage's record if it was made from just these inputs and its files are there.
+
+        A file whose bytes are not those that were written, such as an adapter cut off by a full
+        disk, is as good as gone.
+        """
         record = self.read_record(stage)
         if record is None or record.inputs != dict(inputs):
             return None
-        return record if all((self.path / name).exists() for name in record.outputs) else None
+        return record if not self.list_changed(record) else None
+
+    def list_changed(self, record: Record) -> list[str]:
+        """List the outputs of a record that are gone or not as they were written."""
+        return [
+            name
+            for name, sha256 in record.outputs.items()
+            if not (self.path / name).is_file() or file_sha256(self.path / name) != sha256
+        ]
 
     def hash_outputs(self, *paths: Path) -> dict[str, str]:
         """Hash files of this run for a record, by their path inside the folder."""

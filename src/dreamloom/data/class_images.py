@@ -36,10 +36,11 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
+from dreamloom.data.foreign_files import refuse_foreign_class_images
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
-from dreamloom.data.photos.prepare import is_prepared, prepare_each
+from dreamloom.data.photos.prepare import prepare_each
 from dreamloom.models.base import Model, Sampler, Shot
 
 BATCH = 8
@@ -85,6 +86,8 @@ class _Shelf:
     drawn: dict[int, DrawnClassImage]
     replaces: str
     """Why images in the run cannot be used, if there are such."""
+    listed: dict[str, str]
+    """The hash of each image that belongs to a finished set, whether it is there or not."""
 
     def lack(self, numbers: Sequence[int]) -> list[int]:
         return [number for number in numbers if number not in self.drawn]
@@ -119,6 +122,8 @@ def make_class_images(
 
     Raises:
         ConfigError: If the scheduler is unknown.
+        RunFolderError: If ``priors/`` holds another set with files that are not of it.
+        BaseModelError: If the base model draws what is not finite.
     """
     recipe = _make_recipe(model, prompt, config, seed, resolution_px)
     shelf = _find_shelf(run, recipe)
@@ -131,10 +136,22 @@ def make_class_images(
     observe(StageStarted("priors", _announce(prompt, config.count, len(missing))))
     if shelf.replaces:
         observe(Note("priors", shelf.replaces))
+    lost = {
+        name: sha256 for name, sha256 in shelf.listed.items() if int(Path(name).stem) in missing
+    }
+    if lost:
+        text = f"lost or changed since they were drawn, and drawn again: {name_some(list(lost))}"
+        observe(Note("priors", text, warning=True))
     with measure_effort(model.runtime) as effort:
         drawn = {**shelf.drawn, **_draw(shelf, model, recipe, numbers, (0, 1), observe)}
         write_manifest(_describe_set(shelf.folder, recipe, drawn, config.count))
         _put_in_place(shelf.folder, run)
+    others = [one.file for one in drawn.values() if lost.get(one.file, one.sha256) != one.sha256]
+    if others:
+        text = (
+            f"not the same to the last bit as before, so a training learns otherwise: {others[0]}"
+        )
+        observe(Note("priors", text, warning=True))
     priors = _describe_set(run.priors, recipe, drawn, config.count)
     run.write_record(
         Record(
@@ -226,10 +243,12 @@ def _find_shelf(run: RunFolder, recipe: _Recipe) -> _Shelf:
     except DreamLoomError:
         old = None
     if old and old.made_from == recipe.made_from:
-        return _Shelf(run.priors, _find_unharmed(run.priors, old.drawn), "")
+        listed = {one.file: one.sha256 for one in old.drawn}
+        return _Shelf(run.priors, _find_unharmed(run.priors, old.drawn), "", listed)
+    refuse_foreign_class_images(run, _JOURNALS)
     waiting = run.path / f"{_WAITING}{recipe.made_from[:16]}"
     replaces = _name_differences(old, recipe) if run.priors.exists() else ""
-    return _Shelf(waiting, _find_unharmed(waiting, ()), replaces)
+    return _Shelf(waiting, _find_unharmed(waiting, ()), replaces, {})
 
 
 def _find_unharmed(folder: Path, listed: Sequence[DrawnClassImage]) -> dict[int, DrawnClassImage]:
@@ -348,10 +367,11 @@ def load_class_images(
     listing = list_class_images(folder)
     made_from = fingerprint([hash_file(path) for path in listing.pictures], resolution_px)
     inputs = {"class_images": made_from, "prompt": prompt, "resolution_px": str(resolution_px)}
-    if is_prepared(run, "priors", inputs):
+    if run.finished("priors", inputs):
         known = len(listing.pictures)
         observe(StageSkipped("priors", f"the {known} class images are prepared already"))
         return read_class_image_set(run.priors)
+    refuse_foreign_class_images(run, _JOURNALS)
     observe(StageStarted("priors", f"{count(listing.pictures, 'class image')} in {folder}"))
     with atomic_folder(run.priors) as fresh:
         names, small = _crop_squares(listing.pictures, fresh, resolution_px, observe)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError, RunFolderError
-from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.events import (
+    Note,
+    Observer,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+    silent,
+)
 from dreamloom.core.manifests import (
     MANIFEST,
     AdapterEntry,
@@ -25,7 +35,16 @@ from dreamloom.core.manifests import (
     read_image_set,
     write_manifest,
 )
-from dreamloom.core.run_folder import Record, RunFolder, atomic_path, file_sha256, fingerprint
+from dreamloom.core.run_folder import (
+    Record,
+    RunFolder,
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    write_text,
+)
+from dreamloom.data.foreign_files import list_foreign_files
+from dreamloom.data.photos.listing import name_some
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -40,7 +59,10 @@ from dreamloom.models.lora_schedule import (
     parse_curve,
     set_lora_schedules,
 )
-from dreamloom.models.session import follow_noise_schedule, refuse_other_base
+from dreamloom.models.session import follow_noise_schedule, tell_other_base
+
+# Lists an unfinished set's pictures: what they are drawn from, then each one's hash.
+_JOURNAL = "unfinished.jsonl"
 
 
 @dataclass(frozen=True)
@@ -124,7 +146,8 @@ def generate_images(
     """Draw every prompt with every seed, scheduler and number of steps into ``images/<name>``.
 
     Two sets drawn with the same settings pair up picture by picture: same prompt, same seed,
-    same noise. An earlier set with the same inputs is kept.
+    same noise. An earlier set with the same inputs is kept, and an interrupted one goes on: only
+    what is missing is drawn. What lies in the folder otherwise is neither used nor deleted.
 
     Args:
         run: Where the pictures and the record go.
@@ -137,8 +160,11 @@ def generate_images(
         composition: How several adapters are applied together.
 
     Raises:
-        AdapterError: If an adapter cannot be read or belongs to another base model.
-        RunFolderError: If a finished set of that name was drawn otherwise.
+        AdapterError: If an adapter cannot be read or does not fit the base model; one that was
+            made for other weights of the same shapes is told of.
+        RunFolderError: If a set of that name was drawn otherwise or has changed since, or its
+            folder holds other files.
+        BaseModelError: If what is drawn is not finite.
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
     """
@@ -163,22 +189,22 @@ def generate_images(
     }
     folder = run.images / name
     if run.finished(stage, inputs):
+        (folder / _JOURNAL).unlink(missing_ok=True)
         observe(StageSkipped(stage, "already drawn"))
         return read_image_set(folder)
-    if (folder / MANIFEST).is_file() and run.read_record(stage):
-        raise RunFolderError(
-            f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
-            "Give this set another --name, or draw into another --out.",
-        )
     plan = _plan(prompts, config)
-    observe(StageStarted(stage, f"{len(plan)} pictures"))
+    drawn = _find_drawn(folder, run.read_record(stage), inputs, [one.file for one in plan])
+    missing = sum(picture.file not in drawn for picture in plan)
+    earlier = f"{missing} of " if drawn else ""
+    observe(StageStarted(stage, f"{earlier}{len(plan)} pictures"))
+    for part, adapter in zip(active, adapters, strict=True):
+        if told := tell_other_base(str(part.path), adapter, model):
+            observe(Note(stage, f"{told}; it fits, and draws otherwise than there", warning=True))
     with measure_effort(model.runtime) as effort:
-        # What lies there is the beginning of a set that was never finished.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        journal = _Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
         with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
-            _draw(model, plan, folder, config.batch, stage, observe)
+            _draw(model, plan, journal, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
             base=model.identity.as_dict(),
@@ -195,7 +221,10 @@ def generate_images(
             inputs=inputs,
             settings=config.model_dump(mode="json") | {"manner": asdict(composition)},
             outputs=run.hash_outputs(manifest, *images.paths()),
-            results={"pictures": len(plan), "seconds_per_picture": effort.seconds / len(plan)},
+            results={
+                "pictures": len(plan),
+                "seconds_per_picture": effort.seconds / (missing or len(plan)),
+            },
             base=model.identity.as_dict(),
             seed=config.first_seed,
             runtime=model.runtime.name,
@@ -203,6 +232,7 @@ def generate_images(
             peak_mib=effort.peak_mib,
         )
     )
+    (folder / _JOURNAL).unlink(missing_ok=True)
     observe(StageDone(stage, effort.seconds, str(folder)))
     return images
 
@@ -239,7 +269,6 @@ def check_request(
         )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
-        refuse_other_base(str(part.path), adapter, model)
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
@@ -302,10 +331,100 @@ def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
     ]
 
 
+def _find_drawn(
+    folder: Path, record: Record | None, inputs: Mapping[str, str], files: Sequence[str]
+) -> dict[str, str]:
+    """Find which of a set's pictures lie in its folder, unharmed; give the hash of each.
+
+    Raises:
+        RunFolderError: If the folder holds a set drawn otherwise, a picture that was changed, or
+            files that are nobody's.
+    """
+    made_from, known = _read_journal(folder)
+    if not any((folder / name).exists() for name in known):
+        made_from = None  # stopped before the first picture
+    foreign = list_foreign_files(folder, [_JOURNAL, *(() if made_from is None else known)])
+    if made_from is None and record is not None and foreign:
+        made_from = record.inputs
+        known = {Path(name).name: sha256 for name, sha256 in record.outputs.items()}
+    elsewhere = "Give this set another --name, or draw into another --out."
+    if made_from is None:
+        if foreign:
+            raise RunFolderError(
+                f"{folder} holds what no record here lists: {name_some(foreign)}.", elsewhere
+            )
+        return {}
+    differing = [name for name, value in inputs.items() if made_from.get(name) != value]
+    if differing:
+        raise RunFolderError(
+            f"{folder} already holds pictures drawn with other {', '.join(differing)}.", elsewhere
+        )
+    # The list of an unfinished set, which a journal does not know, is written anew.
+    there = [name for name in (*files, MANIFEST) if (folder / name).exists()]
+    there = [name for name in there if name != MANIFEST or name in known]
+    changed = [name for name in there if known.get(name) != file_sha256(folder / name)]
+    if changed:
+        raise RunFolderError(
+            f"{folder} holds what was changed since it was drawn: {name_some(changed)}.",
+            "Move that elsewhere to have it drawn again, or give this set another --name.",
+        )
+    return {name: known[name] for name in there if name != MANIFEST}
+
+
+def _read_journal(folder: Path) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """Read what an unfinished set is drawn from, None where there is none, and its hashes."""
+    try:
+        lines = (folder / _JOURNAL).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None, {}
+    made_from: dict[str, str] | None = None
+    known: dict[str, str] = {}
+    for line in lines:
+        try:
+            entry = dict(json.loads(line))
+            made_from = entry.get("inputs", made_from)
+            known |= {entry["file"]: entry["sha256"]} if "file" in entry else {}
+        except (ValueError, TypeError, KeyError):
+            continue  # cut off when the process died, before that picture had its name
+    return made_from, known
+
+
+class _Journal:
+    """Keeps pictures of an unfinished set, and writes down what they are drawn from.
+
+    Args:
+        folder: Where they go.
+        inputs: What the set is drawn from.
+        drawn: The hash of each picture that is there.
+    """
+
+    def __init__(self, folder: Path, inputs: Mapping[str, str], drawn: Mapping[str, str]) -> None:
+        self.drawn = dict(drawn)
+        self._folder = folder
+        self._inputs = dict(inputs)
+        self._is_begun = False
+
+    def keep(self, name: str, image: Image.Image) -> None:
+        """Save a picture; nothing is written before the first."""
+        file = self._folder / _JOURNAL
+        if not self._is_begun:
+            entries = [{"file": name, "sha256": sha256} for name, sha256 in self.drawn.items()]
+            lines = [json.dumps(entry) for entry in ({"inputs": self._inputs}, *entries)]
+            write_text(file, "\n".join(lines) + "\n")
+            self._is_begun = True
+        with atomic_path(self._folder / name) as temporary:
+            image.save(temporary)
+            sha256 = file_sha256(temporary)
+            # Before the picture has its name: whatever bears one is known.
+            with file.open("a", encoding="utf-8") as journal:
+                journal.write("\n" + json.dumps({"file": name, "sha256": sha256}) + "\n")
+        self.drawn[name] = sha256
+
+
 def _draw(
     model: Model,
     plan: Sequence[Picture],
-    folder: Path,
+    journal: _Journal,
     batch: int,
     stage: str,
     observe: Observer,
@@ -315,15 +434,17 @@ def _draw(
             one.scheduler, one.steps, one.guidance, one.guidance_interval, one.cache_interval
         )
 
-    done = 0
-    observe(Progress(stage, "drawing", 0, len(plan)))
+    observe(Progress(stage, "drawing", len(journal.drawn), len(plan)))
     for sampler, group in itertools.groupby(plan, key=sampler_of):
         pictures = list(group)
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
+            missing = [picture for picture in some if picture.file not in journal.drawn]
+            if not missing:
+                continue
+            # All of a batch, for the last bits of a picture depend on what is drawn beside it.
             shots = [Shot(picture.prompt, picture.seed) for picture in some]
             for picture, image in zip(some, model.sample(shots, sampler, batch=batch), strict=True):
-                with atomic_path(folder / picture.file) as temporary:
-                    image.save(temporary)
-            done += len(some)
-            observe(Progress(stage, "drawing", done, len(plan)))
+                if picture.file not in journal.drawn:
+                    journal.keep(picture.file, image)
+            observe(Progress(stage, "drawing", len(journal.drawn), len(plan)))

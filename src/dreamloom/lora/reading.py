@@ -14,6 +14,7 @@ from torch import Tensor
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
 from dreamloom.lora.assembly import ScaleOf, assemble_layer, name_stored_kind, stack_layers
+from dreamloom.lora.base_names import recall_base
 from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
 from dreamloom.lora.key_names import (
     LAYOUT_KEY,
@@ -108,7 +109,7 @@ def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFil
         tensors, header = open_tensors(path)
         configs = read_header_config(str(path), header.get(CONFIG_KEY))
         words = read_token_embeddings(path, header)
-        found = _Found(str(path), tensors, header, configs, words)
+        found = _Found(str(path), tensors, recall_base(path, header), configs, words)
     metadata = {name: text for name, text in found.metadata.items() if name not in _MADE_ANEW}
     _refuse_impossible(found)
     state = _read_other_kind(found)

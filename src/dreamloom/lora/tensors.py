@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
+from dreamloom.core.run_folder import atomic_path, explain_write_errors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that can run code when they are opened."""
@@ -51,6 +54,22 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "The file may be cut off; copy or download it again.",
         ) from error
     return tensors, metadata
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], hash_key: str = ""
+) -> None:
+    """Write a safetensors file, its header's entries in order; see `sort_header`.
+
+    Raises:
+        RunFolderError: If it cannot be written, for example because the disk is full.
+    """
+    with explain_write_errors(path), atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        sort_header(temporary, hash_key)
 
 
 def is_finite(tensor: Tensor) -> bool:

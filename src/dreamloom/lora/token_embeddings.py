@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.core.run_folder import atomic_path, file_sha256
-from dreamloom.lora.tensors import sort_header
+from dreamloom.core.run_folder import file_sha256
+from dreamloom.lora.tensors import save_tensors
 
 TOKENS_KEY, HASH_KEY = "dreamloom.words", "dreamloom.words_sha256"
 # What tools call SDXL's two text encoders in files of embeddings.
@@ -56,9 +55,7 @@ def write_token_embeddings(path: Path, words: TokenEmbeddings) -> dict[str, str]
             f"The embedding of {', '.join(listed)} is not finite.", "Nothing was written."
         )
     header = {"format": "pt", TOKENS_KEY: json.dumps(listed)}
-    with atomic_path(beside) as temporary:
-        save_file(tensors, temporary, metadata=header)
-        sort_header(temporary)
+    save_tensors(beside, tensors, header)
     return {TOKENS_KEY: json.dumps(listed), HASH_KEY: file_sha256(beside)}
 
 

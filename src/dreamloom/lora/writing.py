@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.core.run_folder import atomic_path
+from dreamloom.core.run_folder import TEMPORARY, explain_write_errors
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.base_names import BASE_KEY, publish_base
 from dreamloom.lora.key_names import LAYOUT_KEY, name_for_kohya, name_for_kohya_diffusers
 from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
 from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora
 from dreamloom.lora.reading import NAMES_KEY
 from dreamloom.lora.sdxl_layers import respell_text, sdxl_layers
-from dreamloom.lora.tensors import sort_header
-from dreamloom.lora.token_embeddings import write_token_embeddings
+from dreamloom.lora.tensors import save_tensors
+from dreamloom.lora.token_embeddings import token_embeddings_file, write_token_embeddings
 
 FileFormat = Literal["peft", "kohya", "kohya-diffusers"]
 """PEFT's names, as diffusers reads them; or kohya's, as ComfyUI and AUTOMATIC1111 read them, with
@@ -50,6 +52,7 @@ def write_adapter(
     Raises:
         AdapterError: If the name does not end in .safetensors, there is no layer, a weight is
             not finite in ``dtype``, or the format cannot hold the adapter.
+        RunFolderError: If the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise AdapterError(
@@ -66,18 +69,29 @@ def write_adapter(
         if not torch.isfinite(tensor).all():
             layer = re.sub(r"\.(lora_|hada_|lokr_|oft_).*", "", key)
             raise AdapterError(f"The update of {layer} is not finite.", "Nothing was written.")
-    header = {
-        **adapter.metadata,
-        **metadata,
-        "format": "pt",
-        **write_token_embeddings(path, adapter.tokens),
-    }
-    if format != "peft":
-        header = {**make_modelspec(header), **header}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
-        described = any(key.startswith("modelspec.") for key in header)
-        sort_header(temporary, HASH_KEY if described else "")
+    header = {**adapter.metadata, **metadata, "format": "pt"}
+    if BASE_KEY in header:
+        header[BASE_KEY] = publish_base(header[BASE_KEY])
+    if not adapter.tokens:
+        _write_layers(path, tensors, header, format)
+        return
+    # Two files that belong together appear together, or not at all.
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as workplace:
+            fresh = Path(workplace) / path.name
+            words = write_token_embeddings(fresh, adapter.tokens)
+            _write_layers(fresh, tensors, header | words, format)
+            for file in (token_embeddings_file(fresh), fresh):
+                file.replace(path.with_name(file.name))
+
+
+def _write_layers(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], format: FileFormat
+) -> None:
+    header = dict(header) if format == "peft" else {**make_modelspec(header), **header}
+    described = any(key.startswith("modelspec.") for key in header)
+    save_tensors(path, tensors, header, HASH_KEY if described else "")
 
 
 def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:

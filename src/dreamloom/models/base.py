@@ -177,16 +177,18 @@ class BaseIdentity:
         family: The family that loaded it.
         fingerprint: Hash over the files of the weights; adapters remember it.
         revision: The hub's commit, or an empty string.
+        earlier_fingerprint: What adapters of before remember of it, where that is another.
     """
 
     name: str
     family: str
     fingerprint: str
     revision: str = ""
+    earlier_fingerprint: str = ""
 
     def as_dict(self) -> dict[str, str]:
         """The same as a dictionary, for records."""
-        return asdict(self)
+        return {name: v for name, v in asdict(self).items() if name != "earlier_fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -363,7 +365,11 @@ class Model(Protocol):
         batch: int = 8,
         on_picture: OnProgress = no_progress,
     ) -> list[Image.Image]:
-        """Draw one picture per shot, square, in the order of the shots."""
+        """Draw one picture per shot, square, in the order of the shots.
+
+        Raises:
+            BaseModelError: If what denoiser or decoder give is not finite.
+        """
         ...
 
 

@@ -35,7 +35,8 @@ def load_model(base: str, runtime: Runtime, memory_options: MemoryOptions | None
         if family.recognises(base):
             return family.load(base, runtime, memory_options or NO_SAVINGS)
     raise BaseModelError(
-        f"--base {base} is no base model that DreamLoom knows how to load.",
-        "Give picturebook, sdxl, a hub id like owner/name, a folder in diffusers' layout, "
-        "or a .safetensors checkpoint.",
+        f"There is no base model {base} here: it is no known name, hub id, folder or checkpoint.",
+        "An adapter tells no more than its base's name. Name the base with --base: picturebook, "
+        "sdxl, a hub id like owner/name, a folder in diffusers' layout, or a .safetensors "
+        "checkpoint.",
     )

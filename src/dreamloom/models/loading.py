@@ -20,7 +20,12 @@ from torch import nn
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import BaseModelError
 from dreamloom.models import sdxl_configs, single_files
-from dreamloom.models.weight_files import fetch_pipeline, fingerprint_weights
+from dreamloom.models.weight_files import (
+    fetch_pipeline,
+    find_variant,
+    fingerprint_every_weight,
+    fingerprint_weights,
+)
 from dreamloom.picturebook import weights_folder
 
 # SDXL's own autoencoder overflows in half precision; this one was tuned not to.
@@ -44,6 +49,8 @@ class BaseSource:
         pipeline: The pipeline, on the CPU.
         fingerprint: Hash over the files of the weights; see `fingerprint_weights`.
         revision: The hub's commit, or an empty string.
+        earlier_fingerprint: The same over all weight files, whether loaded or not; see
+            `fingerprint_every_weight`.
         vae_float32: The autoencoder computes in float32 although the rest does not: its own
             dtype says so, it takes pictures in that dtype, and it takes latents in any.
         notes: What the user should know of how the model was loaded, one sentence each.
@@ -52,6 +59,7 @@ class BaseSource:
     pipeline: StableDiffusionXLPipeline
     fingerprint: str
     revision: str = ""
+    earlier_fingerprint: str = ""
     vae_float32: bool = False
     notes: tuple[str, ...] = ()
 
@@ -123,10 +131,10 @@ def _load_pipeline(folder: Path, dtype: torch.dtype, vae: _Autoencoder, **more: 
         add_watermarker=False,
         use_safetensors=True,
         dtype=dtype,
-        variant=_find_variant(folder),
+        variant=find_variant(folder),
         **vae.options,
     )
-    return _finish(pipeline, fingerprint_weights(folder), vae, **more)
+    return _finish(pipeline, folder, vae, **more)
 
 
 def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> BaseSource:
@@ -155,11 +163,11 @@ def _load_checkpoint(path: Path, dtype: torch.dtype, configs: Path | None) -> Ba
     if changes:
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
-    return _finish(pipeline, fingerprint_weights(path), vae)
+    return _finish(pipeline, path, vae)
 
 
 def _finish(
-    pipeline: StableDiffusionXLPipeline, fingerprint: str, vae: _Autoencoder, revision: str = ""
+    pipeline: StableDiffusionXLPipeline, path: Path, vae: _Autoencoder, revision: str = ""
 ) -> BaseSource:
     in_float32 = vae.module is not None and vae.module.dtype != pipeline.unet.dtype
     if in_float32:
@@ -168,7 +176,14 @@ def _finish(
             lambda layer, inputs: (inputs[0].to(layer.weight.dtype), *inputs[1:])
         )
     notes = (vae.note,) if vae.note else ()
-    return BaseSource(pipeline, fingerprint, revision, in_float32, notes)
+    return BaseSource(
+        pipeline,
+        fingerprint_weights(path),
+        revision,
+        fingerprint_every_weight(path),
+        in_float32,
+        notes,
+    )
 
 
 def _choose_autoencoder(
@@ -206,7 +221,7 @@ def _choose_autoencoder(
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
-            variant=_find_variant(folder),
+            variant=find_variant(folder),
         )
     return _Autoencoder(own, note)
 
@@ -255,13 +270,6 @@ def _shape_of(config: Any) -> list[Any]:
     """What two autoencoders must have in common so that their latents are the same."""
     names = ("block_out_channels", "latent_channels", "scaling_factor", "layers_per_block")
     return [list(v) if isinstance(v, list | tuple) else v for v in map(config.get, names)]
-
-
-def _find_variant(folder: Path) -> str | None:
-    """Choose half-precision files where a folder holds no others."""
-    unet = folder / "unet"
-    names = [file.name for file in unet.glob("*.safetensors")] if unet.is_dir() else []
-    return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 def _check_index(folder: Path) -> None:

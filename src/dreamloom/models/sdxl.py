@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreamloom.core.device import Runtime, send
+from dreamloom.core.errors import BaseModelError
 from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import gather_token_embeddings
@@ -90,7 +91,9 @@ class SDXLFamily:
     ) -> SDXLModel:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
         source = load_source(base, runtime)
-        identity = BaseIdentity(base, self.name, source.fingerprint, source.revision)
+        identity = BaseIdentity(
+            base, self.name, source.fingerprint, source.revision, source.earlier_fingerprint
+        )
         return SDXLModel(source.pipeline, identity, runtime, source.notes, memory_options)
 
 
@@ -371,7 +374,7 @@ class SDXLModel:
                     some = shots[first : min(first + batch, len(shots))]
                     rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
                     drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
-                pictures += self._decode(torch.cat(drawn))
+                pictures += self._decode(torch.cat(drawn), shots[start : start + at_once])
                 on_picture(len(pictures), len(shots))
         return pictures
 
@@ -396,11 +399,26 @@ class SDXLModel:
             ).images
         return latents
 
-    def _decode(self, latents: Float[Tensor, "images channels height width"]) -> list[Image.Image]:
+    def _decode(
+        self, latents: Float[Tensor, "images channels height width"], shots: Sequence[Shot]
+    ) -> list[Image.Image]:
         pictures: list[Image.Image] = []
-        for one in latents.split(1):
-            pictures += self._pipeline.image_processor.postprocess(self.decode(one))
+        for one, shot in zip(latents.split(1), shots, strict=True):
+            self._refuse_broken(one, shot, "its denoiser")
+            pixels = self.decode(one)
+            self._refuse_broken(pixels, shot, "its autoencoder's decoder")
+            pictures += self._pipeline.image_processor.postprocess(pixels)
         return pictures
+
+    def _refuse_broken(self, drawn: Tensor, shot: Shot, part: str) -> None:
+        """Refuse what would be a black picture, before anybody saves it or learns from it."""
+        if not torch.isfinite(drawn).all():
+            raise BaseModelError(
+                f"What {self.identity.name} draws of “{shot.prompt}” with seed {shot.seed} is not "
+                f"finite: {part} gives NaN or infinity.",
+                "If an adapter is applied, lower its weight; in half precision, use "
+                "--set precision=fp32; otherwise the base model itself is broken.",
+            )
 
     @torch.no_grad()
     def decode(

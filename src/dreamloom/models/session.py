@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.base_names import BASE_KEY, FINGERPRINT_KEY
 from dreamloom.models.base import NO_SAVINGS, MemoryOptions, Model
 from dreamloom.models.families import load_model
 
@@ -46,22 +47,34 @@ def follow_noise_schedule(model: Model, adapters: Iterable[Adapter]) -> None:
     model.set_zero_terminal_snr("true" in trained)
 
 
-def refuse_other_base(named: str, adapter: Adapter, model: Model) -> None:
-    """Refuse an adapter that says it was made for another base model.
+def tell_other_base(named: str, adapter: Adapter, model: Model) -> str:
+    """Say that an adapter was made for other weights than a base model's; empty if it was not.
+
+    It can be drawn with where it fits: people train on a base and draw with its fine-tunes.
 
     Args:
-        named: What the message calls it.
+        named: What the sentence calls it.
         adapter: The adapter.
         model: The base model as it is here.
+    """
+    made_for, here = adapter.metadata.get(FINGERPRINT_KEY), model.identity
+    if not made_for or made_for in (here.fingerprint, here.earlier_fingerprint):
+        return ""
+    other = adapter.metadata.get(BASE_KEY, "of another kind")
+    return (
+        f"{named} was made for the base model {other} ({made_for[:8]}), not for {here.name} as it "
+        f"is here ({here.fingerprint[:8]})"
+    )
+
+
+def refuse_other_base(named: str, adapter: Adapter, model: Model) -> None:
+    """Refuse an adapter that was made for other weights, where the result would hang on them.
 
     Raises:
-        AdapterError: If so.
+        AdapterError: As `tell_other_base` says it.
     """
-    made_for = adapter.metadata.get("dreamloom.base_fingerprint")
-    if made_for and made_for != model.identity.fingerprint:
-        other = adapter.metadata.get("dreamloom.base", "of another kind")
+    told = tell_other_base(named, adapter, model)
+    if told:
         raise AdapterError(
-            f"{named} was made for the base model {other}, not for {model.identity.name} as it is "
-            "here.",
-            "Name that base model with --base, or train the adapter again.",
+            f"{told}.", "Name that base model with --base, or train the adapter again."
         )

@@ -98,7 +98,9 @@ def read_header(path: Path) -> Header:
             "Name the .safetensors file of the same model; most are published as one, too.",
         )
     if not path.is_file():
-        raise BaseModelError(f"There is no checkpoint at {path}.", "Check the path.")
+        raise BaseModelError(
+            f"There is no checkpoint at {path}.", "Check the path, or name the base with --base."
+        )
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ _OPEN_CLIP_LAYERS = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors and so on.
+_VARIANT = re.compile(
+    r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors"
+)
 _EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
@@ -268,17 +273,47 @@ def _place_open_clip(file: TensorFile, key: str) -> dict[str, TensorPlace]:
     return {}
 
 
+def find_variant(folder: Path) -> str | None:
+    """Choose half-precision files where a folder holds no others."""
+    unet = folder / "unet"
+    names = [file.name for file in unet.glob("*.safetensors")] if unet.is_dir() else []
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+def list_loaded(folder: Path) -> list[Path]:
+    """List the weight files that are loaded of a folder in diffusers' layout.
+
+    Beside them may lie variants in other precisions and the same model as one file, as other
+    programs put them into the hub's cache, which they share.
+    """
+    variant = find_variant(folder)
+    loaded: list[Path] = []
+    for component in (*COMPONENTS, "vae"):
+        found = sorted((folder / component).glob("*.safetensors"))
+        named = [(file, _VARIANT.fullmatch(file.name)) for file in found]
+        chosen = [file for file, name in named if name and name["variant"] == variant]
+        loaded += chosen or found
+    return sorted(loaded)
+
+
 def fingerprint_weights(path: Path) -> str:
-    """Hash a model's weight files: their names, sizes, and a MiB from both ends and the middle.
+    """Hash the weight files that are loaded: their names, sizes, and a MiB of ends and middle.
 
     Reading seven gigabytes before every command would cost more than it protects; two different
-    trainings of one architecture differ in every part.
+    trainings of one architecture differ in every part. What is not loaded does not count.
     """
-    digest = hashlib.sha256()
+    return _hash_files(path, [path] if path.is_file() else list_loaded(path))
+
+
+def fingerprint_every_weight(path: Path) -> str:
+    """Hash all weight files of a folder, as adapters of before remember their base."""
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    return _hash_files(path, [f for f in files if "judges" not in f.relative_to(path).parts])
+
+
+def _hash_files(path: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
     for file in files:
-        if path.is_dir() and "judges" in file.relative_to(path).parts:
-            continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if path.is_dir() else ''}:{size}".encode())
         with file.open("rb") as stream:

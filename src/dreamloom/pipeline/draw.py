@@ -104,7 +104,7 @@ def draw(
     The base model is the one that the adapters were made for, unless the settings name another.
 
     Raises:
-        AdapterError: If an adapter cannot be read or was made for another base.
+        AdapterError: If an adapter cannot be read or does not fit the base.
         ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """

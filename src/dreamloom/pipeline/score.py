@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,8 +50,10 @@ def score(
     subject = find_subject(config, pictures)
     settings = config.evaluate
     encoders = pick_encoders(settings.encoders, pictures.base_name, config.device)
-    run = RunFolder(images.parent.parent)
-    in_run = images.parent == run.images and run.is_run()
+    # Also where the set is named from inside the run, as in ``pictures`` or ``.``.
+    place = Path(os.path.abspath(images))
+    run = RunFolder(place.parent.parent)
+    in_run = place.parent == run.images and run.is_run()
     if impostors:
         others = list_pictures(impostors).paths()
     else:
@@ -62,7 +65,7 @@ def score(
         if in_run:
             return evaluate_run(
                 run,
-                pictures,
+                pictures.model_copy(update={"folder": place}),
                 photos,
                 floor=beneath,
                 config=settings,

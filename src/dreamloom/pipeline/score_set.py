@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from filelock import FileLock
 
 from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.device import measure_effort
-from dreamloom.core.events import Observer, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.events import Note, Observer, StageDone, StageSkipped, StageStarted, silent
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, fingerprint, write_json
 from dreamloom.evaluation.encoders.base import Encoders
@@ -68,9 +71,15 @@ def evaluate_run(
         "encoders": fingerprint(loaded.keys()),
         "settings": fingerprint(config, subject, key),
     }
-    record = run.finished(stage, inputs)
+    # The file of scores is shared by all sets; the card's own fingerprint says whether it holds.
+    record = run.read_record(stage)
     known = read_scorecards(run)
-    if record and key in known and record.results.get("card") == fingerprint(known[key]):
+    if (
+        record
+        and record.inputs == inputs
+        and key in known
+        and record.results.get("card") == fingerprint(known[key])
+    ):
         observe(StageSkipped(stage, "already scored"))
         return known[key]
     observe(StageStarted(stage, f"{len(images.pictures)} pictures"))
@@ -85,7 +94,7 @@ def evaluate_run(
             observe=observe,
             stage=stage,
         )
-    write_json(run.scores, {**known, key: card})
+    _keep_scorecard(run, key, card, observe)
     run.write_record(
         Record(
             stage=stage,
@@ -108,9 +117,39 @@ def evaluate_run(
 
 
 def read_scorecards(run: RunFolder) -> dict[str, Scorecard]:
-    """Read a run's scorecards by the name of their set; none if the file is absent or damaged."""
+    """Read a run's scorecards by the name of their set.
+
+    Cards of another version, which cannot be read, are left out; of an absent or damaged file
+    nothing is read.
+    """
+    cards = {}
+    for name, card in (_read_scores(run) or {}).items():
+        try:
+            cards[name] = Scorecard.model_validate(card)
+        except ValueError:
+            continue
+    return cards
+
+
+def _read_scores(run: RunFolder) -> dict[str, Any] | None:
+    """Read a run's scores as they were written; None if there are none that can be read."""
     try:
         found = json.loads(run.scores.read_text(encoding="utf-8"))
-        return {name: Scorecard.model_validate(card) for name, card in found.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _keep_scorecard(run: RunFolder, key: str, card: Scorecard, observe: Observer) -> None:
+    """Add a card to the run's scores, which keep whatever else they hold.
+
+    Several evaluations may end at once, so they wait for each other between reading and writing.
+    """
+    with FileLock(run.path / ".scores.lock"):
+        known = _read_scores(run)
+        if known is None and run.scores.exists():
+            number = len(list(run.path.glob("scores.damaged-*.json"))) + 1
+            aside = run.scores.rename(run.path / f"scores.damaged-{number}.json")
+            text = f"{run.scores} cannot be read; it is kept as {aside.name}"
+            observe(Note(f"{STAGE}-{key}", text, warning=True))
+        write_json(run.scores, {**(known or {}), key: card})

@@ -13,7 +13,7 @@ import torch
 
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
-from dreamloom.core.device import Runtime
+from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.distributed import join_processes
 from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Observer, silent, tee
@@ -26,6 +26,7 @@ from dreamloom.core.manifests import (
     read_photo_set,
 )
 from dreamloom.core.run_folder import Record, RunFolder, write_text
+from dreamloom.core.toml_files import Section
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.class_images import draw_class_images, load_class_images, make_class_images
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
@@ -80,6 +81,53 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     ]
 
 
+def take_up(run: RunFolder, given: LoomConfig) -> LoomConfig:
+    """Take a run's own settings, with those of the given ones that change nothing of it.
+
+    Where to compute, memory, checkpoints, drawing and scoring may differ from the beginning.
+
+    Raises:
+        RunFolderError: If a setting was given that the run was begun without.
+    """
+    own, asked = load_config(file=run.settings_file), given.flat()
+    before = own.flat()
+    told = [name for name in _list_given(given) if asked[name] != "auto"]
+    differing = [
+        f"{name} is {before[name]!r} there and {asked[name]!r} here"
+        for name in told
+        if asked[name] != before[name]
+        and not name.startswith(NOT_TRAINED)
+        and not (name == "base" and _is_same_place(asked[name], before[name]))
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{run.path} was begun with other settings: {'; '.join(differing[:4])}.",
+            "Leave these options out to go on as it was begun, or name another --out.",
+        )
+    for name in told:
+        section, _, key = name.rpartition(".")
+        if name.startswith(NOT_TRAINED) and name != "preset":
+            inner = getattr(own, section).model_copy(update={key: asked[name]}) if section else None
+            own = own.model_copy(update={section: inner} if section else {key: asked[name]})
+    return own
+
+
+def _list_given(config: LoomConfig) -> list[str]:
+    """Name the settings that a preset, a file or an option gave."""
+    names = []
+    for name in sorted(config.model_fields_set):
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            names += [f"{name}.{key}" for key in sorted(section.model_fields_set)]
+        else:
+            names.append(name)
+    return names
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+
+
 def prepare_run(
     out: Path,
     config: LoomConfig,
@@ -93,9 +141,9 @@ def prepare_run(
     Args:
         out: The run's folder: new, empty, or a run with the same photos and settings.
         config: Settings as given.
-        runtime: Where to compute.
+        runtime: Where to compute; a run that is resumed elsewhere computes where it says.
         photos_folder: The photos; all of them are read once here.
-        resume: Whether ``out`` must be a run already; its own settings are then taken.
+        resume: Whether ``out`` must be a run already; see `take_up`.
         observe: Told what was planned.
 
     Returns:
@@ -113,7 +161,9 @@ def prepare_run(
             raise RunFolderError(
                 f"There is no run in {out} to go on with.", "Leave out --resume to start one."
             )
-        config = load_config(file=run.settings_file)
+        given, config = config, take_up(run, config)
+        if (given.device, given.precision) != (config.device, config.precision):
+            runtime = pick_runtime(config.device, config.precision)
     run.refuse_other_folders()
     captions = _read_captions(run, photos_folder)
     _try_class_images(config)

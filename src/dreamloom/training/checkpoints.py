@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,11 +48,13 @@ class Resumed:
         updates_done: How many updates the state has seen; 0 if there was no checkpoint.
         path: The file that it came from, or None.
         note: What the user should know, in one sentence, or an empty text.
+        losses: The losses of those updates; none from a checkpoint that kept none.
     """
 
     updates_done: int
     path: Path | None = None
     note: str = ""
+    losses: tuple[float, ...] = ()
 
 
 class Checkpoints:
@@ -81,8 +82,10 @@ class Checkpoints:
         self._inputs = inputs
         self._others = others or {}
 
-    def save(self, updates_done: int) -> Path:
+    def save(self, updates_done: int, losses: Sequence[float] = ()) -> Path:
         """Write the state after ``updates_done`` updates, and drop all but the newest two.
+
+        The losses of these updates lie beside it, so that a training that goes on can tell them.
 
         If it cannot be written, for example because the disk is full, the oldest makes room
         first; the newest earlier one stays whatever happens.
@@ -98,13 +101,13 @@ class Checkpoints:
         earlier = [one for one in self._files() if one != path]
         try:
             try:
-                self.write(path, updates_done)
+                self.write(path, updates_done, losses)
             except (OSError, SafetensorError):
                 if not earlier[1:]:
                     raise
                 for old in earlier[1:]:
                     old.unlink(missing_ok=True)
-                self.write(path, updates_done)
+                self.write(path, updates_done, losses)
         except (OSError, SafetensorError) as error:
             problem = (
                 f"The checkpoint {path} after update {updates_done} cannot be written: {error}."
@@ -131,14 +134,14 @@ class Checkpoints:
         damaged: list[DamagedCheckpointError] = []
         for path in self._files():
             try:
-                done = self.read(path)
+                done, losses = self.read(path)
             except DamagedCheckpointError as error:
                 damaged.append(error)
                 continue
             note = f"goes on after update {done}, from {path}"
             if damaged:
                 note = f"{note}; the newer one is damaged: {damaged[0].problem}"
-            return Resumed(done, path, note)
+            return Resumed(done, path, note, losses)
         if damaged:
             raise damaged[0]
         return Resumed(0)
@@ -152,7 +155,7 @@ class Checkpoints:
         """The checkpoints there are, newest first."""
         return sorted(self.folder.glob("update-*.safetensors"), reverse=True)
 
-    def write(self, path: Path, updates_done: int) -> None:
+    def write(self, path: Path, updates_done: int, losses: Sequence[float] = ()) -> None:
         """Write the state into a file; an earlier one is replaced only at the end.
 
         Tensors are safetensors, everything else is JSON in the file's metadata; a checksum over
@@ -173,6 +176,7 @@ class Checkpoints:
             "others": {
                 name: _flatten(other.state_dict(), tensors) for name, other in self._others.items()
             },
+            "losses": list(losses),
         }
         metadata = {
             "updates_done": str(updates_done),
@@ -182,12 +186,9 @@ class Checkpoints:
         metadata["checksum"] = _checksum(tensors, metadata)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            # Else the rename can reach the disk before the contents do.
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
 
-    def read(self, path: Path) -> int:
-        """Put a file's state back; return how many updates it has seen.
+    def read(self, path: Path) -> tuple[int, tuple[float, ...]]:
+        """Put a file's state back; return how many updates it has seen, and their losses.
 
         Nothing changes unless all fits.
 
@@ -227,7 +228,7 @@ class Checkpoints:
         _load_optimizer(self._optimizer, saved["optimizer"])
         for name, other in self._others.items():
             other.load_state_dict(saved["others"][name])
-        return updates_done
+        return updates_done, saved["losses"]
 
 
 # ------------------------------------------------------------------ states as tensors and JSON
@@ -291,6 +292,8 @@ def _read(path: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     plain = json.loads(metadata["state"])
     saved = {name: _restore(plain[name], tensors) for name in ("weights", "optimizer")}
     saved["others"] = {name: _restore(one, tensors) for name, one in plain["others"].items()}
+    # Checkpoints of before have no losses.
+    saved["losses"] = tuple(float(loss) for loss in plain.get("losses", ()))
     return updates_done, inputs, saved
 
 

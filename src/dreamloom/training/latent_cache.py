@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import re
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamloom.core.run_folder import atomic_path
+from dreamloom.core.run_folder import TEMPORARY, atomic_path
 from dreamloom.models.base import Latents
 
 _PARTS = ("mean", "deviation")
+_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class LatentStore:
@@ -77,7 +79,12 @@ class LatentStore:
 
     def clear(self) -> None:
         """Remove all of them, once the training is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for written in self.folder.glob("*.safetensors"):
+            if written.name.startswith(TEMPORARY) or _NAME.fullmatch(written.name):
+                written.unlink(missing_ok=True)
+        # What is somebody else's stays, and so does the folder then.
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _file(self, pixels: Tensor) -> Path:
         key = hashlib.sha256(f"{self._made_by}\n{tuple(pixels.shape)}\n".encode())

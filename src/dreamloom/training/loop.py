@@ -64,21 +64,24 @@ def run_training_loop(
     checkpoints: Checkpoints,
     validation: ValidationSampler,
     first: int,
+    earlier: Sequence[float] = (),
 ) -> list[float]:
-    """Do the updates from ``first`` to the last; return their losses.
+    """Do the updates from ``first`` to the last; return the losses of all, ``earlier`` ones too.
 
     Raises:
         TrainingError: If a loss or gradient is not finite, or somebody asked to stop.
     """
     model, batches, config = context.model, context.batches, context.config
     processes, steps = context.processes, config.train.steps
-    losses: list[float] = []
+    losses = list(earlier)
     began = time.perf_counter()
 
     def report(outcome: StepOutcome) -> None:
         _refuse_broken(context, trainable, outcome)
         losses.append(outcome.total)
-        _report_progress(context, outcome, (time.perf_counter() - began) / len(losses))
+        _report_progress(
+            context, outcome, (time.perf_counter() - began) / (len(losses) - len(earlier))
+        )
 
     loss_log = AsyncLossLog(model.runtime.device, report)
     with _watch_for_stop() as stop_asked, _without_garbage_searches():
@@ -113,7 +116,7 @@ def run_training_loop(
             if stop or done % config.train.checkpointing_steps == 0 or done == steps:
                 loss_log.flush()
                 if processes.is_main:
-                    checkpoints.save(done)
+                    checkpoints.save(done, losses)
                 processes.wait()
             if stop:
                 raise TrainingError(

@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors import SafetensorError
-
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Effort, measure_effort, seed_for
 from dreamloom.core.distributed import join_processes
-from dreamloom.core.errors import ConfigError, TrainingError
+from dreamloom.core.errors import ConfigError, RunFolderError, TrainingError
 from dreamloom.core.events import (
     Note,
     Observer,
@@ -23,7 +21,7 @@ from dreamloom.core.events import (
     silent,
 )
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import Record, RunFolder
+from dreamloom.core.run_folder import Record, RunFolder, explain_write_errors
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
@@ -120,7 +118,7 @@ def train_adapter(
             if resumed.note:
                 observe(Note("train", resumed.note))
             losses = run_training_loop(
-                context, trainable, checkpoints, validation, resumed.updates_done
+                context, trainable, checkpoints, validation, resumed.updates_done, resumed.losses
             )
             with trainable.finished():
                 adapter = model.read_adapter()
@@ -252,13 +250,13 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
 
 def _write(run: RunFolder, adapter: Adapter, config: LoomConfig) -> None:
     try:
-        write_adapter(run.adapter, adapter)
-        if config.adapter.format == "kohya":
-            write_adapter(run.kohya_adapter, adapter, format="kohya")
-    except (OSError, SafetensorError) as error:
+        with explain_write_errors(run.adapter):
+            write_adapter(run.adapter, adapter)
+            if config.adapter.format == "kohya":
+                write_adapter(run.kohya_adapter, adapter, format="kohya")
+    except RunFolderError as error:
         raise TrainingError(
-            f"The adapter {run.adapter} cannot be written: {error}. The last checkpoint holds all "
-            "of the training.",
+            f"{error.problem} The last checkpoint holds all of the training.",
             "Make room on the disk and run the same command again; nothing is trained twice.",
         ) from error
 

@@ -27,6 +27,7 @@ from dreamloom.core.manifests import (
     write_manifest,
 )
 from dreamloom.core.run_folder import Record, RunFolder, atomic_folder
+from dreamloom.data.foreign_files import refuse_foreign_photos
 from dreamloom.data.image_io import scale_mask, scale_to
 from dreamloom.data.photos.check import (
     MeasuredPhoto,
@@ -93,9 +94,10 @@ def load_photos(
     if shape == "buckets":
         settings["step_px"] = step_px
     inputs = _name_inputs(listing, facts) | {name: str(value) for name, value in settings.items()}
-    if is_prepared(run, "photos", inputs):
+    if run.finished("photos", inputs):
         observe(StageSkipped("photos", f"the {len(listing.pictures)} photos are prepared already"))
         return read_photo_set(run.photos)
+    refuse_foreign_photos(run)
     observe(StageStarted("photos", f"{count(listing.pictures, 'photo')} in {folder}"))
     shapes = list_shapes(resolution_px, shape, step_px)
     with atomic_folder(run.photos) as fresh:
@@ -195,11 +197,3 @@ def prepare_each(
             + " ".join(error.problem for error in refused),
             " ".join(dict.fromkeys(error.hint for error in refused)),
         )
-
-
-def is_prepared(run: RunFolder, stage: str, inputs: dict[str, str]) -> bool:
-    """Say whether the stage was done from just these inputs, and its files are unchanged."""
-    record = run.finished(stage, inputs)
-    if record is None:
-        return False
-    return run.hash_outputs(*(run.path / name for name in record.outputs)) == record.outputs

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import active_children, get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
 from dreamloom.core.device import prepare_threads
@@ -79,18 +79,32 @@ def open_crew(workers: int, on: str = "here") -> Iterator[Crew]:
         yield Crew(executor)
 
 
+class _OwnProcesses(SpawnContext):
+    """Starts processes anew, and knows which it started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        """Make one, as a pool asks for it."""
+        self.started.append(SpawnProcess(*args, **kwargs))
+        return self.started[-1]
+
+
 @contextmanager
 def open_pool(processes: int) -> Iterator[Executor]:
-    """Give processes of one thread each; if the block fails, they end at once."""
+    """Give processes of one thread each; if the block fails, they end at once, and no others."""
+    own = _OwnProcesses()
     pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=prepare_threads, initargs=(1,)
+        processes, mp_context=own, initializer=prepare_threads, initargs=(1,)
     )
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         # A stopped training keeps a checkpoint, but its process would begin what is queued next.
-        while working := active_children():
+        while working := [one for one in own.started if one.pid and one.is_alive()]:
             for process in working:
                 process.terminate()
                 process.join(1.0)

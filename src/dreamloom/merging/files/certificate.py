@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.core.run_folder import file_sha256
+from dreamloom.core.run_folder import TEMPORARY, explain_write_errors, file_sha256
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import FileFormat, write_adapter
@@ -221,8 +221,14 @@ def write_sealed(
     """Write an adapter whose metadata holds a certificate, and seal the file.
 
     The file appears under its name only when all is done; so do its new words beside it.
+
+    Raises:
+        RunFolderError: If it cannot be written.
     """
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as workplace:
+    with (
+        explain_write_errors(out),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY) as workplace,
+    ):
         fresh = Path(workplace) / out.name
         write_adapter(fresh, adapter, DTYPES[precision], format)
         # The SHA-256 of the whole file, as it is without a seal, goes in the seal's place.

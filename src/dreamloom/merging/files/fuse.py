@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, BaseModelError, RunFolderError
 from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.core.run_folder import atomic_folder, atomic_path
+from dreamloom.core.run_folder import atomic_folder, atomic_path, explain_write_errors
 from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text
 from dreamloom.merging.factors import frobenius
 from dreamloom.merging.files.inputs import Loaded, load_parts
@@ -24,6 +24,7 @@ from dreamloom.models.weight_files import (
     BaseWeights,
     TensorFile,
     TensorPlace,
+    fingerprint_every_weight,
     fingerprint_weights,
     open_weights,
 )
@@ -141,10 +142,10 @@ def fuse_into_checkpoint(
             observe(Progress("bake", "tensors", next(done), total))
 
         if weights.path.is_file():
-            with atomic_path(out) as temporary:
+            with explain_write_errors(out), atomic_path(out) as temporary:
                 _write_file(weights.files[0], temporary, fuser, metadata, progress)
         else:
-            with atomic_folder(out) as fresh:
+            with explain_write_errors(out), atomic_folder(out) as fresh:
                 _copy_beside(weights.path, fresh)
                 for file in weights.files:
                     place = fresh / file.path.relative_to(weights.path)
@@ -177,9 +178,10 @@ def _check_place(out: Path, base: Path, overwrite: bool) -> None:
 
 
 def _warn(loaded: Loaded, weights: BaseWeights, observe: Observer) -> None:
-    own = fingerprint_weights(weights.path)
+    own = {fingerprint_weights(weights.path), fingerprint_every_weight(weights.path)}
     for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
-        if adapter.metadata.get("dreamloom.base_fingerprint", own) != own:
+        made_of = adapter.metadata.get("dreamloom.base_fingerprint")
+        if made_of and made_of not in own:
             made_for = adapter.metadata.get("dreamloom.base", "another base model")
             text = f"{part.path} was made for other weights than these: those of {made_for}."
             observe(Note("bake", text, True))
@@ -268,6 +270,10 @@ def _copy_beside(base: Path, fresh: Path) -> None:
         place = fresh / inside
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(file, place)
+            source = file.open("rb")
         except OSError as error:
-            raise BaseModelError(f"{file} cannot be read: {error.strerror}.") from error
+            raise BaseModelError(
+                f"{file} cannot be read: {error.strerror}.", "Mend the base model's folder."
+            ) from error
+        with source, place.open("wb") as target:
+            shutil.copyfileobj(source, target)

@@ -83,8 +83,8 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
     }
     if len(known) > 1:
         listed = ", ".join(
-            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')})"
-            for path, adapter in known.values()
+            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')}, weights {own[:8]})"
+            for own, (path, adapter) in known.items()
         )
         raise AdapterError(
             f"The adapters were made for different base models: {listed}.",
@@ -127,12 +127,15 @@ def find_inputs(
     for part in recipe.parts:
         if part.sha256 in found:
             continue
-        namesakes = [file for file in seen if file.name == part.file]
+        # Every training's file is called the same: another input is no changed one.
+        namesakes = [file for file, own in seen.items() if file.name == part.file]
+        namesakes = [file for file in namesakes if seen[file] not in wanted]
         if namesakes:
             raise AdapterError(
                 f"{namesakes[0]} is not the file that was merged: its SHA-256 begins with "
                 f"{seen[namesakes[0]][:12]}, and the recipe says {part.sha256[:12]}.",
-                "It has changed since; find the old one, and name its folder with --inputs.",
+                "It is another of that name, or has changed since; name the folder of the one that "
+                "was merged with --inputs.",
             )
         where = f"in {folder}" if folder else f"beside {path}"
         raise AdapterError(

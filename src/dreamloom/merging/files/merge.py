@@ -11,6 +11,7 @@ from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import Record, RunFolder, file_sha256, library_versions
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.base_names import publish_base
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
 from dreamloom.merging.files.certificate import (
@@ -203,7 +204,7 @@ def _record_recipe(recipe: Recipe, loaded: Loaded, answer: Answer) -> RecordedRe
         seed=recipe.seed,
         format=recipe.format,
         precision=recipe.precision,
-        base=answer.base,
+        base=publish_base(answer.base),
         base_fingerprint=answer.fingerprint,
         runtime=answer.runtime,
         joint=tuple(answer.joint),

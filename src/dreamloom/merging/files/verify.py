@@ -14,6 +14,7 @@ from dreamloom.core.errors import AdapterError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import library_versions
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.base_names import BASE_KEY, publish_base
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.factors import Factors, find_spectrum, flatten, norm, stack
 from dreamloom.merging.files.base_model import Question, ask_base
@@ -140,7 +141,9 @@ def verify_merge(
         # The base model is asked what it was asked before, and must be the same.
         where = question or Question()
         prompts = [part.prompts for part in recipe.parts]
-        asked = Question(where.base or recipe.base, where.device, prompts, recipe.joint)
+        known = (adapter.metadata.get(BASE_KEY, "") for adapter in adapters)
+        base = next((one for one in known if publish_base(one) == recipe.base), recipe.base)
+        asked = Question(where.base or base, where.device, prompts, recipe.joint)
         answer = ask_base(asked, adapters, recipe.request(), observe)
         if answer.fingerprint != recipe.base_fingerprint:
             raise AdapterError(
