@@ -14,6 +14,7 @@ from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_class_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data import image_io
 from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos
@@ -347,7 +348,7 @@ def test_no_photos(tmp_path, run):
         load(tmp_path, run)
     assert error.value.hint == (
         "Put about 6 photos of the subject there; "
-        "DreamLoom reads bmp, gif, heic, heif, jpeg, jpg, png, tif, tiff, webp."
+        "DreamLoom reads AVIF, BMP, GIF, HEIC, JPEG, PNG, TIFF and WebP."
     )
     (tmp_path / "IMG_1.dng").touch()
     with pytest.raises(PhotoError, match=r"\(ignored 1 file that is not a picture: IMG_1\.dng\)\."):
@@ -1064,7 +1065,7 @@ def test_the_fingerprint_changes_with_shape_and_step(folder, run):
 
 
 def test_the_fingerprint_is_told_without_decoding(folder, monkeypatch):
-    monkeypatch.setattr(Image, "open", lambda *_args, **_kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(image_io, "open_picture", lambda *_: pytest.fail("decoded"))
     mask_it_raw = folder / "IMG_1.mask.png"
     mask_it_raw.write_bytes(b"any bytes")
     assert len(fingerprint_photos(folder, 64)) == 64

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.manifests import PhotoFacts, image_files
 from dreamloom.core.run_folder import file_sha256
-from dreamloom.data.image_io import PICTURE_SUFFIXES
 from dreamloom.data.photos.metadata import METADATA, GivenBox, Line, read_metadata
+from dreamloom.data.picture_files import FORMATS, PICTURE_SUFFIXES
 
 USUAL_PHOTOS = 6
 
@@ -168,10 +168,9 @@ def _sort_entries(
         notes.append(f"did not look into {count(folders, 'folder')}: {name_some(folders)}")
     if not pictures:
         holds = f" ({'; '.join(notes)})" if notes else ""
-        kinds = ", ".join(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
         raise PhotoError(
             f"There is no photo in {folder}{holds}.",
-            f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {kinds}.",
+            f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {FORMATS}.",
         )
     return pictures, captions, masks, notes
 
