@@ -31,6 +31,8 @@ TURNS = {
 # In others, as in many phones' JPEG, further pictures are previews and maps of the same one.
 _SERIAL_FORMATS = frozenset(("GIF", "PNG", "TIFF", "WEBP"))
 _MARKED = 128
+# Masks painted in one colour on black are in colour, too; photos are in several, everywhere.
+_COLOURFUL = 16
 # Large pictures are converted piece by piece, so that no whole copy is made on the way.
 _STRIP_PIXELS = 2**20
 
@@ -139,7 +141,7 @@ def scale_mask(mask: Image.Image, size_px: tuple[int, int]) -> Image.Image:
     return mask.resize(size_px[::-1], Image.Resampling.BILINEAR)
 
 
-def read_mask(path: Path, of: Upright) -> Image.Image:
+def read_mask(path: Path, of: Upright, *, in_grey: bool = False) -> Image.Image:
     """Read the mask of a picture: 8-bit grey of its upright size, white where the subject is.
 
     A mask of the upright size is taken for upright, and one of the size that the picture's file
@@ -148,11 +150,18 @@ def read_mask(path: Path, of: Upright) -> Image.Image:
     Args:
         path: The mask's file.
         of: The picture.
+        in_grey: Whether a mask in colour is refused: it may be a photo, and a mask by name alone.
 
     Raises:
-        PhotoError: If the file cannot be read as a picture, has another size, or marks nothing.
+        PhotoError: If the file cannot be read as a picture, has another size, or marks nothing;
+            or is in colour, where that is refused.
     """
-    mask, size = _open(path, _read_grey), of.original_size
+    (mask, colourful), size = _open(path, _read_grey), of.original_size
+    if colourful and in_grey:
+        raise PhotoError(
+            f"{path} is called a mask of another photo, but is in colour.",
+            "Give it another name if it is a photo; a mask is called as IMG_1.mask.png is.",
+        )
     if mask.size == size[::-1] != size and of.orientation >= 5:
         mask = mask.transpose(TURNS[of.orientation])
     if mask.size != size:
@@ -255,12 +264,15 @@ def _find_alpha(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema() == (255, 255) else alpha
 
 
-def _read_grey(path: Path) -> Image.Image:
+def _read_grey(path: Path) -> tuple[Image.Image, bool]:
+    """Read a picture in grey, and say whether it is in colour."""
     with open_picture(path) as (file, _):
         file.load()
         orientation, scale = _orientation(file), _find_scale(file)
         grey = _convert(file, "L", lambda strip: _strip_to_grey(strip, scale))
-    return grey.transpose(TURNS[orientation]) if orientation in TURNS else grey
+        glance = np.asarray(file.resize((64, 64), Image.Resampling.NEAREST).convert("RGB"), int)
+    colourful = bool((glance.max(axis=2) - glance.min(axis=2)).mean() > _COLOURFUL)
+    return grey.transpose(TURNS[orientation]) if orientation in TURNS else grey, colourful
 
 
 def _strip_to_grey(image: Image.Image, scale: float) -> Image.Image:
