@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreamloom.data.image_io import PICTURE_SUFFIXES, open_upright
+from dreamloom.data.image_io import open_upright
+from dreamloom.data.picture_files import PICTURE_SUFFIXES
 from dreamloom.evaluation.detectors.colour import LUMINANCE, to_lab, to_light
 from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
 from dreamloom.evaluation.detectors.eyes import iris_difference, read_iris

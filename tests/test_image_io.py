@@ -1,7 +1,9 @@
 """The door for pictures: whatever a phone or a scanner writes comes out upright, RGB, and bare."""
 
 import io
+import os
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -11,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from dreamloom.core.errors import PhotoError
+from dreamloom.data import image_io, picture_files
 from dreamloom.data.image_io import (
-    PICTURE_SUFFIXES,
     crop_centre,
     find_marked,
     open_upright,
@@ -27,6 +29,7 @@ from dreamloom.data.image_io import (
     to_rgb,
     to_tensor,
 )
+from dreamloom.data.picture_files import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, count_bytes
 
 # Stored pixels that, turned as the orientation says, give `quarters()`.
 UNDO = {
@@ -364,9 +367,9 @@ def test_what_cannot_be_read_is_refused_with_its_reason(tmp_path, monkeypatch):
 
     big = tmp_path / "big.png"
     quarters(3000, 1000).save(big)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 2**23)
     assert refused(big) == (
-        f"{big} has more than 2 megapixels.",
+        f"{big} has 3000 × 1000 pixels, which take 25.7 MiB of memory to read; 8 MiB are allowed.",
         "Save a smaller copy of it, or remove it.",
     )
 
@@ -375,6 +378,206 @@ def test_what_cannot_be_read_is_refused_with_its_reason(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", locked)
     assert refused(big)[0] == f"{big} may not be read."
+
+
+FOREIGN = ["DDS", "DIB", "EPS", "ICNS", "ICO", "JPEG2000", "MSP", "PCX", "PPM", "SGI", "TGA"]
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+def test_a_format_that_is_not_named_is_not_opened_whatever_the_files_name(tmp_path, form):
+    Image.init()
+    image = Image.new("1" if form == "MSP" else "RGB", (128, 128))
+    image.save(tmp_path / "holiday.jpg", form)
+    with Image.open(tmp_path / "holiday.jpg") as file:
+        assert file.format == form
+    with pytest.raises(PhotoError, match=r"holiday\.jpg is not a picture that can be read"):
+        open_upright(tmp_path / "holiday.jpg")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program that would run is a shell script")
+def test_no_program_is_run_on_a_picture(tmp_path, monkeypatch):
+    gs = tmp_path / "bin" / "gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\necho 10.0\ntouch '{tmp_path / 'ran'}'\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gs.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    Image.new("RGB", (64, 64)).save(tmp_path / "holiday.jpg", "EPS")
+    with pytest.raises(PhotoError, match="is not a picture"):
+        open_upright(tmp_path / "holiday.jpg")
+    quarters().save(tmp_path / "a.png")
+    upright = read_upright(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match="is not a picture"):
+        read_mask(tmp_path / "holiday.jpg", upright)
+    assert not (tmp_path / "ran").exists()
+
+
+def claim_size(path, side):
+    """Let a PNG or BMP say that it is larger than it is."""
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".png":
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    else:
+        content[18:26] = struct.pack("<ii", side, side)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_a_picture_beyond_the_memory_is_refused_before_any_pixel_is_decoded(
+    tmp_path, suffix, monkeypatch
+):
+    path = tmp_path / f"a{suffix}"
+    quarters().save(path)
+    claim_size(path, 30000)
+    loads = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", loads.append)
+    with pytest.raises(PhotoError, match=r"has 30000 × 30000 pixels, which take .* GiB of memory"):
+        open_upright(path)
+    assert not loads
+
+
+def test_the_memory_is_that_of_the_whole_way(tmp_path):
+    """WebP is decoded through two canvases, so fewer of its pixels are taken."""
+    taken = {}
+    for name in ("a.webp", "a.png", "a.jpg"):
+        quarters(800, 600).save(tmp_path / name)
+        with Image.open(tmp_path / name) as file:
+            taken[name] = count_bytes(file) / (800 * 600)
+    assert taken["a.webp"] > 16 > taken["a.jpg"] > taken["a.png"] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    ("suffix", "mode", "options"),
+    [
+        (".jpg", "RGB", {"exif": orientation_of(6)}),
+        (".jpg", "RGB", {"progressive": True, "subsampling": 0}),
+        (".png", "RGBA", {}),
+        (".tif", "CMYK", {"compression": "tiff_lzw"}),
+        (".gif", "P", {}),
+        (".webp", "RGBA", {"lossless": True, "quality": 0, "method": 0}),
+        (".avif", "RGBA", {"speed": 10}),
+    ],
+)
+def test_no_more_memory_is_taken_than_was_counted(tmp_path, suffix, mode, options):
+    path = tmp_path / f"a{suffix}"
+    quarters(6000, 4000).convert(mode).save(path, **options)
+    code = (
+        "import sys, pathlib\n"
+        "from dreamloom.data.image_io import read_upright\n"
+        "from dreamloom.data.picture_files import count_bytes, open_picture\n"
+        "def peak():\n"
+        "    line = [l for l in open('/proc/self/status') if 'VmHWM' in l][0]\n"
+        "    return int(line.split()[1]) * 1024\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "with open_picture(path) as (file, _): counted = count_bytes(file)\n"
+        "before = peak()\n"
+        "read_upright(path)\n"
+        "print(counted, peak() - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
+    counted, taken = map(int, run.stdout.split())
+    assert counted / 2 < taken < counted + 2**26
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_very_large_jpeg_is_read_smaller_and_says_how_large_it_was(
+    tmp_path, monkeypatch, orientation
+):
+    stored = quarters(800, 600)
+    if UNDO[orientation] is not None:
+        stored = stored.transpose(UNDO[orientation])
+    stored.save(tmp_path / "a.jpg", exif=orientation_of(orientation), quality=95)
+    whole = read_upright(tmp_path / "a.jpg")
+    assert whole.original_size == whole.image.size == (800, 600)
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 800 * 600 * 4)
+    upright = read_upright(tmp_path / "a.jpg")
+    assert upright.image.size == (200, 150)
+    assert upright.original_size == (800, 600)
+    assert_close(upright.image, whole.image.resize((200, 150)), 2)
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 800 * 600)
+    with pytest.raises(PhotoError, match=r"pixels, which take .* are allowed"):
+        read_upright(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_very_large_heic_is_read_smaller(tmp_path, heif, monkeypatch, mode):
+    image = quarters(800, 602)
+    if mode == "RGBA":
+        image.putalpha(quarters(800, 602).getchannel("R"))
+    heif.from_pillow(image).save(tmp_path / "a.heic", quality=95)
+    whole = read_upright(tmp_path / "a.heic")
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 800 * 602 * 8)
+    upright = read_upright(tmp_path / "a.heic")
+    assert upright.original_size == (800, 602)
+    assert upright.image.size == ((400, 301) if mode == "RGB" else (200, 151))
+    assert (upright.alpha is None) == (mode == "RGB")
+    assert_close(upright.image, whole.image.resize(upright.image.size), 3)
+
+
+def test_a_mask_of_a_photo_that_is_read_smaller_has_the_size_of_the_whole(tmp_path, monkeypatch):
+    quarters(800, 600).save(tmp_path / "a.jpg")
+    corner("L", 0, 255).resize((800, 600), Image.Resampling.NEAREST).save(tmp_path / "mask.png")
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 800 * 600 * 7)
+    upright = read_upright(tmp_path / "a.jpg")
+    assert upright.image.size == (400, 300)
+    mask = read_mask(tmp_path / "mask.png", upright)
+    assert (mask.size, find_marked(mask)) == ((800, 600), (0, 0, 75, 100))
+
+
+def test_200_megapixels_are_read():
+    """What phones give at most, as JPEG and as HEIC."""
+    for form, bands in (("JPEG", 3), ("HEIF", 3)):
+        file = Image.new("RGB", (1, 1))
+        file.format, file._size = form, (16320, 12240)
+        file.layer = [(1, 2, 2, 0), (2, 1, 1, 0), (3, 1, 1, 0)][:bands]
+        assert any(count_bytes(file, scale) < picture_files.MOST_BYTES for scale in (1, 2, 4))
+
+
+@pytest.mark.parametrize("highest", [1.0, 255.0, 65535.0])
+def test_floating_point_is_scaled_by_its_range(tmp_path, highest):
+    grey = np.array([[0, 0.5, 1.0]], dtype=np.float32) * highest
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    assert [pixel[0] for pixel in pixels_of(tmp_path / "a.tif")] == [0, 128, 255]
+
+
+def test_strips_leave_no_seam(monkeypatch):
+    monkeypatch.setattr(image_io, "_STRIP_PIXELS", 500)
+    image = Image.effect_noise((64, 48), 80).convert("RGBA")
+    image.putalpha(Image.effect_noise((64, 48), 80))
+    white = Image.new("RGBA", image.size, "white")
+    whole = Image.alpha_composite(white, image).convert("RGB")
+    assert to_rgb(image).tobytes() == whole.tobytes()
+
+
+def test_alpha_is_told_where_something_is_transparent(tmp_path):
+    image = quarters().convert("RGBA")
+    image.save(tmp_path / "solid.png")
+    assert read_upright(tmp_path / "solid.png").alpha is None
+    image.putpixel((3, 2), (0, 0, 0, 0))
+    image.transpose(UNDO[6]).save(tmp_path / "clear.png", exif=orientation_of(6))
+    alpha = read_upright(tmp_path / "clear.png").alpha
+    assert (alpha.mode, alpha.size) == ("L", (64, 48))
+    assert alpha.getpixel((3, 2)) == 0
+    assert sum(alpha.tobytes()) == 255 * (64 * 48 - 1)
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.jfif", "a.jpe", "a.mpo", "renamed.jpg"])
+def test_further_names_and_formats_are_read(tmp_path, name):
+    form = "AVIF" if name in {"a.avif", "renamed.jpg"} else "JPEG"
+    quarters().save(tmp_path / name, form, quality=95)
+    assert Path(name).suffix in PICTURE_SUFFIXES
+    assert_close(open_upright(tmp_path / name), quarters())
+
+
+def test_avif_in_a_container_of_many_brands_needs_no_other_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    content = encoded(".avif")
+    assert content[8:12] == b"avif"
+    path = damaged(tmp_path, "a.avif", content[:8] + b"mif1" + content[12:])
+    assert_close(open_upright(path), quarters())
 
 
 def test_many_megapixels_are_read_without_a_warning(tmp_path, monkeypatch):
@@ -405,9 +608,10 @@ def test_damage_gives_a_picture_or_a_photo_error(tmp_path_factory, suffix, chang
 
 
 def test_suffixes_are_those_that_pillow_and_its_helper_read():
-    known = set(Image.registered_extensions()) | {".heic", ".heif"}
+    known = set(Image.registered_extensions()) | {".heic", ".heif", ".hif"}
     assert set(PICTURE_SUFFIXES) <= known
     assert list(PICTURE_SUFFIXES) == sorted(PICTURE_SUFFIXES)
+    assert not FOREIGN_SUFFIXES & set(PICTURE_SUFFIXES)
 
 
 def test_to_rgb_leaves_its_argument_alone():

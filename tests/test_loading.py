@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -669,6 +670,51 @@ def test_a_folder_with_a_damaged_weight_file_is_refused(tiny_sdxl: Path, tmp_pat
     file = next((folder / "unet").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-10])
     assert "cannot be loaded as SDXL" in refusal(folder)
+
+
+class _Boom:
+    """Pickled, it leaves a file behind wherever it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def shard(tiny: Any, folder: Path) -> Path:
+    """Save a base whose U-Net lies in several files, and return their index."""
+    tiny.save_pretrained(folder)
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    tiny.unet.save_pretrained(folder / "unet", max_shard_size="100KB")
+    (index,) = (folder / "unet").glob("*.index.json")
+    return index
+
+
+def test_a_folder_of_sharded_weights_loads(tiny: Any, tmp_path: Path) -> None:
+    shard(tiny, tmp_path / "base")
+    assert same_weights(load_source(str(tmp_path / "base"), FULL).pipeline, tiny)
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "evil.pt", "evil", "../evil.safetensors", 3])
+def test_an_index_that_names_no_safetensors_file_is_refused_before_anything_is_opened(
+    tiny: Any, tmp_path: Path, name: object
+) -> None:
+    index = shard(tiny, tmp_path / "base")
+    with (index.parent / str(name)).open("wb") as file:
+        pickle.dump(_Boom(tmp_path / "ran"), file)
+    shards = json.loads(index.read_text())["weight_map"]
+    change_json(index, weight_map=shards | {next(iter(shards)): name})
+    said = refusal(tmp_path / "base")
+    assert f"{index} names {name}, which is no .safetensors file beside it" in said
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{half", "[]", '{"weight_map": 3}', "\xff"])
+def test_a_damaged_index_is_named(tiny: Any, tmp_path: Path, text: str) -> None:
+    index = shard(tiny, tmp_path / "base")
+    index.write_text(text, encoding="latin-1")
+    assert f"{index} is no index of weight files" in refusal(tmp_path / "base")
 
 
 def test_a_folder_with_half_precision_files_alone_loads(

@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import unicodedata
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,9 +18,11 @@ from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_class_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data import image_io, picture_files
 from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import open_upright
-from dreamloom.data.photos.check import check_photos
+from dreamloom.data.photos.check import check_photos, judge_captions
+from dreamloom.data.photos.companions import find_companions
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -315,7 +321,8 @@ def test_other_files_are_ignored_and_named(folder, run):
     assert len(photos.photos) == 6
     assert list(photos.notes) == texts(events, warning=False)
     assert photos.notes == (
-        "ignored 3 files that are not pictures: .DS_Store, Thumbs.db, notes.txt",
+        "ignored 2 files that are not pictures: .DS_Store, Thumbs.db",
+        "ignored 1 text that belongs to no picture: notes.txt",
         "ignored 2 hidden files: ._IMG_1.jpg, ._IMG_1.mask.png",
         "did not look into 2 folders: .ipynb_checkpoints, raw",
     )
@@ -325,7 +332,7 @@ def test_only_a_few_ignored_files_are_named(folder):
     for number in range(8):
         (folder / f"{number}.txt").touch()
     assert check_photos(folder, 128).notes == (
-        "ignored 8 files that are not pictures: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more",
+        "ignored 8 texts that belong to no picture: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more",
     )
 
 
@@ -347,10 +354,12 @@ def test_no_photos(tmp_path, run):
         load(tmp_path, run)
     assert error.value.hint == (
         "Put about 6 photos of the subject there; "
-        "DreamLoom reads bmp, gif, heic, heif, jpeg, jpg, png, tif, tiff, webp."
+        "DreamLoom reads AVIF, BMP, GIF, HEIC, JPEG, PNG, TIFF and WebP."
     )
     (tmp_path / "IMG_1.dng").touch()
-    with pytest.raises(PhotoError, match=r"\(ignored 1 file that is not a picture: IMG_1\.dng\)\."):
+    with pytest.raises(
+        PhotoError, match=r"\(left out 1 picture, of a format that is not read: IMG_1"
+    ):
         load(tmp_path, run)
 
 
@@ -464,6 +473,9 @@ def test_the_check_is_plain_json(folder):
         "stored_upright": True,
         "has_location": False,
         "sharpness": row["sharpness"],
+        "caption": "",
+        "has_box": False,
+        "mask": "",
         "unreadable": "",
         "issues": [],
         "remarks": [],
@@ -583,7 +595,7 @@ def test_small_class_images_are_enlarged_and_named(folder, run):
     priors, events = load_class(folder, run)
     assert open_upright(priors.paths()[-1]).size == (64, 64)
     assert texts(events) == [
-        "ignored 1 file that is not a picture: notes.txt",
+        "ignored 1 text that belongs to no picture: notes.txt",
         "enlarged 1 class image smaller than 64 pixels: small.png",
     ]
 
@@ -786,9 +798,9 @@ def test_a_text_beside_a_photo_goes_before_metadata_which_is_noted(folder, run):
 
 
 def test_fields_that_mean_nothing_here_are_named(folder, run):
-    tell(folder, {"file_name": "IMG_0.jpg", "caption": "a dog", "label": 3})
+    tell(folder, {"file_name": "IMG_0.jpg", "tags": "a dog", "label": 3})
     photos, _ = load(folder, run)
-    assert photos.notes == ("metadata.jsonl: ignored 2 fields: caption, label",)
+    assert photos.notes == ("metadata.jsonl: ignored 2 fields: tags, label",)
 
 
 @pytest.mark.parametrize(
@@ -979,10 +991,336 @@ def test_class_images_have_neither_captions_nor_masks(folder, run):
     priors, events = load_class(folder, run)
     assert len(priors.files) == 6
     assert texts(events) == [
-        "ignored 1 file that is not a picture: metadata.jsonl",
+        "ignored 1 text that belongs to no picture: metadata.jsonl",
         "ignored 2 files beside class images, which have one prompt and no masks: "
         "IMG_0.txt, IMG_1.mask.png",
     ]
+
+
+# Cut out of the background
+
+
+def cut_out(number, box=(60, 30, 140, 110), size=(240, 180)):
+    image = scene(number, *size).convert("RGBA")
+    image.putalpha(disc(*size, box))
+    return image
+
+
+def test_a_photo_that_is_cut_out_has_its_alpha_for_a_mask(folder, run):
+    cut_out(1).save(folder / "IMG_1.png")
+    (folder / "IMG_1.jpg").unlink()
+    photos, events = load(folder, run, 90)
+    cut = photos.photos[1]
+    assert (cut.mask, cut.box_px, cut.mask_sha256) == ("01.mask.png", (15, 30, 55, 70), "")
+    with Image.open(photos.folder / "01.mask.png") as mask:
+        assert mask.getpixel((50, 35)) == 255
+        assert mask.getpixel((10, 5)) == 0
+    assert texts(events, warning=True) == []
+    (note,) = texts(events)
+    assert note.startswith("IMG_1.png is cut out of its background: ")
+    assert "objective.background_weight" in note
+    assert photos.fingerprint == fingerprint_photos(folder, 90)
+    assert check_photos(folder, 90).photos[1].mask == "its own transparency"
+
+
+def test_a_mask_beside_a_photo_goes_before_its_alpha(folder, run):
+    cut_out(1).save(folder / "a.png")
+    disc(240, 180, (0, 0, 80, 80)).save(folder / "a.mask.png")
+    photos, events = load(folder, run, 90)
+    assert photos.photos[-1].box_px == (0, 0, 40, 40)
+    assert texts(events) == ["a.png is transparent in places, which show white"]
+
+
+def test_what_is_hardly_transparent_has_no_mask(folder, run):
+    image = scene(9).convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 250))
+    image.save(folder / "a.png")
+    photos, events = load(folder, run, 90)
+    assert photos.photos[-1].mask == ""
+    assert texts(events) == ["a.png is transparent in places, which show white"]
+
+
+def test_a_photo_that_is_transparent_everywhere_is_refused(folder, run):
+    cut_out(1, (0, 0, 0, 0)).save(folder / "a.png")
+    with pytest.raises(PhotoError, match=r"a\.png is transparent everywhere"):
+        load(folder, run)
+
+
+def test_a_cut_out_photo_is_judged_by_what_is_opaque(folder):
+    small = (90, 60, 130, 110)
+    assert issues_of(cut_out(9, small), folder) == ()
+    dark = cut_out(9, small).convert("RGBA")
+    dark = Image.merge(
+        "RGBA", [*(b.point(lambda v: v // 6) for b in dark.split()[:3]), dark.getchannel("A")]
+    )
+    (issue,) = issues_of(dark, folder)
+    assert issue.startswith("is very dark")
+    soft = scene(9, 480, 360).filter(ImageFilter.GaussianBlur(8)).convert("RGBA")
+    soft.putalpha(disc(480, 360, (120, 60, 280, 220)))
+    (issue,) = issues_of(soft, folder)
+    assert issue.startswith("is blurred")
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_black_bars_are_named_and_no_darkness(folder, upright):
+    photo = Image.new("RGB", (600, 300) if upright else (300, 600))
+    photo.paste(scene(9, 300, 300).point(lambda v: v // 2), (150, 0) if upright else (0, 150))
+    assert issues_of(photo, folder) == (
+        "has black bars at its edges, which would be learned as part of it: cut them off",
+    )
+
+
+def test_a_night_sky_is_no_bar(folder):
+    photo = scene(9)
+    photo.paste(0, (0, 0, 240, 60))
+    assert issues_of(photo, folder) == ()
+
+
+# Very large
+
+
+def test_a_very_large_photo_is_read_smaller_with_its_box_and_mask(folder, run, monkeypatch):
+    scene(1, 960, 720).save(folder / "IMG_1.jpg", quality=95, exif=exif(3))
+    scene(2, 960, 720).save(folder / "IMG_2.jpg", quality=95)
+    disc(960, 720, (240, 120, 560, 440)).save(folder / "IMG_1.mask.png")
+    tell(folder, {"file_name": "IMG_2.jpg", "box": [240, 120, 560, 440]})
+    whole, _ = load(folder, RunFolder(run.path.with_name("whole")), 90)
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 960 * 720 * 7)
+    photos, _ = load(folder, run, 90)
+    for large, small in zip(whole.photos[1:3], photos.photos[1:3], strict=True):
+        said = "is very large; it is read at 480 × 360 pixels"
+        assert small == large.model_copy(update={"issues": small.issues})
+        assert (said in large.issues, said in small.issues) == (False, True)
+        both = [
+            np.asarray(open_upright(each.folder / small.file), float) for each in (whole, photos)
+        ]
+        assert np.abs(both[0] - both[1]).mean() < 3
+    assert photos.photos[1].box_px == photos.photos[2].box_px == (15, 30, 55, 70)
+    assert photos.fingerprint == whole.fingerprint == fingerprint_photos(folder, 90)
+
+
+# Masks and captions in others' spelling
+
+
+SPELLINGS = [
+    "IMG_1-masklabel.png",
+    "IMG_1_mask.png",
+    "IMG_1-mask.png",
+    "IMG_1.mask.jpg",
+    "IMG_1.MASK.PNG",
+    "img_1 Mask.webp",
+    "IMG_1.jpg.mask.png",
+    "mask_IMG_1.png",
+    "IMG_1_masks.tif",
+]
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_mask_in_others_spelling_is_a_mask(folder, run, name):
+    disc(240, 180).save(folder / name)
+    photos, events = load(folder, run, 90)
+    assert [p.source for p in photos.photos] == [f"IMG_{n}.jpg" for n in range(6)]
+    assert photos.photos[1].mask == "01.mask.png"
+    assert photos.photos[1].box_px == (15, 30, 55, 70)
+    assert not texts(events)
+    assert check_photos(folder, 90).photos[1].mask == name
+
+
+def test_our_own_spelling_of_a_mask_goes_before_others(folder, run):
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+    disc(240, 180, (0, 0, 40, 40)).save(folder / "IMG_1-mask.png")
+    photos, _ = load(folder, run, 90)
+    assert photos.photos[1].box_px == (15, 30, 55, 70)
+    assert photos.notes == ("ignored 1 mask without a photo: IMG_1-mask.png",)
+
+
+def test_a_photo_of_a_mask_is_a_photo_and_that_is_said(folder, run):
+    scene(8).save(folder / "wooden_mask.jpg")
+    photos, _ = load(folder, run)
+    assert len(photos.photos) == 7
+    assert photos.notes == (
+        "took for a photo what is called a mask, as it is of no other photo: wooden_mask.jpg",
+    )
+    disc(240, 180).save(folder / "wooden_mask_mask.png")
+    again = load(folder, run)[0]
+    assert by_source(again)["wooden_mask.jpg"].mask == "06.mask.png"
+
+
+def test_among_masks_of_one_spelling_one_without_a_photo_is_no_photo(folder, run):
+    disc(240, 180).save(folder / "IMG_1-mask.png")
+    disc(240, 180).save(folder / "IMG_9-mask.png")
+    disc(240, 180).save(folder / "IMG_8-masklabel.png")
+    photos, _ = load(folder, run)
+    assert len(photos.photos) == 6
+    assert photos.notes == ("ignored 2 masks without a photo: IMG_8-masklabel.png, IMG_9-mask.png",)
+
+
+def test_a_coloured_picture_that_is_called_a_mask_is_refused_by_name(folder, run):
+    scene(8).save(folder / "IMG_1_mask.jpg")
+    with pytest.raises(PhotoError, match=r"IMG_1_mask\.jpg .* is in colour") as error:
+        load(folder, run)
+    assert "IMG_1.mask.png" in error.value.hint
+    assert state(run) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["IMG_1.txt", "IMG_1.TXT", "img_1.txt", "IMG_1.caption", "IMG_1.jpg.txt"]
+)
+def test_a_caption_in_others_spelling_is_a_caption(folder, run, name):
+    (folder / name).write_text("a photo of rraj person")
+    photos, events = load(folder, run)
+    assert [p.caption for p in photos.photos] == ["", "a photo of rraj person", *[""] * 4]
+    assert not texts(events)
+    row = check_photos(folder, 128).photos[1]
+    assert row.caption == "a photo of rraj person"
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_are_composed_otherwise_are_the_same(folder, run, forms):
+    one, other = (unicodedata.normalize(form, "José") for form in forms)
+    (folder / "IMG_1.jpg").rename(folder / f"{one}.jpg")
+    (folder / f"{other}.txt").write_text("a photo of rraj person")
+    disc(240, 180).save(folder / f"{other}-mask.png")
+    tell(folder, {"file_name": f"{other}.jpg", "box": [0, 0, 80, 80]})
+    photos, events = load(folder, run, 90)
+    last = photos.photos[-1]
+    assert (last.caption, last.mask) == ("a photo of rraj person", "05.mask.png")
+    assert last.box_px == (0, 0, 40, 40)
+    assert not texts(events)
+
+
+def test_where_two_photos_differ_in_case_each_has_its_own(tmp_path):
+    if not (tmp_path / "x").touch() and (tmp_path / "X").exists():
+        pytest.skip("this file system knows no case")
+    found = find_companions(
+        [tmp_path / name for name in ("a.jpg", "A.jpg", "a-mask.png", "A-mask.png")],
+        {tmp_path / name for name in ("a.txt", "A.txt")},
+    )
+    assert {path.name: text.name for path, text in found.captions.items()} == {
+        "a.jpg": "a.txt",
+        "A.jpg": "A.txt",
+    }
+    assert {path.name: mask.name for path, mask in found.masks.items()} == {
+        "a.jpg": "a-mask.png",
+        "A.jpg": "A-mask.png",
+    }
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_gives_captions_boxes_and_masks(folder, run, delimiter):
+    disc(240, 180).save(folder / "cut-out.png")
+    rows = [
+        ["file_name", "text", "box", "mask", "label"],
+        ["IMG_0.jpg", '"rraj person,\n; ""smiling"""', "", "", "x"],
+        ["IMG_1.jpg", "", '"[30, 40.5, 130, 140]"', "cut-out.png", ""],
+    ]
+    (folder / "metadata.csv").write_text(
+        "\ufeff" + "\r\n".join(map(delimiter.join, rows)) + "\r\n", encoding="utf-8", newline=""
+    )
+    photos, _ = load(folder, run, 90)
+    assert photos.photos[0].caption == 'rraj person, ; "smiling"'
+    assert photos.photos[1].given_box == (30, 40.5, 130, 140)
+    assert photos.photos[1].mask == "01.mask.png"
+    assert len(photos.photos) == 6
+    assert photos.notes == ("metadata.csv: ignored 1 field: label",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("gone.jpg,a dog", r"line 3: gone\.jpg is no photo in this folder"),
+        (",a dog", "line 3: file_name is missing"),
+        ('IMG_0.jpg,,"[1, 2"', "line 3: box must be four numbers"),
+        ("IMG_1.jpg,a dog", "line 3: .* was described by an earlier line already"),
+    ],
+)
+def test_a_row_that_cannot_be_meant_is_named_with_its_number(folder, run, row, message):
+    (folder / "metadata.csv").write_text(f"file_name,text,box\nIMG_1.jpg,a dog,\n{row}\n")
+    with pytest.raises(PhotoError, match=rf"metadata\.csv, {message}") as error:
+        load(folder, run)
+    assert error.value.hint
+
+
+def test_a_table_of_other_things_is_named_and_so_is_one_beside_metadata_jsonl(folder, run):
+    (folder / "metadata.csv").write_text("name,age\nme,3\n")
+    note = ("ignored 1 text that belongs to no picture: metadata.csv",)
+    assert load(folder, run)[0].notes == note
+    tell(folder, {"file_name": "IMG_0.jpg", "caption": "a dog"})
+    photos, _ = load(folder, run)
+    assert photos.notes == note
+    assert photos.photos[0].caption == "a dog"
+
+
+def test_a_dead_link_and_a_picture_of_another_format_are_named(folder, run):
+    (folder / "IMG_6.png").symlink_to(folder / "nowhere.png")
+    for name in ("IMG_7.jxl", "IMG_8.CR2"):
+        (folder / name).write_bytes(b"any")
+    photos, _ = load(folder, run)
+    assert photos.notes == (
+        "left out 2 pictures, of formats that are not read: IMG_7.jxl, IMG_8.CR2; "
+        "save as JPEG or PNG",
+        "1 link leads nowhere: IMG_6.png",
+    )
+
+
+def test_a_name_that_is_not_utf8_is_written_out_and_prepared_once(folder, run):
+    try:
+        (folder / "IMG_1.jpg").rename(folder / os.fsdecode(b"Ren\xe9.jpg"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    (folder / os.fsdecode(b"Ren\xe9.txt")).write_text("a photo of rraj person")
+    photos, _ = load(folder, run)
+    found = by_source(photos)["Ren\\xe9.jpg"]
+    assert found.caption == "a photo of rraj person"
+    assert read_photo_set(run.photos) == photos
+    assert isinstance(load(folder, run)[1][-1], StageSkipped)
+    assert check_photos(folder, 64).model_dump_json()
+    observe = run.observer()
+    observe(Note("photos", str(folder / os.fsdecode(b"Ren\xe9.jpg"))))
+    assert json.loads(run.events_file.read_text())["event"] == "Note"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_the_terminal_cannot_show_is_shown_escaped(folder, encoding):
+    (folder / "IMG_1.jpg").rename(folder / "写真.jpg")
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamloom", "photos", folder, "--resolution", "64"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u5199\\u771f.jpg" in done.stdout
+
+
+def test_what_was_understood_is_told(folder, run):
+    for number in (0, 1):
+        (folder / f"IMG_{number}.txt").write_text("[trigger] in the snow")
+    disc(240, 180).save(folder / "IMG_1.mask.png")
+    tell(folder, {"file_name": "IMG_2.jpg", "box": [0, 0, 80, 80]})
+    check = check_photos(folder, 64)
+    assert check.understood == "6 photos: 2 with a caption, 1 with a mask, 1 with a box"
+    assert check.photos[2].has_box
+    _, events = load(folder, run, 64)
+    assert events[-1].detail.endswith(", 2 with a caption, 1 with a mask, 1 with a box")
+    assert check.notes == (
+        "2 captions hold [trigger], which is taken as it stands: write the subject's words there",
+    )
+
+
+@pytest.mark.parametrize(
+    ("captions", "unnamed"),
+    [
+        (["a photo of rraj person", "RRAJ, smiling", ""], 0),
+        (["", ""], 0),
+        (["a person", "a photo of rraj person"], 1),
+        (["rrajesh in the snow", "[trigger]"], 2),
+    ],
+)
+def test_captions_that_never_name_the_subject_are_counted(captions, unnamed):
+    found = judge_captions(captions, "rraj person", ["rraj"])
+    if unnamed:
+        assert found[0].startswith(f"{unnamed} of 2 captions never name the subject, rraj person")
+    assert len(found) == bool(unnamed)
 
 
 # Several pictures in a file
@@ -1064,7 +1402,7 @@ def test_the_fingerprint_changes_with_shape_and_step(folder, run):
 
 
 def test_the_fingerprint_is_told_without_decoding(folder, monkeypatch):
-    monkeypatch.setattr(Image, "open", lambda *_args, **_kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(image_io, "open_picture", lambda *_: pytest.fail("decoded"))
     mask_it_raw = folder / "IMG_1.mask.png"
     mask_it_raw.write_bytes(b"any bytes")
     assert len(fingerprint_photos(folder, 64)) == 64

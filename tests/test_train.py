@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
-from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
+from dreamloom.core.events import (
+    Event,
+    LossLogged,
+    Note,
+    StageSkipped,
+    Validated,
+    ValidationSampled,
+)
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
@@ -177,6 +184,76 @@ def test_looking_changes_nothing_and_recommends(
     kept = run.validation_samples / "000002" / "adapter.safetensors"
     assert not equal(plain, load_file(kept))
     assert equal(plain, load_file(run.validation_samples / "000004" / "adapter.safetensors"))
+
+
+def test_of_many_validations_the_last_and_the_best_are_kept(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    config = small_config(
+        model, watch__every=1, watch__images=1, watch__steps=2, validation__keep=1, train__steps=4
+    )
+    lifts = iter((0.0, 0.8, 0.3, 0.2, 0.1))
+
+    def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
+        lift = next(lifts)
+        score = Score(value=lift, n=1, floor=0.0, ceiling=1.0, lift=lift)
+        return Scorecard(
+            scores={"identity": score},
+            encoders="picturebook",
+            photos=3,
+            confidence=0.95,
+            resamples=100,
+            pictures=(),
+        )
+
+    run, told = claimed(tmp_path), []
+    record = train_adapter(run, model, *sets, config, told.append, judge)
+    assert [e.update for e in told if isinstance(e, ValidationSampled)] == [0, 1, 2, 3, 4]
+    kept = sorted(path.name for path in run.validation_samples.iterdir())
+    assert kept == ["000000", "000001", "000004"]
+    assert record.results["recommended"]["update"] == 1
+
+
+def warnings_of(told: list[Event]) -> list[str]:
+    return [event.text for event in told if isinstance(event, Note) and event.warning]
+
+
+def test_a_usual_training_is_not_doubted(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    assert warnings_of(train(tmp_path, model, sets)[1]) == []
+
+
+def test_prodigy_at_a_rate_of_adamw_is_doubted_first_and_last_and_its_rate_is_told(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    pytest.importorskip("pytorch_optimizer")
+
+    def teach(name: str, rate: float) -> list[Event]:
+        config = small_config(
+            model, train__optimizer="prodigy", train__learning_rate=rate, train__warmup_steps=0
+        )
+        return train(tmp_path / name, model, sets, config)[1]
+
+    told = teach("low", 1e-4)
+    doubt, idle = warnings_of(told)
+    assert "train.learning_rate, which is 0.0001: so little learns next to nothing" in doubt
+    assert idle.startswith("the adapter changed hardly anything")
+    first = next(at for at, event in enumerate(told) if isinstance(event, LossLogged))
+    assert told.index(Note("train", doubt, warning=True)) < first
+    rates = [event.learning_rate for event in told if isinstance(event, LossLogged)]
+    assert 0 < max(rates) < 1e-8
+    assert not any("finds the learning rate" in text for text in warnings_of(teach("usual", 1.0)))
+
+
+def test_a_warm_up_that_never_ends_is_doubted(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    config = small_config(model, train__warmup_steps=100, train__learning_rate=1e-9)
+    doubt, idle = warnings_of(train(tmp_path, model, sets, config)[1])
+    assert doubt.startswith("train.warmup_steps = 100 is more than the 4 updates: ")
+    assert "ends at 4% of 1e-09" in doubt
+    assert "changed hardly anything" in idle
 
 
 def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(

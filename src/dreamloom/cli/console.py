@@ -141,8 +141,12 @@ def show_photo_check(check: PhotoCheck) -> None:
         _print(f"[bold]{escape(photo.file)}[/bold]  {size}")
         for text in filter(None, (photo.unreadable, *photo.issues)):
             _print(f"  [yellow]{escape(text)}[/yellow]")
-        for text in photo.remarks:
+        beside = [f"caption: {photo.caption}"] if photo.caption else []
+        beside += [f"mask: {photo.mask}"] if photo.mask else []
+        beside += ["box: in metadata"] if photo.has_box else []
+        for text in (*photo.remarks, *beside):
             _print(f"  [dim]{escape(text)}[/dim]")
+    _print(f"{escape(check.understood)}.")
     for text in check.notes:
         _print(escape(text))
     for text in check.to_add:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,10 @@ class Commands(click.Group):
         """Run a command; turn a known problem into its message and exit code."""
         from dreamloom.core.errors import DreamLoomError
 
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # What a narrow encoding cannot show, it shows escaped.
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except DreamLoomError as error:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, Observer
-from dreamloom.core.toml_files import ClosedModel
+from dreamloom.core.toml_files import ClosedModel, write_out_bytes
 
 TEMPORARY = ".writing-"
 """How the names of files begin that are being written."""
@@ -179,7 +179,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no UTF-8; JSON takes what stands for them.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -277,7 +278,7 @@ class RunFolder:
         disk, is as good as gone.
         """
         record = self.read_record(stage)
-        if record is None or record.inputs != dict(inputs):
+        if record is None or record.inputs != write_out_bytes(dict(inputs)):
             return None
         return record if not self.list_changed(record) else None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from dreamloom.core.errors import ConfigError
@@ -34,6 +34,34 @@ class ClosedModel(BaseModel):
     """A frozen record that knows no other fields than its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_bytes(cls, given: Any) -> Any:
+        return write_out_bytes(given)
+
+
+def write_out_bytes(value: Any) -> Any:
+    r"""Write out the bytes of file names that are no UTF-8, also in lists and dictionaries.
+
+    Python keeps such bytes as lone surrogates, which no JSON and no terminal takes.
+
+    Example:
+        >>> write_out_bytes("Ren\udce9.png")
+        'Ren\\xe9.png'
+    """
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if type(value) is dict:
+        return {write_out_bytes(name): write_out_bytes(one) for name, one in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(map(write_out_bytes, value))
+    return value
 
 
 class Section(ClosedModel):

@@ -11,18 +11,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from dreamloom.core.errors import PhotoError
-
-PICTURE_SUFFIXES = (
-    *(".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
-)
-"""Names that end so are taken for pictures."""
-
-# A picture that stops half-way must be refused, not filled up with grey.
-ImageFile.LOAD_TRUNCATED_IMAGES = False
+from dreamloom.data.picture_files import open_picture
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,10 +28,13 @@ TURNS = {
 }
 """What undoes each EXIF orientation."""
 
-_HEIF_BRANDS = frozenset(b"heic heim heis heix hevc hevm hevs hevx mif1 msf1".split())
 # In others, as in many phones' JPEG, further pictures are previews and maps of the same one.
 _SERIAL_FORMATS = frozenset(("GIF", "PNG", "TIFF", "WEBP"))
 _MARKED = 128
+# Masks painted in one colour on black are in colour, too; photos are in several, everywhere.
+_COLOURFUL = 16
+# Large pictures are converted piece by piece, so that no whole copy is made on the way.
+_STRIP_PIXELS = 2**20
 
 _Read = TypeVar("_Read")
 
@@ -54,6 +50,10 @@ class Upright(NamedTuple):
     """Whether the file says where it was taken."""
     is_series: bool = False
     """Whether the file holds further pictures: an animation, or pages."""
+    original_size: tuple[int, int] = (0, 0)
+    """Width and height of the whole picture when upright; a very large one is read smaller."""
+    alpha: Image.Image | None = None
+    """How opaque it was, as 8-bit grey; None where nothing of it is transparent."""
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -66,10 +66,11 @@ def read_upright(path: Path) -> Upright:
 
     Nothing of the file's metadata stays with the image, so none can reach a copy. Of a file with
     several pictures it is the first. HEIC needs pillow-heif, which ``dreamloom[heic]`` installs.
+    What would take too much memory is read at a smaller size; see `open_picture`.
 
     Raises:
-        PhotoError: If the file is missing, no picture, truncated, too large to be a photo, or
-            HEIC without pillow-heif.
+        PhotoError: If the file is missing, no picture, truncated, too large to be read in bounded
+            memory, or HEIC without pillow-heif.
     """
     return _open(path, _read)
 
@@ -77,17 +78,31 @@ def read_upright(path: Path) -> Upright:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to 8-bit sRGB without metadata.
 
-    Colour profiles are applied (phones save in Display P3), 16-bit is scaled, CMYK and palettes
-    are converted, and whatever is transparent shows white.
+    Colour profiles are applied (phones save in Display P3), 16-bit and floating point are scaled,
+    CMYK and palettes are converted, and whatever is transparent shows white.
     """
-    profile = image.info.get("icc_profile")
-    image = _to_8_bits(image)
+    profile, scale = image.info.get("icc_profile"), _find_scale(image)
+    return _convert(image, "RGB", lambda strip: _strip_to_rgb(strip, profile, scale))
+
+
+def _strip_to_rgb(image: Image.Image, profile: bytes | None, scale: float) -> Image.Image:
+    image = _to_8_bits(image, scale)
     if image.mode in {"P", "PA"} or image.has_transparency_data:
         image = _lay_on("white", image).convert("RGB")
     converted = _apply_profile(image, profile) if profile else None
-    plain = image.convert("RGB") if converted is None else converted
-    plain.info = {}
-    return plain
+    return image.convert("RGB") if converted is None else converted
+
+
+def _convert(
+    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Convert a picture strip by strip; what is made bears no metadata."""
+    whole = Image.new(mode, image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        whole.paste(convert(image.crop(box)), (0, top))
+    return whole
 
 
 def crop_centre(image: Image.Image) -> Image.Image:
@@ -126,7 +141,7 @@ def scale_mask(mask: Image.Image, size_px: tuple[int, int]) -> Image.Image:
     return mask.resize(size_px[::-1], Image.Resampling.BILINEAR)
 
 
-def read_mask(path: Path, of: Upright) -> Image.Image:
+def read_mask(path: Path, of: Upright, *, in_grey: bool = False) -> Image.Image:
     """Read the mask of a picture: 8-bit grey of its upright size, white where the subject is.
 
     A mask of the upright size is taken for upright, and one of the size that the picture's file
@@ -135,17 +150,24 @@ def read_mask(path: Path, of: Upright) -> Image.Image:
     Args:
         path: The mask's file.
         of: The picture.
+        in_grey: Whether a mask in colour is refused: it may be a photo, and a mask by name alone.
 
     Raises:
-        PhotoError: If the file cannot be read as a picture, has another size, or marks nothing.
+        PhotoError: If the file cannot be read as a picture, has another size, or marks nothing;
+            or is in colour, where that is refused.
     """
-    mask = _open(path, _read_grey)
-    if mask.size == of.image.size[::-1] != of.image.size and of.orientation >= 5:
+    (mask, colourful), size = _open(path, _read_grey), of.original_size
+    if colourful and in_grey:
+        raise PhotoError(
+            f"{path} is called a mask of another photo, but is in colour.",
+            "Give it another name if it is a photo; a mask is called as IMG_1.mask.png is.",
+        )
+    if mask.size == size[::-1] != size and of.orientation >= 5:
         mask = mask.transpose(TURNS[of.orientation])
-    if mask.size != of.image.size:
+    if mask.size != size:
         raise PhotoError(
             f"The mask {path} has {mask.width} × {mask.height} pixels, but its photo has "
-            f"{of.image.width} × {of.image.height}.",
+            f"{size[0]} × {size[1]}.",
             "Save the mask in the size of the photo.",
         )
     if find_marked(mask) is None:
@@ -184,11 +206,6 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height w
 def _open(path: Path, read: Callable[[Path], _Read]) -> _Read:
     """Read a picture file; whatever goes wrong becomes a PhotoError."""
     try:
-        if _is_heif(path) and not _learn_heif():
-            raise PhotoError(
-                f"{path} is a HEIC picture, which needs one more library.",
-                "Run: pip install 'dreamloom[heic]' – or save it as JPEG.",
-            )
         with warnings.catch_warnings():
             # Decoders warn of odd metadata and of many megapixels; neither hinders reading.
             warnings.simplefilter("ignore")
@@ -206,11 +223,6 @@ def _open(path: Path, read: Callable[[Path], _Read]) -> _Read:
             f"{path} is not a picture that can be read.",
             "Remove it, or save it again as JPEG or PNG.",
         ) from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise PhotoError(
-            f"{path} has more than {limit} megapixels.", "Save a smaller copy of it, or remove it."
-        ) from None
     # On damaged bytes decoders raise nearly anything, from SyntaxError to struct.error.
     except Exception as error:
         raise PhotoError(
@@ -220,57 +232,76 @@ def _open(path: Path, read: Callable[[Path], _Read]) -> _Read:
 
 
 def _read(path: Path) -> Upright:
-    with Image.open(path) as file:
+    lying, left = _decode(path)
+    if left not in TURNS:
+        return lying
+    # Turned only now that the decoded file is let go of.
+    alpha = lying.alpha.transpose(TURNS[left]) if lying.alpha else None
+    size = lying.original_size[::-1] if left >= 5 else lying.original_size
+    upright = lying.image.transpose(TURNS[left])
+    return lying._replace(image=upright, alpha=alpha, original_size=size)
+
+
+def _decode(path: Path) -> tuple[Upright, int]:
+    """Read a picture as it is stored, and the orientation by which it is still to be turned."""
+    with open_picture(path) as (file, size):
         # Pillow turns TIFF as it loads, so only `stored` knows; the EXIF data of PNG may stand
         # behind the pixels, so only `left` does. HEIC is turned by other means than EXIF, which
         # says nothing there: pillow-heif opens it upright.
         stored = _orientation(file)
         file.load()
         left = _orientation(file)
-        image = file.transpose(TURNS[left]) if left in TURNS else file.copy()
         orientation = stored if stored in TURNS else left if left in TURNS else 1
-        return Upright(to_rgb(image), orientation, _has_location(file), _is_series(file))
+        facts = (orientation, _has_location(file), _is_series(file), size)
+        return Upright(to_rgb(file), *facts, _find_alpha(file)), left
 
 
-def _read_grey(path: Path) -> Image.Image:
-    with Image.open(path) as file:
+def _find_alpha(image: Image.Image) -> Image.Image | None:
+    """Tell how opaque each pixel is; None if all are wholly so."""
+    if not image.has_transparency_data:
+        return None
+    alpha = _convert(image, "L", lambda strip: strip.convert("RGBA").getchannel("A"))
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _read_grey(path: Path) -> tuple[Image.Image, bool]:
+    """Read a picture in grey, and say whether it is in colour."""
+    with open_picture(path) as (file, _):
         file.load()
-        orientation = _orientation(file)
-        image = file.transpose(TURNS[orientation]) if orientation in TURNS else file.copy()
-    image = _to_8_bits(image)
+        orientation, scale = _orientation(file), _find_scale(file)
+        grey = _convert(file, "L", lambda strip: _strip_to_grey(strip, scale))
+        glance = np.asarray(file.resize((64, 64), Image.Resampling.NEAREST).convert("RGB"), int)
+    colourful = bool((glance.max(axis=2) - glance.min(axis=2)).mean() > _COLOURFUL)
+    return grey.transpose(TURNS[orientation]) if orientation in TURNS else grey, colourful
+
+
+def _strip_to_grey(image: Image.Image, scale: float) -> Image.Image:
+    image = _to_8_bits(image, scale)
     if image.mode in {"P", "PA"} or image.has_transparency_data:
         image = _lay_on("black", image)
-    grey = image.convert("L")
-    grey.info = {}
-    return grey
+    return image.convert("L")
 
 
 def _lay_on(colour: str, image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image.convert("RGBA"))
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode not in {"I", "I;16", "I;16B", "I;16L"}:
+def _find_scale(image: Image.Image) -> float:
+    """Tell by what grey values of more than 8 bits are divided.
+
+    Floating point has no fixed white: it is 1 where nothing exceeds that, and else 255 or 65535.
+    """
+    if image.mode != "F":
+        return 257.0
+    highest = float(np.nanmax(np.asarray(image), initial=0.0))
+    return next((top / 255 for top in (1.0, 255.0) if highest <= top), 257.0)
+
+
+def _to_8_bits(image: Image.Image, scale: float) -> Image.Image:
+    if image.mode not in {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}:
         return image
-    array = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.clip(array / 257.0, 0, 255).round().astype(np.uint8))
-
-
-def _is_heif(path: Path) -> bool:
-    """Look at the first bytes: phones' HEIC files are often renamed to .jpg."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
-
-
-def _learn_heif() -> bool:
-    """Let Pillow read HEIC, if the library for it is installed."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
+    array = np.nan_to_num(np.asarray(image).astype(np.float64) / scale, posinf=255.0)
+    return Image.fromarray(np.clip(array, 0, 255).round().astype(np.uint8))
 
 
 def _exif(file: Image.Image) -> Image.Exif:
@@ -281,9 +312,9 @@ def _exif(file: Image.Image) -> Image.Exif:
         return Image.Exif()
 
 
-def _orientation(file: Image.Image) -> int | None:
+def _orientation(file: Image.Image) -> int:
     value = _exif(file).get(ExifTags.Base.Orientation)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) else 1
 
 
 def _is_series(file: Image.Image) -> bool:

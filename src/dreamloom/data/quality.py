@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from dreamloom.data.image_io import scale_shorter_side
@@ -27,6 +28,8 @@ _SHARPEST_PERCENT = 95
 # Grey values of 0 to 255.
 _DARK, _PALE, _WHITE, _FLAT = 55, 64, 250, 40
 _WHITE_SHARE = 0.4
+_OPAQUE, _LEAST_OPAQUE = 128, 0.01
+_BLACK, _LEAST_BAR = 12, 0.02
 _CELLS = 16
 _ELONGATED = 2.0
 
@@ -49,16 +52,27 @@ class Judgement(NamedTuple):
     """What the photo is recognised by, see `difference_hash`."""
 
 
-def judge(image: Image.Image, crop_px: tuple[int, int]) -> Judgement:
+def judge(
+    image: Image.Image, crop_px: tuple[int, int], alpha: Image.Image | None = None
+) -> Judgement:
     """Find out what is not ideal about a photo from which crops of that height and width are cut.
 
-    The photo is scaled until it just covers such a crop.
+    The photo is scaled until it just covers such a crop. Of a photo that is cut out, light and
+    sharpness are those of what its alpha leaves opaque; black bars at its edges are no darkness.
     """
     # A small photo is not enlarged: that would blur it, and it is called small already.
     small = image if min(image.size) <= STANDARD_PX else scale_shorter_side(image, STANDARD_PX)
     luminance = np.asarray(small.convert("L"), dtype=np.float32)
-    figure, light = sharpness(luminance), judge_light(luminance)
+    opaque = _find_opaque(alpha, small.size)
     issues = _judge_shape(image.size, crop_px[::-1])
+    inside = find_bars(luminance)
+    if inside != (0, 0, *luminance.shape):
+        issues.append(
+            "has black bars at its edges, which would be learned as part of it: cut them off"
+        )
+    rows, columns = slice(inside[0], inside[2]), slice(inside[1], inside[3])
+    luminance, opaque = luminance[rows, columns], opaque[rows, columns]
+    figure, light = sharpness(luminance, opaque), judge_light(luminance[opaque])
     if light != "good":
         # In bad light, focus cannot be told.
         issues.append(_LIGHT_ISSUES[light])
@@ -68,6 +82,41 @@ def judge(image: Image.Image, crop_px: tuple[int, int]) -> Judgement:
             "100 or more usual): take it again, or leave it out"
         )
     return Judgement(figure, tuple(issues), difference_hash(small))
+
+
+def _find_opaque(alpha: Image.Image | None, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Tell which pixels are opaque; all of them where hardly any is, or nothing is transparent."""
+    everywhere = np.ones(size[::-1], dtype=bool)
+    if alpha is None:
+        return everywhere
+    opaque = np.asarray(alpha.resize(size, Image.Resampling.BILINEAR)) >= _OPAQUE
+    return opaque if opaque.mean() > _LEAST_OPAQUE else everywhere
+
+
+def find_bars(luminance: Float[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
+    """Find top, left, bottom and right of what lies between black bars.
+
+    Bars lie on two opposite sides, are plain black and at least 2 % of the side deep. A photo
+    that is black everywhere has none.
+
+    Args:
+        luminance: Grey values from 0 to 255.
+
+    Example:
+        >>> picture = np.full((100, 50), 128.0)
+        >>> picture[:10] = picture[80:] = 0
+        >>> find_bars(picture)
+        (10, 0, 80, 50)
+    """
+    inside = []
+    for axis, side in ((1, luminance.shape[0]), (0, luminance.shape[1])):
+        bright = np.flatnonzero(luminance.max(axis=axis) > _BLACK)
+        first, last = (bright[0], bright[-1] + 1) if len(bright) else (0, side)
+        least = _LEAST_BAR * side
+        deep = first >= least and side - last >= least and last - first >= 3
+        inside.append((int(first), int(last)) if deep else (0, side))
+    (top, bottom), (left, right) = inside
+    return top, left, bottom, right
 
 
 def _judge_shape(size: tuple[int, int], crop: tuple[int, int]) -> list[str]:
@@ -91,7 +140,10 @@ def _judge_shape(size: tuple[int, int], crop: tuple[int, int]) -> list[str]:
     return issues
 
 
-def sharpness(luminance: Float[np.ndarray, "height width"]) -> float:
+def sharpness(
+    luminance: Float[np.ndarray, "height width"],
+    opaque: Bool[np.ndarray, "height width"] | None = None,
+) -> float:
     """Measure how strongly neighbouring pixels differ where the photo is sharpest.
 
     The variance of the second difference, in each of 8 × 8 tiles; then the tile that 95 % of the
@@ -105,6 +157,7 @@ def sharpness(luminance: Float[np.ndarray, "height width"]) -> float:
 
     Args:
         luminance: Grey values from 0 to 255.
+        opaque: Which pixels belong to the photo; None for all. Edges of others do not count.
 
     Returns:
         0 for a single colour; without upper bound.
@@ -130,7 +183,15 @@ def sharpness(luminance: Float[np.ndarray, "height width"]) -> float:
         luminance[:-2, :-2] + luminance[2:, 2:],
         luminance[:-2, 2:] + luminance[2:, :-2],
     )
-    return min(_sharpest(pair - twice) for pair in neighbours)
+    differences = [pair - twice for pair in neighbours]
+    if opaque is not None and not opaque.all():
+        inner = sliding_window_view(opaque, (3, 3)).all(axis=(2, 3))
+        rows, columns = np.nonzero(inner)
+        if not len(rows):
+            return 0.0
+        box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        differences = [np.where(inner, one, 0.0)[box] for one in differences]
+    return min(map(_sharpest, differences))
 
 
 def _sharpest(differences: Float[np.ndarray, "height width"]) -> float:
@@ -143,7 +204,7 @@ def _sharpest(differences: Float[np.ndarray, "height width"]) -> float:
     return float(np.percentile(variances, _SHARPEST_PERCENT))
 
 
-def judge_light(luminance: Float[np.ndarray, "height width"]) -> Light:
+def judge_light(luminance: Float[np.ndarray, "*pixels"]) -> Light:
     """Say whether a photo is plainly dark, overexposed or flat; in doubt it is good.
 
     Dark: 95 % of it is below 55. Overexposed: 40 % of it is white, and nearly nothing below 64,

@@ -24,6 +24,7 @@ from dreamloom.core.manifests import (
     read_image_set,
 )
 from dreamloom.core.run_folder import file_sha256, fingerprint
+from dreamloom.data.picture_files import PICTURE_SUFFIXES
 from dreamloom.data.prompts.packs import is_person
 from dreamloom.evaluation.copy_detection import correlate_layouts, find_copies
 from dreamloom.evaluation.detectors.drawn_faces import DrawnFaces
@@ -41,8 +42,6 @@ from dreamloom.evaluation.metrics.per_image import value_pictures
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 
 STAGE = "evaluate"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Files that count as pictures in a folder without a manifest."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ def list_pictures(folder: Path) -> ImageSet:
         raise EvaluationError(
             f"There is no folder {folder}.", "Name a folder of pictures to score."
         )
-    files = image_files(folder, SUFFIXES)
+    files = image_files(folder, PICTURE_SUFFIXES)
     if not files:
         raise EvaluationError(
-            f"{folder} holds no pictures.", f"Put pictures there: {', '.join(SUFFIXES)}."
+            f"{folder} holds no pictures.", f"Put pictures there: {', '.join(PICTURE_SUFFIXES)}."
         )
     pictures = tuple(
         Picture(file=path.name, prompt="", seed=index, scheduler="", steps=0, guidance=0.0)

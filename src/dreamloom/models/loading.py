@@ -301,6 +301,28 @@ def _check_index(folder: Path) -> None:
             "cannot teach.",
             "Name an SDXL that predicts noise or velocity.",
         )
+    _refuse_foreign_shards(folder)
+
+
+def _refuse_foreign_shards(folder: Path) -> None:
+    """Make sure that the indexes of sharded weights name safetensors files beside them alone.
+
+    The libraries follow such an index wherever it leads, and open a pickle that it names as one.
+    """
+    for index in sorted(folder.glob("*/*.safetensors.index*.json")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BaseModelError(
+                f"{index} is no index of weight files: {error}.", "Download or copy it again."
+            ) from None
+        for name in sorted(map(str, named)):
+            if Path(name).suffix != ".safetensors" or Path(name).name != name or "\\" in name:
+                raise BaseModelError(
+                    f"{index} names {name}, which is no .safetensors file beside it; a pickle can "
+                    "run any program when it is read.",
+                    "Name a base model whose weights are safetensors files.",
+                )
 
 
 def _explain_gaps(path: Path) -> BaseModelError:

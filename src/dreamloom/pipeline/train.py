@@ -29,6 +29,7 @@ from dreamloom.core.run_folder import Record, RunFolder, write_text
 from dreamloom.core.toml_files import Section
 from dreamloom.data.buckets import suggest_step
 from dreamloom.data.class_images import draw_class_images, load_class_images, make_class_images
+from dreamloom.data.photos.check import judge_captions
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.metrics.measures import SubjectWords
@@ -232,6 +233,9 @@ def train_subject(
         with processes.main_first():
             side_px, shape, step_px = _name_crops(config, model)
             photos = load_photos(photos_folder, run, side_px, observe, shape=shape, step_px=step_px)
+        captions = [photo.caption for photo in photos.photos]
+        for text in judge_captions(captions, config.subject.phrase, _taught_words(config)):
+            observe(Note("photos", text, warning=True))
         drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
         if drawn and processes.count > 1:
             share = (processes.index, processes.count)
@@ -245,6 +249,13 @@ def train_subject(
             else None
         )
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
+
+
+def _taught_words(config: LoomConfig) -> list[str]:
+    """The words that training teaches: what the subject's phrase adds to its class noun."""
+    noun = config.subject.class_noun.lower().split()
+    words = [word for word in config.subject.phrase.split() if word.lower() not in noun]
+    return [*(words or [config.subject.phrase]), *config.adapter.placeholder_tokens]
 
 
 def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreImages:

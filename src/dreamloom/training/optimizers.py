@@ -60,6 +60,9 @@ OPTIMIZERS = tuple(_MAKERS)
 ONE_RATE_OPTIMIZERS = frozenset({"prodigy"})
 """Optimizers that find the learning rate themselves and take one factor for all weights."""
 
+# Rates of AdamW's world, taken for a factor, leave nothing of the rate that is found.
+_LEAST_FACTOR = 0.1
+
 _RATE_SHARES = {"lion": 1 / 5, "came": 1 / 4}
 
 AVERAGING_OPTIMIZERS = frozenset({"schedule_free"})
@@ -169,6 +172,29 @@ def usual_rate(name: str, base_rate: float) -> float:
     if name in ONE_RATE_OPTIMIZERS:
         return 1.0
     return base_rate * _RATE_SHARES.get(name, 1.0)
+
+
+def doubt_rates(name: str, rate: float, warmup_steps: int, steps: int) -> list[str]:
+    """Say why a training with such a learning rate would hardly learn anything, if so.
+
+    Args:
+        name: The optimizer.
+        rate: The full learning rate.
+        warmup_steps: Updates over which it rises.
+        steps: All updates.
+    """
+    doubts = []
+    if name in ONE_RATE_OPTIMIZERS and rate < _LEAST_FACTOR:
+        doubts.append(
+            f"{name} finds the learning rate itself and multiplies it by train.learning_rate, "
+            f"which is {rate:g}: so little learns next to nothing; 1 is usual"
+        )
+    if warmup_steps > steps:
+        doubts.append(
+            f"train.warmup_steps = {warmup_steps} is more than the {steps} updates: the learning "
+            f"rate ends at {steps / warmup_steps:.0%} of {rate:g}; a tenth of the updates is usual"
+        )
+    return doubts
 
 
 def _find_maker(name: str) -> _Maker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,14 @@ from dreamloom.training.batches import BatchPlan, prepare_batches
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
 from dreamloom.training.loop import TrainContext, list_samples, run_training_loop, tail_mean
+from dreamloom.training.optimizers import doubt_rates
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
 from dreamloom.training.trainable_adapter import TrainableAdapter
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 
 _LEAST_COMPILED = 500
+# Weights of SDXL are some hundredths, of which half precision keeps about 1e-5.
+_IDLE = 1e-7
 
 
 def train_adapter(
@@ -75,6 +79,11 @@ def train_adapter(
         return finished
     refuse_other_run(run, inputs)
     observe(StageStarted("train", f"{config.train.steps} updates"))
+    rates = config.train
+    for text in doubt_rates(
+        rates.optimizer, float(rates.learning_rate), rates.warmup_steps, rates.steps
+    ):
+        observe(Note("train", text, warning=True))
     with measure_effort(model.runtime) as effort:
         model.set_zero_terminal_snr(config.objective.zero_terminal_snr)
         store = LatentStore(
@@ -124,6 +133,7 @@ def train_adapter(
                 adapter = model.read_adapter()
         finally:
             model.detach_adapter()
+        _note_idle(adapter, config, observe)
         adapter = sign(adapter, model, photos, config)
         if processes.is_main:
             _write(run, adapter, config)
@@ -246,6 +256,24 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
             f"{photos} photos to train on.",
             "Hold out fewer, or add photos.",
         )
+
+
+def _note_idle(adapter: Adapter, config: LoomConfig, observe: Observer) -> None:
+    """Say so where an adapter hardly changes anything: that is no success."""
+    # Other kinds than LoRA have no norm without the base.
+    if adapter.peft is not None or not adapter.layers:
+        return
+    numbers = sum(
+        layer.up.shape[0] * math.prod(layer.down.shape[1:]) for layer in adapter.layers.values()
+    )
+    mean = adapter.norm() / math.sqrt(numbers)
+    if mean < _IDLE:
+        text = (
+            f"the adapter changed hardly anything: its weights move the model's by {mean:.1g} in "
+            f"root mean square, with train.learning_rate = {float(config.train.learning_rate):g} "
+            f"for {config.train.steps} updates; raise either (auto is the base model's own rate)"
+        )
+        observe(Note("train", text, warning=True))
 
 
 def _write(run: RunFolder, adapter: Adapter, config: LoomConfig) -> None:

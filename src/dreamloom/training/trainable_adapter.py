@@ -81,7 +81,12 @@ class TrainableAdapter:
         self._is_fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
         # It averages over the whole training, which a falling rate would undo.
         self._schedule = "constant" if name in AVERAGING_OPTIMIZERS else settings.lr_scheduler
-        self.rate = 0.0
+        self._rate = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The denoiser's learning rate: where the optimizer estimates one, that times ours."""
+        return self._rate * float(self.optimizer.param_groups[0].get("d", 1.0))
 
     @property
     def others(self) -> dict[str, Stateful]:
@@ -96,7 +101,7 @@ class TrainableAdapter:
         settings = self._settings
         factor = rate_factor(update, self._schedule, settings.warmup_steps, settings.steps)
         set_rates(self.optimizer, factor)
-        self.rate = float(settings.learning_rate) * factor
+        self._rate = float(settings.learning_rate) * factor
 
     def zero_grad(self) -> None:
         """Begin an update."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,24 @@ class ValidationSampler:
                 has_floor = updates_done and untrained.is_dir()
                 scorecard = self.judge(images, read_image_set(untrained) if has_floor else None)
             write_json(fresh / _SCORES, scorecard)
+        self._forget_old()
         scores = {} if scorecard is None else scorecard.scores
         values = {name: one.value for name, one in scores.items() if one.value is not None}
         self.observe(ValidationSampled(updates_done, str(folder), values))
+
+    def _forget_old(self) -> None:
+        """Keep as many validations as asked for, beside the untrained model's and the best."""
+        keep = self.config.validation.keep
+        if keep is None:
+            return
+        best = self.recommend()
+        kept = {0, best.update if best else 0}
+        for folder in sorted(self.run.validation_samples.glob("[0-9]*"))[:-keep]:
+            if int(folder.name) not in kept:
+                # Renamed first, so that none is ever there by half.
+                gone = folder.with_name(f".forgotten-{folder.name}")
+                folder.rename(gone)
+                shutil.rmtree(gone)
 
     def recommend(self) -> Recommendation | None:
         """Say which of the adapters that were kept is best; None where nothing was scored."""

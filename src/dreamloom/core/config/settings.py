@@ -232,6 +232,8 @@ class ValidationConfig(Section):
     """Pictures of each prompt, always from the same seeds."""
     steps: int = Field(25, ge=1, le=1000)
     """Denoising steps of these pictures."""
+    keep: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """Validations whose pictures and adapter are kept: the last ones, and the best; none all."""
     held_out_photos: int = Field(0, ge=0)
     """Photos that are not trained on, from the end of the list, to validate with."""
     scores: bool = True
@@ -302,6 +304,7 @@ NOT_TRAINED = (
     "memory.gradient_checkpointing",
     "memory.micro_batch_size",
     "memory.cpu_offload",
+    "validation.keep",
     "validation.tracker",
 )
 """Beginnings of the names of settings that change nothing of what is taught."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import CropShape
-from dreamloom.core.toml_files import ClosedModel
+from dreamloom.core.toml_files import ClosedModel, write_out_bytes
 from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
-from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright
+from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright, scale_mask
 from dreamloom.data.photos.listing import (
     USUAL_PHOTOS,
     PhotoMetadata,
@@ -36,6 +37,13 @@ _STORED = {
     **dict.fromkeys((5, 6, 7, 8), "was stored lying on its side; it is used upright"),
 }
 _LOCATED = "says where it was taken; that is left out of everything DreamLoom writes"
+_TRANSPARENT = "is transparent in places, which show white"
+_CUT_OUT = (
+    "is cut out of its background: what is transparent shows white and serves as its mask, so that "
+    "it counts objective.background_weight"
+)
+ALPHA = "its own transparency"
+"""What stands for a mask's file where a photo's alpha is its mask."""
 _SERIES = "holds more than one picture; the first is used"
 
 
@@ -52,6 +60,12 @@ class CheckedPhoto(ClosedModel):
     """Whether the file says where it was taken."""
     sharpness: float | None = None
     """How sharp it is, see `dreamloom.data.quality`; None if it cannot be read."""
+    caption: str = ""
+    """Its own prompt, where it has one."""
+    has_box: bool = False
+    """Whether metadata says where the subject is."""
+    mask: str = ""
+    """The file that is its mask, or `ALPHA`; empty without one."""
     unreadable: str = ""
     """Why it cannot be used and what to do, if so."""
     issues: tuple[str, ...] = ()
@@ -72,6 +86,14 @@ class PhotoCheck(ClosedModel):
     """What would make the set better."""
 
     @property
+    def understood(self) -> str:
+        """How many photos there are, and what lies beside them."""
+        captions = sum(bool(photo.caption) for photo in self.photos)
+        masks = sum(bool(photo.mask) for photo in self.photos)
+        boxes = sum(photo.has_box for photo in self.photos)
+        return f"{count(self.photos, 'photo')}: {say_companions(captions, masks, boxes)}"
+
+    @property
     def usable(self) -> bool:
         """Whether `load_photos` would take the folder."""
         return bool(self.photos) and not any(photo.unreadable for photo in self.photos)
@@ -81,16 +103,47 @@ class MeasuredPhoto(NamedTuple):
     """One photo: its pixels, how crops are cut from it, and what is to say about it."""
 
     image: Image.Image
-    """The upright original."""
+    """The upright original, or a smaller copy of a very large one."""
+    original_px: Size
     bucket_px: Size
     scaled_px: Size
     box_px: Box | None
     """What crops must keep, in the scaled picture."""
     mask: Image.Image | None
-    """Its mask, of the original's size."""
+    """Its mask, of the original's size; white where the subject is."""
     checked: CheckedPhoto
     sha256: str
     hash: PictureHash
+
+
+def say_companions(captions: int, masks: int, boxes: int) -> str:
+    """Say how many photos have a caption, a mask or a box."""
+    told = (
+        "no caption" if not captions else f"{captions} with a caption",
+        "no mask" if not masks else f"{masks} with a mask",
+        "no box" if not boxes else f"{boxes} with a box",
+    )
+    return ", ".join(told)
+
+
+def judge_captions(captions: Sequence[str], subject: str, words: Sequence[str]) -> list[str]:
+    """Say how many captions never name the subject, so that its word would learn nothing.
+
+    Args:
+        captions: Each photo's own caption; empty where it has none.
+        subject: The phrase that names the subject.
+        words: The words that are taught: one of them in a caption is enough.
+    """
+    given = [caption for caption in captions if caption]
+    taught = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.I)
+    unnamed = [caption for caption in given if not taught.search(caption)]
+    if not unnamed:
+        return []
+    return [
+        f"{len(unnamed)} of {count(given, 'caption')} never name the subject, {subject}, which "
+        f"learns nothing from those photos: write {' or '.join(words)} into them, or leave them "
+        f'out (such as "{unnamed[0][:60]}")'
+    ]
 
 
 def list_shapes(resolution_px: int, shape: CropShape, step_px: int) -> list[Size]:
@@ -112,7 +165,7 @@ def check_photos(
     shape: CropShape = "square",
     step_px: int = 64,
 ) -> PhotoCheck:
-    """PictureHash at a folder of photos as `load_photos` would, and write nothing.
+    """Look at a folder of photos as `load_photos` would, and write nothing.
 
     Args:
         folder: Where the photos lie, not in folders of their own.
@@ -141,7 +194,7 @@ def check_photos(
             measured.append(forget_pixels(photo))
         observe(Progress("photos", "look at photos", done, len(listing.pictures)))
     return PhotoCheck(
-        folder=folder,
+        folder=Path(write_out_bytes(str(folder))),
         resolution_px=resolution_px,
         photos=tuple(rows),
         notes=(*listing.notes, *judge_set(measured)),
@@ -158,24 +211,27 @@ def measure_photo(path: Path, metadata: PhotoMetadata, shapes: Sequence[Size]) -
     sha256 = hash_file(path)
     upright = read_upright(path)
     image = upright.image
-    size = (image.height, image.width)
+    size = upright.original_size[::-1]
     refuse_sliver(path, image)
     bucket = choose_bucket(size, shapes)
     scaled = scale_to_cover(size, bucket)
-    mask = read_mask(metadata.mask, upright) if metadata.mask else None
+    mask, mask_from = _find_mask(path, metadata, upright)
     box = _find_box(path, metadata, mask, size)
     box_px = scale_box(box, size, scaled) if box else None
-    judgement = judge(image, bucket)
+    judgement = judge(image, bucket, upright.alpha)
     checked = CheckedPhoto(
         file=path.name,
         original_px=size,
         stored_upright=upright.orientation == 1,
         has_location=upright.has_location,
         sharpness=round(judgement.sharpness, 1),
+        caption=metadata.caption,
+        has_box=metadata.box is not None,
+        mask=mask_from,
         issues=judgement.issues,
-        remarks=_remark(upright, box_px, bucket),
+        remarks=_remark(upright, mask_from, box_px, bucket),
     )
-    return MeasuredPhoto(image, bucket, scaled, box_px, mask, checked, sha256, judgement.hash)
+    return MeasuredPhoto(image, size, bucket, scaled, box_px, mask, checked, sha256, judgement.hash)
 
 
 def forget_pixels(photo: MeasuredPhoto) -> MeasuredPhoto:
@@ -219,12 +275,37 @@ def _find_box(
     return top, left, bottom, right
 
 
-def _remark(upright: Upright, box: Box | None, bucket: Size) -> tuple[str, ...]:
+def _find_mask(
+    path: Path, metadata: PhotoMetadata, upright: Upright
+) -> tuple[Image.Image | None, str]:
+    """Read a photo's mask, or take what the photo leaves opaque if it is cut out; name which."""
+    if metadata.mask:
+        mask = read_mask(metadata.mask, upright, in_grey=metadata.mask_by_name)
+        return mask, metadata.mask.name
+    alpha = upright.alpha
+    if alpha is None or find_marked(ImageChops.invert(alpha)) is None:
+        return None, ""
+    if find_marked(alpha) is None:
+        raise PhotoError(
+            f"{path} is transparent everywhere, so nothing of it would be seen.",
+            "Save it again without transparency, or remove it.",
+        )
+    whole = alpha.size == upright.original_size
+    return alpha if whole else scale_mask(alpha, upright.original_size[::-1]), ALPHA
+
+
+def _remark(upright: Upright, mask: str, box: Box | None, bucket: Size) -> tuple[str, ...]:
     remarks = [_STORED[upright.orientation]] if upright.orientation in _STORED else []
     if upright.has_location:
         remarks.append(_LOCATED)
     if upright.is_series:
         remarks.append(_SERIES)
+    if upright.image.size != upright.original_size:
+        remarks.append("is very large; it is read at {} × {} pixels".format(*upright.image.size))
+    if mask == ALPHA:
+        remarks.append(_CUT_OUT)
+    elif upright.alpha:
+        remarks.append(_TRANSPARENT)
     if box and (box[2] - box[0] > bucket[0] or box[3] - box[1] > bucket[1]):
         remarks.append("has a subject larger than a crop; the middle of its box is kept")
     return tuple(remarks)

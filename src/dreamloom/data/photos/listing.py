@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +10,19 @@ from typing import NamedTuple
 from dreamloom.core.errors import PhotoError
 from dreamloom.core.manifests import PhotoFacts, image_files
 from dreamloom.core.run_folder import file_sha256
-from dreamloom.data.image_io import PICTURE_SUFFIXES
-from dreamloom.data.photos.metadata import METADATA, GivenBox, Line, read_metadata
+from dreamloom.data.photos.companions import (
+    TEXT_SUFFIXES,
+    find_companions,
+    fold_name,
+    is_plain_mask,
+)
+from dreamloom.data.photos.metadata import GivenBox, Line, read_metadata
+from dreamloom.data.picture_files import FOREIGN_SUFFIXES, FORMATS, PICTURE_SUFFIXES
 
 USUAL_PHOTOS = 6
 
-_MASK = ".mask.png"
 _LISTED_NAMES = 5
+_PLACEHOLDER = re.compile(r"\[(trigger|name|subject|token)\]|\{\w*\}", re.IGNORECASE)
 
 
 class PhotoMetadata(NamedTuple):
@@ -26,6 +33,8 @@ class PhotoMetadata(NamedTuple):
     box_from: str = ""
     """Where the box stands, as errors name it."""
     mask: Path | None = None
+    mask_by_name: bool = False
+    """Whether nothing but its name says that the mask is one."""
 
 
 class Listing(NamedTuple):
@@ -45,28 +54,41 @@ def list_photos(folder: Path) -> Listing:
         PhotoError: If the folder is missing, is a file, may not be read or holds no picture; or
             if a caption or metadata.jsonl is not as it should be.
     """
-    lines, unknown = read_metadata(folder)
+    lines, unknown, files = read_metadata(folder)
     named_masks = {line.mask for line in lines if line.mask}
-    used = {folder / METADATA, *named_masks}
-    pictures, captions, masks, notes = _sort_entries(folder, used)
-    by_name = {path.name: path for path in pictures}
+    pictures, captions, masks, notes = _sort_entries(folder, {*files, *named_masks})
+    by_name = {fold_name(path.name): path for path in pictures}
+    by_name |= {path.name: path for path in pictures}
     described: dict[Path, Line] = {}
     for line in lines:
-        if line.file_name not in by_name:
+        path = by_name.get(line.file_name) or by_name.get(fold_name(line.file_name))
+        if path is None:
             is_mask = folder / line.file_name in named_masks
             what = "named as a mask" if is_mask else "no photo in this folder"
             raise PhotoError(
                 f"{line.where}: {line.file_name} is {what}.", "Mend that line, or remove it."
             )
-        described[by_name[line.file_name]] = line
+        described[path] = line
     if unknown:
-        notes.append(f"{METADATA}: ignored {count(unknown, 'field')}: {name_some(unknown)}")
+        notes.append(f"{files[0].name}: ignored {count(unknown, 'field')}: {name_some(unknown)}")
     metadata = {}
     for path in pictures:
         near = path, captions.get(path), masks.get(path)
         metadata[path], overruled = _combine_metadata(*near, described.get(path))
         notes += overruled
+    notes += _name_placeholders([one.caption for one in metadata.values()])
     return Listing(pictures, metadata, notes)
+
+
+def _name_placeholders(captions: Sequence[str]) -> list[str]:
+    """Say what other trainers would fill in, and is taken literally here."""
+    found = [match[0] for caption in captions if (match := _PLACEHOLDER.search(caption))]
+    if not found:
+        return []
+    return [
+        f"{count(found, 'caption')} hold {name_some(sorted(set(found)))}, which is taken as it "
+        "stands: write the subject's words there"
+    ]
 
 
 def list_class_images(folder: Path) -> Listing:
@@ -93,7 +115,7 @@ def gather_facts(listing: Listing) -> list[PhotoFacts]:
     """
     facts = []
     for path in listing.pictures:
-        caption, box, _, mask = listing.metadata[path]
+        caption, box, _, mask, _ = listing.metadata[path]
         facts.append(PhotoFacts(hash_file(path), caption, box, hash_file(mask) if mask else ""))
     return facts
 
@@ -144,47 +166,84 @@ def _sort_entries(
         ) from None
     named_so = [path for path in image_files(folder, PICTURE_SUFFIXES) if path not in used]
     hidden = [path for path in named_so if path.name.startswith(".")]
-    all_masks = [path for path in named_so if path.name.lower().endswith(_MASK)]
-    pictures = [path for path in named_so if path not in hidden and path not in all_masks]
-    texts = {path: path.with_suffix(".txt") for path in pictures}
-    captions = {path: text for path, text in texts.items() if text in entries}
-    possible = {path: path.with_suffix(_MASK) for path in pictures}
-    masks = {path: mask for path, mask in possible.items() if mask in all_masks}
+    found = find_companions([path for path in named_so if path not in hidden], set(entries))
+    pictures, captions = found.pictures, found.captions
     known = {*named_so, *captions.values(), *used}
-    others = [path.name for path in entries if path.is_file() and path not in known]
-    lost = [path.name for path in all_masks if path not in {*masks.values(), *hidden}]
+    rest = [path for path in entries if path not in known and not path.is_dir()]
     opened = {part for path in used for part in path.parents}
     folders = [path.name for path in entries if path.is_dir() and path not in opened]
-    notes = []
-    if others:
-        verb = "are not pictures" if len(others) > 1 else "is not a picture"
-        notes.append(f"ignored {count(others, 'file')} that {verb}: {name_some(others)}")
-    if hidden:
-        names = [path.name for path in hidden]
-        notes.append(f"ignored {count(hidden, 'hidden file')}: {name_some(names)}")
-    if lost:
-        notes.append(f"ignored {count(lost, 'mask')} without a photo: {name_some(lost)}")
+    notes = [
+        *_name_rest(rest),
+        *_tell(hidden, "ignored {n} hidden file", "ignored {n} hidden files"),
+        *_tell(
+            found.lost_masks,
+            "ignored {n} mask without a photo",
+            "ignored {n} masks without a photo",
+        ),
+        *_tell(
+            found.taken_for_photos,
+            "took for a photo what is called a mask, as it is of no other photo",
+            "took for photos what is called masks, as they are of no other photos",
+        ),
+    ]
     if folders:
         notes.append(f"did not look into {count(folders, 'folder')}: {name_some(folders)}")
     if not pictures:
         holds = f" ({'; '.join(notes)})" if notes else ""
-        kinds = ", ".join(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
         raise PhotoError(
             f"There is no photo in {folder}{holds}.",
-            f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {kinds}.",
+            f"Put about {USUAL_PHOTOS} photos of the subject there; DreamLoom reads {FORMATS}.",
         )
-    return pictures, captions, masks, notes
+    return pictures, captions, found.masks, notes
+
+
+def _name_rest(rest: Sequence[Path]) -> list[str]:
+    """Say of files that are neither photo, caption nor mask what they are taken for."""
+    dead = [path for path in rest if not path.exists()]
+    odd = [path for path in rest if path.exists() and not path.is_file()]
+    files = [path for path in rest if path.is_file()]
+    foreign = [path for path in files if path.suffix.lower() in FOREIGN_SUFFIXES]
+    texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
+    other = [path for path in files if path not in {*foreign, *texts}]
+    return [
+        *_tell(
+            other,
+            "ignored {n} file that is not a picture",
+            "ignored {n} files that are not pictures",
+        ),
+        *_tell(
+            texts,
+            "ignored {n} text that belongs to no picture",
+            "ignored {n} texts that belong to no picture",
+        ),
+        *_tell(
+            foreign,
+            "left out {n} picture, of a format that is not read",
+            "left out {n} pictures, of formats that are not read",
+            "; save as JPEG or PNG",
+        ),
+        *_tell(dead, "{n} link leads nowhere", "{n} links lead nowhere"),
+        *_tell(odd, "ignored {n} entry of another kind", "ignored {n} entries of another kind"),
+    ]
+
+
+def _tell(paths: Sequence[Path], one: str, several: str, more: str = "") -> list[str]:
+    """Say something of files by their number and names; nothing of none."""
+    if not paths:
+        return []
+    said = (one if len(paths) == 1 else several).format(n=len(paths))
+    return [f"{said}: {name_some([path.name for path in paths])}{more}"]
 
 
 def _combine_metadata(
     path: Path, text: Path | None, mask: Path | None, line: Line | None
 ) -> tuple[PhotoMetadata, list[str]]:
     """Put together what lies beside a photo and what its line says; name what is overruled."""
-    caption = _read_caption(text)
+    caption, by_name = _read_caption(text), mask is not None and not is_plain_mask(mask)
     if line is None:
-        return PhotoMetadata(caption, mask=mask), []
+        return PhotoMetadata(caption, mask=mask, mask_by_name=by_name), []
     overruled = [
-        f"{path.name}: {near.name} goes before the {what} in {METADATA}"
+        f"{path.name}: {near.name} goes before the {what} in {line.file.name}"
         for near, what, differs in (
             (text, "text", caption and line.text not in ("", caption)),
             (mask, "mask", line.mask not in (None, mask)),
@@ -192,7 +251,9 @@ def _combine_metadata(
         if near and differs
     ]
     box_from = line.where if line.box else ""
-    return PhotoMetadata(caption or line.text, line.box, box_from, mask or line.mask), overruled
+    return PhotoMetadata(
+        caption or line.text, line.box, box_from, mask or line.mask, by_name
+    ), overruled
 
 
 def _read_caption(text: Path | None) -> str:

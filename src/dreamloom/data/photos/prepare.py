@@ -35,6 +35,7 @@ from dreamloom.data.photos.check import (
     judge_set,
     list_shapes,
     measure_photo,
+    say_companions,
 )
 from dreamloom.data.photos.listing import Listing, count, gather_facts, list_photos, refuse_own
 
@@ -138,7 +139,12 @@ def load_photos(
         )
     )
     troubled = sum(bool(one.checked.issues) for one in measured)
-    observe(StageDone("photos", seconds, f"{count(photos, 'photo')}, {troubled} with issues"))
+    beside = [
+        sum(map(bool, found))
+        for found in zip(*((p.caption, p.mask, p.given_box) for p in photos), strict=True)
+    ]
+    told = f", {say_companions(*beside)}" if any(beside) else ""
+    observe(StageDone("photos", seconds, f"{count(photos, 'photo')}, {troubled} with issues{told}"))
     return prepared.model_copy(update={"folder": run.photos})
 
 
@@ -165,7 +171,7 @@ def _write_copy(one: MeasuredPhoto, facts: PhotoFacts, target: Path) -> Photo:
         file=target.name,
         source=one.checked.file,
         source_sha256=one.sha256,
-        original_px=(one.image.height, one.image.width),
+        original_px=one.original_px,
         scaled_px=one.scaled_px,
         bucket_px=one.bucket_px,
         caption=facts.caption,
