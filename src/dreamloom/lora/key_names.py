@@ -51,6 +51,11 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
 _FIRST = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 _OLD_ENDINGS = (".lora.down.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 _STABILITY_PREFIX = "diffusion_model."
+_STABILITY_BLOCKS = (
+    *("input_blocks.", "middle_block.", "output_blocks."),
+    *("time_embed.", "label_emb.", "out."),
+)
+_OTHERS_ENCODERS = MappingProxyType({"clip_l": "text_encoder", "clip_g": "text_encoder_2"})
 
 # What a LoRA's form cannot hold, by the endings that give it away.
 _REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -154,13 +159,20 @@ class LayerNames:
         """Find the layer's own name, or None if the name is no known layer's.
 
         A name with its component, such as ``unet.…``, is taken as it is: whether it fits the base,
-        the base knows.
+        the base knows. With Stability AI's blocks after it, or with ``clip_l`` and ``clip_g`` for
+        the text encoders, as OneTrainer writes them, it must be one of SDXL's.
         """
         if found.startswith((*KOHYA_PREFIXES.values(), _STABILITY_PREFIX)):
             return self._by_name.get(found)
         plain = found.replace(".processor.", ".")
         plain = f"{plain}.0" if plain.endswith(".to_out") else plain
         component, dot, inner = plain.partition(".")
+        if component in _OTHERS_ENCODERS:
+            name = respell_text(f"{_OTHERS_ENCODERS[component]}.{inner}")
+            return name if name in self.known else None
+        if component == "unet" and inner.startswith(_STABILITY_BLOCKS):
+            # OneTrainer's other naming: no layer of diffusers is called so.
+            return self._by_name.get(f"{_STABILITY_PREFIX}{inner}")
         if component in COMPONENTS and dot and inner:
             return respell_text(plain)
         return f"unet.{plain}" if f"unet.{plain}" in self.known else None
