@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear sentence, the right exit code, nothing lost."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,29 @@ def test_train_generate_evaluate_merge_report(tiny_sdxl: Path, tmp_path: Path) -
     page = run("report", out)
     assert page.exit_code == 0, page.output
     assert (out / "report.html").is_file()
+
+
+def test_train_takes_any_name_and_warns_of_captions_without_the_subject(
+    tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    photos = make_photos(tmp_path / "photos")
+    name = os.fsdecode(b"Ren\xe9")
+    try:
+        (photos / "IMG_0.jpg").rename(photos / f"{name}.jpg")
+    except OSError:
+        name = "IMG_0"
+    (photos / f"{name}.txt").write_text("a dog in a garden")
+    (photos / "IMG_1.txt").write_text("a photo of SKS dog")
+    shown = run("photos", photos, "--resolution", "64").output
+    assert "caption: a dog in a garden" in shown
+    assert "2 with a caption, no mask, no box" in shown
+    words = ("train", photos, "--subject", "sks dog", "--base", tiny_sdxl, "--prior", "none")
+    taught = run(*words, "--out", tmp_path / "run", "--device", "cpu", *SMALL)
+    assert taught.exit_code == 0, taught.output
+    said = " ".join(taught.output.split())
+    assert "1 of 2 captions never name the subject, sks dog" in said
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "1 of 2 captions never name the subject" in events
 
 
 _SET = ("--set",)

@@ -20,6 +20,7 @@ from dreamloom.training.optimizers import (
     AVERAGING_OPTIMIZERS,
     ONE_RATE_OPTIMIZERS,
     OPTIMIZERS,
+    doubt_rates,
     group_weights,
     make_optimizer,
     usable_optimizer,
@@ -470,3 +471,18 @@ def test_other_optimizers_do_not_average(name):
     assert not any("train_mode" in group for group in optimizer.param_groups)
     with weights_to_use(optimizer):
         assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "warmup", "doubted"),
+    [
+        ("adamw", 1e-4, 10, 0),
+        ("prodigy", 1.0, 10, 0),
+        ("prodigy", 1e-4, 0, 1),
+        ("adamw", 1e-4, 100, 0),
+        ("adamw", 1e-4, 101, 1),
+        ("prodigy", 1e-4, 1000, 2),
+    ],
+)
+def test_rates_that_teach_nothing_are_doubted(name, rate, warmup, doubted):
+    assert len(doubt_rates(name, rate, warmup, 100)) == doubted

@@ -8,6 +8,7 @@ from dreamloom.data.quality import (
     LEAST_SHARPNESS,
     NEAR_BITS,
     difference_hash,
+    find_bars,
     group_alike,
     judge_light,
     nearly_same,
@@ -23,6 +24,28 @@ def scene(seed, side=512):
 
 def grey_of(image):
     return np.asarray(image.convert("L"), dtype=np.float32)
+
+
+def test_bars_lie_on_two_opposite_sides_and_are_black():
+    grey = np.full((100, 200), 128.0, dtype=np.float32)
+    assert find_bars(grey) == (0, 0, 100, 200)
+    grey[:, :20] = 0
+    assert find_bars(grey) == (0, 0, 100, 200)
+    grey[:, 190:] = 8
+    assert find_bars(grey) == (0, 20, 100, 190)
+    grey[:, 190:] = 30
+    assert find_bars(grey) == (0, 0, 100, 200)
+    assert find_bars(np.zeros((9, 9), dtype=np.float32)) == (0, 0, 9, 9)
+
+
+def test_edges_of_what_is_not_the_photos_are_not_its_sharpness():
+    soft = grey_of(scene(1).filter(ImageFilter.GaussianBlur(12)))
+    opaque = np.zeros(soft.shape, dtype=bool)
+    opaque[100:300, 150:400] = True
+    cut = np.where(opaque, soft, 255.0).astype(np.float32)
+    assert sharpness(cut, opaque) < LEAST_SHARPNESS < sharpness(cut)
+    assert sharpness(soft, np.ones_like(opaque)) == sharpness(soft)
+    assert sharpness(soft, np.zeros_like(opaque)) == 0
 
 
 def test_sharpness_falls_with_every_blur():

@@ -78,12 +78,7 @@ def train_adapter(
         observe(StageSkipped("train", "already trained"))
         return finished
     refuse_other_run(run, inputs)
-    observe(StageStarted("train", f"{config.train.steps} updates"))
-    rates = config.train
-    for text in doubt_rates(
-        rates.optimizer, float(rates.learning_rate), rates.warmup_steps, rates.steps
-    ):
-        observe(Note("train", text, warning=True))
+    _announce(config, observe)
     with measure_effort(model.runtime) as effort:
         model.set_zero_terminal_snr(config.objective.zero_terminal_snr)
         store = LatentStore(
@@ -146,6 +141,15 @@ def train_adapter(
     processes.wait()
     observe(StageDone("train", effort.seconds, str(run.adapter)))
     return record
+
+
+def _announce(config: LoomConfig, observe: Observer) -> None:
+    """Say that training begins, and where its learning rate leaves little to learn."""
+    observe(StageStarted("train", f"{config.train.steps} updates"))
+    given = config.train
+    rate = float(given.learning_rate)
+    for text in doubt_rates(given.optimizer, rate, given.warmup_steps, given.steps):
+        observe(Note("train", text, warning=True))
 
 
 def check_training(model: Model, captions: Sequence[str], config: LoomConfig) -> None:

@@ -119,7 +119,7 @@ class Study(Section):
         every = self._validate_every(config.train.steps)
         if every is None:
             return config
-        rare = {"every": every, "images": 1, "scores": False}
+        rare = {"every": every, "images": 1, "scores": False, "keep": None}
         return config.model_copy(update={"validation": config.validation.model_copy(update=rare)})
 
     def _validate_every(self, updates: int) -> int | None:
