@@ -17,7 +17,8 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.models.base import AdapterSpec, Framing, Reach, Sampler, Shot, WeightGroup
 from dreamloom.models.families import load_model
-from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
+from dreamloom.models.prompts import SDXLConditioning
+from dreamloom.models.sdxl import SDXLModel
 from dreamloom.models.target_modules import choose_layers
 from looks import psnr_db
 

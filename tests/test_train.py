@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import RunFolderError, TrainingError
-from dreamloom.core.events import Event, LossLogged, StageSkipped, Validated, ValidationSampled
+from dreamloom.core.events import (
+    Event,
+    LossLogged,
+    Note,
+    StageSkipped,
+    Validated,
+    ValidationSampled,
+)
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
@@ -242,6 +249,27 @@ def test_a_held_out_photo_may_have_a_caption_of_its_own(
     watched = {"watch__every": 4, "watch__images": 1, "watch__steps": 2}
     config = small_config(model, watch__held_out_photos=1, **watched)
     assert train(tmp_path, model, (photos, None), config)[0]
+
+
+def test_captions_of_several_lengths_are_trained_whole_and_told_of(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    """What stands behind the text encoders' length changes what is learned."""
+
+    def train_on(end: str) -> tuple[dict[str, torch.Tensor], list[Event]]:
+        texts = ("a photo of a dog", f"{'a dog ' * 40}{end}", "a person " * 80)
+        captioned = tuple(
+            photo.model_copy(update={"caption": text})
+            for photo, text in zip(sets[0].photos, texts, strict=True)
+        )
+        photos = sets[0].model_copy(update={"photos": captioned})
+        config = small_config(model, train__steps=2, train__batch_photos=3)
+        return train(tmp_path / end, model, (photos, sets[1]), config)
+
+    (snow, told), (painting, _) = train_on("snow"), train_on("painting")
+    assert not equal(snow, painting)
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert ["in 2 chunks" in notes[0], "in 3 chunks" in notes[1], len(notes)] == [True, True, 2]
 
 
 def test_a_broken_photo_is_named_with_its_update(

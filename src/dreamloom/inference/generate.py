@@ -7,13 +7,21 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError, RunFolderError
-from dreamloom.core.events import Observer, Progress, StageDone, StageSkipped, StageStarted, silent
+from dreamloom.core.events import (
+    Note,
+    Observer,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+    silent,
+)
 from dreamloom.core.manifests import (
     MANIFEST,
     AdapterEntry,
@@ -170,7 +178,7 @@ def generate_images(
             f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
             "Give this set another --name, or draw into another --out.",
         )
-    plan = _plan(prompts, config)
+    plan = _plan(model, prompts, config)
     observe(StageStarted(stage, f"{len(plan)} pictures"))
     with measure_effort(model.runtime) as effort:
         # What lies there is the beginning of a set that was never finished.
@@ -178,6 +186,9 @@ def generate_images(
         folder.mkdir(parents=True)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
         with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
+            texts = [*(prompt.text for prompt in prompts), config.negative_prompt]
+            for text in model.note_prompts(texts, config.prompt_weights):
+                observe(Note(stage, text))
             _draw(model, plan, folder, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
@@ -237,6 +248,12 @@ def check_request(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
+    _check_size(model, config)
+    if config.negative_prompt and float(config.guidance) <= 1:
+        raise ConfigError(
+            f"At a guidance of {float(config.guidance):g} a negative prompt would change nothing.",
+            "Raise --guidance above 1, or leave --negative-prompt out.",
+        )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
         refuse_other_base(str(part.path), adapter, model)
@@ -246,6 +263,34 @@ def check_request(
         with model.apply_adapters([(adapter, strength)]):
             pass  # it fits
     return adapters
+
+
+def make_sampler(model: Model, config: GenerateConfig, scheduler: str, steps: int) -> Sampler:
+    """Make the sampler of one scheduler and number of steps, as resolved settings say."""
+    own = model.advice.resolution_px
+    height, width = (own if s == "auto" else s for s in (config.height_px, config.width_px))
+    return Sampler(
+        scheduler,
+        steps,
+        float(config.guidance),
+        config.guidance_interval,
+        config.cache_interval,
+        config.negative_prompt,
+        config.prompt_weights,
+        None if (height, width) == (own, own) else (height, width),
+    )
+
+
+def _check_size(model: Model, config: GenerateConfig) -> None:
+    grid_px = model.pixels_per_latent
+    for name in ("width_px", "height_px"):
+        side = getattr(config, name)
+        if side != "auto" and side % grid_px:
+            nearest = max(grid_px, round(side / grid_px) * grid_px)
+            raise ConfigError(
+                f"generate.{name} = {side} does not fit {model.identity.name}.",
+                f"Take a multiple of {grid_px}, such as {nearest}.",
+            )
 
 
 def _check_composition(
@@ -279,7 +324,7 @@ def _first(adapters: Sequence[Adapter], key: str) -> str:
     return next((a.metadata[key] for a in adapters if key in a.metadata), "")
 
 
-def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
+def _plan(model: Model, prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
     seeds = range(config.first_seed, config.first_seed + config.images_per_prompt)
     grid = itertools.product(config.schedulers, config.steps, prompts, seeds)
     return [
@@ -292,11 +337,7 @@ def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
             may_change=prompt.may_change,
             check=prompt.check,
             seed=seed,
-            scheduler=scheduler,
-            steps=steps,
-            guidance=float(config.guidance),
-            guidance_interval=config.guidance_interval,
-            cache_interval=config.cache_interval,
+            **asdict(make_sampler(model, config, scheduler, steps)),
         )
         for index, (scheduler, steps, prompt, seed) in enumerate(grid)
     ]
@@ -311,9 +352,7 @@ def _draw(
     observe: Observer,
 ) -> None:
     def sampler_of(one: Picture) -> Sampler:
-        return Sampler(
-            one.scheduler, one.steps, one.guidance, one.guidance_interval, one.cache_interval
-        )
+        return Sampler(**{field.name: getattr(one, field.name) for field in fields(Sampler)})
 
     done = 0
     observe(Progress(stage, "drawing", 0, len(plan)))

@@ -101,6 +101,7 @@ def train_adapter(
             batches.encode(list_samples(context))
         weights = _attach(model, config)
         try:
+            _note_prompts(context)
             if not model.trains_text:
                 batches.conditioning(batches.texts)
             model.release_encoders()
@@ -234,6 +235,17 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
         # Below that, compiling takes longer than it saves.
         compiled = kind.kind == "lora" and settings.steps >= _LEAST_COMPILED and on_gpu
     return model.attach_adapter(spec, levels, compiled)
+
+
+def _note_prompts(context: TrainContext) -> None:
+    """Tell of prompts and captions that are long, or written for other programs."""
+    config = context.config
+    prompts = [*context.batches.texts]
+    if config.validation.every:
+        phrase = config.subject.phrase
+        prompts += [text.replace("{subject}", phrase) for text in config.validation.prompts]
+    for text in context.model.note_prompts(prompts):
+        context.observe(Note("train", text))
 
 
 def _check_held_out(config: LoomConfig, photos: int) -> None:

@@ -99,6 +99,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     model, config = open_session(config.model_copy(update={"subject": subject}))
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
+    notes += model.note_prompts(prompts, config.generate.prompt_weights)
     kind = choose_encoders(config.evaluate.encoders, model.identity.name)
     encoders = load_encoders(kind, pick_runtime(config.device, "fp32").device)
     require_encoders(encoders)
@@ -118,7 +119,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
         "scheduler": config.generate.schedulers[0],
         "steps": steps,
         "guidance": config.generate.guidance,
-        **config.generate.shortcuts,
+        **config.generate.unusual,
         "first seed": first_seed,
         "seed": config.seed,
     }
