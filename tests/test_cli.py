@@ -128,6 +128,7 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         (("train", "{photos}", "--out", "{out}", "--format", "kohya"), "kohya", 1),
         ((*_TINY, "priors.kind=folder"), "--prior DIR", 2),
         ((*_TINY, "seed=1", "--prior", "{gone}"), "{gone}", 1),
+        ((*_TINY, "seed=1", "--from", "{gone}"), "{gone}", 1),
         (
             (*_TINY, 'adapter.placeholder_tokens={"<foo>"="person"}'),
             "<foo> stands in no photo's prompt",

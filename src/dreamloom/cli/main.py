@@ -116,6 +116,7 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
 @click.option("--format", "file_format", help="peft, or kohya: also for ComfyUI and A1111.")
+@click.option("--from", "init_adapter", metavar="FILE", help="Begin from this LoRA's weights.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @settings_options
 @click.pass_obj

@@ -79,6 +79,7 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
         "base": given.get("base"),
         "subject.phrase": given.get("subject"),
         "subject.class_noun": given.get("class_noun"),
+        "train.init_adapter": given.get("init_adapter"),
         "adapter.format": given.get("file_format"),
         "generate.schedulers": given.get("schedulers") or None,
         "generate.steps": given.get("steps") or None,

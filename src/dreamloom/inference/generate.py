@@ -268,7 +268,7 @@ def check_request(
 def make_sampler(model: Model, config: GenerateConfig, scheduler: str, steps: int) -> Sampler:
     """Make the sampler of one scheduler and number of steps, as resolved settings say."""
     own = model.advice.resolution_px
-    height, width = (own if s == "auto" else s for s in (config.height_px, config.width_px))
+    height, width = (side or own for side in (config.height_px, config.width_px))
     return Sampler(
         scheduler,
         steps,
@@ -285,7 +285,7 @@ def _check_size(model: Model, config: GenerateConfig) -> None:
     grid_px = model.pixels_per_latent
     for name in ("width_px", "height_px"):
         side = getattr(config, name)
-        if side != "auto" and side % grid_px:
+        if side is not None and side % grid_px:
             nearest = max(grid_px, round(side / grid_px) * grid_px)
             raise ConfigError(
                 f"generate.{name} = {side} does not fit {model.identity.name}.",

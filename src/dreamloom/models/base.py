@@ -325,6 +325,14 @@ class Model(Protocol):
         """
         ...
 
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Give the attached adapter a finished LoRA's weights and embeddings of new words.
+
+        Raises:
+            AdapterError: If its kind, layers, ranks or words are others; says which.
+        """
+        ...
+
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter as it is now, on the CPU, as a change of the original base."""
         ...

@@ -48,7 +48,11 @@ from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import list_schedulers, make_scheduler
-from dreamloom.models.token_embeddings import AttachedTokenEmbeddings, start_embeddings
+from dreamloom.models.token_embeddings import (
+    AttachedTokenEmbeddings,
+    refuse_other_words,
+    start_embeddings,
+)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
@@ -255,6 +259,14 @@ class SDXLModel:
         self._prompts = PromptEncoder(self._pipeline, self.runtime.device)
         set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Give the attached adapter a finished LoRA's weights and words."""
+        attached = self._require_attached()
+        refuse_other_words(adapter.tokens, attached.spec.tokens)
+        attached.load(adapter)
+        if self._token_embeddings is not None:
+            self._token_embeddings.load(adapter.tokens)
 
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter, scales folded in, and what kohya's format must know."""

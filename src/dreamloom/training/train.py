@@ -25,9 +25,11 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model, WeightGroup
+from dreamloom.models.session import refuse_other_base
 from dreamloom.training.batches import BatchPlan, prepare_batches
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
@@ -37,6 +39,7 @@ from dreamloom.training.trainable_adapter import TrainableAdapter
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 
 _LEAST_COMPILED = 500
+_INIT = {"init_adapter"}
 
 
 def train_adapter(
@@ -106,13 +109,9 @@ def train_adapter(
                 batches.conditioning(batches.texts)
             model.release_encoders()
             trainable = TrainableAdapter(weights, config, model.runtime, observe)
+            signed = partial(sign, model, photos, config, inputs)
             validation = ValidationSampler(
-                run,
-                model,
-                config,
-                partial(sign, model=model, photos=photos, config=config),
-                judge if config.validation.scores else None,
-                observe,
+                run, model, config, signed, judge if config.validation.scores else None, observe
             )
             checkpoints = Checkpoints(
                 run.checkpoints, trainable.parameters, trainable.optimizer, inputs, trainable.others
@@ -127,7 +126,7 @@ def train_adapter(
                 adapter = model.read_adapter()
         finally:
             model.detach_adapter()
-        adapter = sign(adapter, model, photos, config)
+        adapter = signed(adapter)
         if processes.is_main:
             _write(run, adapter, config)
         processes.wait()
@@ -234,7 +233,29 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
     if settings.compile == "auto":
         # Below that, compiling takes longer than it saves.
         compiled = kind.kind == "lora" and settings.steps >= _LEAST_COMPILED and on_gpu
-    return model.attach_adapter(spec, levels, compiled)
+    weights = model.attach_adapter(spec, levels, compiled)
+    if settings.init_adapter:
+        try:
+            _begin_from(settings.init_adapter, model, config)
+        except Exception:
+            model.detach_adapter()
+            raise
+    return weights
+
+
+def _begin_from(file: str, model: Model, config: LoomConfig) -> None:
+    """Load a finished LoRA into the one that was attached, if it fits."""
+    adapter = read_adapter(Path(file))
+    refuse_other_base(file, adapter, model)
+    known = adapter.metadata.get("dreamloom.zero_terminal_snr", "")
+    wanted = str(config.objective.zero_terminal_snr).lower()
+    if known and known != wanted:
+        raise ConfigError(
+            f"{file} was trained with objective.zero_terminal_snr={known}, this would be with "
+            f"{wanted}.",
+            f"Set objective.zero_terminal_snr={known}, or leave --from out.",
+        )
+    model.load_adapter(adapter)
 
 
 def _note_prompts(context: TrainContext) -> None:
@@ -306,7 +327,7 @@ def _make_record(
         stage="train",
         inputs=inputs,
         settings={
-            **settings.model_dump(mode="json"),
+            **settings.model_dump(mode="json", exclude=set() if settings.init_adapter else _INIT),
             "adapter": config.adapter.model_dump(mode="json"),
             "memory": config.memory.model_dump(mode="json"),
             "objective": config.objective.model_dump(mode="json"),

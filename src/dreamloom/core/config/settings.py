@@ -121,6 +121,8 @@ class TrainConfig(Section):
     target_modules: Auto | Literal["attention", "linear", "all"] = "auto"
     """Layers that get LoRA weights: those of attention, every linear one, or all with
     convolutions; auto takes the base model's own advice."""
+    init_adapter: str = ""
+    """A LoRA's file to begin from instead of anew; rank and layers must be those of the file."""
     optimizer: str = "adamw"
     """adamw, adamw8bit, adafactor, prodigy, schedule_free, lion, came, muon and others."""
     learning_rate: Auto | _AboveZero = "auto"
@@ -280,10 +282,10 @@ class GenerateConfig(Section):
     """What guidance leads away from, instead of the empty prompt."""
     prompt_weights: bool = False
     """Read (word:1.2), (word) and [word] in prompts as weights; else they are taken literally."""
-    width_px: Auto | Annotated[int, Field(ge=8)] = "auto"
-    """Width of the pictures; auto takes the base model's own."""
-    height_px: Auto | Annotated[int, Field(ge=8)] = "auto"
-    """Height of the pictures; auto takes the base model's own."""
+    width_px: Annotated[Annotated[int, Field(ge=8)] | None, _OrNone] = None
+    """Width of the pictures; none takes the base model's own."""
+    height_px: Annotated[Annotated[int, Field(ge=8)] | None, _OrNone] = None
+    """Height of the pictures; none takes the base model's own."""
     images_per_prompt: int = Field(8, ge=1)
     """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
     first_seed: int = Field(0, ge=0)

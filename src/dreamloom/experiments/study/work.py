@@ -71,7 +71,8 @@ class Training:
         settings = {
             name: value
             for name, value in self.config.flat().items()
-            if not name.startswith(NOT_TAUGHT)
+            # Settings that came later count only where they are used.
+            if not name.startswith(NOT_TAUGHT) and (name, value) != ("train.init_adapter", "")
         }
         return fingerprint(settings, self.base, self.photos.fingerprint)[:_KEY_DIGITS]
 
