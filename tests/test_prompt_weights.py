@@ -47,6 +47,11 @@ def test_what_is_taken_literally_is_told(text: str, quoted: str) -> None:
     assert told.startswith(f"{quoted} is taken literally")
 
 
+def test_every_kind_of_bracket_in_a_prompt_is_told_of() -> None:
+    (told,) = find_foreign_syntax("a (red hat:1.4) [trigger]", weighted=False)
+    assert told.startswith("(red hat:1.4) and [trigger] are taken literally")
+
+
 @pytest.mark.parametrize("text", ["a dog", r"a \(dog\)", "a) dog (", "2 < 3 > 1", "a break"])
 def test_plain_words_are_not_suspected(text: str) -> None:
     assert not find_foreign_syntax(text, weighted=False)

@@ -63,8 +63,8 @@ def find_foreign_syntax(text: str, weighted: bool) -> list[str]:
     weights = [] if weighted else _WEIGHT.findall(text)
     if weights:
         told.append(
-            f"{weights[0]} is taken literally; set generate.prompt_weights=true where a drawing "
-            "should read it as a weight"
+            f"{' and '.join(weights[:3])} {'is' if len(weights) == 1 else 'are'} taken literally; "
+            "drawings read such brackets as weights with generate.prompt_weights=true"
         )
     for network in _EXTRA_NETWORK.findall(text)[:1]:
         told.append(f"{network} is taken literally; name adapters with --adapter FILE:WEIGHT")
