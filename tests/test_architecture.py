@@ -247,7 +247,7 @@ def test_the_page_shows_the_packages_as_they_are():
 # What newcomers search for, and the file that does it: found by its name or first line.
 SOUGHT = {
     "gradient checkpointing": "models/gradient_checkpointing.py",
-    "text encoder": "models/text_encoder_training.py",
+    "text encoder": "models/prompts.py",
     "class images": "data/class_images.py",
     "caption": "data/photos/listing.py",
     "lora_alpha": "lora/peftconfig.py",

@@ -152,6 +152,7 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         (("train", "{photos}", "--out", "{out}", "--format", "kohya"), "kohya", 1),
         ((*_TINY, "priors.kind=folder"), "--prior DIR", 2),
         ((*_TINY, "seed=1", "--prior", "{gone}"), "{gone}", 1),
+        ((*_TINY, "seed=1", "--from", "{gone}"), "{gone}", 1),
         (
             (*_TINY, 'adapter.placeholder_tokens={"<foo>"="person"}'),
             "<foo> stands in no photo's prompt",
@@ -161,6 +162,19 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),
+        (("generate", "--prompt", "a {subjct}", "--out", "{out}"), "{subjct} in the prompt", 2),
+        (("generate", "--prompt", "a {x|y}", "--out", "{out}"), "--prompt for each choice", 2),
+        (("generate", "--prompt", "x", "--size", "wide", "--out", "{out}"), "such as 768x512", 2),
+        (
+            ("generate", "--prompt", "x", "--negative-prompt", "a {x}", "--out", "{out}"),
+            "generate.negative_prompt",
+            2,
+        ),
+        (
+            ("generate", "--base", "{tiny}", "--prompt", "x", "--size", "60x64", "--out", "{out}"),
+            "generate.width_px = 60",
+            2,
+        ),
         (("generate", "--adapter", "{gone}:1@0,2", "--out", "{out}"), "'2' is no WEIGHT@", 2),
         (("generate", "--compose", "swich", "--out", "{out}"), "'swich' is none of sum, switch", 2),
         (("merge", "{pickle}", "-o", "{out}.safetensors"), "pickle", 1),

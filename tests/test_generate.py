@@ -501,3 +501,69 @@ def test_an_unknown_scheduler_for_class_images_is_explained(model: Model, tmp_pa
     config = small_config(model).priors.model_copy(update={"scheduler": "ddin"})
     with pytest.raises(ConfigError, match=r"priors\.scheduler = 'ddin' is unknown"):
         make_class_images(claimed(tmp_path), model, "a person", config, 0, 64)
+
+
+def test_negative_prompt_size_and_weights_are_drawn_with_and_recorded(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run, prompts = claimed(tmp_path), [Prompt("a (dog:1.6) in the snow")]
+    plain = generate_images(run, model, prompts, settings)
+    text = (plain.folder / "manifest.json").read_text()
+    assert not any(name in text for name in ("negative_prompt", "prompt_weights", "size_px"))
+    known = {"schedulers", "steps", "guidance", "images_per_prompt", "first_seed"}
+    assert set(settings.drawn_with) == known
+    for name, changed, told in (
+        ("negative", {"negative_prompt": "a painting"}, 'negative prompt "a painting"'),
+        ("weights", {"prompt_weights": True}, "prompt weights read"),
+        ("wide", {"width_px": 96, "height_px": 48}, "96 × 48 px"),
+    ):
+        config = GenerateConfig(**{**settings.model_dump(), **changed})
+        images = generate_images(run, model, prompts, config, name=name)
+        assert read_image_set(images.folder) == images
+        assert images.pictures[0].sampler.endswith(told)
+        assert read_pixels(images)[0] != read_pixels(plain)[0]
+        with pytest.raises(RunFolderError, match="already holds pictures"):
+            generate_images(run, model, prompts, config)
+    with Image.open(images.paths()[0]) as picture:
+        assert picture.size == (96, 48)
+
+
+def test_the_models_own_size_is_no_other_set(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    side = model.advice.resolution_px
+    config = settings.model_copy(update={"width_px": side})
+    images = generate_images(claimed(tmp_path / "a"), model, PROMPTS[:1], config)
+    plain = generate_images(claimed(tmp_path / "b"), model, PROMPTS[:1], settings)
+    assert images.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"width_px": 100}, "generate.width_px = 100 does not fit"),
+        ({"height_px": 61}, "generate.height_px = 61 does not fit"),
+        ({"negative_prompt": "blurry", "guidance": 1.0}, "a negative prompt would change nothing"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(
+    changed: dict[str, object], says: str, model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    run = claimed(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        generate_images(run, model, PROMPTS, settings.model_copy(update=changed))
+    assert not run.images.exists()
+
+
+def test_long_and_foreign_prompts_are_told_of_while_drawing(
+    model: Model, settings: GenerateConfig, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    prompts = [Prompt("a dog " * 50), Prompt("a (dog:1.2)")]
+    config = settings.model_copy(update={"negative_prompt": "a painting, " * 50})
+    generate_images(claimed(tmp_path), model, prompts, config, observe=told.append)
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert len(notes) == 3
+    assert "has 100 tokens" in notes[0]
+    assert '"a painting' in notes[1]
+    assert "(dog:1.2) is taken literally" in notes[2]

@@ -17,7 +17,8 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.merging import MergeRequest, combine
 from dreamloom.models.base import AdapterSpec, Framing, Sampler, Shot, TargetModules, WeightGroup
 from dreamloom.models.families import load_model
-from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
+from dreamloom.models.prompts import SDXLConditioning
+from dreamloom.models.sdxl import SDXLModel
 from dreamloom.models.target_modules import choose_layers
 from looks import psnr_db
 
@@ -582,3 +583,20 @@ def test_an_adapter_of_another_base_is_refused_whatever_its_kind(
     ):
         pass
     assert_untouched(tiny, base)
+
+
+def test_a_loaded_adapter_is_read_back_the_same(tiny: SDXLModel) -> None:
+    """Factors, scales and embeddings of new words."""
+    spec = replace(PLAIN, alpha=2 * PLAIN.rank, text_encoders=True, tokens={"<me>": "dog"})
+    adapter = strengthen(tiny, spec)
+    tiny.attach_adapter(replace(spec, seed=9))
+    try:
+        tiny.load_adapter(adapter)
+        found = tiny.read_adapter()
+    finally:
+        tiny.detach_adapter()
+    for name, layer in adapter.layers.items():
+        assert torch.equal(found.layers[name].down, layer.down)
+        assert torch.equal(found.layers[name].up, layer.up)
+    for encoder, rows in adapter.tokens["<me>"].items():
+        assert torch.equal(found.tokens["<me>"][encoder], rows)

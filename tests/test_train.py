@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.errors import RunFolderError, TrainingError
+from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError, TrainingError
 from dreamloom.core.events import (
     Event,
     LossLogged,
@@ -20,11 +20,11 @@ from dreamloom.core.events import (
     ValidationSampled,
 )
 from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet
-from dreamloom.core.run_folder import RunFolder
+from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
-from dreamloom.training.train import train_adapter
+from dreamloom.training.train import _begin_from, check_training, train_adapter
 from studio_set import claimed, compute_loss, make_lesson, small_config
 
 
@@ -38,6 +38,18 @@ def train(
     run = claimed(path)
     train_adapter(run, model, *sets, config or small_config(model), told.append)
     return load_file(run.adapter), told
+
+
+@pytest.fixture(scope="module")
+def begun(
+    model: Model,
+    sets: tuple[PhotoSet, ClassImageSet],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """An adapter's file to begin from."""
+    folder = tmp_path_factory.mktemp("begun")
+    train(folder, model, sets)
+    return folder / "adapter.safetensors"
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -350,6 +362,107 @@ def test_a_held_out_photo_may_have_a_caption_of_its_own(
     watched = {"watch__every": 4, "watch__images": 1, "watch__steps": 2}
     config = small_config(model, watch__held_out_photos=1, **watched)
     assert train(tmp_path, model, (photos, None), config)[0]
+
+
+def test_a_training_can_begin_from_an_adapter(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    first, _ = train(tmp_path / "first", model, sets)
+    file = tmp_path / "first" / "adapter.safetensors"
+    config = small_config(model, train__init_adapter=str(file))
+    still, _ = train(
+        tmp_path / "still",
+        model,
+        sets,
+        small_config(
+            model, train__init_adapter=str(file), train__learning_rate=1e-12, train__weight_decay=0
+        ),
+    )
+    assert all((still[key] - first[key]).abs().max() < 1e-9 for key in first)
+    went_on, _ = train(tmp_path / "second", model, sets, config)
+    assert not equal(went_on, first)
+    header = read_adapter(tmp_path / "second" / "adapter.safetensors").metadata
+    assert header["dreamloom.init_adapter_sha256"] == file_sha256(file)
+    assert str(tmp_path) not in str(header)
+    record = claimed(tmp_path / "second").read_record("train")
+    assert record is not None
+    assert record.inputs["adapter to begin from"] == file_sha256(file)
+    with pytest.raises(RunFolderError, match="made with other adapter to begin from"):
+        train(tmp_path / "second", model, sets)
+    # Where it lies does not matter, and its name is remembered nowhere else.
+    file.rename(tmp_path / "moved.safetensors")
+    moved = small_config(model, train__init_adapter=str(tmp_path / "moved.safetensors"))
+    _, told = train(tmp_path / "second", model, sets, moved)
+    assert isinstance(told[0], StageSkipped)
+
+
+def test_runs_that_begin_anew_are_recorded_as_before(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    train(tmp_path, model, sets)
+    record = claimed(tmp_path).read_record("train")
+    assert record is not None
+    assert "init_adapter" not in record.settings
+    assert "adapter to begin from" not in record.inputs
+    assert "init_adapter" not in str(read_adapter(tmp_path / "adapter.safetensors").metadata)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"train.rank": 3}, r"has rank 2 in unet.*where rank 3 is trained"),
+        ({"train.target_modules": "attention"}, r"other layers than are trained here: unet"),
+        ({"adapter.text_encoders": True}, r"other layers than are trained here: text_encoder"),
+        ({"adapter.kind": "dora"}, "Only a LoRA that begins by default"),
+        ({"adapter.init_lora_weights": "pissa"}, "Only a LoRA that begins by default"),
+        ({"adapter.placeholder_tokens": {"<me>": "dog"}}, "other new words: <me>"),
+        ({"objective.zero_terminal_snr": True}, "was trained with objective.zero_terminal_snr"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_trained(
+    changed: dict[str, object],
+    says: str,
+    model: Model,
+    sets: tuple[PhotoSet, ClassImageSet],
+    tmp_path: Path,
+    begun: Path,
+) -> None:
+    config = small_config(
+        model,
+        **{"train.init_adapter": str(begun), "subject.phrase": "<me> person", **changed},
+    )
+    # The tiny model predicts noise, and would say so first.
+    is_noise = config.objective.zero_terminal_snr
+    with pytest.raises((AdapterError, ConfigError), match=says):
+        (
+            _begin_from(str(begun), model, config)
+            if is_noise
+            else check_training(model, [""], config)
+        )
+    # Nothing is left on the model.
+    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
+    model.detach_adapter()
+
+
+def test_captions_of_several_lengths_are_trained_whole_and_told_of(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    """What stands behind the text encoders' length changes what is learned."""
+
+    def train_on(end: str) -> tuple[dict[str, torch.Tensor], list[Event]]:
+        texts = ("a photo of a dog", f"{'a dog ' * 40}{end}", "a person " * 80)
+        captioned = tuple(
+            photo.model_copy(update={"caption": text})
+            for photo, text in zip(sets[0].photos, texts, strict=True)
+        )
+        photos = sets[0].model_copy(update={"photos": captioned})
+        config = small_config(model, train__steps=2, train__batch_photos=3)
+        return train(tmp_path / end, model, (photos, sets[1]), config)
+
+    (snow, told), (painting, _) = train_on("snow"), train_on("painting")
+    assert not equal(snow, painting)
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert ["in 2 chunks" in notes[0], "in 3 chunks" in notes[1], len(notes)] == [True, True, 2]
 
 
 def test_a_broken_photo_is_named_with_its_update(

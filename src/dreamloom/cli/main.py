@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS
-from dreamloom.cli.options import PATH, read_settings, settings_options
+from dreamloom.cli.options import PATH, SIZE, read_settings, settings_options
 from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
 @click.option("--format", "file_format", help="peft, or kohya: also for ComfyUI and A1111.")
+@click.option("--from", "init_adapter", metavar="FILE", help="Begin from this LoRA's weights.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @settings_options
 @click.pass_obj
@@ -190,6 +191,9 @@ def plan(
 @click.option("--steps", multiple=True, type=int, help="Denoising steps; may be repeated.")
 @click.option("--seeds", type=int, help="Pictures of each prompt.")
 @click.option("--guidance", type=float, help="Classifier-free guidance.")
+@click.option("--negative-prompt", metavar="TEXT", help="What guidance leads away from.")
+@click.option("--prompt-weights", is_flag=True, help="Read (word:1.2), (word) and [word].")
+@click.option("--size", type=SIZE, help="Width and height, such as 768x512; by default the base's.")
 @click.option("--floor", is_flag=True, help="Draw the same with the base model, to compare.")
 @click.option("--name", default="pictures", show_default=True, help="The set's name.")
 @click.option("--out", type=PATH, required=True, help="A run's folder, or a new one.")

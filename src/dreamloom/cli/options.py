@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,26 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 Command = Callable[..., Any]
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """Width and height in pixels, written as 768x512."""
+
+    name = "WxH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read ``768x512`` as (768, 512)."""
+        if isinstance(value, tuple):
+            return value
+        sides = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,5})", value.strip(), re.IGNORECASE)
+        if sides is None:
+            self.fail(f"{value!r} is no width and height, such as 768x512", param, ctx)
+        return int(sides[1]), int(sides[2])
+
+
+SIZE = Size()
 
 
 def add_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -58,11 +79,16 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
         "base": given.get("base"),
         "subject.phrase": given.get("subject"),
         "subject.class_noun": given.get("class_noun"),
+        "train.init_adapter": given.get("init_adapter"),
         "adapter.format": given.get("file_format"),
         "generate.schedulers": given.get("schedulers") or None,
         "generate.steps": given.get("steps") or None,
         "generate.images_per_prompt": given.get("seeds"),
         "generate.guidance": given.get("guidance"),
+        "generate.negative_prompt": given.get("negative_prompt"),
+        "generate.prompt_weights": given.get("prompt_weights") or None,
+        "generate.width_px": (given.get("size") or (None, None))[0],
+        "generate.height_px": (given.get("size") or (None, None))[1],
     }
     prior = given.get("prior")
     if prior in {"generated", "base", "none"}:

@@ -184,11 +184,25 @@ class Picture(ClosedModel):
     """The part of the drawing that was guided, from 0 to 1."""
     cache_interval: int = 1
     """Steps from one computing of the deep levels to the next."""
+    negative_prompt: str = ""
+    """What guidance led away from, instead of the empty prompt."""
+    prompt_weights: bool = False
+    """Whether weights that are written in the prompts were read."""
+    size_px: tuple[int, int] | None = None
+    """Height and width, where they were asked for; else its set's resolution, a square."""
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # Drawn in full, it is written, and so fingerprinted, as before there were shortcuts.
-        return _leave_out_defaults(self, write(self), "guidance_interval", "cache_interval")
+        # Plainly drawn, it is written, and so fingerprinted, as before there were these.
+        return _leave_out_defaults(
+            self,
+            write(self),
+            "guidance_interval",
+            "cache_interval",
+            "negative_prompt",
+            "prompt_weights",
+            "size_px",
+        )
 
     @property
     def sampler(self) -> str:
@@ -198,6 +212,12 @@ class Picture(ClosedModel):
             words[-1] += " from {:g} to {:g}".format(*self.guidance_interval)
         if self.cache_interval > 1:
             words.append(f"deep levels every {self.cache_interval} steps")
+        if self.size_px:
+            words.append(f"{self.size_px[1]} × {self.size_px[0]} px")
+        if self.prompt_weights:
+            words.append("prompt weights read")
+        if self.negative_prompt:
+            words.append(f'negative prompt "{self.negative_prompt}"')
         return ", ".join(words)
 
 

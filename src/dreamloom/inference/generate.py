@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from PIL import Image
@@ -192,7 +192,7 @@ def generate_images(
         (folder / _JOURNAL).unlink(missing_ok=True)
         observe(StageSkipped(stage, "already drawn"))
         return read_image_set(folder)
-    plan = _plan(prompts, config)
+    plan = _plan(model, prompts, config)
     drawn = _find_drawn(folder, run.read_record(stage), inputs, [one.file for one in plan])
     missing = sum(picture.file not in drawn for picture in plan)
     earlier = f"{missing} of " if drawn else ""
@@ -204,6 +204,9 @@ def generate_images(
         journal = _Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
         with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
+            texts = [*(prompt.text for prompt in prompts), config.negative_prompt]
+            for text in model.note_prompts(texts, config.prompt_weights):
+                observe(Note(stage, text))
             _draw(model, plan, journal, config.batch, stage, observe)
         images = ImageSet(
             folder=folder,
@@ -267,6 +270,12 @@ def check_request(
         raise ConfigError(
             f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
         )
+    _check_size(model, config)
+    if config.negative_prompt and float(config.guidance) <= 1:
+        raise ConfigError(
+            f"At a guidance of {float(config.guidance):g} a negative prompt would change nothing.",
+            "Raise --guidance above 1, or leave --negative-prompt out.",
+        )
     _check_composition(composition, active, config)
     for part, adapter in zip(active, adapters, strict=True):
         if composition.method == "k-lora":
@@ -275,6 +284,34 @@ def check_request(
         with model.apply_adapters([(adapter, strength)]):
             pass  # it fits
     return adapters
+
+
+def make_sampler(model: Model, config: GenerateConfig, scheduler: str, steps: int) -> Sampler:
+    """Make the sampler of one scheduler and number of steps, as resolved settings say."""
+    own = model.advice.resolution_px
+    height, width = (side or own for side in (config.height_px, config.width_px))
+    return Sampler(
+        scheduler,
+        steps,
+        float(config.guidance),
+        config.guidance_interval,
+        config.cache_interval,
+        config.negative_prompt,
+        config.prompt_weights,
+        None if (height, width) == (own, own) else (height, width),
+    )
+
+
+def _check_size(model: Model, config: GenerateConfig) -> None:
+    grid_px = model.pixels_per_latent
+    for name in ("width_px", "height_px"):
+        side = getattr(config, name)
+        if side is not None and side % grid_px:
+            nearest = max(grid_px, round(side / grid_px) * grid_px)
+            raise ConfigError(
+                f"generate.{name} = {side} does not fit {model.identity.name}.",
+                f"Take a multiple of {grid_px}, such as {nearest}.",
+            )
 
 
 def _check_composition(
@@ -308,7 +345,7 @@ def _first(adapters: Sequence[Adapter], key: str) -> str:
     return next((a.metadata[key] for a in adapters if key in a.metadata), "")
 
 
-def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
+def _plan(model: Model, prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
     seeds = range(config.first_seed, config.first_seed + config.images_per_prompt)
     grid = itertools.product(config.schedulers, config.steps, prompts, seeds)
     return [
@@ -321,11 +358,7 @@ def _plan(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Picture]:
             may_change=prompt.may_change,
             check=prompt.check,
             seed=seed,
-            scheduler=scheduler,
-            steps=steps,
-            guidance=float(config.guidance),
-            guidance_interval=config.guidance_interval,
-            cache_interval=config.cache_interval,
+            **asdict(make_sampler(model, config, scheduler, steps)),
         )
         for index, (scheduler, steps, prompt, seed) in enumerate(grid)
     ]
@@ -430,9 +463,7 @@ def _draw(
     observe: Observer,
 ) -> None:
     def sampler_of(one: Picture) -> Sampler:
-        return Sampler(
-            one.scheduler, one.steps, one.guidance, one.guidance_interval, one.cache_interval
-        )
+        return Sampler(**{field.name: getattr(one, field.name) for field in fields(Sampler)})
 
     observe(Progress(stage, "drawing", len(journal.drawn), len(plan)))
     for sampler, group in itertools.groupby(plan, key=sampler_of):

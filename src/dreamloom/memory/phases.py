@@ -30,7 +30,8 @@ from dreamloom.models.base import (
 )
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.models.offload import CpuOffload
-from dreamloom.models.sdxl import SDXLConditioning, SDXLModel
+from dreamloom.models.prompts import SDXLConditioning
+from dreamloom.models.sdxl import SDXLModel
 from dreamloom.training.losses import image_errors
 from dreamloom.training.optimizers import group_weights, make_optimizer
 

@@ -137,6 +137,10 @@ class Sampler:
         guidance_interval: First and last progress that is guided, 0 at the first step and 1 at
             the last.
         cache_interval: Steps from one computing of the denoiser's deep levels to the next.
+        negative_prompt: What guidance leads away from, instead of the empty prompt.
+        prompt_weights: Whether weights that are written in prompts are read; see `prompt_weights`.
+        size_px: Height and width of the picture, multiples of `Model.pixels_per_latent`; None
+            takes the model's own.
     """
 
     scheduler: str
@@ -144,6 +148,9 @@ class Sampler:
     guidance: float
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     cache_interval: int = 1
+    negative_prompt: str = ""
+    prompt_weights: bool = False
+    size_px: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,12 +245,16 @@ class Model(Protocol):
         """Encode pictures in [-1, 1]; height and width are multiples of ``pixels_per_latent``."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts; too long ones are cut by the family, with no error.
+    def encode_prompts(self, prompts: Sequence[str], weighted: bool = False) -> Conditioning:
+        """Encode prompts of any length; with ``weighted`` as their written weights say.
 
         While an attached adapter trains text (`trains_text`) and gradients are recorded, they flow
         to the adapter; then prompts are encoded anew for each update.
         """
+        ...
+
+    def note_prompts(self, prompts: Sequence[str], weighted: bool = False) -> list[str]:
+        """Say what a user should know of how these prompts are read, in sentences."""
         ...
 
     def add_noise(
@@ -316,6 +327,14 @@ class Model(Protocol):
         """
         ...
 
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Give the attached adapter a finished LoRA's weights and embeddings of new words.
+
+        Raises:
+            AdapterError: If its kind, layers, ranks or words are others; says which.
+        """
+        ...
+
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter as it is now, on the CPU, as a change of the original base."""
         ...
@@ -365,7 +384,9 @@ class Model(Protocol):
         batch: int = 8,
         on_picture: OnProgress = no_progress,
     ) -> list[Image.Image]:
-        """Draw one picture per shot, square, in the order of the shots.
+        """Draw one picture per shot, in the order of the shots.
+
+        Pictures are squares of ``resolution_px``, unless the sampler has a size.
 
         Raises:
             BaseModelError: If what denoiser or decoder give is not finite.

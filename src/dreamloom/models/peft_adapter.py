@@ -21,8 +21,8 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreamloom.core.errors import ConfigError
-from dreamloom.lora.adapter import Adapter, Layer, PeftState
+from dreamloom.core.errors import AdapterError, ConfigError
+from dreamloom.lora.adapter import Adapter, Layer, PeftState, refuse_other_kinds
 from dreamloom.lora.peftconfig import make_dora
 from dreamloom.models.base import AdapterSpec, WeightGroup
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
@@ -153,6 +153,49 @@ class AttachedAdapter:
                     kind = next(kind for mark, kind in kinds.items() if mark in name)
                     groups[kind if component == "unet" else f"text {kind}"].append(weight)
         return [WeightGroup(role, tuple(weights)) for role, weights in groups.items() if weights]
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Take a finished LoRA's weights; `read` then gives the same LoRA.
+
+        Raises:
+            AdapterError: If it is of another kind, or its layers or ranks are others.
+            ConfigError: If this adapter is no LoRA, or begins with a part of the base.
+        """
+        if self.spec.kind != "lora" or self._taken:
+            raise ConfigError(
+                "Only a LoRA that begins by default can begin from another adapter's weights.",
+                "Set adapter.kind=lora and adapter.init_lora_weights=default, or leave --from out.",
+            )
+        refuse_other_kinds(adapter, "The adapter to begin from", "can be trained on")
+        mine = dict(self._adapted())
+        differing = sorted({*mine} ^ {*adapter.layers})
+        if differing:
+            raise AdapterError(
+                f"The adapter to begin from changes other layers than are trained here: "
+                f"{', '.join(differing[:3])} and others, {len(differing)} in all.",
+                "Set train.target_modules, adapter.blocks and adapter.text_encoders as it was "
+                "trained; dreamloom inspect FILE tells its layers.",
+            )
+        for name, layer in mine.items():
+            down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+            found = adapter.layers[name]
+            if found.rank != down.shape[0]:
+                raise AdapterError(
+                    f"The adapter to begin from has rank {found.rank} in {name}, where rank "
+                    f"{down.shape[0]} is trained.",
+                    f"Set train.rank={found.rank}, or resize it: dreamloom resize FILE --rank "
+                    f"{down.shape[0]} -o OTHER.",
+                )
+            if (found.down.shape, found.up.shape) != (down.shape, up.shape):
+                raise AdapterError(
+                    f"The adapter to begin from does not fit {name}: it was made for another base.",
+                    "Name that base model with --base.",
+                )
+        for name, layer in mine.items():
+            found = adapter.layers[name]
+            layer.lora_A[ADAPTER_NAME].weight.copy_(found.down)
+            layer.lora_B[ADAPTER_NAME].weight.copy_(found.up / layer.scaling[ADAPTER_NAME])
 
     def read(self) -> Adapter:
         """Copy the adapter to the CPU, as a change of the original base, scales folded in."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +44,21 @@ from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, pef
 from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
 from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
+from dreamloom.models.prompts import PromptEncoder, SDXLConditioning, split_alike
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import list_schedulers, make_scheduler
-from dreamloom.models.text_encoder_training import TextEncoderTraining
-from dreamloom.models.token_embeddings import AttachedTokenEmbeddings, start_embeddings
+from dreamloom.models.token_embeddings import (
+    AttachedTokenEmbeddings,
+    refuse_other_words,
+    start_embeddings,
+)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
 _FULL_SIZE_CHANNELS = 320
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-
-
-@dataclass(frozen=True)
-class SDXLConditioning:
-    """Token embeddings of both text encoders, and the second one's pooled embedding."""
-
-    tokens: Float[Tensor, "prompts tokens features"]
-    pooled: Float[Tensor, "prompts pooled"]
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def take(self, rows: Int[Tensor, " n"]) -> SDXLConditioning:
-        """Select prompts by index."""
-        rows = send(rows, self.tokens.device)
-        return SDXLConditioning(self.tokens[rows], self.pooled[rows])
 
 
 class SDXLFamily:
@@ -140,7 +129,7 @@ class SDXLModel:
         self._attached: AttachedAdapter | None = None
         self._token_embeddings: AttachedTokenEmbeddings | None = None
         self._schedules = ScheduledBranches(pipeline, self._components, identity.name)
-        self._text_training: TextEncoderTraining | None = None
+        self._prompts: PromptEncoder | None = None
 
     def _set_noise_schedule(self, config: dict[str, Any]) -> None:
         self._scheduler_config = config
@@ -188,18 +177,21 @@ class SDXLModel:
         scale = vae.config.scaling_factor
         return Latents(posterior.mean.float() * scale, posterior.std.float() * scale)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> SDXLConditioning:
+    def encode_prompts(self, prompts: Sequence[str], weighted: bool = False) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         with_gradients = self.trains_text and torch.is_grad_enabled()
         self._offload.load(*_TEXT_ENCODERS, exclusive=not with_gradients)
-        if with_gradients and self._text_training is not None:
-            tokens, pooled = self._text_training.encode(prompts, self.runtime.device)
-        else:
-            with nullcontext() if self.trains_text else torch.no_grad():
-                tokens, _, pooled, _ = self._pipeline.encode_prompt(
-                    list(prompts), device=self.runtime.device, do_classifier_free_guidance=False
-                )
-        return SDXLConditioning(tokens.to(self.runtime.dtype), pooled.to(self.runtime.dtype))
+        with nullcontext() if self.trains_text else torch.no_grad():
+            encoded = self._prompt_encoder().encode(prompts, weighted)
+        return encoded.to(self.runtime.dtype)
+
+    def note_prompts(self, prompts: Sequence[str], weighted: bool = False) -> list[str]:
+        """Say which prompts are longer than the text encoders' input, or written otherwise."""
+        return self._prompt_encoder().note(prompts, weighted)
+
+    def _prompt_encoder(self) -> PromptEncoder:
+        # Only a training asks for the same prompts again and again.
+        return self._prompts or PromptEncoder(self._pipeline, self.runtime.device)
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
@@ -227,6 +219,7 @@ class SDXLModel:
         """Predict the target for each image, each with its own size and crop."""
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
+        conditioning = conditioning.aligned()
         trained_encoders = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
         self._offload.load("unet", *trained_encoders, exclusive=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
@@ -266,9 +259,17 @@ class SDXLModel:
         except Exception:
             self.detach_adapter()
             raise
-        self._text_training = TextEncoderTraining(self._pipeline)
+        self._prompts = PromptEncoder(self._pipeline, self.runtime.device)
         set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
         return weights
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Give the attached adapter a finished LoRA's weights and words."""
+        attached = self._require_attached()
+        refuse_other_words(adapter.tokens, attached.spec.tokens)
+        attached.load(adapter)
+        if self._token_embeddings is not None:
+            self._token_embeddings.load(adapter.tokens)
 
     def read_adapter(self) -> Adapter:
         """Copy the attached adapter, scales folded in, and what kohya's format must know."""
@@ -295,7 +296,7 @@ class SDXLModel:
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
-        self._text_training = None
+        self._prompts = None
         set_gradient_checkpointing(self._pipeline.unet, "none")
 
     @contextmanager
@@ -361,39 +362,52 @@ class SDXLModel:
     ) -> list[Image.Image]:
         """Draw one picture per shot; each starts from its own seed's noise on the CPU."""
         side = resolution_px or self.advice.resolution_px
+        size_px = sampler.size_px or (side, side)
         self._pipeline.scheduler = make_scheduler(sampler.scheduler, self._scheduler_config)
         prompts = sorted({shot.prompt for shot in shots})
-        encoded = self.encode_prompts(prompts)
+        encoded = self.encode_prompts(prompts, sampler.prompt_weights)
+        negative = self._encode_negative(sampler)
+        rows = [prompts.index(shot.prompt) for shot in shots]
         batch = min(batch, self.memory_options.drawn_at_once or batch)
-        at_once = len(shots) if self.memory_options.cpu_offload else batch
-        pictures: list[Image.Image] = []
+        batches = split_alike(
+            [encoded.lengths[row] if encoded.lengths else 0 for row in rows], batch
+        )
+        at_once = len(batches) if self.memory_options.cpu_offload else 1
+        pictures: dict[int, Image.Image] = {}
         with fastest_layout(self._pipeline.unet):
-            for start in range(0, len(shots), at_once):
-                drawn = []
-                for first in range(start, min(start + at_once, len(shots)), batch):
-                    some = shots[first : min(first + batch, len(shots))]
-                    rows = torch.tensor([prompts.index(shot.prompt) for shot in some])
-                    drawn.append(self._denoise(some, encoded.take(rows), sampler, side))
-                pictures += self._decode(torch.cat(drawn), shots[start : start + at_once])
+            for start in range(0, len(batches), at_once):
+                drawn, numbers = [], []
+                for some in batches[start : start + at_once]:
+                    chosen = encoded.take(torch.tensor([rows[number] for number in some]))
+                    guidance = self._guidance_options(chosen, negative, sampler)
+                    seeds = [shots[number].seed for number in some]
+                    drawn.append(self._denoise(seeds, chosen, sampler, size_px, guidance))
+                    numbers += some
+                of = [shots[number] for number in numbers]
+                pictures |= zip(numbers, self._decode(torch.cat(drawn), of), strict=True)
                 on_picture(len(pictures), len(shots))
-        return pictures
+        return [pictures[number] for number in range(len(shots))]
 
     def _denoise(
-        self, shots: Sequence[Shot], chosen: SDXLConditioning, sampler: Sampler, side_px: int
+        self,
+        seeds: Sequence[int],
+        chosen: SDXLConditioning,
+        sampler: Sampler,
+        size_px: tuple[int, int],
+        guidance: dict[str, Any],
     ) -> Float[Tensor, "images channels height width"]:
-        guidance = self._guidance_options(chosen, sampler)
         self._offload.load("unet", exclusive=True)
         with (
             self._schedules.followed(),
             reusing_deep_levels(self._pipeline, sampler.cache_interval),
         ):
+            # Original and target size, which SDXL is told, are those of the picture.
             latents: Tensor = self._pipeline(
-                prompt_embeds=chosen.tokens,
                 pooled_prompt_embeds=chosen.pooled,
                 num_inference_steps=sampler.steps,
-                height=side_px,
-                width=side_px,
-                generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+                height=size_px[0],
+                width=size_px[1],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="latent",
                 **guidance,
             ).images
@@ -430,31 +444,41 @@ class SDXLModel:
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
 
-    def _guidance_options(self, chosen: SDXLConditioning, sampler: Sampler) -> dict[str, Any]:
-        """Say how the pipeline must be called for a sampler's guidance."""
+    def _guidance_options(
+        self, chosen: SDXLConditioning, negative: SDXLConditioning | None, sampler: Sampler
+    ) -> dict[str, Any]:
+        """Say how the pipeline must be called for prompts and a sampler's guidance."""
         if sampler.guidance <= 1:
-            return {"guidance_scale": sampler.guidance}
-        nothing = self._encode_empty_prompt(chosen)
-        negative = {
-            "negative_prompt_embeds": nothing.tokens,
-            "negative_pooled_prompt_embeds": nothing.pooled,
-        }
-        if sampler.guidance_interval == (0.0, 1.0):
-            return {"guidance_scale": sampler.guidance, **negative}
-        part = IntervalGuidance(
-            sampler.guidance, sampler.guidance_interval, nothing.tokens, nothing.pooled
-        )
-        return {**part.options(), **negative}
-
-    def _encode_empty_prompt(self, chosen: SDXLConditioning) -> SDXLConditioning:
-        """Encode the unconditional half's empty prompt, for as many pictures.
-
-        Most bases take zeros for it. The others encode it, without what belongs to the conditional
-        half only.
-        """
-        if self._pipeline.config.force_zeros_for_empty_prompt:
-            return SDXLConditioning(
+            return {"prompt_embeds": chosen.tokens, "guidance_scale": sampler.guidance}
+        if negative is None:
+            negative = SDXLConditioning(
                 torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
             )
+        else:
+            negative = negative.take(torch.zeros(len(chosen), dtype=torch.int64))
+        # Both halves go through the U-Net together.
+        length = math.lcm(chosen.tokens.shape[1], negative.tokens.shape[1])
+        negative = negative.aligned(length)
+        halves = {
+            "prompt_embeds": chosen.aligned(length).tokens,
+            "negative_prompt_embeds": negative.tokens,
+            "negative_pooled_prompt_embeds": negative.pooled,
+        }
+        if sampler.guidance_interval == (0.0, 1.0):
+            return {"guidance_scale": sampler.guidance, **halves}
+        part = IntervalGuidance(
+            sampler.guidance, sampler.guidance_interval, negative.tokens, negative.pooled
+        )
+        return {**part.options(), **halves}
+
+    def _encode_negative(self, sampler: Sampler) -> SDXLConditioning | None:
+        """Encode the prompt of guidance's unconditional half; None where zeros take its place.
+
+        For an empty one most bases take zeros. The others encode it, without what belongs to the
+        conditional half only.
+        """
+        is_zeros = self._pipeline.config.force_zeros_for_empty_prompt
+        if sampler.guidance <= 1 or (not sampler.negative_prompt and is_zeros):
+            return None
         with self._schedules.off_in_unconditional_text():
-            return self.encode_prompts([""]).take(torch.zeros(len(chosen), dtype=torch.int64))
+            return self.encode_prompts([sampler.negative_prompt], sampler.prompt_weights)

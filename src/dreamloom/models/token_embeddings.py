@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,6 +129,23 @@ class AttachedTokenEmbeddings:
                 words[word][encoder] = vectors.clone()
         return words
 
+    @torch.no_grad()
+    def load(self, words: TokenEmbeddings) -> None:
+        """Take the embeddings of the same words from an adapter.
+
+        Raises:
+            AdapterError: If a word has other embeddings there.
+        """
+        for encoder, embedding in self._embeddings.items():
+            rows = [words[word].get(encoder, torch.empty(0, 0)) for word in self._words]
+            if [len(found) for found in rows] != [one[encoder] for one in self._words.values()]:
+                raise AdapterError(
+                    f"A new word of the adapter to begin from does not fit {encoder}: words are "
+                    "learned here with one embedding each.",
+                    "Leave --from out.",
+                )
+            embedding.added.copy_(torch.cat(rows))
+
     def detach(self) -> None:
         """Forget the words."""
         for name, part in self._earlier.items():
@@ -155,6 +172,21 @@ def _find_embeddings(encoder: nn.Module) -> Any:
         if name.rpartition(".")[2] == "token_embedding":
             return encoder.get_submodule(name.rpartition(".")[0])
     raise AdapterError("The text encoder has no embeddings of words.", "Use another base model.")
+
+
+def refuse_other_words(found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Refuse to go on with an adapter that knows other new words than those that are learned.
+
+    Raises:
+        AdapterError: If so; names them.
+    """
+    differing = sorted({*found} ^ {*wanted})
+    if differing:
+        raise AdapterError(
+            f"The adapter to begin from and this training know other new words: "
+            f"{', '.join(differing)}.",
+            "Name the same ones in adapter.placeholder_tokens, or leave --from out.",
+        )
 
 
 def start_embeddings(pipeline: Any, beginnings: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def draw(
 
     Raises:
         AdapterError: If an adapter cannot be read or does not fit the base.
-        ConfigError: If nothing is to be drawn, a name is unknown, or adapters cannot be worn so.
+        ConfigError: If nothing is to be drawn, a name or a blank in a prompt is unknown, or it
+            cannot be drawn so.
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
     active = [parse_active_adapter(text) for text in request.adapters]
@@ -126,6 +128,18 @@ def draw(
     return [images.folder for images in sets]
 
 
+def _refuse_unknown_blanks(text: str) -> None:
+    """Refuse words in braces that nothing fills: they would be drawn as they stand."""
+    for blank in re.findall(r"\{[^{}]*\}", text):
+        if blank == "{subject}":
+            continue
+        if "|" in blank:
+            hint = "Give one --prompt for each choice."
+        else:
+            hint = "Write {subject} for the subject's phrase, or the words themselves."
+        raise ConfigError(f"Nothing fills {blank} in the prompt {text!r}.", hint)
+
+
 def _fill_prompts(
     request: GenerateRequest, config: LoomConfig, headers: Sequence[Mapping[str, str]]
 ) -> list[Prompt]:
@@ -139,6 +153,8 @@ def _fill_prompts(
         noun = noun or header.get("dreamloom.class_noun")
     if not subject and any("{subject}" in text for text in request.prompts):
         raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
+    for text in request.prompts:
+        _refuse_unknown_blanks(text)
     prompts = [Prompt(text.replace("{subject}", subject or "")) for text in request.prompts]
     for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import RunFolder, fingerprint
+from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.modelspec import make_modelspec
 from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
-_FREE = {"checkpointing_steps", "compile"}
+_FREE = {"checkpointing_steps", "compile", "init_adapter"}
+# The name of the adapter that a training began from, among its inputs.
+INIT_ADAPTER = "adapter to begin from"
 
 
 def name_inputs(
@@ -26,6 +30,7 @@ def name_inputs(
     processes: Processes,
 ) -> dict[str, str]:
     """Fingerprint everything that the adapter depends on, by name."""
+    init_adapter = config.train.init_adapter
     return {
         "base": model.identity.fingerprint,
         "photos": photos.fingerprint,
@@ -43,6 +48,8 @@ def name_inputs(
         ),
         "seed": str(config.seed),
         "processes": str(processes.count),
+        # What counts is what is in the file, and not where it lies.
+        **({INIT_ADAPTER: file_sha256(Path(init_adapter))} if init_adapter else {}),
     }
 
 
@@ -65,8 +72,20 @@ def refuse_other_run(run: RunFolder, inputs: dict[str, str]) -> None:
         )
 
 
-def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -> Adapter:
-    """Write into the file how it was made: found alone in a folder, it can still tell."""
+def sign(
+    model: Model, photos: PhotoSet, config: LoomConfig, inputs: Mapping[str, str], adapter: Adapter
+) -> Adapter:
+    """Write into the file how it was made: found alone in a folder, it can still tell.
+
+    Args:
+        model: The base model.
+        photos: What it was taught from.
+        config: Resolved settings.
+        inputs: As `name_inputs` gives them.
+        adapter: What was trained.
+    """
+    first = inputs.get(INIT_ADAPTER)
+    began_from = {"dreamloom.init_adapter_sha256": first} if first else {}
     signed = adapter.with_metadata(
         **{
             "dreamloom.kind": "subject",
@@ -82,11 +101,14 @@ def sign(adapter: Adapter, model: Model, photos: PhotoSet, config: LoomConfig) -
             "dreamloom.resolution_px": str(photos.resolution_px),
             "dreamloom.zero_terminal_snr": str(config.objective.zero_terminal_snr).lower(),
             "dreamloom.seed": str(config.seed),
-            "dreamloom.settings": json.dumps(config.train.model_dump(mode="json")),
+            "dreamloom.settings": json.dumps(
+                config.train.model_dump(mode="json", exclude={"init_adapter"})
+            ),
             # Without paths: they say nothing elsewhere, and much about whose machine it was.
             "dreamloom.config": config.model_dump_json(
-                exclude={"base": True, "priors": {"folder"}}
+                exclude={"base": True, "priors": {"folder"}, "train": {"init_adapter"}}
             ),
+            **began_from,
         }
     )
     words = json.dumps({word: {} for word in adapter.tokens})

@@ -24,9 +24,11 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, explain_write_errors
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.token_embeddings import token_embeddings_file
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model, WeightGroup
+from dreamloom.models.session import refuse_other_base
 from dreamloom.training.batches import BatchPlan, prepare_batches
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
@@ -39,6 +41,7 @@ from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 _LEAST_COMPILED = 500
 # Weights of SDXL are some hundredths, of which half precision keeps about 1e-5.
 _IDLE = 1e-7
+_INIT = {"init_adapter"}
 
 
 def train_adapter(
@@ -103,17 +106,14 @@ def train_adapter(
             batches.encode(list_samples(context))
         weights = _attach(model, config)
         try:
+            _note_prompts(context)
             if not model.trains_text:
                 batches.conditioning(batches.texts)
             model.release_encoders()
             trainable = TrainableAdapter(weights, config, model.runtime, observe)
+            signed = partial(sign, model, photos, config, inputs)
             validation = ValidationSampler(
-                run,
-                model,
-                config,
-                partial(sign, model=model, photos=photos, config=config),
-                judge if config.validation.scores else None,
-                observe,
+                run, model, config, signed, judge if config.validation.scores else None, observe
             )
             checkpoints = Checkpoints(
                 run.checkpoints, trainable.parameters, trainable.optimizer, inputs, trainable.others
@@ -129,7 +129,7 @@ def train_adapter(
         finally:
             model.detach_adapter()
         _note_idle(adapter, config, observe)
-        adapter = sign(adapter, model, photos, config)
+        adapter = signed(adapter)
         if processes.is_main:
             _write(run, adapter, config)
         processes.wait()
@@ -245,7 +245,40 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
     if settings.compile == "auto":
         # Below that, compiling takes longer than it saves.
         compiled = kind.kind == "lora" and settings.steps >= _LEAST_COMPILED and on_gpu
-    return model.attach_adapter(spec, levels, compiled)
+    weights = model.attach_adapter(spec, levels, compiled)
+    if settings.init_adapter:
+        try:
+            _begin_from(settings.init_adapter, model, config)
+        except Exception:
+            model.detach_adapter()
+            raise
+    return weights
+
+
+def _begin_from(file: str, model: Model, config: LoomConfig) -> None:
+    """Load a finished LoRA into the one that was attached, if it fits."""
+    adapter = read_adapter(Path(file))
+    refuse_other_base(file, adapter, model)
+    known = adapter.metadata.get("dreamloom.zero_terminal_snr", "")
+    wanted = str(config.objective.zero_terminal_snr).lower()
+    if known and known != wanted:
+        raise ConfigError(
+            f"{file} was trained with objective.zero_terminal_snr={known}, this would be with "
+            f"{wanted}.",
+            f"Set objective.zero_terminal_snr={known}, or leave --from out.",
+        )
+    model.load_adapter(adapter)
+
+
+def _note_prompts(context: TrainContext) -> None:
+    """Tell of prompts and captions that are long, or written for other programs."""
+    config = context.config
+    prompts = [*context.batches.texts]
+    if config.validation.every:
+        phrase = config.subject.phrase
+        prompts += [text.replace("{subject}", phrase) for text in config.validation.prompts]
+    for text in context.model.note_prompts(prompts):
+        context.observe(Note("train", text))
 
 
 def _check_held_out(config: LoomConfig, photos: int) -> None:
@@ -324,7 +357,7 @@ def _make_record(
         stage="train",
         inputs=inputs,
         settings={
-            **settings.model_dump(mode="json"),
+            **settings.model_dump(mode="json", exclude=set() if settings.init_adapter else _INIT),
             "adapter": config.adapter.model_dump(mode="json"),
             "memory": config.memory.model_dump(mode="json"),
             "objective": config.objective.model_dump(mode="json"),

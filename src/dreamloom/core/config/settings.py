@@ -40,6 +40,12 @@ def _check_blanks(allowed: str, text: str) -> str:
     return text
 
 
+def _refuse_blanks(text: str) -> str:
+    if "{" in text or "}" in text:
+        raise ValueError("nothing may be in braces; write the words themselves")
+    return text
+
+
 _SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
 
 
@@ -115,6 +121,8 @@ class TrainConfig(Section):
     target_modules: Auto | Literal["attention", "linear", "all"] = "auto"
     """Layers that get LoRA weights: those of attention, every linear one, or all with
     convolutions; auto takes the base model's own advice."""
+    init_adapter: str = ""
+    """A LoRA's file to begin from instead of anew; rank and layers must be those of the file."""
     optimizer: str = "adamw"
     """adamw, adamw8bit, adafactor, prodigy, schedule_free, lion, came, muon and others."""
     learning_rate: Auto | _AboveZero = "auto"
@@ -242,25 +250,32 @@ class ValidationConfig(Section):
     """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
 
 
-_SHORTCUTS = {"guidance_interval", "cache_interval"}
+_ADDED_LATER = {
+    "guidance_interval",
+    "cache_interval",
+    "negative_prompt",
+    "prompt_weights",
+    "width_px",
+    "height_px",
+}
 
 
 class GenerateConfig(Section):
     """How pictures are drawn."""
 
     @property
-    def shortcuts(self) -> dict[str, Any]:
-        """What is set to save operations; nothing where every step is drawn in full.
+    def unusual(self) -> dict[str, Any]:
+        """What is set beside scheduler, steps, guidance and seeds; nothing where all is plain.
 
         Settings are remembered with these named only where they are set, so that what was drawn
-        before there were any is known again.
+        before they were there is known again.
         """
-        return self.model_dump(include=_SHORTCUTS, exclude_defaults=True)
+        return self.model_dump(include=_ADDED_LATER, exclude_defaults=True)
 
     @property
     def drawn_with(self) -> dict[str, Any]:
         """Everything that a picture depends on."""
-        return self.model_dump(exclude={"batch", *_SHORTCUTS}) | self.shortcuts
+        return self.model_dump(exclude={"batch", *_ADDED_LATER}) | self.unusual
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
@@ -272,6 +287,14 @@ class GenerateConfig(Section):
     """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
     cache_interval: int = Field(1, ge=1)
     """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
+    negative_prompt: Annotated[str, AfterValidator(_refuse_blanks)] = ""
+    """What guidance leads away from, instead of the empty prompt."""
+    prompt_weights: bool = False
+    """Read (word:1.2), (word) and [word] in prompts as weights; else they are taken literally."""
+    width_px: Annotated[Annotated[int, Field(ge=8)] | None, _OrNone] = None
+    """Width of the pictures; none takes the base model's own."""
+    height_px: Annotated[Annotated[int, Field(ge=8)] | None, _OrNone] = None
+    """Height of the pictures; none takes the base model's own."""
     images_per_prompt: int = Field(8, ge=1)
     """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
     first_seed: int = Field(0, ge=0)

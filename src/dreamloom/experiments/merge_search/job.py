@@ -98,6 +98,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     model, config = open_session(config.model_copy(update={"subject": subject}))
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
+    notes += model.note_prompts(prompts, config.generate.prompt_weights)
     encoders = pick_encoders(config.evaluate.encoders, model.identity.name, config.device)
     require_encoders(encoders)
     hashes = file_sha256(request.subject), file_sha256(request.style)
@@ -150,7 +151,7 @@ def _list_settings(
         "scheduler": drawn.schedulers[0],
         "steps": drawn.steps[0],
         "guidance": drawn.guidance,
-        **drawn.shortcuts,
+        **drawn.unusual,
         "first seed": drawn.first_seed,
         "seed": config.seed,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from dreamloom.evaluation.encoders.base import EncoderKind
 from dreamloom.evaluation.scoring import pick_encoders
 from dreamloom.experiments.merge_search.candidates import MergeWeights
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
+from dreamloom.inference.generate import make_sampler
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -157,15 +158,7 @@ def _draw_missing(piece: Piece) -> ImageSet:
     if not wanted:
         return images
     model, adapters = _prepare(table)
-    guidance = config.generate.guidance
-    assert guidance != "auto"
-    sampler = Sampler(
-        config.generate.schedulers[0],
-        piece.steps,
-        guidance,
-        config.generate.guidance_interval,
-        config.generate.cache_interval,
-    )
+    sampler = make_sampler(model, config.generate, config.generate.schedulers[0], piece.steps)
     batch = config.generate.batch
     with model.apply_adapters(piece.candidate.weigh(*adapters)):
         for start in range(0, len(wanted), batch):
@@ -213,11 +206,7 @@ def _describe(file: str, shot: Shot, sampler: Sampler) -> Picture:
         prompt=shot.prompt,
         style="art",
         seed=shot.seed,
-        scheduler=sampler.scheduler,
-        steps=sampler.steps,
-        guidance=sampler.guidance,
-        guidance_interval=sampler.guidance_interval,
-        cache_interval=sampler.cache_interval,
+        **asdict(sampler),
     )
 
 

@@ -41,7 +41,12 @@ _pick_encoders = cache(pick_encoders)  # once per process
 def name_trained_settings(config: LoomConfig) -> dict[str, object]:
     """Name the settings that what is trained depends on, as they were always called."""
     return use_earlier_names(
-        {name: value for name, value in config.flat().items() if not name.startswith(NOT_TRAINED)}
+        {
+            name: value
+            for name, value in config.flat().items()
+            # Settings that came later count only where they are used.
+            if not name.startswith(NOT_TRAINED) and (name, value) != ("train.init_adapter", "")
+        }
     )
 
 

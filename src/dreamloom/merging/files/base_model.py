@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import Observer
+from dreamloom.core.events import Note, Observer
 from dreamloom.lora.adapter import Adapter
 from dreamloom.merging.activations.forward_passes import Prepared
 from dreamloom.merging.merging import MergeRequest
@@ -86,11 +87,14 @@ def ask_base(
     model = open_base(base, pick_runtime(question.device))
     preparation = prepare_merge(model, adapters, request, question.prompts, question.joint, observe)
     assert preparation is not None
+    asked = preparation.prompts
+    for text in model.note_prompts([*chain.from_iterable(asked.each), *asked.joint]):
+        observe(Note("merge", text))
     return Answer(
         preparation.layers,
         model.identity.name,
         model.identity.fingerprint,
         model.runtime.name,
-        preparation.prompts.each,
-        preparation.prompts.joint,
+        asked.each,
+        asked.joint,
     )
