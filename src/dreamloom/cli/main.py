@@ -122,9 +122,12 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given: Any) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
     from dreamloom.cli.console import watch
+    from dreamloom.pipeline.subject import require_subject
     from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
 
     config = read_settings(given)
+    if not resume:
+        require_subject(config)
     out = out or name_folder(config)
     # Of several processes that a launcher started, the first alone talks.
     is_first = os.environ.get("RANK", "0") == "0"

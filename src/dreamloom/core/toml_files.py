@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from dreamloom.core.errors import ConfigError
@@ -40,6 +40,18 @@ class Section(ClosedModel):
     """A closed, frozen group of settings; a field's docstring is its description."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_one_as_a_list(cls, given: Any) -> Any:
+        """Take ``steps = 6`` as ``steps = [6]``, wherever a list of plain values is asked for."""
+        if not isinstance(given, Mapping):
+            return given
+        lists = {name for name, info in cls.model_fields.items() if _is_list(info)}
+        return {
+            name: (value,) if name in lists and isinstance(value, str | int | float) else value
+            for name, value in given.items()
+        }
 
     def model_copy(
         self: _Kind, *, update: Mapping[str, Any] | None = None, deep: bool = False
@@ -98,6 +110,12 @@ def list_fields(kind: type[Section], above: str = "") -> dict[str, FieldInfo]:
         if inner is not None:
             fields |= list_fields(inner, f"{above}{name}.")
     return fields
+
+
+def _is_list(info: FieldInfo) -> bool:
+    """Say whether a field is a list of plain values, of any length."""
+    items = get_args(info.annotation) if get_origin(info.annotation) is tuple else ()
+    return items[1:] == (Ellipsis,) and _find_section(info)[0] is None
 
 
 def _find_section(info: FieldInfo) -> tuple[type[Section] | None, bool]:
@@ -164,7 +182,10 @@ def _explain(kind: type[Section], error: ValidationError) -> ConfigError:
         given.setdefault(name, finding["input"])
         reasons.setdefault(name, {})[reason[0].lower() + reason[1:]] = None
     problems = [
-        f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
+        f"{name} is not allowed: {', or '.join(reasons[name])}."
+        # What contradicts within a group needs no listing of the whole group.
+        if isinstance(value, Mapping) and name not in fields
+        else f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
         for name, value in given.items()
     ]
     problems += [f"{name} is missing." for name in missing]

@@ -36,6 +36,7 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
+from dreamloom.core.toml_files import suggest
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
@@ -201,8 +202,9 @@ def _make_recipe(
     if config.scheduler not in model.schedulers:
         raise ConfigError(
             f"priors.scheduler = {config.scheduler!r} is unknown.",
-            f"Choose from: {', '.join(model.schedulers)}.",
+            suggest(config.scheduler, model.schedulers),
         )
+    model.check_sampler(config.scheduler, config.steps)
     sampler = Sampler(config.scheduler, config.steps, float(config.guidance))
     return _Recipe(prompt, sampler, seed, resolution_px, model.identity.fingerprint)
 

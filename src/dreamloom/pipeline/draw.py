@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config.settings import LoomConfig
+from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.core.toml_files import suggest
 from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
     check_request,
+    check_set_name,
     generate_images,
     parse_active_adapter,
     read_composition,
+    refuse_other_set,
 )
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
-from dreamloom.pipeline.session import choose_base, open_session
+from dreamloom.pipeline.session import check_names, choose_base, open_session
+from dreamloom.pipeline.subject import fill_subject, require_noun
 
 
 def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
@@ -52,9 +56,7 @@ def find_pack(name: str) -> Pack:
         ConfigError: If there is none of that name.
     """
     if name not in PACK_NAMES:
-        raise ConfigError(
-            f"There is no prompt pack {name!r}.", f"Choose from: {', '.join(PACK_NAMES)}."
-        )
+        raise ConfigError(f"There is no prompt pack {name!r}.", suggest(name, PACK_NAMES))
     return read_pack(name)
 
 
@@ -110,10 +112,15 @@ def draw(
     """
     active = [parse_active_adapter(text) for text in request.adapters]
     composition = read_composition(request.compose, request.conditional_only)
+    check_set_name(request.name)
+    check_names(config)
     headers = [read_adapter(part.path).metadata for part in active]
     prompts = _fill_prompts(request, config, headers)
     run = RunFolder(request.out)
     run.refuse_other_folders()
+    refuse_other_set(run, request.name, prompts, active, composition)
+    if request.floor and active:
+        refuse_other_set(run, f"{request.name}_base", prompts, ())
     config = choose_base(config, headers)
     model, config = open_session(config, runtime, fit_drawing(config, runtime))
     settings, name = config.generate, request.name
@@ -137,9 +144,9 @@ def _fill_prompts(
         noun = noun or config.subject.class_noun
     elif subject == header.get("dreamloom.subject"):
         noun = noun or header.get("dreamloom.class_noun")
-    if not subject and any("{subject}" in text for text in request.prompts):
-        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
-    prompts = [Prompt(text.replace("{subject}", subject or "")) for text in request.prompts]
+    prompts = [Prompt(fill_subject(text, subject or "")) for text in request.prompts]
+    if subject and request.packs:
+        require_noun(SubjectConfig(phrase=subject, class_noun=noun or subject.split()[-1]))
     for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
     if not prompts:
