@@ -14,6 +14,7 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.core.manifests import ImageSet
 from dreamloom.pipeline.score import find_subject
 from dreamloom.pipeline.subject import (
+    check_held_out,
     describe_reading,
     fill_subject,
     refuse_other_subject,
@@ -53,7 +54,7 @@ def test_a_phrase_of_one_word_does_not_become_its_own_class():
     require_subject(load_config(overrides=named))
 
 
-@pytest.mark.parametrize("phrase", [" ", "", "{subject} dog", "sks }dog"])
+@pytest.mark.parametrize("phrase", [" ", "", "{subject} dog", "sks {subjct}"])
 def test_a_phrase_says_something_and_has_no_blanks(phrase):
     with pytest.raises(ConfigError, match=r"subject\.phrase"):
         load_config(overrides={"subject.phrase": phrase})
@@ -133,6 +134,24 @@ def test_photos_of_the_subject_are_no_class_images(copied, tmp_path):
     assert result.exit_code == 2
     assert "3 pictures in" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_photos_of_the_subject_are_no_strangers(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    words = ("--photos", photos, "--strangers", photos, "--device", "cpu")
+    result = run("evaluate", make_photos(tmp_path / "drawn", count=1), *words)
+    assert result.exit_code == 2
+    assert "3 pictures in" in result.output
+
+
+def test_held_out_photos_are_not_taught(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    (photos / "copy.jpg").write_bytes((photos / "IMG_2.jpg").read_bytes())
+    held = load_config(sets=["validation.held_out_photos=1"])
+    with pytest.raises(ConfigError, match=r"copy\.jpg is held out.*IMG_2\.jpg"):
+        check_held_out(photos, held)
+    check_held_out(make_photos(tmp_path / "others"), held)
+    check_held_out(photos, load_config())
 
 
 def test_what_is_taught_is_said_first(tiny_sdxl, tmp_path):

@@ -239,6 +239,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"Known are: {', '.join(siblings or names)}."
 
 
+def offer(name: str, known: Iterable[str]) -> str:
+    """Say which of a few names may be meant, and list all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"{f'Did you mean {close[0]}? ' if close else ''}Choose one of: {', '.join(names)}."
+
+
 def to_toml_value(value: Any) -> str:
     """Write a value as TOML does; nothing is the word "none"."""
     if value is None:

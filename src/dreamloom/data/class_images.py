@@ -36,7 +36,7 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
-from dreamloom.core.toml_files import suggest
+from dreamloom.core.toml_files import offer
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, name_some, refuse_own
@@ -202,7 +202,7 @@ def _make_recipe(
     if config.scheduler not in model.schedulers:
         raise ConfigError(
             f"priors.scheduler = {config.scheduler!r} is unknown.",
-            suggest(config.scheduler, model.schedulers),
+            offer(config.scheduler, model.schedulers),
         )
     model.check_sampler(config.scheduler, config.steps)
     sampler = Sampler(config.scheduler, config.steps, float(config.guidance))

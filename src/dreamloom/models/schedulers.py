@@ -10,7 +10,7 @@ import diffusers
 import torch
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.toml_files import suggest
+from dreamloom.core.toml_files import offer
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -66,7 +66,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     known = list_schedulers(config)
     if name not in known:
         where = " for this base model" if name in SCHEDULERS else ""
-        raise ConfigError(f"There is no scheduler {name!r}{where}.", suggest(name, known))
+        raise ConfigError(f"There is no scheduler {name!r}{where}.", offer(name, known))
     class_name, extra = known[name]
     if known is FLOW_SCHEDULERS:
         own = {k: config[k] for k in ("num_train_timesteps",) if k in config}

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config.settings import LoomConfig, SubjectConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.core.toml_files import suggest
+from dreamloom.core.toml_files import offer
 from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
@@ -25,7 +25,7 @@ from dreamloom.inference.generate import (
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
 from dreamloom.pipeline.session import check_names, choose_base, open_session
-from dreamloom.pipeline.subject import fill_subject, require_noun
+from dreamloom.pipeline.subject import fill_subject, name_subject
 
 
 def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
@@ -56,7 +56,7 @@ def find_pack(name: str) -> Pack:
         ConfigError: If there is none of that name.
     """
     if name not in PACK_NAMES:
-        raise ConfigError(f"There is no prompt pack {name!r}.", suggest(name, PACK_NAMES))
+        raise ConfigError(f"There is no prompt pack {name!r}.", offer(name, PACK_NAMES))
     return read_pack(name)
 
 
@@ -138,15 +138,15 @@ def _fill_prompts(
 ) -> list[Prompt]:
     """Put the subject's words into the prompts and packs that were asked for."""
     header = next((header for header in headers if "dreamloom.subject" in header), {})
-    subject = request.subject or header.get("dreamloom.subject")
+    subject = header.get("dreamloom.subject") if request.subject is None else request.subject
     noun = request.class_noun
     if not subject:
         noun = noun or config.subject.class_noun
     elif subject == header.get("dreamloom.subject"):
         noun = noun or header.get("dreamloom.class_noun")
+    if request.subject is not None or (subject and request.packs):
+        noun = name_subject(subject or "", noun).class_noun
     prompts = [Prompt(fill_subject(text, subject or "")) for text in request.prompts]
-    if subject and request.packs:
-        require_noun(SubjectConfig(phrase=subject, class_noun=noun or subject.split()[-1]))
     for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
     if not prompts:

@@ -21,7 +21,7 @@ from dreamloom.evaluation.scoring import (
     refuse_drawn_photos,
 )
 from dreamloom.pipeline.score_set import evaluate_run, evaluation_options
-from dreamloom.pipeline.subject import require_noun
+from dreamloom.pipeline.subject import refuse_shared_files, require_noun
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
@@ -42,6 +42,7 @@ def score(
     subject, the pictures' own manifest does.
 
     Raises:
+        ConfigError: If strangers are photos of the subject.
         EvaluationError: If a folder holds no picture.
         PhotoError: If a photo cannot be read or there is none.
     """
@@ -54,6 +55,7 @@ def score(
     in_run = images.parent == run.images and run.is_run()
     if impostors:
         others = list_pictures(impostors).paths()
+        refuse_shared_files(photos_folder, others, impostors)
     else:
         others = _list_class_images(run) if in_run else []
     beneath = Floor(read_pictures(floor), others) if floor else None

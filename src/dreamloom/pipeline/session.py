@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.toml_files import suggest
+from dreamloom.core.toml_files import offer
 from dreamloom.memory.fit import ask_memory_options
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.schedulers import SCHEDULERS
@@ -59,7 +59,7 @@ def check_names(config: LoomConfig) -> None:
     choose_tracker(config.validation.tracker)
     for name in (config.priors.scheduler, *config.generate.schedulers):
         if name not in SCHEDULERS:
-            raise ConfigError(f"There is no scheduler {name!r}.", suggest(name, SCHEDULERS))
+            raise ConfigError(f"There is no scheduler {name!r}.", offer(name, SCHEDULERS))
     usual_rate(config.train.optimizer, 1.0)
 
 

@@ -11,7 +11,7 @@ from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.errors import ConfigError, PhotoError
 from dreamloom.core.events import Note
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.core.toml_files import suggest
+from dreamloom.core.toml_files import check_section, suggest
 from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import crop_centre, open_upright
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, list_photos
@@ -51,6 +51,18 @@ def require_noun(subject: SubjectConfig) -> None:
             f'Give --class-noun, such as person, or say it in the phrase: "{subject.phrase} '
             'person".',
         )
+
+
+def name_subject(phrase: str, noun: str | None) -> SubjectConfig:
+    """Name the subject of a drawing as it was typed; without a noun, the phrase's last word.
+
+    Raises:
+        ConfigError: If either says nothing, or the phrase is one word and its own noun.
+    """
+    given = {"phrase": phrase} | ({"class_noun": noun} if noun is not None else {})
+    subject = check_section(SubjectConfig, given)
+    require_noun(subject)
+    return subject
 
 
 def refuse_other_subject(out: Path, run: LoomConfig, given: LoomConfig) -> None:
@@ -134,6 +146,27 @@ def refuse_shared_files(photos: Path, others: Iterable[Path], folder: Path) -> N
             f"{shared[0].name}.",
             "Name a folder of others of the class; pictures of the subject are no class images.",
         )
+
+
+def check_held_out(photos: Path, config: LoomConfig) -> None:
+    """Refuse to validate with photos that are taught, too, as files of the same bytes.
+
+    Raises:
+        ConfigError: If some are.
+        PhotoError: If one cannot be read.
+    """
+    held = config.validation.held_out_photos
+    if not held or not photos.is_dir():
+        return
+    listed = list_photos(photos).pictures
+    taught = {hash_file(path): path for path in listed[:-held]}
+    for path in listed[-held:]:
+        if same := taught.get(hash_file(path)):
+            raise ConfigError(
+                f"The photo {path.name} is held out to validate with, but is the same file as "
+                f"{same.name}, which is taught.",
+                "Remove one of the two, or hold out other photos.",
+            )
 
 
 def describe_words(config: LoomConfig) -> Iterator[Note]:

@@ -40,6 +40,7 @@ from dreamloom.pipeline.score_set import evaluation_options
 from dreamloom.pipeline.session import check_names, open_session, resolve_defaults
 from dreamloom.pipeline.subject import (
     check_class_images,
+    check_held_out,
     describe_reading,
     describe_words,
     refuse_other_subject,
@@ -126,6 +127,7 @@ def prepare_run(
     check_names(config)
     captions = _read_captions(run, photos_folder)
     check_class_images(photos_folder, config)
+    check_held_out(photos_folder, config)
     for note in describe_words(config):
         observe(note)
     fitted = fit_run(run, config, runtime, len(captions))

@@ -11,7 +11,7 @@ from dreamloom.core.config.aliases import RENAMED, list_earlier_names, use_curre
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Observer, silent
-from dreamloom.core.toml_files import check_section, list_fields, read_toml, suggest, to_toml_value
+from dreamloom.core.toml_files import check_section, list_fields, offer, read_toml, to_toml_value
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
@@ -56,9 +56,10 @@ def load_config(
     sources = [_nest(name, value) for name, value in (overrides or {}).items() if value is not None]
     for text in sets:
         name, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise ConfigError(
-                f"--set {text} has no value.", "Write it as --set name=value, like train.rank=32."
+                f"--set {text} has no {'name' if equals else 'value'}.",
+                "Write it as --set name=value, like train.rank=32.",
             )
         sources.append(_nest(name.strip(), _parse(value.strip())))
     asked = _put_together([read_toml(file, "settings file")] if file else [], observe)
@@ -67,7 +68,7 @@ def load_config(
     _merge(asked, typed)
     preset = str(asked.get("preset", preset))
     if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}.", suggest(preset, PRESETS))
+        raise ConfigError(f"There is no preset {preset!r}.", offer(preset, PRESETS))
     values: dict[str, Any] = {}
     _merge(values, {**PRESETS[preset], "preset": preset})
     _merge(values, asked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import string
 from collections.abc import Mapping
 from functools import partial
@@ -36,7 +38,9 @@ def _check_blanks(allowed: str, text: str) -> str:
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError:
-        raise ValueError(f"a brace is alone; {{{allowed}}} has two") from None
+        raise ValueError(
+            f"a brace is alone; the only word in braces may be {{{allowed}}}"
+        ) from None
     for _, name, form, conversion in parsed:
         if name is not None and (name, form or "", conversion) != (allowed, "", None):
             typed = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
@@ -50,12 +54,13 @@ def _check_words(text: str) -> str:
     """Let a phrase stand in prompts: it says something, and has no blank of its own."""
     if not text.strip():
         raise ValueError("it is blank")
-    if "{" in text or "}" in text:
-        raise ValueError("it may hold no braces: it is what stands for {subject} in prompts")
+    for word in re.findall(r"\{\s*(\w+)\s*\}", text):
+        if difflib.get_close_matches(word, ("subject", "class_noun"), cutoff=0.75):
+            raise ValueError(f"{{{word}}} is for prompts, and this is what stands for it there")
     return text
 
 
-_Words = Annotated[str, AfterValidator(_check_words)]
+_Words = Annotated[str, Field(min_length=1), AfterValidator(_check_words)]
 
 
 _SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]

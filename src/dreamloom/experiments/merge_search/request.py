@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamloom.core.config.settings import LoomConfig, SubjectConfig
+from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.data.prompts.packs import PackPrompt, is_person
 from dreamloom.evaluation.metrics.measures import names
@@ -15,7 +15,7 @@ from dreamloom.experiments.merge_search.candidates import BETWEEN, count_candida
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.pipeline.draw import find_pack, pack_prompts
-from dreamloom.pipeline.subject import fill_subject, require_noun
+from dreamloom.pipeline.subject import fill_subject, name_subject
 
 _CONTRADICTING = ("style", "class", "unrelated")
 """Kinds of prompts that ask for another style, or not for the subject."""
@@ -127,9 +127,8 @@ def find_words(request: SearchRequest, config: LoomConfig, parts: tuple[Adapter,
     if not noun and phrase == subject.get("dreamloom.subject"):
         noun = subject.get("dreamloom.class_noun", "")
     trigger = request.trigger if request.trigger is not None else style.get("dreamloom.subject", "")
-    noun = noun or phrase.split()[-1]
-    require_noun(SubjectConfig(phrase=phrase, class_noun=noun))
-    return Words(phrase, noun, trigger)
+    named = name_subject(phrase, noun or None)
+    return Words(named.phrase, named.class_noun, trigger)
 
 
 def list_prompts(request: SearchRequest, words: Words, base: str) -> tuple[list[str], list[str]]:
