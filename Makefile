@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.dreamloom-package
 STAMP := $(VENV)/.dreamloom-installed
 
 .PHONY: help install demo test check format clean
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.dreamloom-installed
 
 help:
 	@echo "make install   set up $(VENV) with DreamLoom and its development tools"
-	@echo "make demo      the whole journey on the embedded model, into runs/demo"
+	@echo "make demo      the whole journey on the embedded model, into runs/demo; the package alone"
 	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format and fix the code"
@@ -33,13 +34,19 @@ $(BIN)/python:
 
 # The interpreter is an order-only prerequisite: its date says nothing about what is installed.
 # Torch goes first and alone, so that nothing else chooses a build of it.
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(PACKAGE): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+# What tests and checks need comes on top of the package.
+$(STAMP): $(PACKAGE)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,heic]' -c constraints.txt
 	@touch $@
 
-demo: $(STAMP)
+demo: $(PACKAGE)
 	$(BIN)/dreamloom demo --out runs/demo
+	@echo "The command is $(BIN)/dreamloom; after 'source $(BIN)/activate' it is dreamloom."
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)

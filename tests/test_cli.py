@@ -118,7 +118,8 @@ def fill(text: str, places: dict[str, Path]) -> str:
     return text
 
 
-_TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
+_NAMED = ("--subject", "rraj person")
+_TINY = ("train", "{photos}", *_NAMED, "--out", "{out}", "--base", "{tiny}", *_SET)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +128,21 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         (("train", "{photos}", "--out", "{out}", "--set", "train.rnak=3"), "train.rank", 2),
         (("train", "{photos}", "--out", "{out}", "--set", "train.rank=0"), "train.rank", 2),
         (("train", "{photos}", "--out", "{out}", "--preset", "fast"), "quick", 2),
-        (("train", "{photos}", "--out", "{out}", "--base", "sdxl"), "not on this machine", 1),
-        (("train", "{photos}", "--out", "{out}", "--base", "nowhere/at-all"), "nowhere/at-all", 1),
-        (("train", "{empty}", "--out", "{out}"), "{empty}", 1),
-        (("train", "{gone}", "--out", "{out}"), "{gone}", 1),
-        (("train", "{broken}", "--out", "{out}"), "IMG_0.jpg", 1),
-        (("train", "{photos}", "--out", "{photos}"), "already holds other files", 1),
-        (("train", "{photos}", "--out", "{out}", "--device", "tpu"), "--device tpu", 2),
+        (
+            ("train", "{photos}", *_NAMED, "--out", "{out}", "--base", "sdxl"),
+            "not on this machine",
+            1,
+        ),
+        (
+            ("train", "{photos}", *_NAMED, "--out", "{out}", "--base", "nowhere/at-all"),
+            "nowhere/at-all",
+            1,
+        ),
+        (("train", "{empty}", *_NAMED, "--out", "{out}"), "{empty}", 1),
+        (("train", "{gone}", *_NAMED, "--out", "{out}"), "{gone}", 1),
+        (("train", "{broken}", *_NAMED, "--out", "{out}"), "IMG_0.jpg", 1),
+        (("train", "{photos}", *_NAMED, "--out", "{photos}"), "already holds other files", 1),
+        (("train", "{photos}", *_NAMED, "--out", "{out}", "--device", "tpu"), "--device tpu", 2),
         (("train",), "Missing argument 'FOLDER'", 2),
         ((*_TINY, "objective.zero_terminal_snr=true"), "predicts noise", 2),
         (
@@ -149,7 +158,7 @@ _TINY = ("train", "{photos}", "--out", "{out}", "--base", "{tiny}", *_SET)
         ((*_TINY, "train.optimizer=prodigy", *_SET, "adapter.loraplus_lr_ratio=4"), "prodigy", 2),
         ((*_TINY, "train.optimizer=schedule_free", *_SET, "train.ema_decay=0.9"), "average", 2),
         ((*_TINY, "validation.tracker=tensorbord"), "tensorboard", 2),
-        (("train", "{photos}", "--out", "{out}", "--format", "kohya"), "kohya", 1),
+        (("train", "{photos}", *_NAMED, "--out", "{out}", "--format", "kohya"), "kohya", 1),
         ((*_TINY, "priors.kind=folder"), "--prior DIR", 2),
         ((*_TINY, "seed=1", "--prior", "{gone}"), "{gone}", 1),
         ((*_TINY, "seed=1", "--from", "{gone}"), "{gone}", 1),

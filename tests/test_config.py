@@ -161,7 +161,7 @@ def test_an_unknown_option_of_a_command_is_refused_alike():
         ("priors.kind=some", "'generated', 'folder', 'base' or 'none'"),
         ("generate.steps=[25, 0]", "greater than or equal to 1"),
         ("generate.steps=[]", "at least 1 item"),
-        ("generate.steps=25", "should be a list, such as [25, 50]"),
+        ("generate.guidance_interval=1", "should be a list, such as [25, 50]"),
         ("evaluate.confidence=1", "less than 1"),
         ("seed=-1", "greater than or equal to 0"),
         ("subject.phrase=", "at least 1 character"),
@@ -323,7 +323,7 @@ NUMBER = st.floats(1e-300, 1e300, allow_nan=False)
 
 
 @given(
-    phrase=TEXT,
+    phrase=TEXT.filter(str.strip),
     folder=TEXT,
     prompt=TEXT,
     rate=NUMBER | st.just("auto"),
@@ -563,3 +563,21 @@ def test_every_optimizer_that_a_description_names_is_one():
     ]
     named = described.removesuffix(" and others.").split(", ")
     assert set(named) <= set(OPTIMIZERS)
+
+
+def test_one_value_is_a_list_of_one():
+    config = load_config(sets=["generate.steps=6", "generate.schedulers=euler"])
+    assert (config.generate.steps, config.generate.schedulers) == ((6,), ("euler",))
+    assert load_config(sets=["validation.prompts=a {subject}"]).validation.prompts == (
+        "a {subject}",
+    )
+    with pytest.raises(ConfigError, match=r"generate\.guidance_interval"):
+        load_config(sets=["generate.guidance_interval=0.5"])
+
+
+def test_seeds_end_where_generators_of_random_numbers_do():
+    last = 2**64 - 1
+    load_config(sets=[f"generate.first_seed={last}", "generate.images_per_prompt=1"])
+    for sets in ([f"generate.first_seed={last + 1}"], [f"generate.first_seed={last}"]):
+        with pytest.raises(ConfigError, match="18446744073709551615"):
+            load_config(sets=sets)

@@ -119,9 +119,8 @@ def test_no_pickle_is_on_the_list():
 def test_what_cannot_be_fetched_is_told_with_what_can(name, problem):
     with pytest.raises(EvaluationError, match=problem) as caught:
         find_model(name)
-    assert caught.value.hint == (
-        "These can be fetched: clip, dino, dinov2, yunet, sface, sscd, lpips, csd."
-    )
+    assert caught.value.hint.endswith(": clip, dino, dinov2, yunet, sface, sscd, lpips, csd.")
+    assert ("Did you mean clip?" in caught.value.hint) == (name == "clipp")
 
 
 def test_the_place_can_be_chosen(monkeypatch, tmp_path):

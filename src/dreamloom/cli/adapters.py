@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dreamloom.cli.options import PATH, output_options
+from dreamloom.cli.options import PATH, LoomCommand, json_option, output_options
+from dreamloom.cli.output import deliver
 
 if TYPE_CHECKING:
     from dreamloom.merging.files.recipe import Recipe
@@ -30,7 +31,7 @@ format_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("parts", nargs=-1, metavar="[NAME=]FILE[:W]... | RECIPE.toml")
 @click.option("-o", "--out", type=PATH, help="The merged .safetensors file.")
 @click.option("--method", help="How they are merged; see --methods.  [default: sum]")
@@ -80,6 +81,7 @@ format_option = click.option(
     is_flag=True,
     help="List the methods and stop; with --method, tell all of that one.",
 )
+@json_option
 @click.pass_obj
 def merge(
     quiet: bool,
@@ -90,6 +92,7 @@ def merge(
     verify: bool,
     inputs: Path | None,
     list_methods: bool,
+    json_target: str | None,
     **given: Any,
 ) -> None:
     """Merge adapters into one file that can be loaded alone.
@@ -97,12 +100,13 @@ def merge(
     Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
     with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
     """
-    from dreamloom.cli.console import format_ranks, say, show_method, show_methods, watch
+    from dreamloom.cli.adapter_console import format_ranks, show_method, show_methods
+    from dreamloom.cli.console import say, watch
 
     if list_methods:
         return show_method(given["method"]) if given["method"] else show_methods()
     if verify and out is None and len(parts) == 1:
-        return _verify(quiet, Path(parts[0]), inputs, given)
+        return _verify(quiet, Path(parts[0]), inputs, given, json_target)
     if not parts or out is None:
         raise click.UsageError("Name adapters or a recipe, and the merged file with -o.")
     if inputs and not verify:
@@ -115,11 +119,23 @@ def merge(
         combined = carry_out(recipe, out, overwrite, observe)
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
-    what = f"{len(combined.adapter.layers)} layers, {format_ranks(combined.adapter.ranks.values())}"
-    lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
-    say(f"The merged adapter: {out} ({what}{lost})")
-    if verified:
-        say(str(verified))
+
+    def show() -> None:
+        adapter = combined.adapter
+        what = f"{len(adapter.layers)} layers, {format_ranks(adapter.ranks.values())}"
+        lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
+        say(f"The merged adapter: {out} ({what}{lost})")
+        if verified:
+            say(str(verified))
+
+    made = {
+        "adapter": out,
+        "layers": len(combined.adapter.layers),
+        "ranks": sorted(set(combined.adapter.ranks.values())),
+        "error": combined.error,
+        "verified": str(verified) if verified else None,
+    }
+    deliver(made, show, json_target)
 
 
 def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
@@ -146,6 +162,7 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
     named = name_parts([parse_part(part) for part in parts])
     named = share_prompts(share_blocks(named, given["blocks"]), given["prompts"])
     method = given["method"] or "sum"
+    _refuse_unused(method, given)
     rest = ("seed", "format", "precision", "base", "joint", "device")
     return Recipe(
         named,
@@ -156,7 +173,30 @@ def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
     )
 
 
-def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any]) -> None:
+def _refuse_unused(method: str, given: dict[str, Any]) -> None:
+    """Refuse options that change nothing of what the method does."""
+    from dreamloom.core.errors import ConfigError
+    from dreamloom.merging.files.base_model import asks_base
+    from dreamloom.merging.methods import find_method
+
+    asks = asks_base(method)
+    why = f"The method {method} asks no base model"
+    unused = [] if asks else [("--base", given["base"]), ("--device", given["device"])]
+    if not asks and not find_method(method).throws_dice:
+        why = why if any(value for _, value in unused) else f"The method {method} throws no dice"
+        unused.append(("--seed", given["seed"]))
+    for option, value in unused:
+        if value is not None:
+            raise ConfigError(f"{why}, so {option} changes nothing.", "Leave it out.")
+
+
+def _verify(
+    quiet: bool,
+    file: Path,
+    inputs: Path | None,
+    given: dict[str, Any],
+    json_target: str | None,
+) -> None:
     from dreamloom.cli.console import say, watch
     from dreamloom.merging.files.base_model import Question
     from dreamloom.merging.files.verify import verify_merge
@@ -166,17 +206,25 @@ def _verify(quiet: bool, file: Path, inputs: Path | None, given: dict[str, Any])
         raise click.UsageError("--verify takes how a file was merged from the file itself.")
     with watch(quiet) as observe:
         verified = verify_merge(file, inputs, question=question, observe=observe)
-    say(str(verified))
+    told = {"adapter": file, "verified": str(verified)}
+    deliver(told, lambda: say(str(verified)), json_target)
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("merged", type=PATH, metavar="FILE")
 @click.argument("weights", nargs=-1, metavar="[NAME=WEIGHT]...")
 @click.option("-o", "--out", type=PATH, help="The file to write; without it, FILE is changed.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@json_option
 @click.pass_obj
 def remix(
-    quiet: bool, /, merged: Path, weights: tuple[str, ...], out: Path | None, overwrite: bool
+    quiet: bool,
+    /,
+    merged: Path,
+    weights: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    json_target: str | None,
 ) -> None:
     """Give the parts of a merged FILE other weights.
 
@@ -188,45 +236,62 @@ def remix(
 
     if not weights:
         parts, obstacle = list_parts(merged)
-        for part in parts:
-            click.echo(f"{part.name}={part.weight:g}  ({part.file})")
-        if obstacle:
-            say(f"Their weights cannot be changed. {obstacle}")
-        return
+
+        def show_parts() -> None:
+            for part in parts:
+                click.echo(f"{part.name}={part.weight:g}  ({part.file})")
+            if obstacle:
+                say(f"Their weights cannot be changed. {obstacle}")
+
+        told = [{"name": one.name, "weight": one.weight, "file": one.file} for one in parts]
+        return deliver({"parts": told, "obstacle": obstacle}, show_parts, json_target)
     changes = parse_changes(weights)
     with watch(quiet) as observe:
         remixed = remix_merge(merged, changes, out, overwrite, observe)
-    click.echo(f"The merged adapter: {out or merged} ({len(remixed.layers)} layers)")
+    made, layers = out or merged, len(remixed.layers)
+    text = f"The merged adapter: {made} ({layers} layers)"
+    deliver({"adapter": made, "layers": layers}, lambda: click.echo(text), json_target)
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("file", type=PATH)
 @click.option("--rank", required=True, help=RANK_HELP)
 @click.option("--format", type=FORMATS, help=f"{_PEFT_OR_KOHYA} As FILE if absent.")
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
+@json_option
 @output_options
 @click.pass_obj
-def resize(quiet: bool, /, file: Path, rank: str, out: Path, **given: Any) -> None:
+def resize(
+    quiet: bool, /, file: Path, rank: str, out: Path, json_target: str | None, **given: Any
+) -> None:
     """Cut an adapter to another rank, as near to FILE as there is."""
-    from dreamloom.cli.console import show_cut, watch
+    from dreamloom.cli.adapter_console import show_cut
+    from dreamloom.cli.console import watch
     from dreamloom.merging.files.convert import resize_adapter
     from dreamloom.merging.ranks import parse_rank
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
         combined = resize_adapter(file, out, request, observe=observe, **given)
-    show_cut(out, combined.adapter, combined.error, str(file))
+    deliver(
+        {"adapter": out, "layers": len(combined.adapter.layers), "error": combined.error},
+        lambda: show_cut(out, combined.adapter, combined.error, str(file)),
+        json_target,
+    )
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("file", type=PATH)
 @format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
 @click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
+@json_option
 @output_options
 @click.pass_obj
-def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: Any) -> None:
+def convert(
+    quiet: bool, /, file: Path, rank: str | None, out: Path, json_target: str | None, **given: Any
+) -> None:
     """Write an adapter in another format, with the same change."""
     from dreamloom.cli.console import watch
     from dreamloom.merging.files.convert import convert_file
@@ -236,11 +301,17 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
     with watch(quiet) as observe:
         adapter = convert_file(file, out, rank=request, observe=observe, **given)
     approximated = adapter.metadata.get("dreamloom.approximation") if request else None
-    lost = f", {json.loads(approximated)['relative_error']:.2%} off" if approximated else ""
-    click.echo(f"The adapter: {out} ({len(adapter.layer_names)} layers{lost})")
+    error = json.loads(approximated)["relative_error"] if approximated else 0.0
+    lost = f", {error:.2%} off" if approximated else ""
+    layers = len(adapter.layer_names)
+    deliver(
+        {"adapter": out, "layers": layers, "error": error},
+        lambda: click.echo(f"The adapter: {out} ({layers} layers{lost})"),
+        json_target,
+    )
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("tuned")
 @click.option("--base", required=True, help="The model that TUNED was made from.")
 @click.option("--rank", required=True, help=RANK_HELP)
@@ -248,7 +319,7 @@ def convert(quiet: bool, /, file: Path, rank: str | None, out: Path, **given: An
 @click.option(
     "--precision", type=PRECISIONS, default="fp16", show_default=True, help="Of the numbers."
 )
-@click.option("--json", "json_file", type=PATH, help="Write each layer's error there.")
+@json_option
 @output_options
 @click.pass_obj
 def extract(
@@ -258,33 +329,41 @@ def extract(
     base: str,
     rank: str,
     out: Path,
-    json_file: Path | None,
+    json_target: str | None,
     **given: Any,
 ) -> None:
     """Make an adapter of what TUNED has changed of its base.
 
     Both are models: a name such as sdxl, a folder in diffusers' layout, or a checkpoint.
     """
-    from dreamloom.cli.console import show_extracted, watch
-    from dreamloom.core.run_folder import write_json
+    from dreamloom.cli.adapter_console import show_extracted
+    from dreamloom.cli.console import watch
     from dreamloom.merging.files.convert import extract_file
     from dreamloom.merging.ranks import parse_rank
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
         found = extract_file((tuned, base), out, request, observe=observe, **given)
-    if json_file:
-        write_json(json_file, {"error": found.error, "layers": found.errors})
-    show_extracted(out, found)
+    told = {"error": found.error, "layers": found.errors}
+    deliver(told, lambda: show_extracted(out, found), json_target)
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
 @click.option("--base", required=True, help="A name such as sdxl, a folder, or a checkpoint.")
 @click.option("-o", "--out", type=PATH, required=True, help="The folder or file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@json_option
 @click.pass_obj
-def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite: bool) -> None:
+def bake(
+    quiet: bool,
+    /,
+    parts: tuple[str, ...],
+    base: str,
+    out: Path,
+    overwrite: bool,
+    json_target: str | None,
+) -> None:
     """Write a base model with adapters added, as one model.
 
     It is laid out as the base: a folder if that is one, otherwise a .safetensors file. Each FILE
@@ -297,24 +376,27 @@ def bake(quiet: bool, /, parts: tuple[str, ...], base: str, out: Path, overwrite
     parsed = [parse_part(part) for part in parts]
     with watch(quiet) as observe:
         fused = fuse_into_checkpoint(parsed, base, out, overwrite, observe)
-    say(
+    text = (
         f"The model: {out} ({fused.layers} layers changed; rounding to its precision lost "
         f"{fused.rounding:.2%} of the change)"
     )
+    made = {"model": out, "layers": fused.layers, "rounding": fused.rounding}
+    deliver(made, lambda: say(text), json_target)
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("one", metavar="A[:W]")
 @click.argument("other", metavar="B[:W]")
-@click.option("--json", "json_file", type=PATH, help="Write every layer's numbers there.")
+@json_option
 @click.option("--picture", type=PATH, help="Draw heat maps there, as .png.")
 @click.pass_obj
 def diagnose(
-    quiet: bool, /, one: str, other: str, json_file: Path | None, picture: Path | None
+    quiet: bool, /, one: str, other: str, json_target: str | None, picture: Path | None
 ) -> None:
     """Say what adapters A and B have in common, and how to merge."""
-    from dreamloom.cli.console import show_diagnosis, watch
-    from dreamloom.core.run_folder import atomic_path, write_json
+    from dreamloom.cli.adapter_console import show_diagnosis
+    from dreamloom.cli.console import watch
+    from dreamloom.core.run_folder import atomic_path
     from dreamloom.merging.diagnose.picture import draw_diagnosis
     from dreamloom.merging.files.inspect import diagnose_files
     from dreamloom.merging.files.recipe import parse_part
@@ -323,27 +405,22 @@ def diagnose(
         raise click.UsageError("--picture writes .png.")
     with watch(quiet) as observe:
         found = diagnose_files(parse_part(one), parse_part(other), observe)
-    if json_file:
-        write_json(json_file, found.as_json())
     if picture:
         with atomic_path(picture) as temporary:
             draw_diagnosis(found).save(temporary)
-    show_diagnosis(found)
+    deliver(found.as_json(), lambda: show_diagnosis(found), json_target)
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("file", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every setting uncut.")
-def inspect(file: Path, as_json: bool) -> None:
+@json_option
+def inspect(file: Path, json_target: str | None) -> None:
     """Tell what an adapter file holds and how it was made."""
-    from dreamloom.cli.console import show_inspected
+    from dreamloom.cli.adapter_console import show_inspected
     from dreamloom.merging.files.inspect import inspect_file
 
     found = inspect_file(file)
-    if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        show_inspected(found)
+    deliver(found, lambda: show_inspected(found), json_target)
 
 
 ADAPTER_COMMANDS = (merge, remix, inspect, diagnose, resize, convert, extract, bake)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS
-from dreamloom.cli.options import PATH, SIZE, read_settings, settings_options
+from dreamloom.cli.commands import Commands
+from dreamloom.cli.options import (
+    PATH,
+    SIZE,
+    LoomCommand,
+    Number,
+    device_option,
+    drawing_options,
+    file_options,
+    json_option,
+    read_settings,
+    scoring_options,
+    settings_options,
+    unused_option,
+)
+from dreamloom.cli.output import command_line, deliver
 from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
@@ -40,37 +52,6 @@ COMPOSE_HELP = (
 )
 
 
-class Commands(click.Group):
-    """Shows what a user can mend as two plain lines, and the traceback only with --debug."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; turn a known problem into its message and exit code."""
-        from dreamloom.core.errors import DreamLoomError
-
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                # What a narrow encoding cannot show, it shows escaped.
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            return super().invoke(ctx)
-        except DreamLoomError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.secho(f"Error: {error.problem}", fg="red", err=True)
-            if error.hint:
-                click.echo(error.hint, err=True)
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"Error: {error}", err=True)
-            click.echo("What is finished is kept: mend that and run the command again.", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Stopped. What is finished is kept: run the command again.", err=True)
-            ctx.exit(1)
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dreamloom")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -83,9 +64,10 @@ def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
 
 @main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True)
+@json_option
 @settings_options
 @click.pass_obj
-def demo(quiet: bool, /, out: Path, **given: Any) -> None:
+def demo(quiet: bool, /, out: Path, json_target: str | None, **given: Any) -> None:
     """Run the whole journey on the embedded model, without a GPU."""
     from dreamloom.cli.console import watch
     from dreamloom.experiments.demo import run_demo
@@ -93,23 +75,26 @@ def demo(quiet: bool, /, out: Path, **given: Any) -> None:
     config = read_settings(given)
     with watch(quiet) as observe:
         report = run_demo(out, config, _runtime(config), observe)
-    click.echo(f"The report: {report}")
+    _tell("The report", {"report": report}, json_target)
 
 
 @main.command()
 @click.argument("folder", type=PATH)
-@click.option("--resolution", default=1024, show_default=True, help="Side in pixels to train at.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def photos(folder: Path, resolution: int, as_json: bool) -> None:
+@click.option(
+    "--resolution",
+    type=click.IntRange(8, 16384),
+    default=1024,
+    show_default=True,
+    help="Side in pixels to train at.",
+)
+@json_option
+def photos(folder: Path, resolution: int, json_target: str | None) -> None:
     """Check photos: what is usable, what is not ideal, what to add."""
     from dreamloom.cli.console import show_photo_check
     from dreamloom.data.photos.check import check_photos
 
     check = check_photos(folder, resolution)
-    if as_json:
-        click.echo(check.model_dump_json(indent=2))
-    else:
-        show_photo_check(check)
+    deliver(check, lambda: show_photo_check(check), json_target)
     if not check.usable:
         click.get_current_context().exit(1)
 
@@ -124,14 +109,26 @@ def photos(folder: Path, resolution: int, as_json: bool) -> None:
 @click.option("--format", "file_format", help="peft, or kohya: also for ComfyUI and A1111.")
 @click.option("--from", "init_adapter", metavar="FILE", help="Begin from this LoRA's weights.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
+@json_option
 @settings_options
 @click.pass_obj
-def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given: Any) -> None:
+def train(
+    quiet: bool,
+    /,
+    folder: Path,
+    out: Path | None,
+    resume: bool,
+    json_target: str | None,
+    **given: Any,
+) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
     from dreamloom.cli.console import watch
+    from dreamloom.pipeline.subject import require_subject
     from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
 
     config = read_settings(given)
+    if not resume:
+        require_subject(config)
     out = out or name_folder(config)
     # Of several processes that a launcher started, the first alone talks.
     is_first = os.environ.get("RANK", "0") == "0"
@@ -140,20 +137,42 @@ def train(quiet: bool, /, folder: Path, out: Path | None, resume: bool, **given:
         train_subject(run, model, folder, config, observe)
     if not is_first:
         return
-    click.echo(f"The adapter: {run.adapter}")
-    click.echo(f"Next: dreamloom generate --adapter {run.adapter} --pack seed-v1 --out {out}")
+    # Adapters name their base, but not where a folder or a file of it lies.
+    base = ("--base", config.base) if Path(config.base).exists() else ()
+    words = ("--adapter", run.adapter, *base, "--pack", "seed-v1", "--seeds", 1)
+    following = command_line("dreamloom", "generate", *words, "--name", "first", "--out", out)
+    made = {"adapter": run.adapter, "run": out, "next": following}
+
+    def show() -> None:
+        click.echo(f"The adapter: {run.adapter}")
+        click.echo(f"Next: {following}")
+
+    deliver(made, show, json_target)
 
 
 @main.command()
 @click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
 @click.option("--gpu-memory", metavar="SIZE", help="Such as 12GiB; by default this GPU's own.")
-@click.option("--gpu-rate", type=float, metavar="TFLOPS", help="Of matrix products, for the time.")
-@click.option("--photos", type=int, default=6, show_default=True, help="How many there are.")
+@click.option(
+    "--gpu-rate",
+    type=Number(min=0, min_open=True),
+    metavar="TFLOPS",
+    help="Of matrix products, for the time.",
+)
+@click.option(
+    "--photos", type=click.IntRange(min=1), default=6, show_default=True, help="How many there are."
+)
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@settings_options
+@json_option
+@unused_option("--seed", "nothing is drawn.")
+@device_option
+@file_options
 def plan(
-    gpu_memory: str | None, gpu_rate: float | None, photos: int, as_json: bool, **given: Any
+    gpu_memory: str | None,
+    gpu_rate: float | None,
+    photos: int,
+    json_target: str | None,
+    **given: Any,
 ) -> None:
     """Predict a training's memory and time, and pick the fastest settings that fit.
 
@@ -170,10 +189,7 @@ def plan(
         rate_tflops=gpu_rate,
         on_count=lambda case: click.echo(f"counting: {case}", err=True),
     )
-    if as_json:
-        click.echo(json.dumps(planned.as_dict(), indent=2))
-    else:
-        click.echo("\n".join(planned.lines()))
+    deliver(planned.as_dict(), lambda: click.echo("\n".join(planned.lines())), json_target)
 
 
 @main.command()
@@ -190,16 +206,17 @@ def plan(
 @click.option("--scheduler", "schedulers", multiple=True, help="ddim, pndm, euler, dpm++ …")
 @click.option("--steps", multiple=True, type=int, help="Denoising steps; may be repeated.")
 @click.option("--seeds", type=int, help="Pictures of each prompt.")
-@click.option("--guidance", type=float, help="Classifier-free guidance.")
+@click.option("--guidance", type=Number(min=0), help="Classifier-free guidance.")
 @click.option("--negative-prompt", metavar="TEXT", help="What guidance leads away from.")
 @click.option("--prompt-weights", is_flag=True, help="Read (word:1.2), (word) and [word].")
 @click.option("--size", type=SIZE, help="Width and height, such as 768x512; by default the base's.")
 @click.option("--floor", is_flag=True, help="Draw the same with the base model, to compare.")
 @click.option("--name", default="pictures", show_default=True, help="The set's name.")
 @click.option("--out", type=PATH, required=True, help="A run's folder, or a new one.")
-@settings_options
+@json_option
+@drawing_options
 @click.pass_obj
-def generate(quiet: bool, /, **given: Any) -> None:
+def generate(quiet: bool, /, json_target: str | None, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
     from dataclasses import fields
 
@@ -212,14 +229,18 @@ def generate(quiet: bool, /, **given: Any) -> None:
     config = read_settings(given)
     with watch(quiet) as observe:
         folders = draw(request, config, _runtime(config), observe)
-    for folder in folders:
-        click.echo(f"The pictures: {folder}")
+
+    def show() -> None:
+        for folder in folders:
+            click.echo(f"The pictures: {folder}")
+
+    deliver({"pictures": folders}, show, json_target)
 
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def packs(name: str | None, as_json: bool) -> None:
+@json_option
+def packs(name: str | None, json_target: str | None) -> None:
     """List prompt packs, or the prompts of the pack NAME.
 
     Each prompt stands with what it may change.
@@ -229,12 +250,7 @@ def packs(name: str | None, as_json: bool) -> None:
     from dreamloom.pipeline.draw import find_pack
 
     found = [find_pack(one) for one in ([name] if name else PACK_NAMES)]
-    if as_json:
-        click.echo(json.dumps([pack.model_dump() for pack in found], indent=2))
-    elif name:
-        show_pack(found[0])
-    else:
-        show_packs(found)
+    deliver(found, lambda: show_pack(found[0]) if name else show_packs(found), json_target)
 
 
 @main.command()
@@ -244,12 +260,12 @@ def packs(name: str | None, as_json: bool) -> None:
 @click.option("--strangers", type=PATH, help="Others of the class; the run's class images if not.")
 @click.option("--subject", help='The subject\'s phrase in the prompts: "rraj person".')
 @click.option("--class-noun", help="What stands for it when prompts are scored.")
-@click.option("--json", "json_file", type=PATH, help="Write the scores there.")
+@json_option
 @click.option("--as-seed", is_flag=True, help="Show what a faulty script says, by fault.")
 @click.option("--target-text", metavar="TEXT", help="The text that the script was given.")
-@settings_options
+@scoring_options
 @click.pass_obj
-def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any) -> None:
+def evaluate(quiet: bool, /, images: Path, json_target: str | None, **given: Any) -> None:
     """Score the pictures in IMAGES against the subject's photos."""
     from dreamloom.cli.console import show_audit, show_scorecard, watch
     from dreamloom.experiments.seed_audit_files import score_as_seed
@@ -267,25 +283,26 @@ def evaluate(quiet: bool, /, images: Path, json_file: Path | None, **given: Any)
         else:
             others = given["strangers"]
             show, found = show_scorecard, score(images, photos, config, floor, others, observe)
-    _deliver(found, show, json_file)
+    deliver(found, lambda: show(found), json_target)
 
 
 @main.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--score", "measures", multiple=True, metavar="NAME", help="This one only; repeat.")
-@click.option("--json", "json_file", type=PATH, help="Write the comparisons there.")
-def compare(first: str, second: str, measures: tuple[str, ...], json_file: Path | None) -> None:
+@json_option
+def compare(first: str, second: str, measures: tuple[str, ...], json_target: str | None) -> None:
     """Say what changed from A to B, pair by pair.
 
-    A and B are files that 'evaluate --json' wrote, or RUN:SET, a run and a set of its pictures.
+    A and B are files that 'evaluate --json FILE.json' wrote, or RUN:SET, a run and a set of its
+    pictures.
     """
     from dreamloom.cli.console import show_comparisons
     from dreamloom.evaluation.compare import compare_cards
     from dreamloom.evaluation.scorecard_files import find_scorecard
 
     compared = compare_cards(find_scorecard(first), find_scorecard(second), measures or None)
-    _deliver(compared, show_comparisons, json_file)
+    deliver(compared, lambda: show_comparisons(compared), json_target)
 
 
 @main.command()
@@ -295,10 +312,10 @@ def compare(first: str, second: str, measures: tuple[str, ...], json_file: Path 
 @click.option("--style", "style_images", type=PATH, required=True, help="By its adapter alone.")
 @click.option("--photos", "photos_folder", type=PATH, required=True, help="The subject's photos.")
 @click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")
-@click.option("--json", "json_file", type=PATH, help="Write the scores there.")
-@settings_options
+@json_option
+@scoring_options
 @click.pass_obj
-def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any) -> None:
+def retention(quiet: bool, /, merged: Path, json_target: str | None, **given: Any) -> None:
     """Say what the pictures in MERGED have kept of subject and style.
 
     All four folders must hold the same prompts and seeds.
@@ -311,20 +328,21 @@ def retention(quiet: bool, /, merged: Path, json_file: Path | None, **given: Any
     config = read_settings(given)
     with watch(quiet) as observe:
         found = score_merge(folders, given["photos_folder"], given["style_photos"], config, observe)
-    _deliver(found, show_retention, json_file)
+    deliver(found, lambda: show_retention(found), json_target)
 
 
 @main.command()
 @click.argument("run", type=PATH)
+@json_option
 @click.pass_obj
-def report(quiet: bool, /, run: Path) -> None:
+def report(quiet: bool, /, run: Path, json_target: str | None) -> None:
     """Write RUN/report.html from the run's records."""
     from dreamloom.cli.console import watch
     from dreamloom.report.render import write_report
 
     with watch(quiet) as observe:
         path = write_report(run, observe)
-    click.echo(f"The report: {path}")
+    _tell("The report", {"report": path}, json_target)
 
 
 @main.command()
@@ -337,8 +355,11 @@ def report(quiet: bool, /, run: Path) -> None:
 @click.option("--pack", "packs", multiple=True, help="Other prompt packs, instead of the file's.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of one thread each.")
 @click.option("--on", default="here", show_default=True, help="Where to work: here or ray.")
+@json_option
 @click.pass_obj
-def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -> None:
+def study(
+    quiet: bool, /, file: Path, out: Path | None, on: str, json_target: str | None, **given: Any
+) -> None:
     """Answer the question in FILE by doing one thing in several ways."""
     from dreamloom.cli.console import show_findings, watch
     from dreamloom.experiments.study.question import Changes, read_study
@@ -348,18 +369,29 @@ def study(quiet: bool, /, file: Path, out: Path | None, on: str, **given: Any) -
     out = out or Path("runs") / f"study-{file.stem}"
     with watch(quiet) as observe:
         findings = run_study(asked, out, on, observe)
-    show_findings(findings)
-    click.echo(f"Everything: {out / 'study.md'}")
+
+    def show() -> None:
+        show_findings(findings)
+        click.echo(f"Everything: {out / 'study.md'}")
+
+    deliver(findings, show, json_target)
 
 
 @main.command()
-def settings() -> None:
+@json_option
+def settings(json_target: str | None) -> None:
     """List every setting with its default and its meaning."""
     from dreamloom.core.config.settings import LoomConfig
     from dreamloom.core.toml_files import describe_fields
 
-    for name, default, description in describe_fields(LoomConfig):
-        click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
+    rows = describe_fields(LoomConfig)
+
+    def show() -> None:
+        for name, default, description in rows:
+            click.echo(f"{click.style(name, bold=True)} = {default}\n    {description}")
+
+    named = ("name", "default", "description")
+    deliver([dict(zip(named, row, strict=True)) for row in rows], show, json_target)
 
 
 @main.group()
@@ -367,18 +399,16 @@ def models() -> None:
     """List, fetch and find the models that evaluation uses."""
 
 
-@models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models_list(as_json: bool) -> None:
+@models.command("list", cls=LoomCommand)
+@json_option
+def models_list(json_target: str | None) -> None:
     """List the models: what for, licence, size, and whether they are here."""
     from dreamloom.cli.console import show_models
     from dreamloom.evaluation.encoders.store import list_models
 
     listed = list_models()
-    if as_json:
-        click.echo(json.dumps([line.as_json() for line in listed], indent=2))
-    else:
-        show_models(listed)
+    found = [line.as_json() for line in listed]
+    deliver(found, lambda: show_models(listed), json_target)
 
 
 @models.command("fetch")
@@ -408,13 +438,10 @@ def models_path(name: str) -> None:
     click.echo(weights_folder())
 
 
-def _deliver(found: Any, show: Callable[[Any], None], json_file: Path | None) -> None:
-    """Show what was found and, where a file is named, write it as JSON."""
-    from dreamloom.core.run_folder import write_json
-
-    if json_file:
-        write_json(json_file, found)
-    show(found)
+def _tell(what: str, made: dict[str, Path], json_target: str | None) -> None:
+    """Say where the one thing lies that a command made."""
+    (path,) = made.values()
+    deliver(made, lambda: click.echo(f"{what}: {path}"), json_target)
 
 
 def _runtime(config: LoomConfig) -> Runtime:

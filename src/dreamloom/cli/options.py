@@ -1,7 +1,8 @@
-"""Options that several commands share: every setting by name, and the file that is written."""
+"""Options that several commands share: every setting by name, the file that is written, JSON."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreamloom.cli.output import PRINT
+
 if TYPE_CHECKING:
     from dreamloom.core.config.settings import LoomConfig
 
-PATH = click.Path(path_type=Path)
-Command = Callable[..., Any]
+Callback = Callable[..., Any]
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -36,10 +38,49 @@ class Size(click.ParamType[tuple[int, int]]):
 SIZE = Size()
 
 
-def add_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+class _Path(click.Path):
+    """A path that says something: an empty one would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what is blank."""
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            self.fail(f"{value!r} names nothing.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; nan and inf are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what is outside, or no number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+PATH = _Path(path_type=Path)
+
+
+class LoomCommand(click.Command):
+    """A command whose ``--json`` may stand alone, to print, or name a .json file to write."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say which of the two it is, before click reads the words."""
+        read: list[str] = []
+        for number, word in enumerate(args):
+            if word == "--":
+                return super().parse_args(ctx, [*read, *args[number:]])
+            following = args[number + 1] if number + 1 < len(args) else ""
+            alone = word == "--json" and not following.lower().endswith(".json")
+            read.append(f"--json={PRINT}" if alone else word)
+        return super().parse_args(ctx, read)
+
+
+def add_options(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Make a decorator that adds several options; the last is listed first."""
 
-    def add(command: Command) -> Command:
+    def add(command: Callback) -> Callback:
         for option in options:
             command = option(command)
         return command
@@ -47,14 +88,54 @@ def add_options(*options: Callable[[Command], Command]) -> Callable[[Command], C
     return add
 
 
-settings_options = add_options(
-    click.option("--seed", type=int, help="Seed of every random draw."),
-    click.option("--device", help="auto, cpu, cuda, cuda:1 or mps."),
+def unused_option(name: str, why: str) -> Callable[[Callback], Callback]:
+    """Refuse an option that other commands have and that would change nothing in this one."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            raise click.UsageError(f"{name} changes nothing here: {why}", ctx)
+
+    return click.option(
+        name, hidden=True, default=None, callback=refuse, expose_value=False, is_eager=True
+    )
+
+
+json_option = click.option(
+    "--json",
+    "json_target",
+    metavar="[FILE.json]",
+    help="Print JSON; or write it to FILE.json, and print words.",
+)
+"""What was found or made, for programs; see `output.deliver`."""
+
+device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+seed_option = click.option("--seed", type=int, help="Seed of every random draw.")
+file_options = add_options(
     click.option("--config", "file", type=PATH, help="A TOML file of settings."),
     click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting."),
     click.option("--preset", help="quick, standard (the default) or thorough."),
 )
+
+settings_options = add_options(seed_option, device_option, file_options)
 """Every setting can be given by these; see `read_settings`."""
+
+scoring_options = add_options(
+    unused_option("--seed", "scoring throws no dice that it would be the seed of."),
+    device_option,
+    file_options,
+)
+"""The same for commands that score."""
+
+drawing_options = add_options(
+    unused_option(
+        "--seed",
+        "pictures have the seeds from generate.first_seed on, so write "
+        "--set generate.first_seed=NUMBER; --seeds says how many.",
+    ),
+    device_option,
+    file_options,
+)
+"""The same for commands that draw."""
 
 output_options = add_options(
     click.option("--overwrite", is_flag=True, help="Replace an existing file."),
@@ -74,7 +155,7 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
 
     overrides = {
         "preset": given["preset"],
-        "seed": given["seed"],
+        "seed": given.get("seed"),
         "device": given["device"],
         "base": given.get("base"),
         "subject.phrase": given.get("subject"),
@@ -93,7 +174,7 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
     prior = given.get("prior")
     if prior in {"generated", "base", "none"}:
         overrides["priors.kind"] = prior
-    elif prior:
+    elif prior is not None:
         overrides |= {"priors.kind": "folder", "priors.folder": prior}
     return load_config(
         file=given["file"], sets=given["sets"], overrides=overrides, observe=print_note

@@ -6,10 +6,18 @@ from typing import Any
 
 import click
 
-from dreamloom.cli.options import PATH, read_settings, settings_options
+from dreamloom.cli.options import (
+    PATH,
+    LoomCommand,
+    Number,
+    json_option,
+    read_settings,
+    settings_options,
+)
+from dreamloom.cli.output import deliver
 
 
-@click.command()
+@click.command(cls=LoomCommand)
 @click.argument("subject", type=PATH, metavar="A")
 @click.argument("style", type=PATH, metavar="B")
 @click.option("--base", help="The base model; the adapters' own where they say so.")
@@ -28,7 +36,7 @@ from dreamloom.cli.options import PATH, read_settings, settings_options
 )
 @click.option(
     "--between",
-    type=float,
+    type=Number(min=0),
     nargs=2,
     default=(0.3, 1.5),
     show_default=True,
@@ -38,10 +46,10 @@ from dreamloom.cli.options import PATH, read_settings, settings_options
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes of one thread.")
 @click.option("--out", type=PATH, required=True, help="The search's folder, or a new one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @settings_options
 @click.pass_obj
-def search(quiet: bool, /, steps: int | None, as_json: bool, **given: Any) -> None:
+def search(quiet: bool, /, steps: int | None, json_target: str | None, **given: Any) -> None:
     """Find weights for merging subject A with style B.
 
     Draws candidates on the same prompts and seeds, keeps the better half again and again, and
@@ -57,9 +65,10 @@ def search(quiet: bool, /, steps: int | None, as_json: bool, **given: Any) -> No
     config = read_settings({**given, "steps": (steps,) if steps else None})
     with watch(quiet) as observe:
         found = run_search(SearchRequest(**asked), config, observe)
-    if as_json:
-        click.echo(found.model_dump_json(indent=2))
-        return
-    say(found.verdict)
-    click.echo(f"To merge with the winner's weights: {found.command}")
-    click.echo(f"Everything: {asked['out'] / 'search.md'}")
+
+    def show() -> None:
+        say(found.verdict)
+        click.echo(f"To merge with the winner's weights: {found.command}")
+        click.echo(f"Everything: {asked['out'] / 'search.md'}")
+
+    deliver(found, show, json_target)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import AliasChoices, Field, model_serializer, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_serializer, model_validator
 
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import file_sha256, fingerprint, write_text
@@ -313,6 +313,19 @@ def read_class_image_set(folder: Path) -> ClassImageSet:
 _Set = TypeVar("_Set", PhotoSet, ClassImageSet, ImageSet)
 
 
+_HOLDS: dict[type[ClosedModel], str] = {
+    PhotoSet: "prepared photos",
+    ClassImageSet: "class images",
+    ImageSet: "drawn pictures",
+}
+_OWN: dict[type[ClosedModel], str] = {
+    PhotoSet: "photos",
+    ClassImageSet: "files",
+    ImageSet: "pictures",
+}
+"""What each kind of set alone calls its content."""
+
+
 def _read(kind: type[_Set], folder: Path) -> _Set:
     path = folder / MANIFEST
     try:
@@ -323,6 +336,17 @@ def _read(kind: type[_Set], folder: Path) -> _Set:
             f"{folder} has no {MANIFEST}, so it is not a folder that DreamLoom wrote.",
             "Name a folder made by DreamLoom.",
         ) from None
+    except ValidationError as error:
+        for other, what in _HOLDS.items():
+            if other is not kind and isinstance(listed.get(_OWN[other]), list):
+                raise DreamLoomError(
+                    f"{folder} holds {what}, not {_HOLDS[kind]}.",
+                    f"Name a folder of {_HOLDS[kind]}.",
+                ) from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        said = f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise DreamLoomError(f"{path} is damaged: {said}.", "Make that folder again.") from None
     except (ValueError, TypeError, OSError) as error:
         raise DreamLoomError(f"{path} is damaged: {error}.", "Make that folder again.") from None
 

@@ -185,7 +185,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, default=_plain, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """Spell plain values and records as JSON, as files have it."""
+    return json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
 
 
 class RunFolder:

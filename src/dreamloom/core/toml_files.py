@@ -69,6 +69,18 @@ class Section(ClosedModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_one_as_a_list(cls, given: Any) -> Any:
+        """Take ``steps = 6`` as ``steps = [6]``, wherever a list of plain values is asked for."""
+        if not isinstance(given, Mapping):
+            return given
+        lists = {name for name, info in cls.model_fields.items() if _is_list(info)}
+        return {
+            name: (value,) if name in lists and isinstance(value, str | int | float) else value
+            for name, value in given.items()
+        }
+
     def model_copy(
         self: _Kind, *, update: Mapping[str, Any] | None = None, deep: bool = False
     ) -> _Kind:
@@ -126,6 +138,12 @@ def list_fields(kind: type[Section], above: str = "") -> dict[str, FieldInfo]:
         if inner is not None:
             fields |= list_fields(inner, f"{above}{name}.")
     return fields
+
+
+def _is_list(info: FieldInfo) -> bool:
+    """Say whether a field is a list of plain values, of any length."""
+    items = get_args(info.annotation) if get_origin(info.annotation) is tuple else ()
+    return items[1:] == (Ellipsis,) and _find_section(info)[0] is None
 
 
 def _find_section(info: FieldInfo) -> tuple[type[Section] | None, bool]:
@@ -192,7 +210,10 @@ def _explain(kind: type[Section], error: ValidationError) -> ConfigError:
         given.setdefault(name, finding["input"])
         reasons.setdefault(name, {})[reason[0].lower() + reason[1:]] = None
     problems = [
-        f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
+        f"{name} is not allowed: {', or '.join(reasons[name])}."
+        # What contradicts within a group needs no listing of the whole group.
+        if isinstance(value, Mapping) and name not in fields
+        else f"{name} = {value!r} is not allowed: {', or '.join(reasons[name])}."
         for name, value in given.items()
     ]
     problems += [f"{name} is missing." for name in missing]
@@ -244,6 +265,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(close)}?"
     siblings = [known for known in names if group and known.startswith(f"{group}.")]
     return f"Known are: {', '.join(siblings or names)}."
+
+
+def offer(name: str, known: Iterable[str]) -> str:
+    """Say which of a few names may be meant, and list all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"{f'Did you mean {close[0]}? ' if close else ''}Choose one of: {', '.join(names)}."
 
 
 def to_toml_value(value: Any) -> str:

@@ -36,6 +36,7 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
+from dreamloom.core.toml_files import offer
 from dreamloom.data.foreign_files import refuse_foreign_class_images
 from dreamloom.data.image_io import crop_centre, open_upright, scale_shorter_side
 from dreamloom.data.photos.check import refuse_sliver
@@ -218,8 +219,9 @@ def _make_recipe(
     if config.scheduler not in model.schedulers:
         raise ConfigError(
             f"priors.scheduler = {config.scheduler!r} is unknown.",
-            f"Choose from: {', '.join(model.schedulers)}.",
+            offer(config.scheduler, model.schedulers),
         )
+    model.check_sampler(config.scheduler, config.steps)
     sampler = Sampler(config.scheduler, config.steps, float(config.guidance))
     return _Recipe(prompt, sampler, seed, resolution_px, model.identity.fingerprint)
 

@@ -170,21 +170,10 @@ def generate_images(
     """
     adapters = check_request(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
-    schedules = describe_lora_schedules([part.weight for part in active], composition)
-    listed = tuple(
-        AdapterEntry(
-            file=part.path.name,
-            sha256=file_sha256(part.path),
-            weight=part.strongest,
-            lora_schedule=schedule,
-        )
-        for part, schedule in zip(active, schedules, strict=True)
-    )
+    listed = _list_adapters(active, composition)
     inputs = {
         "base": model.identity.fingerprint,
-        "adapters": fingerprint([entry.model_dump() for entry in listed]),
-        # Pictures depend on the words alone; what is told to judges beside them does not matter.
-        "prompts": fingerprint([{"text": p.text, "category": p.category} for p in prompts]),
+        **_name_inputs(prompts, listed),
         "settings": fingerprint(config.drawn_with),
     }
     folder = run.images / name
@@ -240,6 +229,57 @@ def generate_images(
     return images
 
 
+def _list_adapters(
+    active: Sequence[ActiveAdapter], composition: Composition
+) -> tuple[AdapterEntry, ...]:
+    schedules = describe_lora_schedules([part.weight for part in active], composition)
+    return tuple(
+        AdapterEntry(
+            file=part.path.name,
+            sha256=file_sha256(part.path),
+            weight=part.strongest,
+            lora_schedule=schedule,
+        )
+        for part, schedule in zip(active, schedules, strict=True)
+    )
+
+
+def _name_inputs(prompts: Sequence[Prompt], listed: Sequence[AdapterEntry]) -> dict[str, str]:
+    """Fingerprint what is known of a set without its base model."""
+    return {
+        "adapters": fingerprint([entry.model_dump() for entry in listed]),
+        # Pictures depend on the words alone; what is told to judges beside them does not matter.
+        "prompts": fingerprint([{"text": p.text, "category": p.category} for p in prompts]),
+    }
+
+
+def _holds_others(folder: Path) -> RunFolderError:
+    return RunFolderError(
+        f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
+        "Give this set another --name, or draw into another --out.",
+    )
+
+
+def refuse_other_set(
+    run: RunFolder,
+    name: str,
+    prompts: Sequence[Prompt],
+    active: Sequence[ActiveAdapter],
+    composition: Composition = TOGETHER,
+) -> None:
+    """Refuse a set whose name is taken by one of other prompts or adapters: no model is needed.
+
+    Raises:
+        RunFolderError: If so.
+    """
+    folder, earlier = run.images / name, run.read_record(f"generate-{name}")
+    if earlier is None or not (folder / MANIFEST).is_file():
+        return
+    asked = _name_inputs(prompts, _list_adapters(active, composition))
+    if any(earlier.inputs.get(what) != value for what, value in asked.items()):
+        raise _holds_others(folder)
+
+
 def check_request(
     model: Model,
     prompts: Sequence[Prompt],
@@ -260,16 +300,9 @@ def check_request(
         raise ConfigError("There is nothing to draw.", "Give at least one --prompt.")
     adapters = [read_adapter(part.path) for part in active]
     follow_noise_schedule(model, adapters)
-    unknown = [scheduler for scheduler in config.schedulers if scheduler not in model.schedulers]
-    if unknown:
-        raise ConfigError(
-            f"There is no scheduler {unknown[0]!r}.",
-            f"Choose from: {', '.join(model.schedulers)}.",
-        )
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ConfigError(
-            f"{name!r} cannot name a set of pictures.", "Use letters, digits, - and _."
-        )
+    for scheduler, steps in itertools.product(config.schedulers, config.steps):
+        model.check_sampler(scheduler, steps)
+    check_set_name(name)
     _check_size(model, config)
     if config.negative_prompt and float(config.guidance) <= 1:
         raise ConfigError(
@@ -312,6 +345,18 @@ def _check_size(model: Model, config: GenerateConfig) -> None:
                 f"generate.{name} = {side} does not fit {model.identity.name}.",
                 f"Take a multiple of {grid_px}, such as {nearest}.",
             )
+
+
+def check_set_name(name: str) -> None:
+    """Refuse a set's name that could not be a folder's everywhere.
+
+    Raises:
+        ConfigError: If it has other letters than it may, or too many.
+    """
+    if not re.fullmatch(r"[\w-]{1,100}", name):
+        raise ConfigError(
+            f"{name!r} cannot name a set of pictures.", "Use up to 100 letters, digits, - and _."
+        )
 
 
 def _check_composition(

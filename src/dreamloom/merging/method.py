@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import offer
 from dreamloom.merging.factors import Factors
 
 Value = float | int | bool | str
@@ -149,6 +150,7 @@ class MergeMethod:
         keeps_one: Whether one adapter at weight 1 comes out as it is.
         ordered: Whether the merged update's directions stand at right angles, none weaker than the
             next, and in an order of worth that their strengths do not tell; a cut keeps the first.
+        throws_dice: Whether the seed changes what comes out; those that ask the base model do.
     """
 
     name: str
@@ -163,6 +165,7 @@ class MergeMethod:
     most: int | None = None
     keeps_one: bool = True
     ordered: bool = False
+    throws_dice: bool = False
 
     def read_options(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Complete and check the options that were given.
@@ -173,9 +176,9 @@ class MergeMethod:
         known = {option.name: option for option in self.options}
         unknown = [name for name in given if name not in known]
         if unknown:
-            allowed = ", ".join(known) if known else "none"
             raise ConfigError(
-                f"The method {self.name} has no option {unknown[0]!r}.", f"It has {allowed}."
+                f"The method {self.name} has no option {unknown[0]!r}.",
+                offer(unknown[0], known) if known else "It has none.",
             )
         return {
             name: option.read(given[name]) if name in given else option.default

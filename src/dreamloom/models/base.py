@@ -376,6 +376,19 @@ class Model(Protocol):
         """Recompute activations in the backward passes of a block instead of keeping them."""
         ...
 
+    def tokenize(self, text: str) -> Mapping[str, Sequence[str]]:
+        """Say what each text encoder's tokenizer makes of a text, by the encoder's name."""
+        ...
+
+    def check_sampler(self, scheduler: str, steps: int) -> None:
+        """Find out whether pictures can be drawn so, and draw none.
+
+        Raises:
+            ConfigError: If there is no such scheduler for this base model, or it cannot take so
+                many or so few steps.
+        """
+        ...
+
     def sample(
         self,
         shots: Sequence[Shot],

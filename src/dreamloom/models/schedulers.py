@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+import torch
 
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import offer
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -64,9 +66,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     known = list_schedulers(config)
     if name not in known:
         where = " for this base model" if name in SCHEDULERS else ""
-        raise ConfigError(
-            f"There is no scheduler {name!r}{where}.", f"Choose from: {', '.join(known)}."
-        )
+        raise ConfigError(f"There is no scheduler {name!r}{where}.", offer(name, known))
     class_name, extra = known[name]
     if known is FLOW_SCHEDULERS:
         own = {k: config[k] for k in ("num_train_timesteps",) if k in config}
@@ -77,3 +77,43 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     inherited = set(config.get("_use_default_values", ()))
     missing = {k: v for k, v in LATENT_DEFAULTS.items() if k not in config or k in inherited}
     return getattr(diffusers, class_name).from_config(dict(config), **{**missing, **extra})
+
+
+def check_steps(name: str, steps: int, config: Mapping[str, Any]) -> None:
+    """Find out whether a scheduler takes a number of steps, by walking them without a model.
+
+    Near the length of the base model's schedule some count past its end.
+
+    Raises:
+        ConfigError: As `make_scheduler`; or if it does not, with the most that it takes.
+    """
+    if not _walks(make_scheduler(name, config), steps):
+        length = int(config.get("num_train_timesteps", 1000))
+        most = next(
+            (
+                n
+                for n in range(min(steps - 1, length), 0, -1)
+                if _walks(make_scheduler(name, config), n)
+            ),
+            0,
+        )
+        raise ConfigError(
+            f"{name} cannot draw in {steps} steps with this base model.",
+            f"It takes at most {most}.",
+        )
+
+
+def _walks(scheduler: Any, steps: int) -> bool:
+    """Take all steps with a picture of one number."""
+    nothing = torch.zeros(1, 4, 1, 1)
+    dice = torch.Generator().manual_seed(0)
+    takes_dice = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": dice} if takes_dice else {}
+    try:
+        scheduler.set_timesteps(steps)
+        for timestep in scheduler.timesteps:
+            scheduler.scale_model_input(nothing, timestep)
+            scheduler.step(nothing, timestep, nothing, **extra)
+    except Exception:  # a library says it in many ways
+        return False
+    return True

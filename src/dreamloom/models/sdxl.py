@@ -48,7 +48,7 @@ from dreamloom.models.prompts import PromptEncoder, SDXLConditioning, split_alik
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
-from dreamloom.models.schedulers import list_schedulers, make_scheduler
+from dreamloom.models.schedulers import check_steps, list_schedulers, make_scheduler
 from dreamloom.models.token_embeddings import (
     AttachedTokenEmbeddings,
     refuse_other_words,
@@ -350,6 +350,16 @@ class SDXLModel:
             yield
         finally:
             set_gradient_checkpointing(self._pipeline.unet, "none")
+
+    def tokenize(self, text: str) -> dict[str, list[str]]:
+        """Say what each text encoder's tokenizer makes of a text."""
+        tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
+        named = zip(_TEXT_ENCODERS, tokenizers, strict=True)
+        return {name: [t.removesuffix("</w>") for t in one.tokenize(text)] for name, one in named}
+
+    def check_sampler(self, scheduler: str, steps: int) -> None:
+        """Refuse what cannot be drawn; see `schedulers.check_steps`."""
+        check_steps(scheduler, steps, self._scheduler_config)
 
     @torch.no_grad()
     def sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +28,7 @@ def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dic
         spec: Reach, kind, blocks and whether the text encoders change.
 
     Raises:
-        ConfigError: If a pattern of blocks matches no layer.
+        ConfigError: If a pattern of blocks matches no layer, or a rank fits none.
     """
     unet = list_layers(components["unet"], spec.target_modules, spec.kind)
     if spec.blocks != "all":
@@ -39,7 +40,28 @@ def choose_layers(components: Mapping[str, nn.Module], spec: AdapterSpec) -> dic
             for component, module in components.items()
             if component.startswith("text_encoder")
         }
+    _refuse_rank(components, chosen, spec)
     return chosen
+
+
+def _refuse_rank(
+    components: Mapping[str, nn.Module], chosen: Mapping[str, list[str]], spec: AdapterSpec
+) -> None:
+    """Refuse ranks that no layer's update can have: they cost memory and change nothing."""
+    if spec.kind == "oft":
+        return  # its rank counts blocks
+    layers: list[Any] = [
+        components[component].get_submodule(name)
+        for component, names in chosen.items()
+        for name in names
+    ]
+    most: int = max((min(one.weight.flatten(1).shape) for one in layers), default=0)
+    for rank in (spec.rank, *spec.ranks.values()):
+        if rank > most > 0:
+            raise ConfigError(
+                f"A rank of {rank} is more than any layer of this base model can hold.",
+                f"Choose at most {most}; 4 to 64 is usual.",
+            )
 
 
 def list_layers(

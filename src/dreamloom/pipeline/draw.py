@@ -12,17 +12,21 @@ from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.core.toml_files import offer
 from dreamloom.data.prompts.packs import PACK_NAMES, Pack, read_pack
 from dreamloom.inference.generate import (
     Prompt,
     check_request,
+    check_set_name,
     generate_images,
     parse_active_adapter,
     read_composition,
+    refuse_other_set,
 )
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
-from dreamloom.pipeline.session import choose_base, open_session
+from dreamloom.pipeline.session import check_names, choose_base, open_session
+from dreamloom.pipeline.subject import fill_subject, name_subject
 
 
 def pack_prompts(pack: str, subject: str, class_noun: str | None = None) -> list[Prompt]:
@@ -53,9 +57,7 @@ def find_pack(name: str) -> Pack:
         ConfigError: If there is none of that name.
     """
     if name not in PACK_NAMES:
-        raise ConfigError(
-            f"There is no prompt pack {name!r}.", f"Choose from: {', '.join(PACK_NAMES)}."
-        )
+        raise ConfigError(f"There is no prompt pack {name!r}.", offer(name, PACK_NAMES))
     return read_pack(name)
 
 
@@ -112,10 +114,15 @@ def draw(
     """
     active = [parse_active_adapter(text) for text in request.adapters]
     composition = read_composition(request.compose, request.conditional_only)
+    check_set_name(request.name)
+    check_names(config)
     headers = [read_adapter(part.path).metadata for part in active]
     prompts = _fill_prompts(request, config, headers)
     run = RunFolder(request.out)
     run.refuse_other_folders()
+    refuse_other_set(run, request.name, prompts, active, composition)
+    if request.floor and active:
+        refuse_other_set(run, f"{request.name}_base", prompts, ())
     config = choose_base(config, headers)
     model, config = open_session(config, runtime, fit_drawing(config, runtime))
     settings, name = config.generate, request.name
@@ -145,17 +152,15 @@ def _fill_prompts(
 ) -> list[Prompt]:
     """Put the subject's words into the prompts and packs that were asked for."""
     header = next((header for header in headers if "dreamloom.subject" in header), {})
-    subject = request.subject or header.get("dreamloom.subject")
+    subject = header.get("dreamloom.subject") if request.subject is None else request.subject
     noun = request.class_noun
     if not subject:
         noun = noun or config.subject.class_noun
     elif subject == header.get("dreamloom.subject"):
         noun = noun or header.get("dreamloom.class_noun")
-    if not subject and any("{subject}" in text for text in request.prompts):
-        raise ConfigError("A prompt says {subject}, but nobody is named.", "Give --subject.")
-    for text in request.prompts:
-        _refuse_unknown_blanks(text)
-    prompts = [Prompt(text.replace("{subject}", subject or "")) for text in request.prompts]
+    if request.subject is not None or (subject and request.packs):
+        noun = name_subject(subject or "", noun).class_noun
+    prompts = [Prompt(fill_subject(text, subject or "")) for text in request.prompts]
     for pack in request.packs:
         prompts += pack_prompts(pack, subject or config.subject.phrase, noun)
     if not prompts:

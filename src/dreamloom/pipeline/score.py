@@ -22,6 +22,7 @@ from dreamloom.evaluation.scoring import (
     refuse_drawn_photos,
 )
 from dreamloom.pipeline.score_set import evaluate_run, evaluation_options
+from dreamloom.pipeline.subject import refuse_shared_files, require_noun
 
 # Pictures of unknown size are compared with photos of this size.
 PHOTO_SIDE_PX = 512
@@ -42,6 +43,7 @@ def score(
     subject, the pictures' own manifest does.
 
     Raises:
+        ConfigError: If strangers are photos of the subject.
         EvaluationError: If a folder holds no picture.
         PhotoError: If a photo cannot be read or there is none.
     """
@@ -56,6 +58,7 @@ def score(
     in_run = place.parent == run.images and run.is_run()
     if impostors:
         others = list_pictures(impostors).paths()
+        refuse_shared_files(photos_folder, others, impostors)
     else:
         others = _list_class_images(run) if in_run else []
     beneath = Floor(read_pictures(floor), others) if floor else None
@@ -93,6 +96,12 @@ def _list_class_images(run: RunFolder) -> list[Path]:
 
 def find_subject(config: LoomConfig, pictures: ImageSet) -> SubjectConfig:
     """Name the subject: as the settings do, or else as the pictures' manifest does."""
-    if "subject" not in config.model_fields_set and pictures.subject:
-        return SubjectConfig(phrase=pictures.subject, class_noun=pictures.class_noun)
+    given = config.subject if "subject" in config.model_fields_set else None
+    if pictures.subject and (
+        given is None or (given.lacks_noun and given.phrase == pictures.subject)
+    ):
+        named = {"phrase": pictures.subject, "class_noun": pictures.class_noun}
+        return SubjectConfig.model_validate({name: text for name, text in named.items() if text})
+    if given:
+        require_noun(given)
     return config.subject

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import offer
 from dreamloom.memory.fit import ask_memory_options
 from dreamloom.models.base import MemoryOptions, Model
+from dreamloom.models.schedulers import SCHEDULERS
 from dreamloom.models.session import open_base
 from dreamloom.training.optimizers import ONE_RATE_OPTIMIZERS, usual_rate
 from dreamloom.training.trackers import choose_tracker
@@ -47,18 +50,30 @@ def open_session(
     return model, resolve_defaults(config, model)
 
 
+def check_names(config: LoomConfig) -> None:
+    """Check the names in the settings that need no base model, before one is loaded.
+
+    Raises:
+        ConfigError: If a scheduler, optimizer, tracker or device is unknown or not installed.
+    """
+    choose_tracker(config.validation.tracker)
+    for name in (config.priors.scheduler, *config.generate.schedulers):
+        if name not in SCHEDULERS:
+            raise ConfigError(f"There is no scheduler {name!r}.", offer(name, SCHEDULERS))
+    usual_rate(config.train.optimizer, 1.0)
+
+
 def resolve_defaults(config: LoomConfig, model: Model) -> LoomConfig:
     """Replace every ``auto`` by what suits the base model, and check names that it must know.
 
     Raises:
         ConfigError: If a scheduler, optimizer or tracker is unknown or not installed.
     """
-    choose_tracker(config.validation.tracker)
-    for name in (config.priors.scheduler, *config.generate.schedulers):
-        if name not in model.schedulers:
-            raise ConfigError(
-                f"There is no scheduler {name!r}.", f"Choose from: {', '.join(model.schedulers)}."
-            )
+    check_names(config)
+    priors, generate = config.priors, config.generate
+    drawn = [*itertools.product(generate.schedulers, generate.steps)]
+    for name, steps in [(priors.scheduler, priors.steps), *drawn]:
+        model.check_sampler(name, steps)
     advice = vars(model.advice)
     rate = usual_rate(config.train.optimizer, advice["learning_rate"])
     if config.train.optimizer in ONE_RATE_OPTIMIZERS:

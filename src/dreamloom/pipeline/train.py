@@ -15,7 +15,7 @@ from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.distributed import join_processes
-from dreamloom.core.errors import ConfigError, RunFolderError
+from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Note, Observer, silent, tee
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -39,7 +39,14 @@ from dreamloom.memory.fit import fit_run
 from dreamloom.models.base import Model
 from dreamloom.pipeline.score import _list_class_images
 from dreamloom.pipeline.score_set import evaluation_options
-from dreamloom.pipeline.session import open_session, resolve_defaults
+from dreamloom.pipeline.session import check_names, open_session, resolve_defaults
+from dreamloom.pipeline.subject import (
+    check_class_images,
+    check_held_out,
+    describe_reading,
+    describe_words,
+    warn_of_photographs,
+)
 from dreamloom.training.trackers import NONE, choose_tracker, track
 from dreamloom.training.train import check_training, train_adapter
 from dreamloom.training.validation_samples import ScoreImages
@@ -166,13 +173,19 @@ def prepare_run(
         if (given.device, given.precision) != (config.device, config.precision):
             runtime = pick_runtime(config.device, config.precision)
     run.refuse_other_folders()
+    check_names(config)
     captions = _read_captions(run, photos_folder)
-    _try_class_images(config)
+    check_class_images(photos_folder, config)
+    check_held_out(photos_folder, config)
+    for note in describe_words(config):
+        observe(note)
     fitted = fit_run(run, config, runtime, len(captions))
     for line in fitted.lines:
         observe(Note("train", line))
     model, config = open_session(fitted.config, runtime, fitted.memory_options)
     _refuse_other_photos(run, photos_folder, config, model)
+    for note in (*describe_reading(model, config), *warn_of_photographs(model, photos_folder)):
+        observe(note)
     if not run.adapter.is_file():
         if config.train.compile == "blocks":
             observe(Note("train", "blocks are compiled, which takes a while for the first time"))
@@ -189,16 +202,6 @@ def _read_captions(run: RunFolder, folder: Path) -> list[str]:
         return [
             photo.caption for photo in load_photos(folder, RunFolder(scratch), _GLANCE_PX).photos
         ]
-
-
-def _try_class_images(config: LoomConfig) -> None:
-    """Read the user's class images through, before anything is made of them."""
-    if config.priors.kind != "folder":
-        return
-    if not config.priors.folder:
-        raise ConfigError("priors.kind is 'folder' but no folder is named.", "Use --prior DIR.")
-    with TemporaryDirectory() as scratch:
-        load_class_images(Path(config.priors.folder), RunFolder(scratch), _GLANCE_PX, "")
 
 
 def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import offer
 from dreamloom.training.flat_adamw import FlatAdamW
 
 _EXTRA = 'pip install "dreamloom[optimizers]"'
@@ -199,11 +199,7 @@ def doubt_rates(name: str, rate: float, warmup_steps: int, steps: int) -> list[s
 
 def _find_maker(name: str) -> _Maker:
     if name not in _MAKERS:
-        close = difflib.get_close_matches(name.lower(), _MAKERS, n=1, cutoff=0.5)
-        meant = f"Did you mean {close[0]}? " if close else ""
-        raise ConfigError(
-            f"There is no optimizer {name!r}.", f"{meant}Choose one of: {', '.join(_MAKERS)}."
-        )
+        raise ConfigError(f"There is no optimizer {name!r}.", offer(name, _MAKERS))
     return _MAKERS[name]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged, Observer, Validated, ValidationSampled, silent
+from dreamloom.core.toml_files import offer
 
 AUTO, NONE = "auto", "none"
 _EXTRA = 'pip install "dreamloom[trackers]"'
@@ -30,7 +31,7 @@ def choose_tracker(name: str) -> str:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(
             f"There is no tracker {name!r}.",
-            f"Choose from: none, auto, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.",
+            offer(name, ("none", "auto", *sorted(LOGGER_TYPE_TO_CLASS))),
         )
     if name not in {str(one) for one in get_available_trackers()}:
         raise ConfigError(

@@ -11,7 +11,7 @@ from dreamloom.core.config.aliases import RENAMED, list_earlier_names, use_curre
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Observer, silent
-from dreamloom.core.toml_files import check_section, list_fields, read_toml, to_toml_value
+from dreamloom.core.toml_files import check_section, list_fields, offer, read_toml, to_toml_value
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
@@ -53,17 +53,30 @@ def load_config(
     Raises:
         ConfigError: If a name is unknown (with the nearest known ones), or a value not allowed.
     """
-    sources = [read_toml(file, "settings file")] if file else []
-    sources += [
-        _nest(name, value) for name, value in (overrides or {}).items() if value is not None
-    ]
+    sources = [_nest(name, value) for name, value in (overrides or {}).items() if value is not None]
     for text in sets:
         name, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise ConfigError(
-                f"--set {text} has no value.", "Write it as --set name=value, like train.rank=32."
+                f"--set {text} has no {'name' if equals else 'value'}.",
+                "Write it as --set name=value, like train.rank=32.",
             )
         sources.append(_nest(name.strip(), _parse(value.strip())))
+    asked = _put_together([read_toml(file, "settings file")] if file else [], observe)
+    typed = _put_together(sources, observe)
+    _let_noun_follow_phrase(asked, typed)
+    _merge(asked, typed)
+    preset = str(asked.get("preset", preset))
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}.", offer(preset, PRESETS))
+    values: dict[str, Any] = {}
+    _merge(values, {**PRESETS[preset], "preset": preset})
+    _merge(values, asked)
+    return check_section(LoomConfig, values)
+
+
+def _put_together(sources: Sequence[Mapping[str, Any]], observe: Observer) -> dict[str, Any]:
+    """Merge settings in their order, under today's names."""
     asked: dict[str, Any] = {}
     for source in sources:
         for earlier in list_earlier_names(source):
@@ -72,15 +85,19 @@ def load_config(
             _merge(asked, use_current_names(source))
         except ValueError as error:
             raise ConfigError(f"{error}.", "Leave the earlier name out.") from None
-    preset = str(asked.get("preset", preset))
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}."
-        )
-    values: dict[str, Any] = {}
-    _merge(values, {**PRESETS[preset], "preset": preset})
-    _merge(values, asked)
-    return check_section(LoomConfig, values)
+    return asked
+
+
+def _let_noun_follow_phrase(asked: dict[str, Any], typed: Mapping[str, Any]) -> None:
+    """Forget a file's class noun where the command names another subject and no noun."""
+    old, new = asked.get("subject"), typed.get("subject")
+    if (
+        isinstance(old, dict)
+        and isinstance(new, dict)
+        and "class_noun" not in new
+        and new.get("phrase", old.get("phrase")) != old.get("phrase")
+    ):
+        old.pop("class_noun", None)
 
 
 def _nest(name: str, value: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import string
 from collections.abc import Mapping
 from functools import partial
@@ -31,12 +33,20 @@ _Part = Annotated[tuple[_Share, _Share], AfterValidator(_check_order)]
 
 def _check_blanks(allowed: str, text: str) -> str:
     """Let a prompt be filled in later: it may hold one word in braces, and no other."""
+    if not text.strip():
+        raise ValueError("it is blank")
     try:
-        blanks = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        parsed = list(string.Formatter().parse(text))
     except ValueError:
-        blanks = {text}
-    if blanks - {allowed}:
-        raise ValueError(f"the only word in braces may be {{{allowed}}}")
+        raise ValueError(
+            f"a brace is alone; the only word in braces may be {{{allowed}}}"
+        ) from None
+    for _, name, form, conversion in parsed:
+        if name is not None and (name, form or "", conversion) != (allowed, "", None):
+            typed = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(
+                f"{{{typed}}} means nothing; the only word in braces may be {{{allowed}}}"
+            )
     return text
 
 
@@ -46,15 +56,28 @@ def _refuse_blanks(text: str) -> str:
     return text
 
 
+def _check_words(text: str) -> str:
+    """Let a phrase stand in prompts: it says something, and has no blank of its own."""
+    if not text.strip():
+        raise ValueError("it is blank")
+    for word in re.findall(r"\{\s*(\w+)\s*\}", text):
+        if difflib.get_close_matches(word, ("subject", "class_noun"), cutoff=0.75):
+            raise ValueError(f"{{{word}}} is for prompts, and this is what stands for it there")
+    return text
+
+
+_Words = Annotated[str, Field(min_length=1), AfterValidator(_check_words)]
+
+
 _SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
 
 
 class SubjectConfig(Section):
     """Who or what is taught, and in which words."""
 
-    phrase: str = Field("rraj person", min_length=1)
+    phrase: _Words = "rraj person"
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
-    class_noun: str = Field("person", min_length=1)
+    class_noun: _Words = "person"
     """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
     photo_prompt: _SubjectPrompt = "a photo of {subject}"
     """The prompt each photo is trained with; {subject} stands for the phrase."""
@@ -70,6 +93,11 @@ class SubjectConfig(Section):
             words = str(given.get("phrase", "")).split()
             return {**given, "class_noun": words[-1]} if words else given
         return given
+
+    @property
+    def lacks_noun(self) -> bool:
+        """Whether nobody said what the subject is one of: its phrase is one word, and the noun."""
+        return self.phrase.strip() == self.class_noun.strip()
 
 
 class PhotosConfig(Section):
@@ -250,6 +278,9 @@ class ValidationConfig(Section):
     """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
 
 
+LARGEST_SEED = 2**64 - 1
+"""What a generator of random numbers takes at most."""
+
 _ADDED_LATER = {
     "guidance_interval",
     "cache_interval",
@@ -279,7 +310,7 @@ class GenerateConfig(Section):
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((30,), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((30,), min_length=1)
     """Denoising steps; each scheduler is used with each number."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance; auto takes the base model's own."""
@@ -297,10 +328,19 @@ class GenerateConfig(Section):
     """Height of the pictures; none takes the base model's own."""
     images_per_prompt: int = Field(8, ge=1)
     """Pictures of each prompt, from the seeds first_seed, first_seed + 1 and so on."""
-    first_seed: int = Field(0, ge=0)
+    first_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of each prompt's first picture."""
     batch: int = Field(8, ge=1)
     """Pictures drawn at a time; changes memory and speed, never the pictures."""
+
+    @model_validator(mode="after")
+    def _count_seeds(self) -> GenerateConfig:
+        if self.first_seed + self.images_per_prompt - 1 > LARGEST_SEED:
+            raise ValueError(
+                f"first_seed = {self.first_seed} leaves too few seeds for images_per_prompt = "
+                f"{self.images_per_prompt}: the largest is {LARGEST_SEED}"
+            )
+        return self
 
 
 class EvaluateConfig(Section):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dreamloom.core.errors import EvaluationError
+from dreamloom.core.toml_files import offer
 
 WeightsSource: TypeAlias = Literal["hub", "converted", "package", "embedded", "none"]
 
@@ -276,7 +277,7 @@ def find_model(name: str) -> Pinned:
     model = known.get(name)
     hint = f"These can be fetched: {', '.join(allowed)}."
     if model is None:
-        raise EvaluationError(f"There is no model named {name!r}.", hint)
+        raise EvaluationError(f"There is no model named {name!r}.", offer(name, allowed))
     if model.source == "package":
         raise EvaluationError(f"{name} comes with a Python package: {model.wanted}.", hint)
     if model.source == "embedded":

@@ -15,6 +15,7 @@ from dreamloom.experiments.merge_search.candidates import BETWEEN, count_candida
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.pipeline.draw import find_pack, pack_prompts
+from dreamloom.pipeline.subject import fill_subject, name_subject
 
 _CONTRADICTING = ("style", "class", "unrelated")
 """Kinds of prompts that ask for another style, or not for the subject."""
@@ -126,7 +127,8 @@ def find_words(request: SearchRequest, config: LoomConfig, parts: tuple[Adapter,
     if not noun and phrase == subject.get("dreamloom.subject"):
         noun = subject.get("dreamloom.class_noun", "")
     trigger = request.trigger if request.trigger is not None else style.get("dreamloom.subject", "")
-    return Words(phrase, noun or phrase.split()[-1], trigger)
+    named = name_subject(phrase, noun or None)
+    return Words(named.phrase, named.class_noun, trigger)
 
 
 def list_prompts(request: SearchRequest, words: Words, base: str) -> tuple[list[str], list[str]]:
@@ -138,7 +140,7 @@ def list_prompts(request: SearchRequest, words: Words, base: str) -> tuple[list[
     Raises:
         ConfigError: If a pack is unknown, or no prompt is left that shows the subject.
     """
-    texts = [text.replace("{subject}", words.phrase) for text in request.prompts]
+    texts = [fill_subject(text, words.phrase) for text in request.prompts]
     notes = []
     packs = request.packs or (() if texts else (_choose_pack(base, words.class_noun),))
     for pack in packs:

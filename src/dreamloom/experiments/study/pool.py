@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from dreamloom.core.device import prepare_threads
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer, Progress
+from dreamloom.core.toml_files import offer
 
 PLACES = ("here", "ray")
 _P = ParamSpec("_P")
@@ -69,7 +70,7 @@ def open_crew(workers: int, on: str = "here") -> Iterator[Crew]:
         ConfigError: If Ray is asked for and not installed, or the name is unknown.
     """
     if on not in PLACES:
-        raise ConfigError(f"--on {on} is no place to work.", f"Choose from: {', '.join(PLACES)}.")
+        raise ConfigError(f"--on {on} is no place to work.", offer(on, PLACES))
     place: AbstractContextManager[Executor | None] = nullcontext()
     if on == "ray":
         place = _open_ray(workers)

@@ -17,6 +17,8 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.toml_files import Section, check_section, read_toml, suggest
 from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.pipeline.draw import find_pack
+from dreamloom.pipeline.subject import require_noun
 
 AnswerKind = Literal["compare", "plateau", "choose", "weak_spots"]
 _FEWEST_ARMS: dict[AnswerKind, int] = {"compare": 2, "plateau": 3, "choose": 2, "weak_spots": 1}
@@ -209,6 +211,11 @@ def read_study(file: Path, changes: Changes = Changes()) -> Study:
     if isinstance(arms := given.get("arms"), list):
         given["arms"] = [_nest_settings(arm) if isinstance(arm, dict) else arm for arm in arms]
     study = check_section(Study, given)
+    if changes.photos is not None and "subject" not in study.model_fields_set:
+        raise ConfigError(
+            f"Neither {file} nor the command says whom or what the photos show.",
+            'Give --subject, a rare word and what it is one of, like "rraj person".',
+        )
     study = study.model_copy(
         update={
             "photos": str(file.parent / study.photos),
@@ -327,6 +334,8 @@ def _check(study: Study) -> None:
                 f"The prompt {text!r} cannot be filled in.",
                 "The only words in braces may be {subject} and {class_noun}.",
             ) from None
+    for pack in study.packs:
+        find_pack(pack)
     for arm in arms:
         _check_drawing(study, study.configure(arm, study.train_seeds[0]))
 
@@ -346,6 +355,7 @@ def _check_grid(study: Study) -> None:
 
 
 def _check_drawing(study: Study, config: LoomConfig) -> None:
+    require_noun(config.subject)
     samplers = len(config.generate.schedulers) * len(config.generate.steps)
     if samplers > 1:
         raise ConfigError(

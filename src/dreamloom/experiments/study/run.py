@@ -31,6 +31,7 @@ from dreamloom.experiments.study.findings import (
 from dreamloom.experiments.study.pool import open_crew
 from dreamloom.experiments.study.question import Study
 from dreamloom.experiments.study.work import DrawnSet, Survey
+from dreamloom.pipeline.session import check_names
 
 STAGE = "study"
 
@@ -59,6 +60,8 @@ def run_study(
         BaseModelError: If the base model cannot be found or read.
     """
     start = time.perf_counter()
+    for arm in study.list_arms():
+        check_names(study.configure(arm, study.train_seeds[0]))
     run = RunFolder(out.absolute())
     run.refuse_other_folders()
     arms = study.list_arms()

@@ -7,6 +7,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.toml_files import offer
 from dreamloom.merging.method import MergeMethod
 
 
@@ -29,5 +30,5 @@ def find_method(name: str) -> MergeMethod:
         ConfigError: If there is none.
     """
     if name not in METHODS:
-        raise ConfigError(f"There is no merge method {name!r}.", f"Choose: {', '.join(METHODS)}.")
+        raise ConfigError(f"There is no merge method {name!r}.", offer(name, METHODS))
     return METHODS[name]

@@ -107,6 +107,7 @@ METHODS = (
             space_option("dense"),
         ),
         keeps_one=False,
+        throws_dice=True,
     ),
     MergeMethod(
         name="della",
@@ -131,5 +132,6 @@ METHODS = (
             space_option("dense"),
         ),
         keeps_one=False,
+        throws_dice=True,
     ),
 )

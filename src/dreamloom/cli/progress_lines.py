@@ -1,0 +1,76 @@
+"""Progress in lines, for output that is no terminal: what is done, and how long the rest takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dreamloom.core.events import Progress
+
+EVERY_S = 30.0
+# What is quick is not worth a line, however much of the task it is.
+_LEAST_S, _SHARE = 5.0, 0.1
+
+
+@dataclass
+class _Task:
+    """A task's beginning: when, and how much was done before."""
+
+    event: Progress
+    began: float
+    done_before: int
+    told_done: int
+
+
+class ProgressLines:
+    """Tells of a task after each tenth of it, or each half minute, whichever comes first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._task: _Task | None = None
+        self._told = clock()
+
+    def tell(self, event: Progress) -> str | None:
+        """Take note of progress; give a line if it is time for one."""
+        now, task = self._clock(), self._task
+        if task is None or (task.event.stage, task.event.task) != (event.stage, event.task):
+            self._task, self._told = _Task(event, now, event.done, event.done), now
+            return None
+        task.event = event
+        passed = now - self._told
+        much = event.done - task.told_done >= _SHARE * event.total and passed >= _LEAST_S
+        if event.done >= event.total or not (much or passed >= EVERY_S):
+            return None
+        return self._say(task, now)
+
+    def remind(self) -> str | None:
+        """Give a line if nothing was told for long, though nothing has come of it yet."""
+        now = self._clock()
+        if self._task is None or now - self._told < EVERY_S:
+            return None
+        return self._say(self._task, now)
+
+    def forget(self) -> None:
+        """A stage has begun or ended: what was told of is over."""
+        self._task, self._told = None, self._clock()
+
+    def _say(self, task: _Task, now: float) -> str:
+        event = task.event
+        self._told, task.told_done = now, event.done
+        so_far, fresh = now - task.began, event.done - task.done_before
+        values = "".join(f", {name} {value:.3g}" for name, value in event.values.items())
+        left = ""
+        if fresh > 0 and event.total > event.done:
+            left = f", about {say_seconds(so_far / fresh * (event.total - event.done))} left"
+        return f"{event.task}: {event.done} of {event.total}{values}; {say_seconds(so_far)}{left}"
+
+
+def say_seconds(seconds: float) -> str:
+    """Say a time in two units at most: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
