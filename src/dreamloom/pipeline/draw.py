@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,18 +132,6 @@ def draw(
     if request.floor and active:
         sets.append(generate_images(run, model, prompts, settings, (), f"{name}_base", observe))
     return [images.folder for images in sets]
-
-
-def _refuse_unknown_blanks(text: str) -> None:
-    """Refuse words in braces that nothing fills: they would be drawn as they stand."""
-    for blank in re.findall(r"\{[^{}]*\}", text):
-        if blank == "{subject}":
-            continue
-        if "|" in blank:
-            hint = "Give one --prompt for each choice."
-        else:
-            hint = "Write {subject} for the subject's phrase, or the words themselves."
-        raise ConfigError(f"Nothing fills {blank} in the prompt {text!r}.", hint)
 
 
 def _fill_prompts(

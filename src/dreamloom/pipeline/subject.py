@@ -98,6 +98,7 @@ def fill_subject(text: str, phrase: str) -> str:
         if blank.group() != "{subject}":
             near = suggest(blank.group(1), ["subject"])
             hint = "Did you mean {subject}?" if near.startswith("Did") else ""
+            hint = "Give one --prompt for each choice." if "|" in blank.group() else hint
             raise ConfigError(
                 f"The prompt {text!r} has {blank.group()}, which means nothing here.",
                 f"{hint} The only word in braces may be {{subject}}.".strip(),
