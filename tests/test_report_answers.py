@@ -1,17 +1,25 @@
 """The answers at the top of the page: of the right set, beside its own base, and no more."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import write_json
 from dreamloom.evaluation.compare import compare_cards, read_floor
-from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import Flags, PictureScores, Score, Scorecard
+from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.files.merge import merge_adapters
+from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.report.answers import find_headline, list_verdicts, tell_headline
+from dreamloom.report.making import merge_facts
 from dreamloom.report.roles import place_of
+from dreamloom.report.samples import find_failures, sample_galleries
 from dreamloom.report.story import read_story
+from merges import random_adapter
 
 SCENES = [f"a photo of rraj person, scene {number}" for number in range(12)]
 MERGE = ["pixel, a photo of rraj person"]
@@ -34,6 +42,8 @@ def draw(run: Path, name: str, prompts: list[str], seeds: int = len(SEEDS), **ro
         **role,
     )
     images.folder.mkdir(parents=True)
+    for path in images.paths():
+        Image.new("RGB", (8, 8), "red").save(path)
     write_manifest(images)
     return images
 
@@ -105,7 +115,8 @@ def test_the_headline_is_of_the_set_with_most_prompts_of_the_subject(tmp_path: P
     assert (found.name, found.prompts, found.score.n) == ("c", 12, 48)
     told = tell_headline(story)
     assert told.startswith(f"{found.score.value:.3f} (")
-    assert "n = 48): identity of 48 pictures of 12 prompts of rraj person, set “c”" in told
+    assert "n = 48): identity of 48 pictures of 12 prompts of rraj person, drawn by the" in told
+    assert told.endswith("adapter taught with class images")
 
 
 def test_roles_stand_in_manifests_and_older_sets_go_by_their_names(tmp_path: Path):
@@ -196,3 +207,62 @@ def test_a_study_answers_its_question(tmp_path: Path):
     assert (verdict.question, verdict.answer) == ("Do class images help?", "Yes: much.")
     assert verdict.sentences[0] == "Quick."
     assert "“class images” against “none”: Identity: better; +0.100" in verdict.sentences[1]
+
+
+def test_samples_of_a_training_are_shown_with_their_scores(tmp_path: Path):
+    (tmp_path / "records").mkdir()
+    for updates in (0, 20, 40):
+        images = draw(tmp_path, "sample", MERGE, seeds=2)
+        target = tmp_path / "looks" / f"{updates:06d}"
+        target.parent.mkdir(exist_ok=True)
+        images.folder.rename(target)
+        card = card_of(images, 0.3 + updates / 100, 0.4) if updates else None
+        write_json(target / "scores.json", card)
+    (gallery,) = sample_galleries(read_story(tmp_path))
+    labels = [column.label for column in gallery.columns]
+    assert labels == ["untrained", "after 20 updates", "after 40 updates"]
+    assert gallery.columns[0].adapters == "not scored"
+    assert gallery.columns[2].adapters.startswith("Identity 0.648 (0.558 to")
+    shots = gallery.groups[0][1][0].cells[2]
+    assert [name for name, _ in shots[0].badges] == ["Identity", "CLIP-T"]
+
+
+def test_the_failures_are_the_flagged_and_the_least_alike(tmp_path: Path):
+    run = build(tmp_path / "demo")
+    cards = {name: Scorecard.model_validate(card) for name, card in read_json(run).items()}
+    flagged = cards["c"].pictures[-1].file
+    flags = Flags(
+        label="eyes",
+        n=48,
+        judged=48,
+        abstained={},
+        flagged=(flagged,),
+        rate=0.02,
+        interval=(0.0, 0.1),
+        told="one",
+    )
+    cards["c"] = cards["c"].model_copy(update={"flags": {"eyes": flags}})
+    write_json(run / "scores.json", cards)
+    found = find_failures(read_story(run))
+    assert found[0][1] == "eyes"
+    least = min(p.values["identity"] for p in cards["c"].pictures)
+    assert found[1][1] == f"identity {least:.2f}"
+    assert len(found) == 5
+
+
+def read_json(run: Path) -> dict:
+    return json.loads((run / "scores.json").read_text())
+
+
+def test_a_merged_file_that_lies_in_a_run_says_on_the_page_how_it_was_made(tmp_path: Path):
+    (tmp_path / "records").mkdir()
+    parts = []
+    for number in range(2):
+        path = tmp_path / f"part{number}.safetensors"
+        write_adapter(path, random_adapter(number, {"linear": 2}))
+        parts.append(AdapterPart(path, 0.5 + number))
+    merge_adapters(parts, tmp_path / "both.safetensors")
+    facts = dict(merge_facts(read_story(tmp_path)))
+    told = facts["Parts of both.safetensors"]
+    assert told == "0.5 × part0.safetensors + 1.5 × part1.safetensors"
+    assert facts["Method"].startswith("sum")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dreamloom.core.errors import EvaluationError
+from dreamloom.core.manifests import SetRole
 from dreamloom.evaluation.compare import (
     Comparison,
     compare_cards,
@@ -43,14 +44,17 @@ class Headline:
     score: Score
     prompts: int
     subject: str
+    role: SetRole
 
     def tell_what(self) -> str:
         """Say what the number is of."""
-        shown = f"“{label_set(self.name)}”" if self.name else "the set"
+        drawn = f"set “{label_set(self.name)}”"
+        if self.role != "subject":
+            drawn = f"drawn by the adapter taught {self.role.removeprefix('subject ')}"
         if not self.prompts:
-            return f"identity of the set {shown}"
+            return f"identity, {drawn}"
         prompts = f"{self.prompts} prompt{'' if self.prompts == 1 else 's'}"
-        return f"identity of {self.score.n} pictures of {prompts} of {self.subject}, set {shown}"
+        return f"identity of {self.score.n} pictures of {prompts} of {self.subject}, {drawn}"
 
 
 def find_headline(story: Story) -> Headline | None:
@@ -59,7 +63,8 @@ def find_headline(story: Story) -> Headline | None:
     if name is None:
         return None
     score = story.scores()[name]["identity"]
-    return Headline(name, score, len(_prompts_of_subject(story, name)), story.subject)
+    prompts = len(_prompts_of_subject(story, name))
+    return Headline(name, score, prompts, story.subject, story.place(name).role)
 
 
 def pick_set(story: Story, measure: str) -> str | None:

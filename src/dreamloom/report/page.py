@@ -185,16 +185,20 @@ def _galleries(
     groups = split_by_prompts(main)
     galleries = [
         build_gallery(
-            f"gallery{number}", group, values, title=", ".join(map(label_set, group)) * (number > 0)
+            f"gallery{number}",
+            group,
+            values,
+            title=", ".join(map(label_set, group)) if number else "All prompts",
         )
         for number, group in enumerate(groups)
     ]
+    beside = _beside_merge(sets, own, places)
     return (
         galleries,
-        build_gallery("gallery-merge", _beside_merge(sets, own, places), values, only=own)
+        build_gallery("gallery-merge", beside, values, title="Beside its parts", only=own)
         if own
         else None,
-        build_gallery("gallery-table", table, values) if table else None,
+        build_gallery("gallery-table", table, values, title="All samplers") if table else None,
     )
 
 

@@ -169,9 +169,14 @@ def score_folds(story: Story) -> list[tuple[str, list[Block]]]:
         }
         if any(len(groups) > 1 for groups in grouped.values()):
             folds.append((f"By {field}", _grouped_blocks(grouped)))
-    summary = story.summary_scores()
+    # Newer summaries repeat the scorecards; older ones tell of one prompt alone.
+    summary = {
+        name: own
+        for name, own in story.summary_scores().items()
+        if name not in cards or any(cards[name].scores.get(n, one) != one for n, one in own.items())
+    }
     if story.cards and summary:
-        blocks = _grouped_blocks({label: {"": own} for label, own in summary.items()})
+        blocks = _grouped_blocks({label: {"as told": own} for label, own in summary.items()})
         on = story.summary.get("scores_on")
         told = "; ".join(f"{k}: {v}" for k, v in on.items()) if isinstance(on, dict) else on or ""
         folds.append((f"As in summary.json{f' ({told})' if told else ''}", blocks))

@@ -134,16 +134,21 @@ def _tell_scale(score: Score, base: Score | None, least: float) -> str:
     """Say what the ends of the scale are, and from where on two likenesses count as one."""
     assert score.floor is not None
     assert score.ceiling is not None
-    strangers = "anybody of the class" in score.note
-    who = "anybody else whom the base model draws" if strangers else "the base model"
+    strangers = is_from_strangers(score)
+    who = "anybody whom the base model draws of the class" if strangers else "the base model"
     own = ""
     if strangers and base is not None and base.value is not None:
         own = f", its own pictures of these prompts {base.value:.3f}"
     return (
         f"On this scale {who} has {score.floor:.3f}{own} and the photos among themselves "
-        f"{score.ceiling:.3f}; as alike as the photos is an interval that begins above "
-        f"{least:.3f}, a tenth of the way below them.".replace("-", "−")
+        f"{score.ceiling:.3f}. Pictures count as alike as the photos where the whole interval "
+        f"lies above {least:.3f}, a tenth of the way below them.".replace("-", "−")
     )
+
+
+def is_from_strangers(score: Score) -> bool:
+    """Say whether the floor of a likeness is anybody of the class, not the pictures' partners."""
+    return "anybody of the class" in score.note
 
 
 def judge_following(
