@@ -183,7 +183,9 @@ def test_nothing_is_concluded_where_scores_mean_nothing(tmp_path: Path):
     assert [v.tone for v in list_verdicts(story)] == ["unknown", "unknown"]
     assert all(v.answer.startswith("Cannot be told") and not v.bars for v in list_verdicts(story))
     assert tell_headline(story) == ""
-    with pytest.raises(Exception, match="meaningless on the second side: These photographs"):
+    with pytest.raises(
+        Exception, match="scores of the second side mean nothing: These photographs"
+    ):
         compare_cards(card_of(images, 0.1, 0.5), warned)
 
 

@@ -145,8 +145,16 @@ def compare_cards(
 
     Raises:
         EvaluationError: If there is nothing that could be compared: no pictures of the same
-            prompt, seed and sampler, no such score, or other encoders on each side.
+            prompt, seed and sampler, no such score, other encoders on each side, or scores that
+            mean nothing.
     """
+    for side, card in (("first", first), ("second", second)):
+        if card.warning:
+            raise EvaluationError(
+                f"Nothing can be compared. The scores of the {side} side mean nothing: "
+                f"{card.warning}",
+                "Score both with encoders that know such pictures.",
+            )
     return _compare([(first, second)], measures)
 
 
@@ -268,8 +276,6 @@ def _refuse(name: str, pairs: Sequence[Pair]) -> str:
     """Say why a score of both sides must not be compared; empty if it may be."""
     for place, side in enumerate(("first", "second")):
         for pair in pairs:
-            if pair[place].warning:
-                return f"meaningless on the {side} side: {pair[place].warning}".removesuffix(".")
             score = pair[place].scores.get(name)
             if score is None or score.value is None:
                 reason = score.reason if score else ""
@@ -293,9 +299,7 @@ def _require(names: Sequence[str], refused: Mapping[str, str], pairs: Sequence[P
         name, reason = min(refused.items(), key=lambda item: not item[1].startswith("not compared"))
         raise EvaluationError(
             f"Nothing can be compared. {name} is {reason}.",
-            "Score both with encoders that know such pictures."
-            if reason.startswith("meaningless")
-            else "Score both with the same encoders.",
+            "Score both with the same encoders.",
         )
     if any(not _pair_up(*pair) for pair in pairs):
         unknown = any(
