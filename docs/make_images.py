@@ -27,7 +27,9 @@ def list_journey(demo: Path) -> list[Row]:
         images = read_image_set(demo / "images" / name)
         first = images.pictures[0].seed
         rows.append((f"{label}, each prompt's first seed", _open(images.select(seed=first))))
-    return [*rows, ("merged with pixel art", _open(read_image_set(demo / "images" / "merged")))]
+    merged = read_image_set(demo / "images" / "merged")
+    label = f"merged with pixel art, on “{merged.pictures[0].prompt}”"
+    return [*rows, (label, _open(merged))]
 
 
 def list_sets(run: Path, sets: list[str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,18 @@ from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.experiments.demo import QUICK_TABLE, examples_folder, run_demo
+from dreamloom.evaluation.compare import compare_cards
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.experiments.demo import (
+    CLASS_PROMPTS,
+    QUICK_TABLE,
+    SUBJECT_PROMPTS,
+    examples_folder,
+    run_demo,
+)
 from dreamloom.lora.reading import read_adapter
+from dreamloom.report.answers import ASKED_OF_CLASS_IMAGES
+from dreamloom.report.roles import place_of
 
 SCORE = {"value", "n", "interval", "floor", "ceiling", "lift", "key"}
 
@@ -56,13 +67,52 @@ def test_the_summary_tells_programs_what_was_measured(demo: Path) -> None:
     for name in ("base", "without_prior", "with_prior", "merged"):
         for score in ("identity", "clip_i", "clip_t"):
             assert set(summary[name][score]) >= SCORE
-            assert summary[name][score]["n"] == 2
+            assert summary[name][score]["n"] == (8 if name == "merged" else 2 * SUBJECT_PROMPTS)
             assert summary[name][score]["key"].startswith("picturebook")
     assert summary["base"]["identity"]["floor"] is None
     assert summary["with_prior"]["identity"]["floor"] is not None
     assert summary["with_prior"]["identity"]["ceiling"] is not None
     stages = ("photos", "priors", "train-with_prior", "train-style", "merge", "generate-base")
     assert all(summary["seconds"][stage] >= 0 for stage in stages)
+
+
+def test_the_main_result_is_one_number_in_the_summary_and_on_the_page(demo: Path) -> None:
+    headline = json.loads((demo / "summary.json").read_text())["headline"]
+    card = json.loads((demo / "scores.json").read_text())["with_prior"]
+    assert (headline["set"], headline["measure"]) == ("with_prior", "identity")
+    assert (headline["prompts"], headline["n"]) == (SUBJECT_PROMPTS, 2 * SUBJECT_PROMPTS)
+    assert headline["value"] == card["scores"]["identity"]["value"]
+    low, high = headline["interval"]
+    told = f"{headline['value']:.3f} ({low:.3f} to {high:.3f}, n = {headline['n']})"
+    assert f"{told}: {headline['of']}".replace("-", "−") in unescape(
+        (demo / "report.html").read_text()
+    )
+
+
+def test_a_verdict_is_possible_for_every_question_of_the_demo(demo: Path) -> None:
+    cards = {
+        name: Scorecard.model_validate(card)
+        for name, card in json.loads((demo / "scores.json").read_text()).items()
+    }
+    for first, second, asked in (
+        ("base", "with_prior", ["identity"]),
+        ("base", "with_prior", ["clip_t"]),
+        ("without_prior", "with_prior", ASKED_OF_CLASS_IMAGES),
+        ("base_merged", "merged", ["identity"]),
+    ):
+        compared = compare_cards(cards[first], cards[second], asked)
+        assert [one.measure for one in compared if one.p_corrected is None] == []
+
+
+def test_every_set_says_who_drew_it_and_what_for(demo: Path) -> None:
+    places = {
+        path.name: place_of("x", read_image_set(path)) for path in (demo / "images").iterdir()
+    }
+    assert places["with_prior"] == ("subject with class images", "main")
+    assert places["with_prior_alone"] == ("subject with class images", "merge")
+    assert places["merged"] == ("merged", "merge")
+    assert places["table_base"] == ("base", "table")
+    assert places == {name: place_of(name) for name in places}
 
 
 def test_photos_are_seen_equally_often_with_and_without_class_images(demo: Path) -> None:
@@ -96,7 +146,7 @@ def test_the_class_and_the_merges_parts_are_measured_too(demo: Path) -> None:
         )
     cards = json.loads((demo / "scores.json").read_text())
     leakage = cards["with_prior"]["scores"]["leakage"]
-    assert leakage["n"] == 2
+    assert leakage["n"] == 2 * CLASS_PROMPTS
     assert leakage["floor"] is not None
     assert cards["with_prior"]["scores"]["drift"]["value"] is not None
     assert cards["with_prior"]["flags"]

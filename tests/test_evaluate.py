@@ -16,6 +16,7 @@ from dreamloom.core.events import Note, Progress, StageDone, StageSkipped, silen
 from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
 from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
 from dreamloom.evaluation import scoring
+from dreamloom.evaluation.compare import compare_cards, read_floor
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import MEASURES, SubjectWords
@@ -436,6 +437,19 @@ def test_pictures_outside_the_world_are_said_to_mean_nothing(images, photos, kno
         "that, so these scores mean nothing about real likeness."
     )
     assert all("outside the world" in one.note for one in card.scores.values())
+
+
+def test_a_scorecard_keeps_what_the_base_models_pictures_scored(images, photos, floor):
+    """So a set that was scored with its floor alone can be compared with the base model."""
+    card, base = score(images, photos, floor), score(floor, photos)
+    kept = read_floor(card)
+    assert read_floor(base) is None
+    for asked in ("identity", "clip_t"):
+        (own,) = compare_cards(kept, card, [asked])
+        (other,) = compare_cards(base, card, [asked])
+        assert own.pairs == other.pairs == len(images.pictures)
+        assert own.difference == pytest.approx(other.difference)
+        assert own.outcome == other.outcome
 
 
 def test_pictures_alone_may_be_outside(images, photos):

@@ -454,6 +454,31 @@ def test_the_reader_knows_what_lies_outside_its_world():
     assert not any(reader.is_familiar(torch.cat([noise, flat])))
 
 
+def test_a_style_or_other_colours_do_not_leave_the_drawn_world():
+    """Most of these were called photographs once, and so were sets that adapters drew."""
+    reader = load_attribute_reader()
+    folder = Path(__file__).parents[1] / "examples" / "pixel-art"
+    files = sorted(folder.glob("*.png"))
+    assert len(files) == 12
+    pixels = [np.array(Image.open(path).convert("RGB").resize((128, 128))) for path in files]
+    art = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    assert 2 * sum(reader.is_familiar(art)) > len(files)
+    drawings = to_unit(sample_drawing(JUDGING_SEED_START + i) for i in range(40))
+    tinted = (drawings * torch.tensor([0.9, 1.0, 0.75]).view(3, 1, 1)).clamp(0, 1)
+    assert sum(reader.is_familiar(tinted)) >= 36
+
+
+def test_what_varies_at_every_scale_as_photographs_do_is_outside_the_drawn_world():
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
+    frequency[0, 0] = 1
+    waves = np.fft.fft2(rng.normal(size=(6, 3, 128, 128))) / frequency
+    fields = np.fft.ifft2(waves).real
+    spread = fields.std(axis=(2, 3), keepdims=True)
+    pictures = torch.from_numpy(np.clip(0.5 + 0.2 * fields / spread, 0, 1)).float()
+    assert not any(load_attribute_reader().is_familiar(pictures))
+
+
 def test_the_style_encoder_tells_how_a_picture_is_made_whatever_it_shows():
     encoder = load_style_encoder()
     assert encoder.key.startswith("picturebook-style@")

@@ -2,19 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.errors import EvaluationError
-from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture
+from dreamloom.core.manifests import ImageSet, Photo, PhotoSet, Picture, write_manifest
+from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.scorecard import Score
-from dreamloom.evaluation.retention import MergeSets, evaluate_merge, measure_retention
+from dreamloom.evaluation.retention import (
+    MergeSets,
+    Retention,
+    evaluate_merge,
+    measure_retention,
+)
 from dreamloom.evaluation.scoring import EvaluationOptions
 from dreamloom.evaluation.stats import intervals
 from dreamloom.evaluation.stats.means import harmonic_mean
+from dreamloom.pipeline.score_merge import score_merge
 
 
 def features(*, towards: torch.Tensor, share: float, n: int = 12) -> torch.Tensor:
@@ -139,3 +148,48 @@ def test_only_what_all_have_drawn_is_compared(tmp_path):
     sets[3] = sets[3].model_copy(update={"pictures": sets[3].pictures[:1]})
     with pytest.raises(EvaluationError, match="no picture of the same prompt"):
         evaluate_merge(MergeSets(*sets), photos, None, encoders, options)
+
+
+def test_what_a_merge_in_a_run_kept_stays_in_the_run_for_its_report(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.records.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    folders = {}
+    for name in ("base", "subject", "style", "merged"):
+        folder = run.images / name
+        folder.mkdir(parents=True)
+        pictures = []
+        for seed in range(8):
+            pixels = rng.integers(0, 255, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).resize((128, 128)).save(folder / f"{seed}.png")
+            one = Picture(
+                file=f"{seed}.png",
+                prompt="a photo",
+                seed=seed,
+                scheduler="ddim",
+                steps=5,
+                guidance=4,
+            )
+            pictures.append(one)
+        write_manifest(
+            ImageSet(
+                folder=folder,
+                base={"name": "picturebook"},
+                resolution_px=128,
+                pictures=tuple(pictures),
+            )
+        )
+        folders[name] = folder
+    photos = Path(__file__).parents[1] / "examples" / "rraj"
+    config = load_config("quick", overrides={"evaluate.resamples": 100})
+    found = score_merge(folders, photos, None, config)
+    record = run.read_record("retention-merged")
+    assert record is not None
+    assert Retention.model_validate(record.results) == found
+    # Elsewhere nothing is left behind.
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for name, folder in folders.items():
+        folders[name] = folder.rename(loose / name)
+    score_merge(folders, photos, None, config)
+    assert sorted(path.name for path in loose.iterdir()) == sorted(folders)

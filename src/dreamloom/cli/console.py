@@ -271,14 +271,14 @@ def show_findings(findings: StudyFindings) -> None:
 
 def show_comparisons(compared: Sequence[Comparison]) -> None:
     """Print what changed in each score, and a sentence each on what that rests on."""
-    from dreamloom.evaluation.compare import tell_comparison
+    from dreamloom.evaluation.compare import tell_comparison, tell_outcome
 
     rows = []
     for one in compared:
         gap = "–" if one.difference is None else f"{one.difference:+.3f}"
         between = "–" if one.interval is None else "{:+.3f} to {:+.3f}".format(*one.interval)
         p = "–" if one.p_corrected is None else f"{one.p_corrected:.3f}"
-        rows.append((one.measure, one.outcome, gap, between, p, str(one.pairs)))
+        rows.append((one.measure, tell_outcome(one), gap, between, p, str(one.pairs)))
     head = ("score", "B against A", "difference", "95 % interval", "p", "pairs")
     _print(_table(head, rows))
     for one in compared:

@@ -42,6 +42,22 @@ SubjectChange: TypeAlias = Literal[
 surface: what it seems made of or covered with; teeth: that they show."""
 
 
+SetRole: TypeAlias = Literal[
+    "base",
+    "subject",
+    "subject without class images",
+    "subject with class images",
+    "style",
+    "merged",
+]
+"""Who drew a set of pictures: the base model alone, an adapter of the subject (where it is known,
+taught without or with class images), one of a style, or a merge."""
+
+SetPurpose: TypeAlias = Literal["main", "merge", "table"]
+"""What a set is drawn for: to show what was taught, to stand beside a merge, or to compare
+schedulers and steps."""
+
+
 class Photo(ClosedModel):
     """One photo as training sees it: upright, RGB, scaled until it just covers its crops."""
 
@@ -254,7 +270,15 @@ class ImageSet(ClosedModel):
     """The phrase that names the subject in prompts, where an adapter told it."""
     class_noun: str = ""
     resolution_px: int
+    role: SetRole | None = None
+    """Who drew it; None where nobody said."""
+    purpose: SetPurpose = "main"
     pictures: tuple[Picture, ...]
+
+    @model_serializer(mode="wrap")
+    def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Without a role it is written, and so fingerprinted, as before there were roles.
+        return _leave_out_defaults(self, write(self), "role", "purpose")
 
     def paths(self) -> list[Path]:
         """The pictures' files, in order."""

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from dreamloom.core.errors import EvaluationError
 from dreamloom.evaluation.encoders.catalogue import CLIP_VIT_B_32, DINO_VIT_S_16
 from dreamloom.evaluation.metrics.measures import MEASURE, label_of
-from dreamloom.evaluation.metrics.scorecard import PictureScores, Scorecard
+from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
 from dreamloom.evaluation.stats.intervals import Draws, Sampled, draw, interval, sample_mean
 from dreamloom.evaluation.stats.tests import correct_by_holm, sign_flip_p, smallest_p, student_p
 
@@ -145,9 +145,46 @@ def compare_cards(
 
     Raises:
         EvaluationError: If there is nothing that could be compared: no pictures of the same
-            prompt, seed and sampler, no such score, or other encoders on each side.
+            prompt, seed and sampler, no such score, other encoders on each side, or scores that
+            mean nothing.
     """
+    for side, card in (("first", first), ("second", second)):
+        if card.warning:
+            raise EvaluationError(
+                f"Nothing can be compared. The scores of the {side} side mean nothing: "
+                f"{card.warning}",
+                "Score both with encoders that know such pictures.",
+            )
     return _compare([(first, second)], measures)
+
+
+def read_floor(card: Scorecard) -> Scorecard | None:
+    """Take out of a scorecard what it keeps of the base model's pictures of the same cells.
+
+    Returns:
+        A scorecard to compare with, of per-picture scores alone; None where none were kept.
+    """
+    kept = [picture for picture in card.pictures if picture.floor]
+    names = {name for picture in kept for name in picture.floor}
+    if not names:
+        return None
+    return Scorecard(
+        warning=card.warning,
+        scores={
+            name: Score(
+                value=fmean(p.floor[name] for p in kept if name in p.floor),
+                n=sum(name in p.floor for p in kept),
+                key=card.scores[name].key,
+            )
+            for name in card.scores
+            if name in names
+        },
+        encoders=card.encoders,
+        photos=card.photos,
+        confidence=card.confidence,
+        resamples=card.resamples,
+        pictures=tuple(p.model_copy(update={"values": p.floor, "floor": {}}) for p in kept),
+    )
 
 
 def compare_settings(
@@ -241,7 +278,7 @@ def _refuse(name: str, pairs: Sequence[Pair]) -> str:
         for pair in pairs:
             score = pair[place].scores.get(name)
             if score is None or score.value is None:
-                reason = score.note.removeprefix("not measured: ") if score else ""
+                reason = score.reason if score else ""
                 return f"not measured on the {side} side" + (f": {reason}" if reason else "")
     keys = list(dict.fromkeys(card.scores[name].key for pair in pairs for card in pair))
     if len(keys) > 1:
@@ -261,7 +298,8 @@ def _require(names: Sequence[str], refused: Mapping[str, str], pairs: Sequence[P
         # Two encoders are the likelier mistake, so they are told before what is missing.
         name, reason = min(refused.items(), key=lambda item: not item[1].startswith("not compared"))
         raise EvaluationError(
-            f"Nothing can be compared. {name} is {reason}.", "Score both with the same encoders."
+            f"Nothing can be compared. {name} is {reason}.",
+            "Score both with the same encoders.",
         )
     if any(not _pair_up(*pair) for pair in pairs):
         unknown = any(
@@ -415,7 +453,19 @@ def _tell_few(differences: _Differences, scores: int) -> str:
 
 def tell_comparison(one: Comparison) -> str:
     """Say in one sentence what a comparison found: its words, and what they rest on."""
-    return f"{label_of(one.measure)}: {'; '.join(filter(None, (one.outcome, tell_basis(one))))}."
+    told = tell_outcome(one), tell_basis(one)
+    return f"{label_of(one.measure)}: {'; '.join(filter(None, told))}."
+
+
+def tell_outcome(one: Comparison) -> str:
+    """Say an outcome in the words that readers meet.
+
+    Where there are images enough, and no result could have passed for lack of prompts, more images
+    of the same prompts would not help: the note says how many prompts would.
+    """
+    if one.outcome != "too few images" or one.pairs < FEWEST_PAIRS:
+        return one.outcome
+    return f"too few {'prompts' if one.prompts > 1 else 'seeds'}"
 
 
 def tell_basis(one: Comparison) -> str:

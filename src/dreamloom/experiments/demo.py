@@ -7,6 +7,7 @@ images are seen as well. A pixel-art style is trained apart and merged with the 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,22 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import ClassImageSet, ImageSet, PhotoSet, read_photo_set
+from dreamloom.core.manifests import (
+    ClassImageSet,
+    ImageSet,
+    PhotoSet,
+    SetPurpose,
+    SetRole,
+    read_photo_set,
+)
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.retention import MergeSets, Retention
 from dreamloom.evaluation.scoring import Floor, pick_encoders
-from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
+from dreamloom.inference.generate import ActiveAdapter, Prompt, SetName, generate_images
 from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.base import Model
@@ -30,13 +39,18 @@ from dreamloom.pipeline.score_merge import evaluate_merge_run
 from dreamloom.pipeline.score_set import evaluate_run
 from dreamloom.pipeline.session import open_session
 from dreamloom.pipeline.train import open_run
+from dreamloom.report.answers import find_headline
 from dreamloom.report.render import write_report
+from dreamloom.report.story import read_story
 from dreamloom.training.train import train_adapter
 
 SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
 TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}
 """The seed study's table: every scheduler with every number of steps."""
-QUICK_TABLE = {**TABLE, "steps": (20, 40)}
+QUICK_TABLE = {**TABLE, "steps": (20, 40), "images_per_prompt": 2}
+SUBJECT_PROMPTS, CLASS_PROMPTS = 12, 7
+"""How many prompts are drawn: prompts, not seeds, are what tests count. With seven of a kind the
+smallest p stays below 0.05 corrected for the three scores that class images are asked about."""
 
 
 def examples_folder() -> Path:
@@ -133,26 +147,66 @@ _SETS: dict[str, tuple[str, str]] = {
 """Each set of pictures: what is drawn, and the adapter that draws it; without one it is the base
 model's, and so the floor of all that draw the same. They share prompts, seeds and samplers."""
 
+_ROLES: dict[str, SetRole] = {
+    "": "base",
+    "without_prior": "subject without class images",
+    "with_prior": "subject with class images",
+    "style": "style",
+    "merged": "merged",
+}
+"""Who draws with which adapter."""
+
+_PURPOSES: dict[str, SetPurpose] = {"seed": "main", "pixel": "merge", "table": "table"}
+
 _FLOORS = {what: name for name, (what, adapter) in _SETS.items() if not adapter}
 
 
 def _draw(
     root: RunFolder, model: Model, config: LoomConfig, adapters: dict[str, Path], observe: Observer
 ) -> dict[str, ImageSet]:
-    phrase = config.subject.phrase
-    # Whether "a person" is still everybody is seen only in pictures of the class.
-    prompts = [*pack_prompts("seed-v1", phrase), Prompt(config.class_prompt(), "class")]
+    prompts, seeds = list_prompts(config), config.generate.images_per_prompt
     table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
+    # Many prompts of few seeds tell more than few of many, in the same time.
+    few, enough = min(seeds, max(2, 3 * seeds // 8)), max(seeds, FEWEST_PAIRS)
     drawn = {
-        "seed": (prompts, config.generate),
-        "pixel": (pack_prompts("pixel-v1", phrase), config.generate),
+        "seed": (prompts, config.generate.model_copy(update={"images_per_prompt": few})),
+        "pixel": (
+            pack_prompts("pixel-v1", config.subject.phrase),
+            config.generate.model_copy(update={"images_per_prompt": enough}),
+        ),
         "table": (prompts[:1], table),
     }
     sets = {}
     for name, (what, adapter) in _SETS.items():
         active = [ActiveAdapter(adapters[adapter])] if adapter else []
-        sets[name] = generate_images(root, model, *drawn[what], active, name, observe)
+        named = SetName(name, _ROLES[adapter], _PURPOSES[what])
+        sets[name] = generate_images(root, model, *drawn[what], active, named, observe)
     return sets
+
+
+def list_prompts(config: LoomConfig) -> list[Prompt]:
+    """List the demo's prompts: the seed study's first, and what the embedded model draws besides.
+
+    Whether "a person" is still everybody is seen only in pictures of the class, so these follow.
+    """
+    phrase, noun = config.subject.phrase, config.subject.class_noun
+    packs = [pack_prompts(name, phrase, noun) for name in ("seed-v1", "picturebook-v1")]
+    others = [
+        Prompt(config.class_prompt(), "class"),
+        *pack_prompts("picturebook-class-v1", phrase, noun),
+    ]
+    return [
+        *_first_of([prompt for pack in packs for prompt in pack], SUBJECT_PROMPTS),
+        *_first_of(others, CLASS_PROMPTS),
+    ]
+
+
+def _first_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Keep the first prompts of different words."""
+    different: dict[str, Prompt] = {}
+    for prompt in prompts:
+        different.setdefault(prompt.text, prompt)
+    return list(different.values())[:count]
 
 
 def _score(
@@ -189,13 +243,13 @@ def _score(
 def _summarise(
     root: RunFolder, config: LoomConfig, scorecards: dict[str, Scorecard], retention: Retention
 ) -> None:
-    """Write what programs read: scores of the headline prompt, and seconds per stage."""
-    headline = pack_prompts("seed-v1", config.subject.phrase)[0].text
-    merged = pack_prompts("pixel-v1", config.subject.phrase)[0].text
+    """Write what programs read: the main result, scores of the sets, and seconds per stage."""
+    story = read_story(root.path)
     scores = {
-        name: _prompt_scores(scorecards[name], headline)
-        for name in ("base", "without_prior", "with_prior")
+        name: _list_scores(scorecards[name])
+        for name in ("base", "without_prior", "with_prior", "merged")
     }
+    headline = find_headline(story)
     write_json(
         root.path / "summary.json",
         {
@@ -204,22 +258,30 @@ def _summarise(
             "subject": config.subject.phrase,
             "class_noun": config.subject.class_noun,
             "seed": config.seed,
+            "headline": None
+            if headline is None
+            else {
+                "set": headline.name,
+                "measure": "identity",
+                "of": headline.tell_what(),
+                "prompts": headline.prompts,
+                **headline.score.model_dump(mode="json"),
+            },
             **scores,
             "merged": {
-                **_prompt_scores(scorecards["merged"], merged),
+                **scores["merged"],
                 "identity_retention": retention.identity.model_dump(mode="json"),
                 "style_retention": retention.style.model_dump(mode="json"),
             },
-            "scores_on": {"merged": merged, "base, without_prior, with_prior": headline},
+            "scores_on": "all prompts of each set, as in scores.json",
             "seconds": collect_seconds(root),
             "versions": library_versions(),
         },
     )
 
 
-def _prompt_scores(card: Scorecard, prompt: str) -> dict[str, Any]:
-    group = next(group for group in card.by_prompt if group.prompt == prompt)
-    return {name: score.model_dump(mode="json") for name, score in group.scores.items()}
+def _list_scores(card: Scorecard) -> dict[str, Any]:
+    return {name: score.model_dump(mode="json") for name, score in card.scores.items()}
 
 
 def collect_seconds(root: RunFolder) -> dict[str, float]:

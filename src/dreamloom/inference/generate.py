@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,6 +32,8 @@ from dreamloom.core.manifests import (
     ImageSet,
     Picture,
     PromptStyle,
+    SetPurpose,
+    SetRole,
     SubjectChange,
     read_image_set,
     write_manifest,
@@ -94,6 +97,15 @@ class ActiveAdapter:
         return self.weight.strongest if isinstance(self.weight, Curve) else self.weight
 
 
+class SetName(NamedTuple):
+    """A set's name, with who draws it and what for."""
+
+    name: str
+    role: SetRole | None = None
+    """None reads it from the adapters."""
+    purpose: SetPurpose = "main"
+
+
 def parse_active_adapter(text: str) -> ActiveAdapter:
     """Read ``FILE``, ``FILE:WEIGHT`` or ``FILE:WEIGHT@PROGRESS,…`` as typed on the command line.
 
@@ -139,7 +151,7 @@ def generate_images(
     prompts: Sequence[Prompt],
     config: GenerateConfig,
     active: Sequence[ActiveAdapter] = (),
-    name: str = "pictures",
+    name: str | SetName = "pictures",
     observe: Observer = silent,
     composition: Composition = TOGETHER,
 ) -> ImageSet:
@@ -155,7 +167,8 @@ def generate_images(
         prompts: One or more prompts.
         config: Resolved settings: nothing is ``auto`` any more.
         active: Adapters to apply; none draws the base model.
-        name: The set's name: letters, digits, dash and underscore.
+        name: The set's name: letters, digits, dash and underscore; and for the manifest who draws
+            it and what for, where the adapters do not tell.
         observe: Told of progress.
         composition: How several adapters are applied together.
 
@@ -168,6 +181,7 @@ def generate_images(
         ConfigError: If a scheduler, the set's name or the manner is not allowed, or there is no
             prompt.
     """
+    name, role, purpose = name if isinstance(name, SetName) else SetName(name)
     adapters = check_request(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
     listed = _list_adapters(active, composition)
@@ -204,6 +218,8 @@ def generate_images(
             subject=_first(adapters, "dreamloom.subject"),
             class_noun=_first(adapters, "dreamloom.class_noun"),
             resolution_px=model.advice.resolution_px,
+            role=role or tell_role(adapters),
+            purpose=purpose,
             pictures=tuple(plan),
         )
         manifest = write_manifest(images)
@@ -383,6 +399,21 @@ def _check_composition(
             "never have its turn.",
             "Take shorter turns, as in --compose switch:1, or more --steps.",
         )
+
+
+def tell_role(adapters: Sequence[Adapter]) -> SetRole | None:
+    """Tell from the adapters' headers who draws; None where they do not say."""
+    if not adapters:
+        return "base"
+    told = adapters[0].metadata
+    if len(adapters) > 1 or told.get("dreamloom.kind") == "merge":
+        return "merged"
+    if told.get("dreamloom.kind") != "subject":
+        return None
+    if "dreamloom.prior" not in told:
+        return "subject"
+    prior = told["dreamloom.prior"] != "none"
+    return "subject with class images" if prior else "subject without class images"
 
 
 def _first(adapters: Sequence[Adapter], key: str) -> str:

@@ -29,6 +29,8 @@ def score_merge(
 ) -> Retention:
     """Say how much of the subject and of the style a merge has kept.
 
+    Where the merge's pictures lie in a run, the answer is kept in it, for the report.
+
     Args:
         folders: The pictures of ``base``, ``subject``, ``style`` and ``merged``: the same prompts
             and seeds, drawn by the base model, by each adapter alone, and by the merge.
@@ -50,6 +52,9 @@ def score_merge(
         )
         assert photos is not None
         encoders = pick_encoders(config.evaluate.encoders, sets.merged.base_name, config.device)
+        run = RunFolder(sets.merged.folder.absolute().parents[1])
+        if sets.merged.folder.absolute().parent == run.images and run.is_run():
+            return evaluate_merge_run(run, sets, photos, style, config.evaluate, encoders, observe)
         return evaluate_merge(sets, photos, style, encoders, evaluation_options(config.evaluate))
 
 

@@ -15,7 +15,8 @@ from dreamloom.core.errors import PhotoError
 from dreamloom.core.manifests import ImageSet, Picture
 from dreamloom.data.image_io import open_upright
 from dreamloom.evaluation.metrics.measures import label_of
-from dreamloom.report.story import TABLE, label_set
+from dreamloom.report.roles import TABLE, place_of
+from dreamloom.report.story import label_set
 
 BADGES = ("identity", "clip_t")
 """Scores written below each picture."""
@@ -24,7 +25,6 @@ SHOT_PX = 320
 """Longer side of a picture on the page; smaller pictures keep their pixels."""
 
 _SMALL_PX = 160
-_KINDS = ("base", "without", "with", "style", "merged")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Row:
     cells: list[list[EmbeddedPicture]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gallery:
     """Sets side by side."""
 
@@ -72,12 +72,6 @@ class Gallery:
     seeds: list[int] = field(default_factory=list)
     across: int = 4
     """Pictures beside each other in a cell."""
-
-
-def kind_of(name: str) -> str:
-    """The colour of a set or run, by how its name begins."""
-    own = name.rpartition("/")[2].removeprefix(f"{TABLE}_")
-    return next((kind for kind in _KINDS if own.split("_")[0] == kind), "other")
 
 
 def embed(path: Path, longest_px: int = SHOT_PX) -> tuple[Markup, tuple[int, int]]:
@@ -107,6 +101,7 @@ def build_gallery(
     *,
     title: str = "",
     only: Iterable[str] | None = None,
+    details: Mapping[str, str] | None = None,
 ) -> Gallery:
     """Lay sets side by side.
 
@@ -116,6 +111,7 @@ def build_gallery(
         values: Scores by set, file and name, for the figures below the pictures.
         title: The heading.
         only: Names of the sets whose prompts make rows; None takes all.
+        details: What stands below each set's name; None takes the adapters that drew it.
     """
     wanted = set(only if only is not None else sets)
     samplers = {p.sampler for images in sets.values() for p in images.pictures}
@@ -133,7 +129,7 @@ def build_gallery(
             row = rows.get(_place(picture))
             if row is not None:
                 badges = values.get(set_name, {}).get(picture.file, {})
-                row.cells[index].append(_shot(images, picture, badges))
+                row.cells[index].append(_shot(images, picture, badges, label_set(set_name)))
     groups: dict[str, list[Row]] = {}
     for (category, _, _), row in rows.items():
         groups.setdefault(category, []).append(row)
@@ -146,8 +142,10 @@ def build_gallery(
         columns=[
             Column(
                 label_set(set_name.removeprefix(f"{TABLE}_")),
-                kind_of(set_name),
-                " + ".join(map(str, images.adapters)) or "no adapter",
+                place_of(set_name, images).kind,
+                details[set_name]
+                if details is not None
+                else " + ".join(map(str, images.adapters)) or "no adapter",
             )
             for set_name, images in sets.items()
         ],
@@ -181,11 +179,14 @@ def _place(picture: Picture) -> tuple[str, str, str]:
     return picture.category, picture.prompt, picture.sampler
 
 
-def _shot(images: ImageSet, picture: Picture, values: Mapping[str, float]) -> EmbeddedPicture:
+def _shot(
+    images: ImageSet, picture: Picture, values: Mapping[str, float], drawn_by: str
+) -> EmbeddedPicture:
     source, size = embed(images.folder / picture.file)
+    told = f"{picture.prompt}, seed {picture.seed}, drawn by {drawn_by}"
     return EmbeddedPicture(
         source=source,
-        alt=f"{picture.prompt}, seed {picture.seed}" if source else f"{picture.file} is missing",
+        alt=told if source else f"{picture.file} is missing",
         size=size,
         seed=picture.seed,
         pixelated="pixel" in picture.prompt.lower(),

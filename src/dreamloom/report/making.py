@@ -14,6 +14,8 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import Record, file_sha256
 from dreamloom.evaluation.retention import Retention
+from dreamloom.lora.reading import read_adapter
+from dreamloom.merging.files.certificate import read_certificate
 from dreamloom.report.plots import loss_chart, smoothing_window
 from dreamloom.report.story import Facts, Story, label_run, order_of
 from dreamloom.report.verdicts import tell
@@ -116,7 +118,7 @@ def merge_facts(story: Story) -> Facts:
     """Say how the merge was made, as far as its record tells."""
     record = next((r for _, r in story.records if r.stage == "merge"), None)
     if record is None:
-        return []
+        return [*_certificate_facts(story), *_retention_facts(story)]
     settings, results = record.settings, record.results
     files, weights = settings.get("files"), settings.get("weights")
     facts: Facts = []
@@ -128,6 +130,22 @@ def merge_facts(story: Story) -> Facts:
         facts.append((name.replace("_", " ").capitalize(), _plain(value)))
     facts += _retention_facts(story)
     facts += [(f"SHA-256 of {name}", digest) for name, digest in record.outputs.items()]
+    return facts
+
+
+def _certificate_facts(story: Story) -> Facts:
+    """Say how merged files that lie in the folder were made, as they say it themselves."""
+    facts: Facts = []
+    for path in sorted(story.folder.glob("*.safetensors")):
+        try:
+            adapter = read_adapter(path)
+            recipe = read_certificate(path, adapter).recipe
+        except DreamLoomError:
+            continue  # an adapter that was taught, or another file
+        parts = " + ".join(f"{part.weight:g} × {part.file}" for part in recipe.parts)
+        facts.append((f"Parts of {path.name}", parts))
+        facts.append(("Method", f"{recipe.method}, rank {recipe.rank}"))
+        facts.append((f"SHA-256 of {path.name}", file_sha256(path)))
     return facts
 
 
@@ -151,7 +169,9 @@ def _retention_facts(story: Story) -> Facts:
             "0 as the subject’s adapter alone, 1 as the style’s alone",
         ),
     ):
-        told = f"{tell(score)}: {ends}" if score.measured else score.note or "not measured"
+        told = f"{tell(score)}: {ends}"
+        if not score.measured:
+            told = f"not measured: {score.reason}" if score.reason else "not measured"
         facts.append((label, told))
     if kept.both is not None:
         facts.append(("Both together", f"{kept.both:.3f}, their harmonic mean"))

@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from dreamloom.core.errors import EvaluationError
 from dreamloom.core.manifests import ImageSet
-from dreamloom.evaluation.compare import FEWEST_PAIRS, Comparison, compare_cards, tell_basis
+from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.measures import label_of
-from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
+from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.report.answers import list_verdicts, tell_headline
 from dreamloom.report.gallery import (
     BADGES,
     EmbeddedPicture,
     Gallery,
     build_gallery,
     embed,
-    kind_of,
     prompts_of,
     split_by_prompts,
 )
@@ -31,8 +30,9 @@ from dreamloom.report.making import (
     times,
     version_facts,
 )
+from dreamloom.report.roles import TABLE, Place
+from dreamloom.report.samples import find_failures, sample_galleries
 from dreamloom.report.story import (
-    TABLE,
     Facts,
     Story,
     label_run,
@@ -45,14 +45,6 @@ from dreamloom.report.tables import (
     key_facts,
     score_folds,
     score_table,
-)
-from dreamloom.report.verdicts import (
-    Change,
-    Named,
-    Verdict,
-    judge_change,
-    judge_following,
-    judge_likeness,
 )
 
 _PRIOR_PX = 128
@@ -75,8 +67,9 @@ def lay_out(story: Story) -> SimpleNamespace:
         for name, card in story.cards.items()
     }
     galleries, merge_gallery, table_gallery = _galleries(story, values)
+    places = {name: story.place(name) for name in {*story.cards, *story.sets}}
     alarms = _told(story, lambda card: card.alarms)
-    maps = heat_maps(story.cards)
+    maps = heat_maps(story.cards, places)
     merge = merge_facts(story)
     shown = {name for per_file in values.values() for own in per_file.values() for name in own}
     return SimpleNamespace(
@@ -85,8 +78,9 @@ def lay_out(story: Story) -> SimpleNamespace:
         else f"{story.summary.get('kind', 'study')} report",
         title=story.subject,
         lede=_lede(story),
+        headline=tell_headline(story),
         contents=_contents(bool(merge or merge_gallery), bool(maps or table_gallery)),
-        verdicts=_verdicts(story),
+        verdicts=list_verdicts(story),
         alarms=alarms,
         warnings=_warnings(story, alarms),
         findings=_told(story, lambda card: card.findings),
@@ -94,14 +88,16 @@ def lay_out(story: Story) -> SimpleNamespace:
         all_quiet="No alarm and no warning was raised."
         if story.cards
         else "Nothing was scored here, so nothing could raise an alarm.",
+        failures=find_failures(story),
         galleries=galleries,
+        samples=sample_galleries(story),
         badges=" and ".join(label_of(name) for name in BADGES if name in shown),
         merge_gallery=merge_gallery,
         merge=merge,
         strips=_strips(story),
         maps=maps,
         table_gallery=table_gallery,
-        scores=score_table(story.scores()),
+        scores=score_table(story.scores(), places),
         score_folds=score_folds(story),
         keys=key_facts(story),
         curves=curves(story),
@@ -152,103 +148,7 @@ def _lede(story: Story) -> str:
     return f"{told}; preset {preset}." if preset else f"{told}."
 
 
-# -- verdicts, alarms ------------------------------------------------------------------------------
-
-
-def _verdicts(story: Story) -> list[Verdict]:
-    scores = story.scores()
-    drawn = [n for n in scores if kind_of(n) not in {"base", "style", "merged"}]
-    verdicts = [
-        judge_likeness(
-            f"Is it the {story.class_noun}?",
-            _named(scores, drawn, "identity"),
-            _compare_with_base(story, drawn, "identity"),
-        ),
-        judge_following(
-            "Does it follow the prompts?",
-            _named(scores, drawn, "clip_t"),
-            _compare_with_base(story, drawn, "clip_t"),
-            _base_score(story, drawn),
-        ),
-    ]
-    question = "What did prior preservation change?"
-    if "without_prior" in scores and "with_prior" in scores:
-        verdicts.append(
-            judge_change(
-                question,
-                list_changes(story, "without_prior", "with_prior"),
-                words=("without", "with"),
-                caution="Each was trained once: this compares these two adapters, not the method.",
-            )
-        )
-    elif not story.is_single:
-        needed = "That needs scores of one adapter taught without and one with class images."
-        verdicts.append(Verdict(question, "Not measured", sentences=(needed,)))
-    merged = [name for name in scores if kind_of(name) in {"style", "merged"}]
-    if "merged" in scores:
-        verdicts.append(
-            judge_likeness(
-                f"Is the {story.class_noun} still there after the merge?",
-                _named(scores, merged, "identity"),
-                _compare_with_base(story, merged, "identity"),
-            )
-        )
-    return verdicts
-
-
-def _named(
-    scores: Mapping[str, Mapping[str, Score]], sets: Sequence[str], name: str
-) -> list[Named]:
-    return [(label_set(s), kind_of(s), scores[s].get(name, Score())) for s in sets]
-
-
-def _compare_with_base(story: Story, sets: Sequence[str], measure: str) -> Comparison | None:
-    """Compare the last set that has a score with the base model's pictures of the same prompts.
-
-    Returns:
-        What was compared of the most pictures; None without scorecards of both that share some.
-    """
-    scores = story.scores()
-    measured = [name for name in sets if scores[name].get(measure, Score()).measured]
-    card = story.cards.get(measured[-1]) if measured else None
-    compared: list[Comparison] = []
-    for name, base in story.cards.items():
-        if card is not None and kind_of(name) == "base" and not name.startswith(TABLE):
-            try:
-                compared += compare_cards(base, card, [measure])
-            except EvaluationError:
-                continue  # of other prompts, or by other encoders
-    return max(compared, key=lambda one: one.pairs, default=None)
-
-
-def _base_score(story: Story, drawn: Sequence[str]) -> Score | None:
-    """Find the base model's CLIP-T for the same prompts: as floor of a set, or as its own set."""
-    for name in reversed(drawn):
-        if name in story.cards and "clip_t" in story.cards[name].floors:
-            return story.cards[name].floors["clip_t"]
-    return story.scores().get("base", {}).get("clip_t")
-
-
-def list_changes(story: Story, first: str, second: str) -> list[Change]:
-    """Compare two sets picture by picture, as far as both have a scorecard."""
-    before, after = (story.cards.get(name) for name in (first, second))
-    if before is None or after is None:
-        return []
-    try:
-        compared = compare_cards(before, after)
-    except EvaluationError:
-        return []
-    return [
-        Change(
-            label_of(one.measure),
-            one.outcome,
-            before.scores[one.measure],
-            after.scores[one.measure],
-            evidence=tell_basis(one),
-        )
-        for one in compared
-        if one.measure in before.scores.keys() & after.scores.keys()
-    ]
+# -- alarms ----------------------------------------------------------------------------------------
 
 
 def _told(story: Story, read: Callable[[Scorecard], Sequence[str]]) -> list[str]:
@@ -276,40 +176,43 @@ def _galleries(
     sets = dict(
         sorted(story.sets.items(), key=lambda item: order_of(item[0].removeprefix(f"{TABLE}_")))
     )
-    table = {name: images for name, images in sets.items() if name.startswith(TABLE)}
-    own = [
-        name
-        for name in sets
-        if name not in table
-        and (
-            kind_of(name) in {"style", "merged"}
-            or name.startswith("base_")
-            or name.endswith("_alone")
-        )
-    ]
-    if not any(kind_of(name) == "merged" for name in own):
+    places = {name: story.place(name) for name in sets}
+    table = {name: images for name, images in sets.items() if places[name].purpose == "table"}
+    own = [name for name in sets if places[name].purpose == "merge"]
+    if not any(places[name].role == "merged" for name in own):
         own = []
     main = {n: images for n, images in sets.items() if n not in table and n not in own}
     groups = split_by_prompts(main)
     galleries = [
         build_gallery(
-            f"gallery{number}", group, values, title=", ".join(map(label_set, group)) * (number > 0)
+            f"gallery{number}",
+            group,
+            values,
+            title=", ".join(map(label_set, group)) if number else "All prompts",
         )
         for number, group in enumerate(groups)
     ]
+    beside = _beside_merge(sets, own, places)
     return (
         galleries,
-        build_gallery("gallery-merge", _beside_merge(sets, own), values, only=own) if own else None,
-        build_gallery("gallery-table", table, values) if table else None,
+        build_gallery("gallery-merge", beside, values, title="Beside its parts", only=own)
+        if own
+        else None,
+        build_gallery("gallery-table", table, values, title="All samplers") if table else None,
     )
 
 
-def _beside_merge(sets: Mapping[str, ImageSet], own: Sequence[str]) -> dict[str, ImageSet]:
-    """Put style, merge and base beside each other; the main base set stands in where it fits."""
+def _beside_merge(
+    sets: Mapping[str, ImageSet], own: Sequence[str], places: Mapping[str, Place]
+) -> dict[str, ImageSet]:
+    """Put base, parts and merge beside each other; the main base set stands in where it fits."""
     wanted = set().union(*(prompts_of(sets[name]) for name in own))
-    names = sorted(own, key=lambda name: (kind_of(name) == "base", order_of(name)))
-    if not any(kind_of(name) == "base" for name in own) and "base" in sets:
-        names += ["base"] if prompts_of(sets["base"]) & wanted else []
+    names = list(own)
+    if not any(places[name].role == "base" for name in own):
+        main = [n for n in sets if places[n] == ("base", "main")]
+        names += [name for name in main if prompts_of(sets[name]) & wanted][:1]
+    order = ("base", "subject", "style", "merged")
+    names.sort(key=lambda n: (order.index(places[n].role.split()[0]), order_of(n)))
     return {name: sets[name] for name in names}
 
 

@@ -20,7 +20,7 @@ from dreamloom.core.run_folder import RunFolder, write_text
 from dreamloom.report.page import lay_out
 from dreamloom.report.plots import Bar, score_bars
 from dreamloom.report.story import Story, read_story
-from dreamloom.report.verdicts import Verdict, tell
+from dreamloom.report.verdicts import Verdict, is_from_strangers, tell
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -81,8 +81,9 @@ def _draw_bars(verdict: Verdict) -> Markup:
         if score.value is not None
     ]
     last = verdict.bars[-1][2]
+    floor = "anybody" if is_from_strangers(last) else "base model"
     return Markup(
-        score_bars(bars, last.floor, last.ceiling, floor_label="base model", ceiling_label="photos")
+        score_bars(bars, last.floor, last.ceiling, floor_label=floor, ceiling_label="photos")
     )
 
 

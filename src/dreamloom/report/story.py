@@ -25,9 +25,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
-
-TABLE = "table"
-"""Sets whose names begin so fill the table of schedulers and steps."""
+from dreamloom.report.roles import Place, place_of
 
 _NAMES = {
     "base": "base model",
@@ -91,6 +89,8 @@ class Story:
     """Settings of the first run that has readable ones."""
     events: dict[str, list[dict[str, Any]]]
     """What was logged, by run."""
+    study: dict[str, Any]
+    """What a study found, as its ``study.json`` has it."""
     damage: list[str]
     """What could not be read, each in one sentence."""
 
@@ -118,6 +118,10 @@ class Story:
         named += [s.base["name"] for s in self.sets.values() if "name" in s.base]
         return named[0] if named else (self.config.base if self.config else "")
 
+    def place(self, name: str) -> Place:
+        """Say who drew a set and what for."""
+        return place_of(name, self.sets.get(name))
+
     def scores(self) -> dict[str, dict[str, Score]]:
         """Scores by image set and name, over all prompts.
 
@@ -125,7 +129,7 @@ class Story:
         """
         found = self.summary_scores()
         for name, card in self.cards.items():
-            if not name.startswith(TABLE):
+            if self.place(name).purpose != "table":
                 found[name] = card.scores
         return {name: found[name] for name in sorted(found, key=order_of) if found[name]}
 
@@ -214,6 +218,7 @@ def read_story(folder: Path) -> Story:
         records=_read_records(places, damage),
         config=next((c for run in places.values() if (c := _try_config(run, damage))), None),
         events={name: _events(run) for name, run in places.items()},
+        study=_read_json(folder / "study.json", damage),
         damage=damage,
     )
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from dreamloom.evaluation.metrics.measures import LABELS, MEANINGS, label_of
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
-from dreamloom.report.gallery import kind_of
+from dreamloom.report.roles import TABLE, Place, place_of
 from dreamloom.report.story import (
-    TABLE,
     Facts,
     Story,
     label_set,
@@ -53,14 +52,21 @@ class Block:
     rows: list[Any]
 
 
-def heat_maps(cards: Mapping[str, Scorecard]) -> list[HeatMap]:
+def heat_maps(
+    cards: Mapping[str, Scorecard], places: Mapping[str, Place] | None = None
+) -> list[HeatMap]:
     """Make the tables of schedulers and steps, one for each score.
 
-    Sets whose names begin with ``table`` are taken, or else every set that was drawn with more
-    than one sampler. The base model's own table is left out: it is the others' floor.
+    Sets that were drawn for it are taken, or else every set that was drawn with more than one
+    sampler. The base model's own table is left out: it is the others' floor.
+
+    Args:
+        cards: Scorecards by image set.
+        places: Who drew each set and what for; None tells it by the names.
     """
-    table = {name: card for name, card in cards.items() if name.startswith(TABLE)}
-    adapted = {name: card for name, card in table.items() if kind_of(name) != "base"}
+    places = places or {name: place_of(name) for name in cards}
+    table = {name: card for name, card in cards.items() if places[name].purpose == "table"}
+    adapted = {name: card for name, card in table.items() if places[name].role != "base"}
     chosen = adapted or {n: c for n, c in cards.items() if len(c.by_cell) > 1}
     cells = {
         name: {(group.scheduler or "", group.steps or 0): group.scores for group in card.by_cell}
@@ -124,12 +130,14 @@ def _shades(scored: Sequence[Score]) -> list[float]:
     return [0.0 if score.value is None else 0.5 + (score.value - middle) / span for score in scored]
 
 
-def score_table(scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
+def score_table(
+    scores: Mapping[str, Mapping[str, Score]], places: Mapping[str, Place]
+) -> list[Block]:
     """Make a block for each score: label, kind and score of every set that has it."""
     blocks = []
     for name in _score_names(scores.values()):
         rows = [
-            (label_set(set_name), kind_of(set_name), own[name])
+            (label_set(set_name), (places.get(set_name) or place_of(set_name)).kind, own[name])
             for set_name, own in scores.items()
             if name in own
         ]
@@ -151,7 +159,7 @@ def score_folds(story: Story) -> list[tuple[str, list[Block]]]:
     cards = {
         name: card
         for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
-        if not name.startswith(TABLE)
+        if story.place(name).purpose != "table"
     }
     for field in ("category", "prompt"):
         grouped = {
@@ -161,9 +169,14 @@ def score_folds(story: Story) -> list[tuple[str, list[Block]]]:
         }
         if any(len(groups) > 1 for groups in grouped.values()):
             folds.append((f"By {field}", _grouped_blocks(grouped)))
-    summary = story.summary_scores()
+    # Newer summaries repeat the scorecards; older ones tell of one prompt alone.
+    summary = {
+        name: own
+        for name, own in story.summary_scores().items()
+        if name not in cards or any(cards[name].scores.get(n, one) != one for n, one in own.items())
+    }
     if story.cards and summary:
-        blocks = _grouped_blocks({label: {"": own} for label, own in summary.items()})
+        blocks = _grouped_blocks({label: {"as told": own} for label, own in summary.items()})
         on = story.summary.get("scores_on")
         told = "; ".join(f"{k}: {v}" for k, v in on.items()) if isinstance(on, dict) else on or ""
         folds.append((f"As in summary.json{f' ({told})' if told else ''}", blocks))
@@ -199,7 +212,13 @@ def key_facts(story: Story) -> Facts:
     facts = []
     for name in _score_names(scored):
         keys = {key for scores in scored if name in scores and (key := scores[name].key)}
-        notes = {scores[name].note for scores in scored if name in scores and scores[name].note}
+        notes = {
+            f"not measured: {scores[name].reason}"
+            if not scores[name].measured
+            else scores[name].note
+            for scores in scored
+            if name in scores and scores[name].note
+        }
         named = "; ".join(sorted(keys)) or "; ".join(sorted(notes)) or "its encoder is not named"
         facts.append((label_of(name), named))
     for card in list(story.cards.values())[:1]:
@@ -214,7 +233,7 @@ def fault_facts(story: Story) -> Facts:
     return [
         (f"{label_set(name).capitalize()}: {flags.label}", flags.told)
         for name, card in sorted(story.cards.items(), key=lambda item: order_of(item[0]))
-        if not name.startswith(TABLE)
+        if story.place(name).purpose != "table"
         for flags in card.flags.values()
         if flags.told
     ]

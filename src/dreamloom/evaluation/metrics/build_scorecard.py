@@ -13,6 +13,7 @@ from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import MEASURE
+from dreamloom.evaluation.metrics.per_image import Array
 from dreamloom.evaluation.metrics.scorecard import (
     Flags,
     Group,
@@ -77,14 +78,18 @@ def build_scorecard(
 def _list_pictures(evaluator: Evaluator, sources: Sequence[str]) -> tuple[PictureScores, ...]:
     """List each picture's own values, where a score looked at it."""
     evidence = evaluator.evidence
-    own: dict[str, np.ndarray[Any, Any]] = {}
+    own: dict[str, Array] = {}
+    below: dict[str, Array] = {}
     for measure in evidence.measures:
         values = evaluator.values[measure.name]
         if isinstance(values, str) or measure.kind == "variety":
             continue
-        rows = values.own.mean(axis=1) if values.own.ndim == 2 else values.own
         looked_at = np.array([role in measure.roles for role in evidence.roles])
-        own[measure.name] = np.where(looked_at, rows, np.nan)
+        own[measure.name] = np.where(looked_at, _per_picture(values.own), np.nan)
+        if values.below is not None:
+            beneath = _per_picture(values.below)
+            partners = [np.nan if at is None else beneath[at] for at in evidence.partners]
+            below[measure.name] = np.where(looked_at, partners, np.nan)
     nearest = evidence.nearness.argmax(dim=1).tolist()
     return tuple(
         PictureScores(
@@ -97,14 +102,21 @@ def _list_pictures(evaluator: Evaluator, sources: Sequence[str]) -> tuple[Pictur
             steps=picture.steps or None,
             nearest_photo=sources[nearest[row]],
             copied=bool(evidence.copied[row]),
-            values={
-                name: float(values[row])
-                for name, values in own.items()
-                if not np.isnan(values[row])
-            },
+            values=_pick(own, row),
+            floor=_pick(below, row),
         )
         for row, picture in enumerate(evidence.pictures)
     )
+
+
+def _per_picture(values: Array) -> Array:
+    """Average over photos, where there is a column for each."""
+    averaged: Array = values.mean(axis=1) if values.ndim == 2 else values
+    return averaged
+
+
+def _pick(columns: Mapping[str, Array], row: int) -> dict[str, float]:
+    return {name: float(of[row]) for name, of in columns.items() if not np.isnan(of[row])}
 
 
 def _breakdowns(evidence: Evidence) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 
 class _Listed(BaseModel):
@@ -36,6 +39,11 @@ class Score(_Listed):
         value, floor, ceiling, lift = ("–" if one is None else f"{one:.3f}" for one in numbers)
         between = "–" if self.interval is None else "{:.3f} to {:.3f}".format(*self.interval)
         return [value, str(self.n), between, floor, ceiling, lift]
+
+    @property
+    def reason(self) -> str:
+        """Why there is no value, as a clause to stand behind "not measured:"."""
+        return self.note.removeprefix("not measured: ")
 
     @property
     def measured(self) -> bool:
@@ -73,6 +81,17 @@ class PictureScores(_Listed):
     """Whether it repeats that photo, and so earns no credit for likeness."""
     values: dict[str, float] = {}
     """By score; one that was not measured for this picture is absent."""
+    floor: dict[str, float] = {}
+    """The same of the base model's picture of this prompt, seed, scheduler and steps, where it was
+    seen; cards of before have none."""
+
+    @model_serializer(mode="wrap")
+    def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Without a floor it is written, and so fingerprinted, as before floors were kept.
+        written = write(self)
+        if not self.floor:
+            written.pop("floor", None)
+        return written
 
 
 class Flags(_Listed):

@@ -3,6 +3,7 @@
   const dialog = document.createElement("dialog");
   if (typeof dialog.showModal !== "function") return;
   dialog.className = "zoom";
+  dialog.setAttribute("aria-label", "A closer look");
   document.body.append(dialog);
 
   const shots = [...document.querySelectorAll(".shot img, .strip img")];
@@ -48,8 +49,26 @@
       side.append(enlarged(image, "", false));
       dialog.replaceChildren(head, side);
     }
-    dialog.append(element("p", "← → next picture · Esc closes", "help"));
+    const turn = element("div", "", "turn");
+    for (const [text, act] of [
+      ["← Previous", () => move(-1)],
+      ["Next →", () => move(1)],
+      ["Close", () => dialog.close()],
+    ]) {
+      const button = element("button", text);
+      button.type = "button";
+      button.addEventListener("click", act);
+      turn.append(button);
+    }
+    dialog.append(turn, element("p", "The arrow keys turn, Esc closes.", "help"));
     if (!dialog.open) dialog.showModal();
+  };
+
+  const move = (step) => {
+    const next = shots[shots.indexOf(current) + step];
+    if (!next) return;
+    show(next);
+    dialog.querySelectorAll("button")[step < 0 ? 0 : 1].focus();
   };
 
   for (const image of shots) {
@@ -66,10 +85,6 @@
   dialog.addEventListener("close", () => current && current.focus());
   dialog.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const next = step && shots[shots.indexOf(current) + step];
-    if (next) show(next);
-  });
-  window.addEventListener("beforeprint", () => {
-    for (const fold of document.querySelectorAll("details")) fold.open = true;
+    if (step) move(step);
   });
 })();
