@@ -65,6 +65,9 @@ def test_onetrainers_text_encoders_are_found(tmp_path: Path, theirs: str, ours: 
         "unet.output_blocks.9.0.in_layers.2",
         "clip_l.text_model.encoder.layers.12.mlp.fc1",
         "clip_g.nothing",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_qq",
+        "unet.up_blocks.0.atentions.1.proj_in",
+        "text_encoder.text_model.encoder.layers.0.self_attn.nothing",
     ],
 )
 def test_what_sdxl_has_not_is_refused_by_name(tmp_path: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 from dreamloom.core.errors import AdapterError
@@ -55,6 +56,8 @@ _STABILITY_BLOCKS = (
     *("input_blocks.", "middle_block.", "output_blocks."),
     *("time_embed.", "label_emb.", "out."),
 )
+_BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.layers.", "text_model.")
+_NUMBER = re.compile(r"(?<=blocks|esnets|ntions|mplers|layers)\.\d+\.")
 _OTHERS_ENCODERS = MappingProxyType({"clip_l": "text_encoder", "clip_g": "text_encoder_2"})
 
 # What a LoRA's form cannot hold, by the endings that give it away.
@@ -174,7 +177,11 @@ class LayerNames:
             # OneTrainer's other naming: no layer of diffusers is called so.
             return self._by_name.get(f"{_STABILITY_PREFIX}{inner}")
         if component in COMPONENTS and dot and inner:
-            return respell_text(plain)
+            name = respell_text(plain)
+            # Bases with other blocks have more or fewer of them, of the same inner layers.
+            in_blocks = inner.startswith(_BLOCKS)
+            fits = name in self.known or not in_blocks or _NUMBER.sub(".#.", name) in _shapes()
+            return name if fits else None
         return f"unet.{plain}" if f"unet.{plain}" in self.known else None
 
     def find_component(self, inner_names: Iterable[str]) -> list[str]:
@@ -185,6 +192,12 @@ class LayerNames:
             for component in COMPONENTS
             if all(respell_text(f"{component}.{inner}") in self.known for inner in names)
         ]
+
+
+@cache
+def _shapes() -> frozenset[str]:
+    """Every layer's name without the numbers of its blocks."""
+    return frozenset(_NUMBER.sub(".#.", name) for name in sdxl_layers())
 
 
 def name_naming(found: Iterable[str], keys: Iterable[str]) -> str:
