@@ -200,9 +200,7 @@ def generate_images(
     missing = sum(picture.file not in drawn for picture in plan)
     earlier = f"{missing} of " if drawn else ""
     observe(StageStarted(stage, f"{earlier}{len(plan)} pictures"))
-    for part, adapter in zip(active, adapters, strict=True):
-        if told := tell_other_base(str(part.path), adapter, model):
-            observe(Note(stage, f"{told}; it fits, and draws otherwise than there", warning=True))
+    _tell_other_bases(model, active, adapters, stage, observe)
     with measure_effort(model.runtime) as effort:
         journal = _Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
@@ -294,6 +292,18 @@ def refuse_other_set(
     asked = _name_inputs(prompts, _list_adapters(active, composition))
     if any(earlier.inputs.get(what) != value for what, value in asked.items()):
         raise _holds_others(folder)
+
+
+def _tell_other_bases(
+    model: Model,
+    active: Sequence[ActiveAdapter],
+    adapters: Sequence[Adapter],
+    stage: str,
+    observe: Observer,
+) -> None:
+    for part, adapter in zip(active, adapters, strict=True):
+        if told := tell_other_base(str(part.path), adapter, model):
+            observe(Note(stage, f"{told}; it fits, and draws otherwise than there", warning=True))
 
 
 def check_request(

@@ -17,7 +17,7 @@ from dreamloom.data.image_io import crop_centre, open_upright
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, list_photos
 from dreamloom.models.base import Model
 
-_BLANK = re.compile(r"\{\s*(\w*)\s*\}")
+_BLANK = re.compile(r"\{\s*([^{}]*?)\s*\}")
 # As many photos as tell whether a set was drawn or photographed.
 _LOOKED_AT = 8
 _GLANCE_PX = 32

@@ -82,9 +82,12 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
         if "dreamloom.base_fingerprint" in adapter.metadata
     }
     if len(known) > 1:
+        names = [a.metadata.get("dreamloom.base", "unknown") for _, a in known.values()]
+        # Where bases are called the same, their weights tell them apart.
+        weights = [f", weights {own[:8]}" if len({*names}) < len(names) else "" for own in known]
         listed = ", ".join(
-            f"{path} ({adapter.metadata.get('dreamloom.base', 'unknown')}, weights {own[:8]})"
-            for own, (path, adapter) in known.items()
+            f"{path} ({name}{own})"
+            for (path, _), name, own in zip(known.values(), names, weights, strict=True)
         )
         raise AdapterError(
             f"The adapters were made for different base models: {listed}.",
