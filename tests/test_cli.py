@@ -171,7 +171,11 @@ _TINY = ("train", "{photos}", *_NAMED, "--out", "{out}", "--base", "{tiny}", *_S
         (("generate", "--adapter", "{pickle}", "--prompt", "x", "--out", "{out}"), "pickle", 1),
         (("generate", "--adapter", "{gone}", "--prompt", "x", "--out", "{out}"), "{gone}", 1),
         (("generate", "--out", "{out}"), "nothing to draw", 2),
-        (("generate", "--prompt", "a {subjct}", "--out", "{out}"), "{subjct} in the prompt", 2),
+        (
+            ("generate", "--prompt", "a {subjct}", "--out", "{out}"),
+            "{subjct}, which means nothing here",
+            2,
+        ),
         (("generate", "--prompt", "a {x|y}", "--out", "{out}"), "--prompt for each choice", 2),
         (("generate", "--prompt", "x", "--size", "wide", "--out", "{out}"), "such as 768x512", 2),
         (

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
@@ -41,13 +38,10 @@ from dreamloom.core.manifests import (
 from dreamloom.core.run_folder import (
     Record,
     RunFolder,
-    atomic_path,
     file_sha256,
     fingerprint,
-    write_text,
 )
-from dreamloom.data.foreign_files import list_foreign_files
-from dreamloom.data.photos.listing import name_some
+from dreamloom.inference.journal import JOURNAL, Journal, find_drawn
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -63,9 +57,6 @@ from dreamloom.models.lora_schedule import (
     set_lora_schedules,
 )
 from dreamloom.models.session import follow_noise_schedule, tell_other_base
-
-# Lists an unfinished set's pictures: what they are drawn from, then each one's hash.
-_JOURNAL = "unfinished.jsonl"
 
 
 @dataclass(frozen=True)
@@ -192,17 +183,17 @@ def generate_images(
     }
     folder = run.images / name
     if run.finished(stage, inputs):
-        (folder / _JOURNAL).unlink(missing_ok=True)
+        (folder / JOURNAL).unlink(missing_ok=True)
         observe(StageSkipped(stage, "already drawn"))
         return read_image_set(folder)
     plan = _plan(model, prompts, config)
-    drawn = _find_drawn(folder, run.read_record(stage), inputs, [one.file for one in plan])
+    drawn = find_drawn(folder, run.read_record(stage), inputs, [one.file for one in plan])
     missing = sum(picture.file not in drawn for picture in plan)
     earlier = f"{missing} of " if drawn else ""
     observe(StageStarted(stage, f"{earlier}{len(plan)} pictures"))
     _tell_other_bases(model, active, adapters, stage, observe)
     with measure_effort(model.runtime) as effort:
-        journal = _Journal(folder, inputs, drawn)
+        journal = Journal(folder, inputs, drawn)
         strengths = set_lora_schedules(adapters, [part.weight for part in active], composition)
         with model.apply_adapters(list(zip(adapters, strengths, strict=True))):
             texts = [*(prompt.text for prompt in prompts), config.negative_prompt]
@@ -238,7 +229,7 @@ def generate_images(
             peak_mib=effort.peak_mib,
         )
     )
-    (folder / _JOURNAL).unlink(missing_ok=True)
+    (folder / JOURNAL).unlink(missing_ok=True)
     observe(StageDone(stage, effort.seconds, str(folder)))
     return images
 
@@ -450,100 +441,10 @@ def _plan(model: Model, prompts: Sequence[Prompt], config: GenerateConfig) -> li
     ]
 
 
-def _find_drawn(
-    folder: Path, record: Record | None, inputs: Mapping[str, str], files: Sequence[str]
-) -> dict[str, str]:
-    """Find which of a set's pictures lie in its folder, unharmed; give the hash of each.
-
-    Raises:
-        RunFolderError: If the folder holds a set drawn otherwise, a picture that was changed, or
-            files that are nobody's.
-    """
-    made_from, known = _read_journal(folder)
-    if not any((folder / name).exists() for name in known):
-        made_from = None  # stopped before the first picture
-    foreign = list_foreign_files(folder, [_JOURNAL, *(() if made_from is None else known)])
-    if made_from is None and record is not None and foreign:
-        made_from = record.inputs
-        known = {Path(name).name: sha256 for name, sha256 in record.outputs.items()}
-    elsewhere = "Give this set another --name, or draw into another --out."
-    if made_from is None:
-        if foreign:
-            raise RunFolderError(
-                f"{folder} holds what no record here lists: {name_some(foreign)}.", elsewhere
-            )
-        return {}
-    differing = [name for name, value in inputs.items() if made_from.get(name) != value]
-    if differing:
-        raise RunFolderError(
-            f"{folder} already holds pictures drawn with other {', '.join(differing)}.", elsewhere
-        )
-    # The list of an unfinished set, which a journal does not know, is written anew.
-    there = [name for name in (*files, MANIFEST) if (folder / name).exists()]
-    there = [name for name in there if name != MANIFEST or name in known]
-    changed = [name for name in there if known.get(name) != file_sha256(folder / name)]
-    if changed:
-        raise RunFolderError(
-            f"{folder} holds what was changed since it was drawn: {name_some(changed)}.",
-            "Move that elsewhere to have it drawn again, or give this set another --name.",
-        )
-    return {name: known[name] for name in there if name != MANIFEST}
-
-
-def _read_journal(folder: Path) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """Read what an unfinished set is drawn from, None where there is none, and its hashes."""
-    try:
-        lines = (folder / _JOURNAL).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None, {}
-    made_from: dict[str, str] | None = None
-    known: dict[str, str] = {}
-    for line in lines:
-        try:
-            entry = dict(json.loads(line))
-            made_from = entry.get("inputs", made_from)
-            known |= {entry["file"]: entry["sha256"]} if "file" in entry else {}
-        except (ValueError, TypeError, KeyError):
-            continue  # cut off when the process died, before that picture had its name
-    return made_from, known
-
-
-class _Journal:
-    """Keeps pictures of an unfinished set, and writes down what they are drawn from.
-
-    Args:
-        folder: Where they go.
-        inputs: What the set is drawn from.
-        drawn: The hash of each picture that is there.
-    """
-
-    def __init__(self, folder: Path, inputs: Mapping[str, str], drawn: Mapping[str, str]) -> None:
-        self.drawn = dict(drawn)
-        self._folder = folder
-        self._inputs = dict(inputs)
-        self._is_begun = False
-
-    def keep(self, name: str, image: Image.Image) -> None:
-        """Save a picture; nothing is written before the first."""
-        file = self._folder / _JOURNAL
-        if not self._is_begun:
-            entries = [{"file": name, "sha256": sha256} for name, sha256 in self.drawn.items()]
-            lines = [json.dumps(entry) for entry in ({"inputs": self._inputs}, *entries)]
-            write_text(file, "\n".join(lines) + "\n")
-            self._is_begun = True
-        with atomic_path(self._folder / name) as temporary:
-            image.save(temporary)
-            sha256 = file_sha256(temporary)
-            # Before the picture has its name: whatever bears one is known.
-            with file.open("a", encoding="utf-8") as journal:
-                journal.write("\n" + json.dumps({"file": name, "sha256": sha256}) + "\n")
-        self.drawn[name] = sha256
-
-
 def _draw(
     model: Model,
     plan: Sequence[Picture],
-    journal: _Journal,
+    journal: Journal,
     batch: int,
     stage: str,
     observe: Observer,

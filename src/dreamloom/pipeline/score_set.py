@@ -72,16 +72,11 @@ def evaluate_run(
         "settings": fingerprint(config, subject, key),
     }
     # The file of scores is shared by all sets; the card's own fingerprint says whether it holds.
-    record = run.read_record(stage)
-    known = read_scorecards(run)
-    if (
-        record
-        and record.inputs == inputs
-        and key in known
-        and record.results.get("card") == fingerprint(known[key])
-    ):
+    record, known = run.read_record(stage), read_scorecards(run).get(key)
+    is_same = record and known and record.results.get("card") == fingerprint(known)
+    if record and known and is_same and record.inputs == inputs:
         observe(StageSkipped(stage, "already scored"))
-        return known[key]
+        return known
     observe(StageStarted(stage, f"{len(images.pictures)} pictures"))
     with measure_effort() as effort:
         card = evaluate_images(

@@ -73,15 +73,13 @@ def run_training_loop(
     """
     model, batches, config = context.model, context.batches, context.config
     processes, steps = context.processes, config.train.steps
-    losses = list(earlier)
-    began = time.perf_counter()
+    losses, began = list(earlier), time.perf_counter()
 
     def report(outcome: StepOutcome) -> None:
         _refuse_broken(context, trainable, outcome)
         losses.append(outcome.total)
-        _report_progress(
-            context, outcome, (time.perf_counter() - began) / (len(losses) - len(earlier))
-        )
+        done_here = len(losses) - len(earlier)
+        _report_progress(context, outcome, (time.perf_counter() - began) / done_here)
 
     loss_log = AsyncLossLog(model.runtime.device, report)
     with _watch_for_stop() as stop_asked, _without_garbage_searches():
@@ -102,14 +100,13 @@ def run_training_loop(
                     trainable.backward(loss.total)
                     terms.append(torch.stack(loss.terms).detach())
                     errors += found
-            # Over all batches and processes: the total, the subject's and, with any, the prior's.
-            added = torch.stack(terms).sum(dim=0)
+            added = torch.stack(terms).sum(dim=0)  # total, the subject's and, with any, the prior's
             if processes.count > 1:
                 processes.add_up([*trainable.gradients(), added])
             are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))
             norm = trainable.clip_and_step(are_finite)
-            samples = tuple(sample for one in errors for sample in one.samples)
-            loss_log.write(update, trainable.rate, samples, are_finite, added, norm)
+            seen = tuple(sample for one in errors for sample in one.samples)
+            loss_log.write(update, trainable.rate, seen, are_finite, added, norm)
             done = update + 1
             stop = processes.any_says(stop_asked.is_set(), model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
