@@ -103,6 +103,8 @@ def no_network() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_numbers_count() -> Iterator[None]:
     """Undo what choosing the processor does to subnormal numbers: hypothesis wants them all."""
+    if "torch" in sys.modules:  # a fixture of the module may have chosen it
+        sys.modules["torch"].set_flush_denormal(False)
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)

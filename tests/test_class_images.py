@@ -43,6 +43,9 @@ class Painter:
         self.shots = []
         self.stop_after = None
 
+    def check_sampler(self, scheduler, steps):
+        pass
+
     def sample(self, shots, sampler, resolution_px, batch):
         assert len(shots) <= batch
         if self.stop_after is not None and len(self.shots) >= self.stop_after:

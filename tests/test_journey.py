@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.device import Runtime, pick_runtime
@@ -84,8 +85,13 @@ def test_photos_to_adapter_to_pictures_to_scores(
     base = read_image_set(floor)
     known = Floor(base, read_class_image_set(run.priors).paths())
     assert run.read_record(f"evaluate-{pictures.name}").inputs["floor"] == known.fingerprint
-    score(pictures, photos, asked, floor, photos)
-    others = Floor(base, sorted(photos.iterdir()))
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    for path in sorted(photos.iterdir()):
+        with Image.open(path) as photo:
+            photo.convert("RGB").rotate(90).save(strangers / f"{path.stem}.png")
+    score(pictures, photos, asked, floor, strangers)
+    others = Floor(base, sorted(strangers.iterdir()))
     assert run.read_record(f"evaluate-{pictures.name}").inputs["floor"] == others.fingerprint
     assert len({known.fingerprint, others.fingerprint, base.fingerprint}) == 3
 

@@ -495,6 +495,15 @@ def taught(model, tmp_path_factory):
     return home
 
 
+# Adapters tell a base's name alone, so searches name its folder.
+BASE: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_base(tiny_sdxl: Path) -> None:
+    BASE["base"] = str(tiny_sdxl)
+
+
 def make_adapter(model, seed: int, name: str, loud: float = 60.0) -> Adapter:
     rng = torch.Generator().manual_seed(seed)
     blocks = ("conv_in", "down_blocks.1", "mid_block", "up_blocks.1", "conv_out")
@@ -544,7 +553,7 @@ def settings(**changes) -> LoomConfig:
         "evaluate.encoders": "picturebook",
         "evaluate.resamples": 200,
     }
-    return load_config(overrides=overrides | changes)
+    return load_config(overrides=overrides | BASE | changes)
 
 
 def list_pictures(out: Path) -> list[Path]:
@@ -795,7 +804,7 @@ def test_the_command_prints_what_it_found(searched, taught) -> None:
     words = [
         *("search", *files, "--photos", str(taught / "subject")),
         *("--style-photos", str(taught / "style"), "--budget", "118", "--steps", "2"),
-        *(*prompts, "--device", "cpu", "--out", str(out)),
+        *(*prompts, "--device", "cpu", "--base", BASE["base"], "--out", str(out)),
         *(word for text in sets for word in ("--set", text)),
     ]
     told = CliRunner().invoke(main, ["--quiet", *words])

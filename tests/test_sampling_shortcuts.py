@@ -81,7 +81,7 @@ def draw_by_hand(
         weight = GUIDANCE if interval[0] <= progress <= interval[1] else 1.0
         noise = predicted[0] + weight * (predicted[1] - predicted[0])
         latents = scheduler.step(noise, t, latents).prev_sample
-    return model._decode(latents)
+    return model._decode(latents, SHOTS)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "pndm", "heun"])
