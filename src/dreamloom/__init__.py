@@ -6,9 +6,9 @@ costs nothing.
 
 from __future__ import annotations
 
-from dreamloom.core.lazy_names import offer
+from dreamloom.core.lazy_names import offer_names
 
-__all__, __getattr__ = offer(
+__all__, __getattr__ = offer_names(
     __name__,
     {
         "Adapter": "lora.adapter",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Callback = Callable[..., Any]
 
 
-class Size(click.ParamType[tuple[int, int]]):
+class SizeOption(click.ParamType[tuple[int, int]]):
     """Width and height in pixels, written as 768x512."""
 
     name = "WxH"
@@ -35,7 +35,7 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(sides[1]), int(sides[2])
 
 
-SIZE = Size()
+SIZE = SizeOption()
 
 
 class _Path(click.Path):

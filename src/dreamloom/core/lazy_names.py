@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 
-def offer(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
+def offer_names(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
     """Make a package's ``__all__`` and ``__getattr__`` from where each name is at home.
 
     Args:

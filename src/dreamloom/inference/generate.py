@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dreamloom.core.config.settings import GenerateConfig
 from dreamloom.core.device import measure_effort
-from dreamloom.core.errors import ConfigError, RunFolderError
+from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import (
     Note,
     Observer,
@@ -41,7 +41,7 @@ from dreamloom.core.run_folder import (
     file_sha256,
     fingerprint,
 )
-from dreamloom.inference.journal import JOURNAL, Journal, find_drawn
+from dreamloom.inference.journal import JOURNAL, Journal, find_drawn, refuse_other_inputs
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
@@ -258,13 +258,6 @@ def _name_inputs(prompts: Sequence[Prompt], listed: Sequence[AdapterEntry]) -> d
     }
 
 
-def _holds_others(folder: Path) -> RunFolderError:
-    return RunFolderError(
-        f"{folder} already holds pictures drawn with other prompts, adapters or settings.",
-        "Give this set another --name, or draw into another --out.",
-    )
-
-
 def refuse_other_set(
     run: RunFolder,
     name: str,
@@ -281,8 +274,7 @@ def refuse_other_set(
     if earlier is None or not (folder / MANIFEST).is_file():
         return
     asked = _name_inputs(prompts, _list_adapters(active, composition))
-    if any(earlier.inputs.get(what) != value for what, value in asked.items()):
-        raise _holds_others(folder)
+    refuse_other_inputs(folder, earlier.inputs, asked)
 
 
 def _tell_other_bases(

@@ -17,6 +17,8 @@ from dreamloom.data.photos.listing import name_some
 # Lists an unfinished set's pictures: what they are drawn from, then each one's hash.
 JOURNAL = "unfinished.jsonl"
 
+_ELSEWHERE = "Give this set another --name, or draw into another --out."
+
 
 def find_drawn(
     folder: Path, record: Record | None, inputs: Mapping[str, str], files: Sequence[str]
@@ -34,18 +36,13 @@ def find_drawn(
     if made_from is None and record is not None and foreign:
         made_from = record.inputs
         known = {Path(name).name: sha256 for name, sha256 in record.outputs.items()}
-    elsewhere = "Give this set another --name, or draw into another --out."
     if made_from is None:
         if foreign:
             raise RunFolderError(
-                f"{folder} holds what no record here lists: {name_some(foreign)}.", elsewhere
+                f"{folder} holds what no record here lists: {name_some(foreign)}.", _ELSEWHERE
             )
         return {}
-    differing = [name for name, value in inputs.items() if made_from.get(name) != value]
-    if differing:
-        raise RunFolderError(
-            f"{folder} already holds pictures drawn with other {', '.join(differing)}.", elsewhere
-        )
+    refuse_other_inputs(folder, made_from, inputs)
     # The list of an unfinished set, which a journal does not know, is written anew.
     there = [name for name in (*files, MANIFEST) if (folder / name).exists()]
     there = [name for name in there if name != MANIFEST or name in known]
@@ -56,6 +53,21 @@ def find_drawn(
             "Move that elsewhere to have it drawn again, or give this set another --name.",
         )
     return {name: known[name] for name in there if name != MANIFEST}
+
+
+def refuse_other_inputs(
+    folder: Path, made_from: Mapping[str, str], inputs: Mapping[str, str]
+) -> None:
+    """Refuse to draw a set into a folder whose pictures are drawn from something else.
+
+    Raises:
+        RunFolderError: If an input differs; it names each that does.
+    """
+    differing = [name for name, value in inputs.items() if made_from.get(name) != value]
+    if differing:
+        raise RunFolderError(
+            f"{folder} already holds pictures drawn with other {', '.join(differing)}.", _ELSEWHERE
+        )
 
 
 def _read_journal(folder: Path) -> tuple[dict[str, str] | None, dict[str, str]]:

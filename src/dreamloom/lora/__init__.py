@@ -3,9 +3,9 @@
 What other programs need of it is found here, too, and loaded on first use.
 """
 
-from dreamloom.core.lazy_names import offer
+from dreamloom.core.lazy_names import offer_names
 
-__all__, __getattr__ = offer(
+__all__, __getattr__ = offer_names(
     __name__,
     {
         "Adapter": "adapter",
