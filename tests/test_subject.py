@@ -10,17 +10,17 @@ from PIL import Image
 from dreamloom.cli.main import main
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import SubjectConfig
-from dreamloom.core.errors import ConfigError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.manifests import ImageSet
 from dreamloom.pipeline.score import find_subject
 from dreamloom.pipeline.subject import (
     check_held_out,
     describe_reading,
     fill_subject,
-    refuse_other_subject,
     require_subject,
     warn_of_photographs,
 )
+from dreamloom.pipeline.train import open_run, take_up
 from studio_set import make_photos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -87,13 +87,18 @@ def test_the_noun_follows_the_phrase_that_was_given_last(tmp_path):
     assert load_config(file=file, sets=["subject.phrase=sks cat"]).subject.class_noun == "cat"
 
 
-def test_a_run_goes_on_with_its_own_subject_only():
-    known = load_config(overrides={"subject.phrase": "rraj person"})
-    refuse_other_subject(Path("run"), known, load_config())
-    refuse_other_subject(Path("run"), known, known)
-    for given in ({"subject.phrase": "zzz dog"}, {"subject.class_noun": "dog"}):
-        with pytest.raises(ConfigError, match="The run in run has"):
-            refuse_other_subject(Path("run"), known, load_config(overrides=given))
+def test_a_run_goes_on_with_its_own_subject_only(tmp_path):
+    known = load_config(overrides={"subject.phrase": "rraj person", "subject.class_noun": "man"})
+    begun = open_run(tmp_path / "run", known)
+    same_phrase = load_config(overrides={"subject.phrase": "rraj person"})
+    for given in (load_config(), known, same_phrase):
+        assert take_up(begun, given) == known
+    for name, value in (("phrase", "zzz dog"), ("class_noun", "dog"), ("class_noun", "person")):
+        given = load_config(overrides={f"subject.{name}": value})
+        with pytest.raises(
+            RunFolderError, match=rf"subject\.{name} is .* there and '{value}' here"
+        ):
+            take_up(begun, given)
 
 
 def test_a_misspelt_blank_is_refused_with_the_nearest():

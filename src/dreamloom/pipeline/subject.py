@@ -65,29 +65,6 @@ def name_subject(phrase: str, noun: str | None) -> SubjectConfig:
     return subject
 
 
-def refuse_other_subject(out: Path, run: LoomConfig, given: LoomConfig) -> None:
-    """Refuse to go on with a run under another subject than its own.
-
-    Raises:
-        ConfigError: If the settings that were given name another phrase or class noun.
-    """
-    if "subject" not in given.model_fields_set:
-        return
-    asked, known = given.subject, run.subject
-    named = asked.model_fields_set
-    implied = {known.class_noun, asked.phrase.split()[-1]}
-    for name, differs in (
-        ("phrase", "phrase" in named and asked.phrase != known.phrase),
-        ("class_noun", "class_noun" in named and asked.class_noun not in implied),
-    ):
-        if differs:
-            raise ConfigError(
-                f"The run in {out} has subject.{name} = {getattr(known, name)!r}, not "
-                f"{getattr(asked, name)!r}.",
-                "Leave it out to go on with that run, or name another --out for a new one.",
-            )
-
-
 def fill_subject(text: str, phrase: str) -> str:
     """Put the subject's phrase into a prompt that was typed.
 

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from dreamloom.core.toml_files import NONE, Section
 
@@ -86,13 +92,18 @@ class SubjectConfig(Section):
     )
     """The prompt of the class images; {class_noun} stands for the noun."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _take_the_noun_from_the_phrase(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "class_noun" not in given:
-            words = str(given.get("phrase", "")).split()
-            return {**given, "class_noun": words[-1]} if words else given
-        return given
+    def _take_the_noun_from_the_phrase(
+        cls, given: Any, check: ModelWrapValidatorHandler[SubjectConfig]
+    ) -> SubjectConfig:
+        is_open = isinstance(given, dict) and "class_noun" not in given
+        words = str(given.get("phrase", "")).split() if is_open else []
+        if not words:
+            return check(given)
+        subject = check({**given, "class_noun": words[-1]})
+        subject.model_fields_set.remove("class_noun")  # it follows; nobody gave it
+        return subject
 
     @property
     def lacks_noun(self) -> bool:
