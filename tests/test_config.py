@@ -362,9 +362,9 @@ ADVICE = {
 def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     flat = flatten(load_config(preset, sets=["train.rank=8"]).resolve(ADVICE))
     left = {name for name, value in flat.items() if value == "auto"}
-    # These depend on the machine, and on where the pictures come from.
+    # These depend on the machine, on where the pictures come from, and on what is written.
     assert left == {
-        *("device", "precision", "validation.tracker", "evaluate.encoders"),
+        *("device", "precision", "validation.tracker", "evaluate.encoders", "adapter.format"),
         *(
             "memory.limit",
             "memory.gradient_checkpointing",

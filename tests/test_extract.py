@@ -4,21 +4,25 @@ import json
 import shutil
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dreamloom.core.errors import AdapterError, BaseModelError, ConfigError, RunFolderError
 from dreamloom.core.events import Note
-from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
+from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.extract import extract_adapter, find_nearest
+from dreamloom.merging.files.convert import extract_file
 from dreamloom.merging.files.fuse import fuse_into_checkpoint
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.merging.ranks import parse_rank
+from dreamloom.models.peftstate import describe_config
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from merges import full_disk
 from test_loading import original_layout
@@ -177,6 +181,59 @@ def test_adapters_of_different_layers_are_fused_together(tiny_sdxl, adapter, tmp
         torch.testing.assert_close(change, 0.5 * adapter.layers[name].update(), rtol=0, atol=1e-6)
 
 
+def taught_by_peft(unet, config):
+    """An adapter that PEFT knows, with random factors, and the weights that PEFT merges."""
+    torch.manual_seed(5)
+    peft.inject_adapter_in_model(config, unet)
+    for name, weight in unet.named_parameters():
+        if "lora_" in name or "oft_" in name:
+            weight.data += 0.05 * torch.randn_like(weight)
+    tensors = {f"unet.{k}": t.clone() for k, t in peft.get_peft_model_state_dict(unet).items()}
+    merged = {}
+    for name in config.target_modules:
+        module = unet.get_submodule(name)
+        module.merge()
+        merged[f"unet.{name}"] = module.base_layer.weight.detach().clone()
+    return tensors, merged
+
+
+@pytest.mark.parametrize("kind", ["dora", "oft"])
+def test_kinds_of_peft_are_fused_as_peft_merges_them(tiny_sdxl, tmp_path, kind):
+    names = [n.removeprefix("unet.") for n in LAYERS[:2]]
+    given = {"dora": {"use_dora": True, "r": 2}, "oft": {"oft_block_size": 2}}
+    make = {"dora": peft.LoraConfig, "oft": peft.OFTConfig}
+    config = make[kind](target_modules=names, **given[kind])
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    tensors, merged = taught_by_peft(unet, config)
+    described = describe_config(config) | {"target_modules": sorted(names)}
+    state = PeftState(kind, tensors, {"unet": described})
+    file = tmp_path / "a.safetensors"
+    write_adapter(file, Adapter({}, peft=state))
+    fused = fuse_into_checkpoint([AdapterPart(file)], str(tiny_sdxl), tmp_path / "baked")
+    assert fused.layers == 2
+    new = open_weights(str(tmp_path / "baked"))
+    for name, weight in merged.items():
+        torch.testing.assert_close(new.read(name), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dora_that_scales_inputs_is_fused(tiny_sdxl, adapter, tmp_path):
+    old = open_weights(str(tiny_sdxl))
+    layers = {name: adapter.layers[name] for name in LAYERS[:2]}
+    lengths = {name: 1 + torch.rand(old.shape(name)[1]) for name in layers}
+    file = tmp_path / "a.safetensors"
+    write_adapter(
+        file, Adapter({}, peft=make_dora(layers, lengths, "inputs")), format="kohya-diffusers"
+    )
+    fuse_into_checkpoint([AdapterPart(file)], str(tiny_sdxl), tmp_path / "baked")
+    new = open_weights(str(tmp_path / "baked"))
+    for name in layers:
+        columns = new.read(name).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(columns.norm(dim=1), lengths[name], rtol=1e-4, atol=1e-5)
+        moved = (old.read(name) + layers[name].update()).transpose(0, 1).flatten(1)
+        cosines = torch.cosine_similarity(columns, moved)
+        torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["tiny_sdxl", "single", "half"])
 def test_a_fused_model_is_laid_out_as_its_base(kind, request, part, tmp_path):
     base = request.getfixturevalue(kind)
@@ -299,10 +356,10 @@ def test_a_fused_model_is_replaced_only_if_asked(tiny_sdxl, part, tmp_path):
 
 
 def test_layers_that_the_base_has_not_are_refused(tiny_sdxl, part, tmp_path):
-    layers = {"unet.nowhere.to_q": Layer(torch.ones(1, 3), torch.ones(2, 1))}
-    write_adapter(part.path, Adapter(layers))
+    name = "unet.down_blocks.7.attentions.0.proj_in"
+    write_adapter(part.path, Adapter({name: Layer(torch.ones(1, 3), torch.ones(2, 1))}))
     says = refused(AdapterError, part, tiny_sdxl, tmp_path / "baked")
-    assert says == (f"{part.path} changes 1 layers that the base model has not: unet.nowhere.to_q.")
+    assert says == f"{part.path} changes 1 layers that the base model has not: {name}."
 
 
 def test_layers_of_another_shape_are_refused(tiny_sdxl, part, tmp_path):
@@ -338,6 +395,17 @@ def test_what_was_fused_is_extracted(kind, rank, request, adapter, part, tmp_pat
         torch.testing.assert_close(layer.update(), wanted, rtol=0, atol=tolerance)
     assert found.adapter.metadata["dreamloom.base_fingerprint"] == fingerprint_weights(base)
     assert float(found.adapter.metadata["dreamloom.error"]) == pytest.approx(found.error, rel=1e-4)
+
+
+def test_a_full_disk_ends_an_extract_in_a_sentence(tiny_sdxl, part, tmp_path):
+    fuse_into_checkpoint([part], str(tiny_sdxl), tmp_path / "baked")
+    out = tmp_path / "new" / "out.safetensors"
+    out.parent.mkdir()
+    with full_disk(100), pytest.raises(RunFolderError) as caught:
+        extract_file((str(tmp_path / "baked"), str(tiny_sdxl)), out, parse_rank("2"))
+    assert caught.value.problem.startswith(f"{out} cannot be written: ")
+    assert "File too large" in caught.value.problem
+    assert list(out.parent.iterdir()) == []
 
 
 def test_layouts_may_differ(tiny_sdxl, single, part, adapter, tmp_path):

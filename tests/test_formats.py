@@ -1,5 +1,8 @@
 """Formats of adapter files: every spelling means the same change, here and in other programs."""
 
+import base64
+import io
+import itertools
 import json
 import math
 import re
@@ -13,6 +16,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,14 +32,15 @@ from dreamloom.lora.assembly import (
     split_exactly,
     truncate_change,
 )
-from dreamloom.lora.conversion import approximate_dora, as_lora
+from dreamloom.lora.conversion import approximate_dora, as_lora, change_of_dora
 from dreamloom.lora.key_names import LayerNames
 from dreamloom.lora.peftconfig import make_dora
+from dreamloom.lora.readers import tell_readers
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text, sdxl_layers, underscore
 from dreamloom.lora.summary import describe_adapter
-from dreamloom.lora.writing import write_adapter
-from dreamloom.merging.files.convert import convert_file
+from dreamloom.lora.writing import choose_format, write_adapter
+from dreamloom.merging.files.convert import FileForm, convert_file
 from looks import psnr_of_arrays
 
 PACKAGE = Path(dreamloom.__file__).parent
@@ -437,14 +442,14 @@ def test_a_dora_is_no_lora_for_free():
 
 def lycoris_file(kind, module, name, dora=False, **given):
     """One layer's tensors as LyCORIS saves them, and the change that its forward pass applies."""
-    pytest.importorskip("lycoris", reason="LyCORIS is not installed")
     from lycoris.modules.locon import LoConModule
     from lycoris.modules.loha import LohaModule
     from lycoris.modules.lokr import LokrModule
 
     classes = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule}
     torch.manual_seed(3)
-    made = classes[kind](name, module, lora_dim=2, alpha=3, weight_decompose=dora, **given)
+    given = {"lora_dim": 2, "alpha": 3, **given}
+    made = classes[kind](name, module, weight_decompose=dora, **given)
     for weight in made.parameters():
         if weight.ndim and weight.requires_grad and weight is not getattr(made, "dora_scale", None):
             nn.init.normal_(weight)
@@ -470,6 +475,7 @@ LYCORIS = {
     "lokr conv": ("lokr", CONV, {}),
     "lokr conv whole": ("lokr", CONV, {"full_matrix": True}),
     "lokr tucker": ("lokr", CONV, {"use_tucker": True}),
+    "lokr tucker of rank 1": ("lokr", CONV, {"use_tucker": True, "lora_dim": 1}),
     "lokr factor": ("lokr", TO_Q, {"factor": 4}),
 }
 
@@ -496,12 +502,315 @@ def test_a_dora_of_lycoris_is_that_of_peft(tmp_path, name):
     assert errors[name] < 1e-6
 
 
-def test_a_dora_that_scales_inputs_is_refused_by_name(tmp_path):
-    tensors = in_kohya(Adapter({TO_Q: random_layer(torch.empty(6, 6), 2)}))
+@pytest.mark.parametrize("outputs", [True, False], ids=["outputs", "inputs"])
+@pytest.mark.parametrize(
+    ("kind", "name", "given"),
+    [
+        ("locon", TO_Q, {}),
+        ("locon", CONV, {}),
+        ("locon", CONV, {"use_tucker": True}),
+        ("loha", TO_Q, {}),
+        ("loha", CONV, {}),
+        ("lokr", TO_Q, {"factor": 2}),
+        ("lokr", CONV, {"factor": 2}),
+    ],
+    ids=lambda value: (
+        value if isinstance(value, str) else "tucker" if "use_tucker" in value else ""
+    ),
+)
+def test_a_dora_of_any_product_scales_outputs_or_inputs(tmp_path, kind, name, given, outputs):
+    """Squares: the shapes alone do not tell which side of a convolution is meant."""
+    module = nn.Linear(6, 6) if name == TO_Q else nn.Conv2d(6, 6, 3)
+    stem = sdxl_layers()[name].kohya
+    tensors, _, made = lycoris_file(kind, module, stem, dora=True, wd_on_out=outputs, **given)
+    nn.init.uniform_(made.dora_scale, 0.5, 2.0)
+    found = read(tmp_path, tensors)
+    assert found.peft.dora_axis == ("outputs" if outputs else "inputs")
+    weight = module.weight.detach()
+    # Its forward pass is what was taught; get_merged_weight of a LoHa scales twice.
+    made.eval()
+    inputs = draw(4, 6) if name == TO_Q else draw(2, 6, 5, 5)
+    with torch.no_grad():
+        expected = made(inputs)
+        change = change_of_dora(found.peft, name, weight)
+        moved = (weight + change).float()
+        operate = nn.functional.linear if name == TO_Q else nn.functional.conv2d
+        torch.testing.assert_close(
+            operate(inputs, moved, module.bias), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_magnitudes_that_fit_no_side_are_refused(tmp_path):
+    tensors = in_kohya(Adapter({TO_Q: random_layer(torch.empty(6, 4), 2)}))
     stem = sdxl_layers()[TO_Q].kohya
-    assert "scales the inputs of" in refusal(tmp_path, tensors | {f"{stem}.dora_scale": draw(1, 6)})
+    problem = refusal(tmp_path, tensors | {f"{stem}.dora_scale": draw(1, 6)})
+    assert "have the shape (1, 6), and the layer has 6 outputs and 4 inputs" in problem
     found = read(tmp_path, tensors | {f"{stem}.dora_scale": draw(6, 1)})
-    assert found.kind == "dora"
+    assert found.peft.dora_axis == "outputs"
+
+
+def test_a_dora_of_outputs_here_and_inputs_there_is_refused(tmp_path):
+    tensors = in_kohya(Adapter({n: random_layer(torch.empty(6, 4), 2) for n in (TO_Q, TO_OUT)}))
+    tensors[f"{sdxl_layers()[TO_Q].kohya}.dora_scale"] = draw(6, 1)
+    tensors[f"{sdxl_layers()[TO_OUT].kohya}.dora_scale"] = draw(1, 4)
+    assert "scales the outputs of some layers and the inputs of others" in refusal(
+        tmp_path, tensors
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3, 3)])
+def test_a_dora_of_inputs_is_written_in_kohyas_names_alone(tmp_path, shape):
+    name = TO_Q if len(shape) == 2 else CONV
+    layers = {name: random_layer(torch.empty(shape), 2)}
+    dora = Adapter({}, peft=make_dora(layers, {name: draw(4).abs()}, "inputs"))
+    file = tmp_path / "dora.safetensors"
+    with pytest.raises(AdapterError, match="scales inputs, which PEFT and diffusers do not know"):
+        write_adapter(file, dora, format="peft")
+    assert not file.exists()
+    write_adapter(file, dora, format="auto")
+    assert choose_format(dora) == "kohya"
+    back = read_adapter(file)
+    assert back.peft.dora_axis == "inputs"
+    for key, tensor in dora.peft.tensors.items():
+        assert torch.equal(back.peft.tensors[key], tensor)
+
+
+# ------------------------------------------------------------------ spellings of other programs
+
+SGM_Q, SGM_CONV = (sdxl_layers()[name].stability for name in (TO_Q, CONV))
+K_PROJ = "text_model.encoder.layers.3.self_attn.k_proj"
+K_NAME = "text_encoder.encoder.layers.3.self_attn.k_proj"
+
+
+def in_spelling(stem, down="lora_down.weight", up="lora_up.weight", alpha=True):
+    """One layer as a program names it, and its change; an alpha halves the strength."""
+    layer = random_layer(torch.empty(6, 4), 2, len(stem))
+    tensors = {f"{stem}{'' if down.startswith('_') else '.'}{down}": layer.down}
+    tensors[f"{stem}{'' if up.startswith('_') else '.'}{up}"] = layer.up
+    if alpha:
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    return tensors, layer.update() * (0.5 if alpha else 1.0)
+
+
+OF_PROGRAMS = {
+    "diffusers' scripts, --output_kohya_format": (
+        underscore(TO_Q),
+        TO_Q,
+        ("_lora.down.weight", "_lora.up.weight", False),
+    ),
+    "ComfyUI, denoiser": (f"diffusion_model.{SGM_Q}", TO_Q, ()),
+    "ComfyUI, first text encoder": (f"text_encoders.clip_l.transformer.{K_PROJ}", K_NAME, ()),
+    "ComfyUI, second text encoder": (
+        f"text_encoders.clip_g.transformer.{K_PROJ}",
+        K_NAME.replace("encoder.", "encoder_2.text_model.", 1),
+        (),
+    ),
+    "ComfyUI, text projection": (
+        "text_encoders.clip_g.transformer.text_projection",
+        "text_encoder_2.text_projection",
+        (),
+    ),
+    "OneTrainer, ORIGINAL": (SGM_Q, TO_Q, ("lora_A.weight", "lora_B.weight")),
+    "OneTrainer, OMI": (f"unet.{SGM_Q}", TO_Q, ()),
+    "OneTrainer, OMI, text": (f"clip_l.{K_PROJ}", K_NAME, ()),
+    "SimpleTuner": (underscore(TO_Q).replace("lora_unet_", "lycoris_"), TO_Q, ()),
+    "transformers 5 in kohya's names": (
+        "lora_te1_encoder_layers_3_self_attn_k_proj",
+        K_NAME,
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("program", OF_PROGRAMS)
+def test_spellings_of_other_programs_are_read(tmp_path, program):
+    stem, name, endings = OF_PROGRAMS[program]
+    tensors, change = in_spelling(stem, *endings)
+    found = read(tmp_path, tensors)
+    assert list(found.layers) == [name]
+    torch.testing.assert_close(found.layers[name].update(), change)
+
+
+def test_onetrainers_loha_of_a_convolution_is_read(tmp_path):
+    rank = 5
+    tall, wide = (6, rank, 1, 1), (rank, 4, 3, 3)
+    parts = [draw(*shape, seed=n) for n, shape in enumerate((tall, wide, tall, wide))]
+    stem = sdxl_layers()[CONV].kohya
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    tensors = {f"{stem}.{name}": part for name, part in zip(names, parts, strict=True)}
+    up1, down1, up2, down2 = (part.flatten(1) for part in parts)
+    change = ((up1 @ down1) * (up2 @ down2)).view(6, 4, 3, 3)
+    found = read(tmp_path, tensors | {f"{stem}.alpha": torch.tensor(float(rank))})
+    torch.testing.assert_close(found.layers[CONV].update(), change)
+
+
+def test_dyloras_convolution_has_a_matrix_for_its_outer_factor(tmp_path):
+    stem = sdxl_layers()[CONV].kohya
+    down, up = draw(2, 4, 3, 3), draw(6, 2, seed=1)
+    found = read(tmp_path, {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})
+    change = (up @ down.flatten(1)).view(6, 4, 3, 3)
+    torch.testing.assert_close(found.layers[CONV].update(), change)
+
+
+def test_ai_toolkits_dora_is_read(tmp_path):
+    stem = sdxl_layers()[TO_Q].kohya
+    tensors, change = in_spelling(stem, alpha=False)
+    found = read(tmp_path, tensors | {f"{stem}.magnitude": torch.ones(6)})
+    assert (found.kind, found.peft.dora_axis) == ("dora", "outputs")
+    weight = draw(6, 4, seed=9)
+    moved = weight + change
+    expected = moved / moved.norm(dim=1, keepdim=True) - weight
+    torch.testing.assert_close(change_of_dora(found.peft, TO_Q, weight).float(), expected)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_diffusers_converts_to_kohya_is_read(tmp_path, dora):
+    """Its function leaves the last dot of a DoRA's names, and the magnitude's own name."""
+    from diffusers.utils import convert_state_dict_to_kohya
+
+    layers = {name: random_layer(torch.empty(6, 6), 2, 3) for name in (TO_Q, K_NAME)}
+    state = {f"{n}.lora_A.weight": la.down for n, la in layers.items()}
+    state |= {f"{n}.lora_B.weight": la.up for n, la in layers.items()}
+    if dora:
+        state |= {f"{n}.lora_magnitude_vector": torch.full((6,), 2.0) for n in layers}
+    found = read(tmp_path, convert_state_dict_to_kohya(state))
+    assert found.kind == ("dora" if dora else "lora")
+    assert set(found.layer_names) == set(layers)
+    if not dora:
+        assert_same(found, Adapter(layers))
+
+
+def test_bundled_words_are_the_adapters_own(tmp_path, adapter):
+    words = {"clip_l": draw(2, 768), "clip_g": draw(2, 1280)}
+    tensors = in_kohya(adapter) | {f"bundle_emb.<my.word>.{k}": t for k, t in words.items()}
+    found = read(tmp_path, tensors)
+    assert_same(found, adapter)
+    assert torch.equal(found.tokens["<my.word>"]["text_encoder"], words["clip_l"])
+    assert torch.equal(found.tokens["<my.word>"]["text_encoder_2"], words["clip_g"])
+    problem = refusal(tmp_path, tensors | {"bundle_emb.<my.word>.clip_l_out": draw(2, 768)})
+    assert "bundle_emb.<my.word>.clip_l_out" in problem
+
+
+def test_a_textual_inversion_is_no_adapter(tmp_path):
+    assert "is a textual inversion" in refusal(tmp_path, {"clip_l": draw(2, 768)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet.to_q",
+        "unet.down_block.1.attentions.0.proj_in",
+        "unet.time_embeding.linear_1",
+        "text_encoder.layers.0.q_proj",
+        "text_encoder_2.text_projection_2",
+        "diffusion_model.double_blocks.0.img_attn.qkv",
+        "lycoris_transformer_blocks_0_attn_to_q",
+    ],
+)
+def test_a_name_that_no_layer_of_the_family_has_is_refused(tmp_path, name):
+    """Nothing is carried along under a name that no program loads."""
+    tensors, _ = in_spelling(name, "lora_A.weight", "lora_B.weight", alpha=False)
+    good, _ = in_spelling(TO_Q, "lora_A.weight", "lora_B.weight", alpha=False)
+    assert name in refusal(tmp_path, tensors | good)
+
+
+# ------------------------------------------------------------------ written as LyCORIS does
+
+AS_LYCORIS = {
+    "loha": ("loha", TO_Q, {}),
+    "loha conv": ("loha", CONV, {}),
+    "loha tucker": ("loha", CONV, {"use_tucker": True}),
+    "lokr": ("lokr", TO_Q, {"factor": 2}),
+    "lokr both": ("lokr", TO_Q, {"factor": 2, "decompose_both": True}),
+    "lokr whole": ("lokr", TO_Q, {"factor": 2, "full_matrix": True}),
+    "lokr conv": ("lokr", CONV, {"factor": 2}),
+    "lokr tucker": ("lokr", CONV, {"factor": 2, "use_tucker": True}),
+}
+
+
+@pytest.mark.parametrize("case", AS_LYCORIS)
+def test_a_loha_or_lokr_is_written_as_lycoris_names_it(tmp_path, case):
+    """From LyCORIS through PEFT's form into a file, and read by LyCORIS' own loader again."""
+    kind, name, given = AS_LYCORIS[case]
+    module = nn.Linear(8, 8) if name == TO_Q else nn.Conv2d(8, 8, 3)
+    stem = sdxl_layers()[name].kohya
+    tensors, change, made = lycoris_file(kind, module, stem, **given)
+    component, _, inner = name.partition(".")
+    parts = {key.removeprefix(f"{stem}."): t for key, t in tensors.items()}
+    alpha = float(parts.pop("alpha"))
+    config = {"peft_type": kind.upper(), "r": 2, "alpha": alpha, "target_modules": [inner]}
+    if case == "lokr whole":
+        # PEFT scales two whole blocks, too, and LyCORIS does not.
+        change = change * alpha / 2
+    state = PeftState(kind, {f"{name}.{k}": t for k, t in parts.items()}, {component: config})
+    assert choose_format(Adapter({}, peft=state)) == "kohya"
+    file = tmp_path / "a.safetensors"
+    write_adapter(file, Adapter({}, peft=state), format="auto")
+    written = {key.removeprefix(f"{stem}."): t for key, t in load_file(file).items()}
+    torch.testing.assert_close(
+        read_adapter(file).layers[name].update(), change, rtol=1e-5, atol=1e-5
+    )
+    with torch.no_grad():
+        rebuilt = type(made).make_module_from_state_dict(
+            stem, module, *(written.get(part) for part in made.weight_list)
+        )
+        theirs = rebuilt.get_weight(tuple(module.weight.shape))
+    torch.testing.assert_close(theirs, change, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["peft", "kohya"])
+def test_ranks_are_made_equal_with_the_same_change(tmp_path, adapter, format):
+    ranks = dict(zip(adapter.layers, itertools.count(1), strict=False))
+    layers = {n: random_layer(la.update(), ranks[n], ranks[n]) for n, la in adapter.layers.items()}
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_adapter(a, Adapter(layers))
+    convert_file(a, b, FileForm(format, has_equal_ranks=True))
+    found = read_adapter(b)
+    assert set(found.ranks.values()) == {len(ranks)}
+    assert_same(found, Adapter(layers))
+
+
+def test_a_thumbnail_stands_in_the_header(tmp_path, adapter):
+    a, b, picture = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "me.png"
+    write_adapter(a, adapter)
+    Image.new("RGB", (600, 300), "red").save(picture)
+    convert_file(a, b, FileForm(thumbnail=picture))
+    story = read_adapter(b).metadata
+    start, _, encoded = story["modelspec.thumbnail"].partition(",")
+    assert start == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (256, 128)
+    assert json.loads(story["ssmd_cover_images"]) == [encoded]
+
+
+# ------------------------------------------------------------------ which format is the default
+
+
+def test_the_default_is_what_most_programs_read(tmp_path, adapter):
+    dora = Adapter({}, peft=make_dora({TO_Q: adapter.layers[TO_Q]}, {TO_Q: torch.ones(6)}))
+    other = Adapter({"unet.down_blocks.3.attentions.0.proj_in": adapter.layers[TO_Q]})
+    whole = Adapter({n: layer for n, layer in adapter.layers.items() if n != Q_PROJ})
+    file = tmp_path / "a.safetensors"
+    for made, format, programs in (
+        (whole, "kohya", "diffusers, ComfyUI, Forge, AUTOMATIC1111, InvokeAI, OneTrainer"),
+        (adapter, "kohya", "not diffusers, which would leave out layers of the text encoders"),
+        (adapter.with_metadata(**{"dreamloom.layout": "other"}), "peft", "with the same base"),
+        (dora, "peft", "diffusers; for others the nearest LoRA"),
+        (other, "peft", "diffusers, with the same base"),
+    ):
+        assert choose_format(made) == format
+        write_adapter(file, made, format="auto")
+        assert programs in tell_readers(file)
+        assert describe_adapter(file)["format"] == format
+
+
+@pytest.mark.parametrize("format", ["peft", "kohya", "kohya-diffusers"])
+def test_the_programs_that_read_a_file_are_named(tmp_path, adapter, format):
+    file = tmp_path / "a.safetensors"
+    whole = Adapter({n: layer for n, layer in adapter.layers.items() if n != Q_PROJ})
+    write_adapter(file, whole, format=format)
+    told = tell_readers(file)
+    assert ("not ComfyUI" in told) == (format == "peft")
+    assert "diffusers" in told
 
 
 # ------------------------------------------------------------------ DoRA, approximated
@@ -613,7 +922,7 @@ REFUSED = {
     "IA3": ("an IA3", [f"{STEM}.weight", f"{STEM}.on_input"]),
     "norm": ("a change of normalisation layers", [f"{STEM}.w_norm"]),
     "bias": ("a change of biases", [f"{STEM}.diff_b"]),
-    "LoRA's bias": ("a change of biases", ["unet.x.lora_B.bias"]),
+    "LoRA's bias": ("a change of biases", ["unet.conv_in.lora_B.bias"]),
     "ControlLoRA": ("a ControlLoRA", ["lora_controlnet", "input_blocks.1.0.up"]),
 }
 
@@ -698,13 +1007,13 @@ def test_a_base_of_ones_own_may_have_any_width(tmp_path):
     ],
 )
 def test_what_peft_trains_beside_the_factors_is_refused_by_name(tmp_path, option, value, problem):
-    tensors = {"unet.x.lora_A.weight": draw(2, 4), "unet.x.lora_B.weight": draw(3, 2)}
+    tensors = {"unet.conv_in.lora_A.weight": draw(2, 4), "unet.conv_in.lora_B.weight": draw(3, 2)}
     config = {"unet.lora_alpha": 2, f"unet.{option}": value}
     header = {"lora_adapter_metadata": json.dumps(config)}
     assert problem in refusal(tmp_path, tensors, header)
     harmless = {"unet.bias": "none", "unet.init_lora_weights": "gaussian", "unet.lora_alpha": 2}
     header = {"lora_adapter_metadata": json.dumps(harmless)}
-    assert list(read(tmp_path, tensors, header).layers) == ["unet.x"]
+    assert list(read(tmp_path, tensors, header).layers) == ["unet.conv_in"]
 
 
 # ------------------------------------------------------------------ PEFT's folders
@@ -795,9 +1104,16 @@ def test_a_folder_of_unknown_layers_is_refused_or_told(tmp_path):
     save_peft(tmp_path / "a" / "unet", config, Named({"strange.to_q": nn.Linear(3, 4)}))
     with pytest.raises(AdapterError, match=r"No part of SDXL has the layers .* strange\.to_q"):
         read_adapter(tmp_path / "a" / "unet")
-    assert list(read_adapter(tmp_path / "a").layers) == ["unet.strange.to_q"]
-    known = read_adapter(tmp_path / "a" / "unet", layer_names=["unet.strange.to_q"])
-    assert list(known.layers) == ["unet.strange.to_q"]
+    with pytest.raises(AdapterError, match=r"2 unknown keys \(unet\.strange\.to_q\.lora_A"):
+        read_adapter(tmp_path / "a")
+    for place in ("a", "a/unet"):
+        known = read_adapter(tmp_path / place, layer_names=["unet.strange.to_q"])
+        assert list(known.layers) == ["unet.strange.to_q"]
+    # Of another number of blocks the place tells what they are of.
+    other = "up_blocks.5.attentions.0.proj_in"
+    config = LoraConfig(r=2, target_modules=["proj_in"], init_lora_weights=False)
+    save_peft(tmp_path / "b" / "unet", config, Named({other: nn.Linear(3, 4)}))
+    assert list(read_adapter(tmp_path / "b").layers) == [f"unet.{other}"]
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "dora"])
@@ -843,7 +1159,7 @@ FORMATS = ("peft", "kohya", "kohya-diffusers")
 @pytest.mark.parametrize("second", FORMATS)
 def test_equal_ranks_come_back_bit_for_bit_through_every_format(tmp_path, adapter, first, second):
     write_adapter(tmp_path / "1.safetensors", adapter, format=first)
-    convert_file(tmp_path / "1.safetensors", tmp_path / "2.safetensors", second)
+    convert_file(tmp_path / "1.safetensors", tmp_path / "2.safetensors", FileForm(second))
     assert_identical(read_adapter(tmp_path / "2.safetensors"), adapter)
     assert describe_adapter(tmp_path / "2.safetensors")["format"] == second
 
@@ -873,10 +1189,18 @@ def test_a_kohya_file_has_one_alpha_for_all(tmp_path, adapter):
         assert {float(t) for key, t in tensors.items() if key.endswith(".alpha")} == {4.0}
 
 
-def test_text_encoders_are_written_as_older_programs_know_them(tmp_path, adapter):
-    write_adapter(tmp_path / "a.safetensors", adapter)
+@pytest.mark.parametrize("is_dora", [False, True])
+def test_text_encoders_are_written_as_older_programs_know_them(tmp_path, adapter, is_dora):
+    if is_dora:
+        lengths = {n: torch.ones(layer.up.shape[0]) for n, layer in adapter.layers.items()}
+        lengths[CONV] = torch.ones(1, 5, 1, 1)
+        adapter = Adapter({}, peft=make_dora(adapter.layers, lengths))
+    write_adapter(tmp_path / "a.safetensors", adapter, format="peft")
     keys = set(load_file(tmp_path / "a.safetensors"))
-    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in keys
+    stem = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    assert f"{stem}.lora_A.weight" in keys
+    assert (f"{stem}.lora_magnitude_vector.weight" in keys) == is_dora
+    assert set(read_adapter(tmp_path / "a.safetensors").layer_names) == set(adapter.layer_names)
 
 
 def test_other_blocks_have_names_with_diffusers_blocks_only(tmp_path):
@@ -933,7 +1257,7 @@ def test_conversion_overwrites_only_when_asked(tmp_path, adapter):
     with pytest.raises(RunFolderError, match="is a folder"):
         convert_file(tmp_path / "a.safetensors", tmp_path)
     assert out.read_text() == "precious"
-    convert_file(tmp_path / "a.safetensors", out, "kohya", "fp16", overwrite=True)
+    convert_file(tmp_path / "a.safetensors", out, FileForm("kohya", "fp16"), overwrite=True)
     assert read_adapter(out).metadata["note"] == "mine"
     assert {t.dtype for k, t in load_file(out).items()} == {torch.float16}
     with pytest.raises(AdapterError, match="There is no adapter"):
@@ -941,18 +1265,25 @@ def test_conversion_overwrites_only_when_asked(tmp_path, adapter):
     assert read_adapter(out).metadata["note"] == "mine"
 
 
-def test_conversion_writes_a_loha_as_a_lora_where_it_must(tmp_path):
+def test_conversion_keeps_a_loha_small(tmp_path):
     config = LoHaConfig(r=2, alpha=3, target_modules=["to_q"], init_weights=False)
     state, changes = teach(config)
     tensors = {key.replace("unet.to_q", TO_Q): t for key, t in state.tensors.items()}
     inner = TO_Q.removeprefix("unet.")
     own = PeftState("loha", tensors, {"unet": {**state.configs["unet"], "target_modules": [inner]}})
-    write_adapter(tmp_path / "a.safetensors", Adapter({}, peft=own))
-    convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    assert read_adapter(tmp_path / "b.safetensors").kind == "loha"
-    convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", overwrite=True)
-    found = read_adapter(tmp_path / "b.safetensors")
-    torch.testing.assert_close(found.layers[TO_Q].update(), changes["unet.to_q"])
+    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
+    write_adapter(a, Adapter({}, peft=own), format="peft")
+    assert read_adapter(a).kind == "loha"
+    convert_file(a, b)
+    assert describe_adapter(b)["stored"] == {"LoHa": 1}
+    # From LyCORIS' names it stays one in those, and is a LoRA in PEFT's, where diffusers reads it.
+    convert_file(b, c, FileForm(precision="fp16"))
+    assert describe_adapter(c)["stored"] == {"LoHa": 1}
+    convert_file(b, c, FileForm("peft"), overwrite=True)
+    assert describe_adapter(c)["stored"] == {"LoRA": 1}
+    for file in (b, c):
+        change = read_adapter(file).layers[TO_Q].update()
+        torch.testing.assert_close(change, changes["unet.to_q"])
 
 
 # ------------------------------------------------------------------ beside diffusers

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import FileFormat
-from dreamloom.merging.files.convert import convert_file
+from dreamloom.merging.files.convert import FileForm, convert_file
 from dreamloom.merging.files.merge import merge_adapters
 from dreamloom.merging.files.recipe import AdapterPart
 from dreamloom.models.base import Model, Sampler, Shot
@@ -111,7 +111,7 @@ def test_a_trained_adapter_draws_the_same_from_every_format(
 ) -> None:
     """In half precision, as adapters are shared."""
     out = tmp_path / "a.safetensors"
-    convert_file(studio.folder / "mine.safetensors", out, format, "fp16")
+    convert_file(studio.folder / "mine.safetensors", out, FileForm(format, "fp16"))
     assert psnr_db(draw_there(out), studio.draw(("mine.safetensors", 1.0))) > 45
 
 
@@ -121,7 +121,7 @@ def test_a_merge_of_trained_adapters_draws_there_what_both_draw_here(
     weights = {"mine.safetensors": 0.7, "other.safetensors": 0.9}
     merged, out = tmp_path / "merged.safetensors", tmp_path / "a.safetensors"
     merge_adapters([AdapterPart(studio.folder / name, w) for name, w in weights.items()], merged)
-    convert_file(merged, out, "kohya", "fp16")
+    convert_file(merged, out, FileForm("kohya", "fp16"))
     together = studio.draw(*weights.items())
     assert psnr_db(draw_there(out), together) > 45
     assert psnr_db(studio.draw(("mine.safetensors", 0.7)), together) < 40

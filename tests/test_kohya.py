@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora.adapter import Adapter, Layer
+from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.key_names import LayerNames, name_for_kohya
 from dreamloom.lora.modelspec import make_modelspec
 from dreamloom.lora.peftconfig import make_dora
@@ -157,16 +157,19 @@ def test_other_layouts_have_no_kohya_names(tmp_path: Path, name: str, layout: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kohya_holds_loras_only(tmp_path: Path) -> None:
+def test_kohya_holds_what_its_programs_compute_right(tmp_path: Path) -> None:
     layers = {"unet.mid_block.attentions.0.proj_in": Layer(torch.ones(1, 2), torch.ones(2, 1))}
     dora = Adapter({}, peft=make_dora(layers, {name: torch.ones(2) for name in layers}))
-    with pytest.raises(AdapterError, match="is a DoRA; only a LoRA can be written"):
-        write_adapter(tmp_path / "a.safetensors", dora, format="kohya")
+    oft = PeftState("oft", {}, {"unet": {"target_modules": ["mid_block.attentions.0.proj_in"]}})
+    for adapter, way_out in ((dora, "--rank 32"), (Adapter({}, peft=oft), "dreamloom bake")):
+        with pytest.raises(AdapterError, match="The format kohya holds no") as caught:
+            write_adapter(tmp_path / "a.safetensors", adapter, format="kohya")
+        assert way_out in caught.value.hint
 
 
 def test_a_modelspec_leaves_out_what_is_not_known() -> None:
     spec = make_modelspec({})
-    assert spec["modelspec.sai_model_spec"] == "1.0.0"
+    assert spec["modelspec.sai_model_spec"] == "1.0.1"
     assert {"modelspec.trigger_phrase", "modelspec.date", "modelspec.resolution"}.isdisjoint(spec)
     full = make_modelspec(
         {

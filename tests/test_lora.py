@@ -25,7 +25,7 @@ from dreamloom.lora.adapter import Adapter, Layer, PeftState
 from dreamloom.lora.peftconfig import make_dora
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.summary import describe_adapter
-from dreamloom.lora.token_embeddings import token_embeddings_file
+from dreamloom.lora.token_embeddings import list_token_files
 from dreamloom.lora.writing import write_adapter
 
 CONFIG_KEY = "lora_adapter_metadata"
@@ -86,8 +86,11 @@ def test_an_update_that_cancels_has_no_norm():
     rng = torch.Generator().manual_seed(3)
     layer = random_layer(torch.empty(50, 40), 8, rng, scale=100.0)
     gone = Layer(torch.cat([layer.down, layer.down]), torch.cat([layer.up, -layer.up], dim=1))
-    assert Adapter({"unet.x": gone}).norm() < 1e-6 * Adapter({"unet.x": layer}).norm()
-    assert Adapter({"unet.x": Layer(layer.down, 0 * layer.up)}).norm() == 0.0
+    assert (
+        Adapter({"unet.time_embedding.linear_1": gone}).norm()
+        < 1e-6 * Adapter({"unet.time_embedding.linear_1": layer}).norm()
+    )
+    assert Adapter({"unet.time_embedding.linear_1": Layer(layer.down, 0 * layer.up)}).norm() == 0.0
 
 
 def test_the_update_of_a_convolution_is_down_then_up():
@@ -332,9 +335,9 @@ def test_a_header_that_begins_like_a_pickle_is_none(tmp_path, small):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_not_finite_is_not_read(tmp_path, value, dtype):
     tensors = {key: tensor.to(dtype, copy=True) for key, tensor in PAIR.items()}
-    tensors["unet.x.lora_A.weight"][1, 3] = value
+    tensors["unet.time_embedding.linear_1.lora_A.weight"][1, 3] = value
     save_file(tensors, tmp_path / "a.safetensors")
-    assert "unet.x in" in refusal(tmp_path / "a.safetensors").problem
+    assert "unet.time_embedding.linear_1 in" in refusal(tmp_path / "a.safetensors").problem
     assert "holds NaN or infinity" in refusal(tmp_path / "a.safetensors").problem
 
 
@@ -344,8 +347,8 @@ def test_a_file_without_tensors_is_refused(tmp_path):
 
 
 PAIR = {
-    "unet.x.lora_A.weight": torch.ones(2, 4),
-    "unet.x.lora_B.weight": torch.ones(3, 2),
+    "unet.time_embedding.linear_1.lora_A.weight": torch.ones(2, 4),
+    "unet.time_embedding.linear_1.lora_B.weight": torch.ones(3, 2),
 }
 
 
@@ -353,13 +356,13 @@ PAIR = {
     "keys",
     [
         ["lora_unet_mid_block_to_q.lora_down.weight", "lora_unet_mid_block_to_q.lora_up.weight"],
-        ["unet.y.lora_magnitude_vector"],
-        ["unet.y.lora_A.weight"],
-        ["unet.y.alpha"],
+        ["unet.time_embedding.linear_2.lora_magnitude_vector"],
+        ["unet.time_embedding.linear_2.lora_A.weight"],
+        ["unet.time_embedding.linear_2.alpha"],
         ["vae.y.lora_A.weight", "vae.y.lora_B.weight"],
-        ["unet.y.hada_w1_a"],
-        ["unet.y.lokr_w1", "unet.y.lokr_t2"],
-        ["unet.x.diff"],
+        ["unet.time_embedding.linear_2.hada_w1_a"],
+        ["unet.time_embedding.linear_2.lokr_w1", "unet.time_embedding.linear_2.lokr_t2"],
+        ["unet.time_embedding.linear_1.diff"],
     ],
 )
 def test_unknown_keys_are_listed_and_never_left_out_in_silence(tmp_path, keys):
@@ -386,16 +389,19 @@ def test_many_unknown_keys_are_shortened(tmp_path):
     ],
 )
 def test_factors_that_do_not_fit_together_are_refused(tmp_path, down, up):
-    tensors = {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)}
+    tensors = {
+        "unet.time_embedding.linear_1.lora_A.weight": torch.ones(down),
+        "unet.time_embedding.linear_1.lora_B.weight": torch.ones(up),
+    }
     save_file(tensors, tmp_path / "a.safetensors")
     problem = refusal(tmp_path / "a.safetensors").problem
-    assert "factors of unet.x" in problem
+    assert "factors of unet.time_embedding.linear_1" in problem
     assert str(down) in problem
     assert str(up) in problem
 
 
 def test_a_layer_that_is_named_twice_is_refused(tmp_path):
-    double = {"unet.x.lora.down.weight": torch.ones(2, 4)}
+    double = {"unet.time_embedding.linear_1.lora.down.weight": torch.ones(2, 4)}
     save_file({**PAIR, **double}, tmp_path / "a.safetensors")
     assert "names a layer's factors twice" in refusal(tmp_path / "a.safetensors").problem
 
@@ -430,7 +436,7 @@ def test_an_unreadable_configuration_is_not_taken_for_none(tmp_path, header):
         (None, {"unet.lora_alpha": 6, "unet.use_rslora": True}, 6 / 2**0.5),
         (None, {"text_encoder.lora_alpha": 6}, 1.0),
         (None, {"unet.lora_alpha": None}, 1.0),
-        (None, {"unet.lora_alpha": 6, "unet.alpha_pattern": {"x": 1}}, 0.5),
+        (None, {"unet.lora_alpha": 6, "unet.alpha_pattern": {"linear_1": 1}}, 0.5),
         (None, {"unet.lora_alpha": 6, "unet.alpha_pattern": None}, 3.0),
         (5.0, {"unet.lora_alpha": 6}, 2.5),
     ],
@@ -438,22 +444,22 @@ def test_an_unreadable_configuration_is_not_taken_for_none(tmp_path, header):
 def test_scales_are_folded_in(tmp_path, alphas, config, scale):
     tensors = dict(PAIR)
     if alphas is not None:
-        tensors["unet.x.alpha"] = torch.tensor(alphas)
+        tensors["unet.time_embedding.linear_1.alpha"] = torch.tensor(alphas)
     metadata = None if config is None else {CONFIG_KEY: json.dumps(config)}
     save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)
-    layer = read_adapter(tmp_path / "a.safetensors").layers["unet.x"]
+    layer = read_adapter(tmp_path / "a.safetensors").layers["unet.time_embedding.linear_1"]
     torch.testing.assert_close(layer.update(), scale * torch.full((3, 4), 2.0))
 
 
 @pytest.mark.parametrize("spelling", ["lora_linear_layer.{}", "lora.{}"])
 def test_the_older_spellings_of_diffusers_are_read(tmp_path, spelling):
     tensors = {
-        f"text_encoder.y.{spelling.format('down')}.weight": torch.ones(2, 4),
-        f"text_encoder.y.{spelling.format('up')}.weight": torch.ones(3, 2),
+        f"text_encoder_2.text_projection.{spelling.format('down')}.weight": torch.ones(2, 4),
+        f"text_encoder_2.text_projection.{spelling.format('up')}.weight": torch.ones(3, 2),
     }
     save_file(tensors, tmp_path / "a.safetensors")
-    adapter = read_adapter(tmp_path / "a.safetensors")
-    assert torch.equal(adapter.layers["text_encoder.y"].update(), torch.full((3, 4), 2.0))
+    layer = read_adapter(tmp_path / "a.safetensors").layers["text_encoder_2.text_projection"]
+    assert torch.equal(layer.update(), torch.full((3, 4), 2.0))
 
 
 class Blocks(nn.Module):
@@ -558,7 +564,9 @@ def components(pipeline):
 
 def pick_layers(components):
     """Linear and convolutional layers of each component, among them names with common ends."""
-    wanted = re.compile(r"to_q|to_out\.0|ff\.net\.0\.proj|conv1|conv_shortcut|conv_in|q_proj|fc1")
+    wanted = re.compile(
+        r"to_q|to_out\.0|ff\.net\.0\.proj|conv1|conv_shortcut|conv_in|[qkv]_proj|out_proj|fc1|fc2"
+    )
     return {
         f"{component}.{name}": module.weight
         for component, owner in components.items()
@@ -669,7 +677,13 @@ def test_new_words_lie_beside_the_adapter_and_are_found_again(tmp_path, small):
     adapter = with_words(small)
     path = tmp_path / "me.safetensors"
     write_adapter(path, adapter)
-    assert token_embeddings_file(path) == tmp_path / "me-tokens.safetensors"
+    files = [tmp_path / "me-tokens" / name for name in ("me.safetensors", "ünï.safetensors")]
+    assert list_token_files(path) == files
+    # ComfyUI and AUTOMATIC1111 call a word by its file, and look for one word under these names.
+    for file, found in zip(files, adapter.tokens.values(), strict=True):
+        tensors = load_file(file)
+        assert set(tensors) == {"clip_l", "clip_g"}
+        assert torch.equal(tensors["clip_g"], found["text_encoder_2"])
     again = read_adapter(path)
     assert_equal(again, adapter)
     assert list(again.tokens) == ["<me>", "ünï"]
@@ -683,22 +697,64 @@ def test_new_words_lie_beside_the_adapter_and_are_found_again(tmp_path, small):
 def test_equal_words_are_equal_files(tmp_path, small):
     for name in ("one", "two"):
         write_adapter(tmp_path / f"{name}.safetensors", with_words(small))
-    one, two = (token_embeddings_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    one, two = (list_token_files(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+
+
+def test_words_that_no_file_name_holds_have_files_of_their_own(tmp_path, small):
+    row = {"text_encoder": torch.ones(1, 4)}
+    adapter = Adapter(small.layers, {}, {"<a/b>": row, "<a:b>": row, "<>": row, "<A_B>": row})
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, adapter)
+    names = {file.name.lower() for file in list_token_files(path)}
+    assert names == {f"{n}.safetensors" for n in ("a_b", "a_b_2", "a_b_3", "word")}
+    assert set(read_adapter(path).tokens) == set(adapter.tokens)
+
+
+def test_a_renamed_adapter_finds_its_words(tmp_path, small):
+    path = tmp_path / "a.safetensors"
+    adapter = with_words(small)
+    write_adapter(path, adapter)
+    renamed = path.rename(tmp_path / "renamed.safetensors")
+    assert read_adapter(renamed).tokens.keys() == adapter.tokens.keys()
+    # Or its words lie beside it, as in a folder of embeddings.
+    for file in (tmp_path / "a-tokens").iterdir():
+        file.rename(tmp_path / file.name)
+    assert read_adapter(renamed).tokens.keys() == adapter.tokens.keys()
+
+
+def test_words_that_earlier_versions_wrote_into_one_file_are_read(tmp_path, small):
+    adapter = with_words(small)
+    path, beside = tmp_path / "a.safetensors", tmp_path / "a-tokens.safetensors"
+    listed = {word: {n: len(r) for n, r in own.items()} for word, own in adapter.tokens.items()}
+    tensors = {
+        key: torch.cat([own[encoder] for own in adapter.tokens.values()])
+        for key, encoder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2"))
+    }
+    save_file(tensors, beside, metadata={"dreamloom.words": json.dumps(listed)})
+    told = {
+        "dreamloom.words": json.dumps(listed),
+        "dreamloom.words_sha256": file_sha256(beside),
+    }
+    write_adapter(path, Adapter(small.layers, told))
+    for word, found in adapter.tokens.items():
+        for encoder, rows in found.items():
+            assert torch.equal(read_adapter(path).tokens[word][encoder], rows)
+    write_adapter(path, read_adapter(path))
+    beside.unlink()
+    assert read_adapter(path).tokens.keys() == adapter.tokens.keys()
 
 
 def test_words_of_another_adapter_are_not_taken_for_its_own(tmp_path, small):
-    path = tmp_path / "a.safetensors"
+    path, other = tmp_path / "a.safetensors", tmp_path / "other" / "b.safetensors"
     write_adapter(path, with_words(small))
-    write_adapter(tmp_path / "b.safetensors", with_words(small, seed=1))
-    token_embeddings_file(path).write_bytes(
-        token_embeddings_file(tmp_path / "b.safetensors").read_bytes()
-    )
-    assert "holds other words" in refusal(path).problem
-    token_embeddings_file(path).unlink()
+    write_adapter(other, with_words(small, seed=1))
+    own, foreign = list_token_files(path)[0], list_token_files(other)[0]
+    own.write_bytes(foreign.read_bytes())
+    assert "holds another <me> than" in refusal(path).problem
+    own.unlink()
     error = refusal(path)
-    assert "a-tokens.safetensors is not beside it" in error.problem
-    assert "<me>, ünï" in error.problem
+    assert "needs its new word <me>, and a-tokens/me.safetensors is not beside it" in error.problem
 
 
 def test_words_that_lie_beside_an_adapter_without_any_are_none_of_its(tmp_path, small):
@@ -711,7 +767,7 @@ def test_words_that_lie_beside_an_adapter_without_any_are_none_of_its(tmp_path, 
 def test_words_that_are_not_finite_are_not_written(tmp_path, small):
     adapter = with_words(small)
     adapter.tokens["<me>"]["text_encoder"][0, 0] = float("nan")
-    with pytest.raises(AdapterError, match="embedding of <me>, ünï is not finite"):
+    with pytest.raises(AdapterError, match="embedding of <me> is not finite"):
         write_adapter(tmp_path / "a.safetensors", adapter)
     assert list(tmp_path.iterdir()) == []
 
@@ -719,19 +775,20 @@ def test_words_that_are_not_finite_are_not_written(tmp_path, small):
 def test_words_that_are_not_finite_are_not_read(tmp_path, small):
     path = tmp_path / "a.safetensors"
     write_adapter(path, with_words(small))
-    lora_branches = token_embeddings_file(path)
-    tensors = load_file(lora_branches)
-    with safe_open(lora_branches, framework="pt") as file:
-        story = file.metadata()
-    tensors["clip_g"][2, 1] = float("inf")
-    save_file(tensors, lora_branches, metadata=story)
-    rewrite_header(path, lambda h: tell_hash(h, file_sha256(lora_branches)))
-    assert "holds NaN or infinity" in refusal(path, lora_branches).problem
+    file = list_token_files(path)[1]
+    tensors = load_file(file)
+    tensors["clip_g"][1, 1] = float("inf")
+    save_file(tensors, file)
 
+    def tell_hash(header):
+        listed = json.loads(header["__metadata__"]["dreamloom.words"])
+        listed["ünï"]["sha256"] = file_sha256(file)
+        header["__metadata__"]["dreamloom.words"] = json.dumps(listed)
+        return header
 
-def tell_hash(header, sha256):
-    header["__metadata__"]["dreamloom.words_sha256"] = sha256
-    return header
+    rewrite_header(path, tell_hash)
+    assert "embedding of ünï" in refusal(path).problem
+    assert "holds NaN or infinity" in refusal(path).problem
 
 
 # ------------------------------------------------------------------ other kinds
@@ -753,7 +810,8 @@ def test_a_dora_of_peft_is_read_at_its_strength(tmp_path):
     model = inject_adapter_in_model(config, Blocks())
     state = get_peft_model_state_dict(model)
     tensors = {f"unet.{key}": value.contiguous() for key, value in state.items()}
-    header = {"unet.lora_alpha": 6, "unet.use_dora": True, "unet.peft_type": "LORA"}
+    header = {"lora_alpha": 6, "use_dora": True, "peft_type": "LORA", "target_modules": [*LAYERS]}
+    header = {f"unet.{key}": value for key, value in header.items()}
     save_file(tensors, tmp_path / "a.safetensors", metadata={CONFIG_KEY: json.dumps(header)})
     found = read_adapter(tmp_path / "a.safetensors")
     assert found.kind == "dora"
@@ -767,21 +825,34 @@ def test_a_dora_of_peft_is_read_at_its_strength(tmp_path):
 
 
 def test_a_dora_of_which_layers_are_missing_is_refused(tmp_path):
-    pairs = {key.replace("unet.x", f"unet.{n}"): t.clone() for n in "xy" for key, t in PAIR.items()}
-    save_file({**pairs, "unet.x.lora_magnitude_vector": torch.ones(3)}, tmp_path / "a.safetensors")
+    pairs = {
+        key.replace("linear_1", f"linear_{n}"): t.clone() for n in "12" for key, t in PAIR.items()
+    }
+    save_file(
+        {**pairs, "unet.time_embedding.linear_1.lora_magnitude_vector": torch.ones(3)},
+        tmp_path / "a.safetensors",
+    )
     problem = refusal(tmp_path / "a.safetensors").problem
-    assert "a DoRA in 1 layers, and not in others, such as unet.y" in problem
+    assert "a DoRA in 1 layers, and not in others, such as unet.time_embedding.linear_2" in problem
 
 
 def make_loha():
-    tensors = {f"unet.x.hada_{name}": torch.ones(2, 2) for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    config = {"peft_type": "LOHA", "r": 2, "alpha": 2, "target_modules": ["x"]}
+    tensors = {
+        f"unet.time_embedding.linear_1.hada_{name}": torch.ones(2, 2)
+        for name in ("w1_a", "w1_b", "w2_a", "w2_b")
+    }
+    config = {
+        "peft_type": "LOHA",
+        "r": 2,
+        "alpha": 2,
+        "target_modules": ["time_embedding.linear_1"],
+    }
     return PeftState("loha", tensors, {"unet": config})
 
 
 def test_another_kind_is_written_with_its_configuration(tmp_path):
     adapter = Adapter({}, {"note": "mine"}, peft=make_loha())
-    write_adapter(tmp_path / "a.safetensors", adapter)
+    write_adapter(tmp_path / "a.safetensors", adapter, format="peft")
     again = read_adapter(tmp_path / "a.safetensors")
     assert again.metadata == {"note": "mine"}
     assert again.peft.configs == adapter.peft.configs
@@ -792,8 +863,8 @@ def test_another_kind_is_written_with_its_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("change", "tensors"),
     [
-        ({"target_modules": "x"}, {}),
-        ({"target_modules": ["x", "y"]}, {}),
+        ({"target_modules": "time_embedding.linear_1"}, {}),
+        ({"target_modules": ["time_embedding.linear_1", "y"]}, {}),
         ({}, {"unet.z.hada_w1_a": torch.ones(2, 2)}),
     ],
     ids=["no list", "a layer without tensors", "tensors without a layer"],

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
+from dreamloom.core.events import Note
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
-from dreamloom.lora.token_embeddings import token_embeddings_file
+from dreamloom.lora.token_embeddings import list_token_files
 from dreamloom.lora.writing import write_adapter
 from dreamloom.merging.files.certificate import (
     LAYERS_KEY,
@@ -27,7 +28,8 @@ from dreamloom.merging.files.certificate import (
     seal_holds,
     write_sealed,
 )
-from dreamloom.merging.files.convert import convert_file, resize_adapter
+from dreamloom.merging.files.convert import FileForm, convert_file, resize_adapter
+from dreamloom.merging.files.inspect import inspect_file
 from dreamloom.merging.files.merge import carry_out
 from dreamloom.merging.files.recipe import AdapterPart, Recipe, name_parts
 from dreamloom.merging.files.reweight import parse_changes, remix_merge
@@ -65,7 +67,7 @@ def changed(path, **entries):
     """Rewrite a file's header with other entries, and a new seal, as a forger would."""
     adapter = read_adapter(path)
     forged = adapter.with_metadata(**{SEAL_KEY: "0" * 64, **entries})
-    write_sealed(path, forged)
+    write_sealed(path, forged, "fp32", "peft")
 
 
 # ------------------------------------------------------------------ what holds
@@ -132,7 +134,7 @@ def test_inputs_are_known_by_hash_under_any_name_and_at_any_depth(parts, out, tm
     store.mkdir(parents=True)
     for number, part in enumerate(parts):
         shutil.move(part.path, store / f"{number}.safetensors")
-    shutil.move(tmp_path / "person-tokens.safetensors", store / "0-tokens.safetensors")
+    shutil.move(tmp_path / "person-tokens", store / "words-tokens")
     (store / "person.safetensors").write_text("another's, of the same name")
     with pytest.raises(AdapterError):
         verify_merge(out)
@@ -153,7 +155,6 @@ def test_a_changed_byte_of_the_output_is_found(parts, tmp_path, place, bit):
     content[int(place * len(content))] ^= 1 << bit
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(content)
-    shutil.copy(tmp_path / "out-tokens.safetensors", tmp_path / "damaged-tokens.safetensors")
     with pytest.raises(AdapterError):
         verify_merge(damaged)
 
@@ -220,7 +221,7 @@ def test_a_full_disk_ends_every_writer_in_a_sentence_and_leaves_nothing(parts, t
     merged = tmp_path / "merged.safetensors"
     carry_out(Recipe(parts), merged)
     kept = merged.read_bytes()
-    beside = token_embeddings_file(source).stat().st_size
+    beside = sum(file.stat().st_size for file in list_token_files(source))
     writers = {
         "merge": lambda: carry_out(Recipe(parts), out),
         "convert": lambda: convert_file(source, out),
@@ -271,7 +272,7 @@ def test_forged_numbers_are_found_although_the_seal_is_new(parts, out, rank, pre
     layer = merged.layers["unet.linear"]
     layers = {**merged.layers, "unet.linear": Layer(layer.down, layer.up * 1.05)}
     forged = replace(merged, layers=layers).with_metadata(**{SEAL_KEY: "0" * 64})
-    write_sealed(out, forged, precision)
+    write_sealed(out, forged, precision, "peft")
     assert seal_holds(out, read_adapter(out).metadata[SEAL_KEY])
     with pytest.raises(AdapterError) as caught:
         verify_merge(out)
@@ -415,7 +416,47 @@ def test_a_cut_merge_cannot_be_remixed(parts, out):
     assert caught.value.problem == f"{out} was cut to rank 2, which mixes its parts."
 
 
-def test_a_converted_merge_cannot_be_remixed(parts, out):
+@pytest.mark.parametrize("format", ["peft", "kohya-diffusers"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_converted_merge_keeps_its_seal_and_recipe(parts, out, tmp_path, format, precision):
+    carry_out(Recipe(parts), out)
+    converted = tmp_path / "converted.safetensors"
+    convert_file(out, converted, FileForm(format, precision))
+    assert inspect_file(converted)["sealed"]
+    assert verify_merge(converted, tmp_path).recipe.parts == verify_merge(out).recipe.parts
+    remix_merge(converted, {"pixel": 0.25})
+    assert verify_merge(converted, tmp_path).layers == verify_merge(out).layers
+    # Written wider again, the numbers are those of the narrower file.
+    wide = tmp_path / "wide.safetensors"
+    convert_file(converted, wide, FileForm("peft", "fp32"))
+    assert verify_merge(wide, tmp_path).recipe.precision == precision
+
+
+def test_a_merge_with_equal_ranks_holds_and_is_no_longer_remixed(parts, out, tmp_path):
+    carry_out(Recipe(parts), out)
+    equal = tmp_path / "equal.safetensors"
+    convert_file(out, equal, FileForm(has_equal_ranks=True))
+    ranks = read_adapter(out).ranks
+    assert len(set(ranks.values())) > 1
+    assert set(read_adapter(equal).ranks.values()) == {max(ranks.values())}
+    assert verify_merge(equal, tmp_path).layers == verify_merge(out).layers
+    with pytest.raises(AdapterError):
+        remix_merge(equal, {"pixel": 0.5})
+
+
+def test_what_was_changed_is_not_sealed_by_converting_it(parts, out, tmp_path):
+    carry_out(Recipe(parts), out)
+    content = bytearray(out.read_bytes())
+    content[-1] ^= 1
+    out.write_bytes(content)
+    told = []
+    convert_file(out, tmp_path / "converted.safetensors", observe=told.append)
+    assert "recipe" not in inspect_file(tmp_path / "converted.safetensors")
+    (note,) = (event.text for event in told if isinstance(event, Note))
+    assert "is not as it was merged" in note
+
+
+def test_a_merge_written_anew_cannot_be_remixed(parts, out):
     carry_out(Recipe(parts), out)
     write_adapter(out, read_adapter(out), torch.float16)
     with pytest.raises(AdapterError, match="bytes do not fit its seal"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
 from torch import nn
 
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
@@ -15,6 +16,7 @@ from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.files.convert import FileForm, convert_file
 from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart, parse_part
 from looks import psnr_of_arrays
@@ -103,6 +105,63 @@ def test_the_file_holds_the_weighted_sum(parts, out):
         )
     assert [type(event) for event in events] == [StageStarted, *[Progress] * 3, StageDone]
     assert (events[0].detail, events[-1].detail) == ("2 adapters", str(out))
+
+
+def write_described(path, **header):
+    adapter = random_adapter(0)
+    write_adapter(path, Adapter(adapter.layers, header))
+    return AdapterPart(path)
+
+
+def test_a_merge_has_the_trigger_words_of_all_its_parts(tmp_path, out):
+    """Those of DreamLoom and of others, in order and each once; tags and titles as well."""
+    ours = write_described(
+        tmp_path / "me.safetensors",
+        **{
+            "dreamloom.subject": "rraj person",
+            "ss_tag_frequency": json.dumps({"rraj person": {"a photo of rraj person": 6}}),
+            "ss_sd_model_name": "sdxl",
+        },
+    )
+    theirs = write_described(
+        tmp_path / "style.safetensors",
+        **{
+            "modelspec.trigger_phrase": "pixel, rraj person",
+            "modelspec.title": "Pixel art",
+            "modelspec.hash_sha256": "0x00",
+            "ss_tag_frequency": json.dumps({"pixel": {"pixel": 20}}),
+            "ss_network_dim": "2",
+        },
+    )
+    merge_adapters([ours, theirs], out)
+    story = read_adapter(out).metadata
+    assert story["modelspec.trigger_phrase"] == "rraj person, pixel"
+    assert story["modelspec.title"] == "rraj person + Pixel art"
+    assert json.loads(story["ss_tag_frequency"]).keys() == {"rraj person", "pixel"}
+    assert story["ss_sd_model_name"] == "sdxl"
+    with safe_open(out, "pt") as file:
+        assert file.metadata().get("modelspec.hash_sha256") != "0x00"
+    convert_file(out, out.with_name("half.safetensors"), FileForm(precision="fp16"))
+    again = read_adapter(out.with_name("half.safetensors")).metadata
+    assert again["modelspec.trigger_phrase"] == "rraj person, pixel"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"dreamloom.prediction": "noise"}, {"modelspec.prediction_type": "v"}),
+        ({"modelspec.prediction_type": "epsilon"}, {"ss_v_parameterization": "True"}),
+    ],
+)
+def test_adapters_of_bases_that_predict_otherwise_are_not_merged(tmp_path, out, one, other):
+    parts = [
+        write_described(tmp_path / f"{n}.safetensors", **h) for n, h in enumerate((one, other))
+    ]
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(parts, out)
+    assert "0.safetensors (epsilon)" in caught.value.problem
+    assert "1.safetensors (v)" in caught.value.problem
+    assert not out.exists()
 
 
 def test_the_file_tells_what_it_is_made_of(parts, out):

@@ -456,15 +456,16 @@ def test_new_words_mean_in_diffusers_what_they_mean_here(
     assert list(adapter.tokens) == ["<me>", "<it>"]
     write_adapter(tmp_path / "a.safetensors", adapter)
     plain.load_lora_weights(tmp_path, weight_name="a.safetensors")
-    words = load_file(tmp_path / "a-tokens.safetensors")
-    assert set(words) == {"clip_l", "clip_g"}
-    names = ["<me>", "<it>"]
-    plain.load_textual_inversion(
-        words["clip_l"], names, text_encoder=plain.text_encoder, tokenizer=plain.tokenizer
-    )
-    plain.load_textual_inversion(
-        words["clip_g"], names, text_encoder=plain.text_encoder_2, tokenizer=plain.tokenizer_2
-    )
+    for word in ("me", "it"):
+        vectors = load_file(tmp_path / "a-tokens" / f"{word}.safetensors")
+        assert set(vectors) == {"clip_l", "clip_g"}
+        for key, encoder, tokenizer in (
+            ("clip_l", plain.text_encoder, plain.tokenizer),
+            ("clip_g", plain.text_encoder_2, plain.tokenizer_2),
+        ):
+            plain.load_textual_inversion(
+                vectors[key], f"<{word}>", text_encoder=encoder, tokenizer=tokenizer
+            )
     prompt = "a photo of <me> in the snow, <it>"
     theirs = embed(plain, prompt)
     without = tiny.encode_prompts([prompt])

@@ -60,7 +60,7 @@ def test_training_moves_every_layer_and_signs_the_file(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     weights, told = train(tmp_path, model, sets)
-    moved = [key for key in weights if key.endswith("lora_B.weight")]
+    moved = [key for key in weights if key.endswith("lora_up.weight")]
     assert moved
     assert all(weights[key].abs().max() > 0 for key in moved)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())

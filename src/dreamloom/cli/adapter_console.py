@@ -72,9 +72,12 @@ _SHOWN = 5e-5
 
 def show_cut(out: Path, adapter: Adapter, error: float, whole: str) -> None:
     """Print what an adapter that was cut to a rank has become, and how far it is off the whole."""
+    from dreamloom.lora.readers import tell_readers
+
     lost = f"{error:.2%} off {whole}" if error >= _SHOWN else "nothing lost"
     ranks = format_ranks(adapter.ranks.values())
     say(f"The adapter: {out} ({len(adapter.layers)} layers, {ranks}, {lost})")
+    say(tell_readers(out))
 
 
 def format_ranks(of_layers: Iterable[int]) -> str:
@@ -114,6 +117,8 @@ def show_inspected(found: Mapping[str, Any]) -> None:
         for name, part in found["components"].items():
             share = "" if part["energy"] is None else f", {part['energy']:.1%} of the change"
             _print(f"  {name}: {part['layers']} layers{share}")
+    if found["readers"]:
+        _print(f"  for {escape(found['readers'])}")
     if found.get("words"):
         _print(f"  new words: {escape(', '.join(found['words']))}")
     if "recipe" in found:

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 RANK_HELP = "full, a number such as 32, energy:0.995 or budget:100MB."
 # Written out, for reading them from the library would load it; a test compares.
-FORMATS = click.Choice(["peft", "kohya", "kohya-diffusers"])
+FORMATS = click.Choice(["auto", "peft", "kohya", "kohya-diffusers"])
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
-_PEFT_OR_KOHYA = (
-    "peft for diffusers; kohya (SDXL's own blocks) or kohya-diffusers (any) for ComfyUI and A1111."
+FORMAT_HELP = (
+    "Whose names: kohya (SDXL's own blocks), which every program reads, kohya-diffusers (any "
+    "blocks), peft for diffusers alone; auto is kohya where that can be."
 )
 
 format_option = click.option(
     "--format",
     type=FORMATS,
-    default="peft",
+    default="auto",
     show_default=True,
-    help=_PEFT_OR_KOHYA,
+    help=FORMAT_HELP,
 )
 
 
@@ -45,7 +46,7 @@ format_option = click.option(
     metavar="[NAME:]WEIGHTS",
     help="Weights of blocks, for one part or all: 'style=1.2, mid=0', or a list of numbers.",
 )
-@click.option("--format", type=FORMATS, help=f"{_PEFT_OR_KOHYA}  [default: peft]")
+@click.option("--format", type=FORMATS, help=f"{FORMAT_HELP}  [default: auto]")
 @click.option("--precision", type=PRECISIONS, help="Of the numbers in the file.  [default: fp32]")
 @click.option("--seed", type=int, help="Of methods that throw dice.  [default: 0]")
 @click.option(
@@ -111,6 +112,7 @@ def merge(
         raise click.UsageError("Name adapters or a recipe, and the merged file with -o.")
     if inputs and not verify:
         raise click.UsageError("--inputs belongs to --verify.")
+    from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.merging.files.merge import carry_out
     from dreamloom.merging.files.verify import verify_merge
 
@@ -127,6 +129,7 @@ def merge(
         say(f"The merged adapter: {out} ({what}{lost})")
         if verified:
             say(str(verified))
+        say(tell_readers(out))
 
     made = {
         "adapter": out,
@@ -134,6 +137,7 @@ def merge(
         "ranks": sorted(set(combined.adapter.ranks.values())),
         "error": combined.error,
         "verified": str(verified) if verified else None,
+        "readers": name_readers(out),
     }
     deliver(made, show, json_target)
 
@@ -232,6 +236,7 @@ def remix(
     A weight of 0 takes a part out for good. Without weights, lists the parts.
     """
     from dreamloom.cli.console import say, watch
+    from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.merging.files.reweight import list_parts, parse_changes, remix_merge
 
     if not weights:
@@ -250,13 +255,14 @@ def remix(
         remixed = remix_merge(merged, changes, out, overwrite, observe)
     made, layers = out or merged, len(remixed.layers)
     text = f"The merged adapter: {made} ({layers} layers)"
-    deliver({"adapter": made, "layers": layers}, lambda: click.echo(text), json_target)
+    written = {"adapter": made, "layers": layers, "readers": name_readers(made)}
+    deliver(written, lambda: say(f"{text}\n{tell_readers(made)}"), json_target)
 
 
 @click.command(cls=LoomCommand)
 @click.argument("file", type=PATH)
 @click.option("--rank", required=True, help=RANK_HELP)
-@click.option("--format", type=FORMATS, help=f"{_PEFT_OR_KOHYA} As FILE if absent.")
+@format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @json_option
 @output_options
@@ -267,14 +273,16 @@ def resize(
     """Cut an adapter to another rank, as near to FILE as there is."""
     from dreamloom.cli.adapter_console import show_cut
     from dreamloom.cli.console import watch
+    from dreamloom.lora.readers import name_readers
     from dreamloom.merging.files.convert import resize_adapter
     from dreamloom.merging.ranks import parse_rank
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
         combined = resize_adapter(file, out, request, observe=observe, **given)
+    told = {"adapter": out, "layers": len(combined.adapter.layers), "error": combined.error}
     deliver(
-        {"adapter": out, "layers": len(combined.adapter.layers), "error": combined.error},
+        {**told, "readers": name_readers(out)},
         lambda: show_cut(out, combined.adapter, combined.error, str(file)),
         json_target,
     )
@@ -286,27 +294,43 @@ def resize(
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
 @click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
+@click.option(
+    "--equal-ranks",
+    "has_equal_ranks",
+    is_flag=True,
+    help="Fill all ranks up to the highest, for diffusers before 0.35.",
+)
+@click.option("--thumbnail", type=PATH, help="A picture that other programs show beside the file.")
 @json_option
 @output_options
 @click.pass_obj
 def convert(
-    quiet: bool, /, file: Path, rank: str | None, out: Path, json_target: str | None, **given: Any
+    quiet: bool,
+    /,
+    file: Path,
+    rank: str | None,
+    out: Path,
+    base: str,
+    overwrite: bool,
+    json_target: str | None,
+    **given: Any,
 ) -> None:
     """Write an adapter in another format, with the same change."""
-    from dreamloom.cli.console import watch
-    from dreamloom.merging.files.convert import convert_file
+    from dreamloom.cli.console import say, watch
+    from dreamloom.lora.readers import name_readers, tell_readers
+    from dreamloom.merging.files.convert import FileForm, convert_file
     from dreamloom.merging.ranks import parse_rank
 
     request = parse_rank(rank) if rank else None
     with watch(quiet) as observe:
-        adapter = convert_file(file, out, rank=request, observe=observe, **given)
+        adapter = convert_file(file, out, FileForm(**given), base, request, overwrite, observe)
     approximated = adapter.metadata.get("dreamloom.approximation") if request else None
     error = json.loads(approximated)["relative_error"] if approximated else 0.0
     lost = f", {error:.2%} off" if approximated else ""
     layers = len(adapter.layer_names)
     deliver(
-        {"adapter": out, "layers": layers, "error": error},
-        lambda: click.echo(f"The adapter: {out} ({layers} layers{lost})"),
+        {"adapter": out, "layers": layers, "error": error, "readers": name_readers(out)},
+        lambda: say(f"The adapter: {out} ({layers} layers{lost})\n{tell_readers(out)}"),
         json_target,
     )
 
@@ -338,13 +362,14 @@ def extract(
     """
     from dreamloom.cli.adapter_console import show_extracted
     from dreamloom.cli.console import watch
+    from dreamloom.lora.readers import name_readers
     from dreamloom.merging.files.convert import extract_file
     from dreamloom.merging.ranks import parse_rank
 
     request = parse_rank(rank)
     with watch(quiet) as observe:
         found = extract_file((tuned, base), out, request, observe=observe, **given)
-    told = {"error": found.error, "layers": found.errors}
+    told = {"error": found.error, "layers": found.errors, "readers": name_readers(out)}
     deliver(told, lambda: show_extracted(out, found), json_target)
 
 
@@ -364,7 +389,7 @@ def bake(
     overwrite: bool,
     json_target: str | None,
 ) -> None:
-    """Write a base model with adapters added, as one model.
+    """Write a base model with adapters of any kind added, as one model.
 
     It is laid out as the base: a folder if that is one, otherwise a .safetensors file. Each FILE
     may have a weight W, 1 if not.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dreamloom.cli.adapters import ADAPTER_COMMANDS
+from dreamloom.cli.adapters import ADAPTER_COMMANDS, FORMAT_HELP
 from dreamloom.cli.commands import Commands
 from dreamloom.cli.options import (
     PATH,
@@ -106,7 +106,7 @@ def photos(folder: Path, resolution: int, json_target: str | None) -> None:
 @click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
 @click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
 @click.option("--prior", help="generated, base, none, or a folder of your own class images.")
-@click.option("--format", "file_format", help="peft, or kohya: also for ComfyUI and A1111.")
+@click.option("--format", "file_format", help=FORMAT_HELP)
 @click.option("--from", "init_adapter", metavar="FILE", help="Begin from this LoRA's weights.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @json_option
@@ -123,6 +123,7 @@ def train(
 ) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
     from dreamloom.cli.console import watch
+    from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.pipeline.subject import require_subject
     from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
 
@@ -141,10 +142,12 @@ def train(
     base = ("--base", config.base) if Path(config.base).exists() else ()
     words = ("--adapter", run.adapter, *base, "--pack", "seed-v1", "--seeds", 1)
     following = command_line("dreamloom", "generate", *words, "--name", "first", "--out", out)
-    made = {"adapter": run.adapter, "run": out, "next": following}
+    readers = name_readers(run.adapter)
+    made = {"adapter": run.adapter, "run": out, "next": following, "readers": readers}
 
     def show() -> None:
         click.echo(f"The adapter: {run.adapter}")
+        click.echo(tell_readers(run.adapter))
         click.echo(f"Next: {following}")
 
     deliver(made, show, json_target)

@@ -206,7 +206,6 @@ class RunFolder:
         """One JSON record per stage."""
         self.adapter = self.path / "adapter.safetensors"
         """What training made."""
-        self.kohya_adapter = self.path / "adapter-kohya.safetensors"
         """The same for ComfyUI and AUTOMATIC1111, where it was asked for."""
         self.checkpoints = self.path / "checkpoints"
         """What an interrupted training goes on from."""

@@ -38,11 +38,11 @@ from dreamloom.core.manifests import (
 from dreamloom.core.run_folder import (
     Record,
     RunFolder,
-    file_sha256,
     fingerprint,
 )
 from dreamloom.inference.journal import JOURNAL, Journal, find_drawn, refuse_other_inputs
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.folders import hash_adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.lora_schedule import (
@@ -241,7 +241,7 @@ def _list_adapters(
     return tuple(
         AdapterEntry(
             file=part.path.name,
-            sha256=file_sha256(part.path),
+            sha256=hash_adapter(part.path),
             weight=part.strongest,
             lora_schedule=schedule,
         )

@@ -16,6 +16,9 @@ from dreamloom.core.errors import AdapterError
 AdapterKind = Literal["lora", "dora", "loha", "lokr", "oft"]
 """How an adapter says what changes: LoRA's product of factors, or one of PEFT's other forms."""
 
+DoraAxis = Literal["outputs", "inputs"]
+"""Which lengths of a weight a DoRA sets."""
+
 KIND_NAMES: dict[AdapterKind, str] = {
     "lora": "LoRA",
     "dora": "DoRA",
@@ -69,6 +72,9 @@ class PeftState:
             ``unet.mid_block.attentions.0.proj_in.hada_w1_a``.
         configs: PEFT's configuration of each component, in values that JSON knows. Its
             ``target_modules`` are the exact names of the layers.
+        dora_axis: Whether a DoRA's magnitudes are the lengths of a weight's ``outputs``, as in the
+            paper and PEFT, or of its ``inputs``, as OneTrainer and LyCORIS have them unless told
+            otherwise. PEFT knows no such form, but the tensors bear its names all the same.
 
     Source:
         DoRA (arXiv:2402.09353), LoHa (arXiv:2108.06098), LoKr (arXiv:2309.14859), OFT
@@ -78,6 +84,7 @@ class PeftState:
     kind: AdapterKind
     tensors: Mapping[str, Tensor]
     configs: Mapping[str, Mapping[str, Any]]
+    dora_axis: DoraAxis = "outputs"
 
     @property
     def layer_names(self) -> list[str]:

@@ -28,6 +28,10 @@ Matrix = Float[Tensor, "_ _"]
 FactorPair = tuple[Matrix, Matrix]
 """Two matrices, up and down, whose product is the change."""
 
+MAGNITUDES = {"magnitude", "dora_scale"}
+"""The parts that make a DoRA of any product: the lengths of a weight's outputs or inputs."""
+DORA = "DoRA"
+
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOHA_CORES = {"hada_t1", "hada_t2"}
 _LOKR_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
@@ -38,22 +42,33 @@ _LOKR = [first | second for first in _LOKR_FIRST for second in _LOKR_SECOND]
 def name_stored_kind(parts: Parts) -> str:
     """Name the kind of change that a layer's tensors make up; empty if they make up none."""
     names = set(parts) - {"alpha"}
-    magnitudes = names & {"magnitude", "dora_scale"}
-    if names - magnitudes == {"down", "up"}:
-        return "LoRA" if not magnitudes else "DoRA" if len(magnitudes) == 1 else ""
+    product = _name_product(names - MAGNITUDES, "alpha" in parts)
+    if not names & MAGNITUDES:
+        return product
+    if len(names & MAGNITUDES) > 1 or product in ("", "full difference"):
+        return ""
+    return DORA if product == "LoRA" else f"{DORA} of a {product}"
+
+
+def _name_product(names: set[str], has_alpha: bool) -> str:
+    if names == {"down", "up"}:
+        return "LoRA"
     if names == {"down", "mid", "up"}:
         return "LoRA with Tucker cores"
     if names in (_LOHA, _LOHA | _LOHA_CORES):
         return "LoHa"
     if names in _LOKR:
         return "LoKr"
-    return "full difference" if names == {"diff"} and "alpha" not in parts else ""
+    return "full difference" if names == {"diff"} and not has_alpha else ""
 
 
 def assemble_layer(
     path: str, name: str, parts: Parts, kernel: Sequence[int], scale_of: ScaleOf
 ) -> Layer:
     """Put a layer's tensors together as two factors, of ΔW = up · down.
+
+    Of a DoRA it is the product whose direction the magnitudes lengthen, whatever kind of product
+    that is: LyCORIS decomposes the sum of a weight and a LoHa, too.
 
     Args:
         path: The file, for messages.
@@ -68,7 +83,8 @@ def assemble_layer(
     """
     tensors = {part: tensor.float() for part, tensor in parts.items()}
     try:
-        layer = _assemble(name_stored_kind(parts), tensors, kernel, scale_of)
+        product = {part: tensor for part, tensor in tensors.items() if part not in MAGNITUDES}
+        layer = _assemble(name_stored_kind(product), product, kernel, scale_of)
     except (ValueError, RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{part} is {tuple(t.shape)}" for part, t in sorted(tensors.items()))
         raise AdapterError(
@@ -103,6 +119,9 @@ def _assemble(kind: str, parts: Parts, kernel: Sequence[int], scale_of: ScaleOf)
             raise ValueError("up and the core differ in rank")
         scale = 1.0 if alpha is None else alpha / down.shape[0]
         return make_layer((up, contract_tucker(core, down)), core.shape[2:], scale)
+    if up.ndim == 2 and down.ndim > 2:
+        # DyLoRA keeps the outer factor of a convolution as a matrix.
+        up = up.reshape(*up.shape, *(1,) * (down.ndim - 2))
     fits = (
         down.ndim >= 2
         and down.shape[0] > 0
@@ -150,7 +169,8 @@ def assemble_product(
 def _read_hada(parts: Parts, factor: str, core: str) -> FactorPair:
     up, down = parts[f"hada_{factor}_a"], parts[f"hada_{factor}_b"]
     if f"hada_{core}" not in parts:
-        return up, down.flatten(1)
+        # OneTrainer keeps them in the shapes of convolutions.
+        return up.flatten(1), down.flatten(1)
     # Beside a core, the outer factor lies on its side.
     return up.T, contract_tucker(parts[f"hada_{core}"], down)
 
@@ -282,8 +302,14 @@ def multiply_blocks(first: FactorPair, second: FactorPair) -> FactorPair:
     _refuse_misfits((up1, down1), (up2, down2))
     rank = up1.shape[1] * up2.shape[1]
     if rank > min(up1.shape[0] * up2.shape[0], down1.shape[1] * down2.shape[1]):
-        return split_exactly(torch.kron(up1 @ down1, up2 @ down2))
-    return torch.kron(up1, up2), torch.kron(down1, down2)
+        return split_exactly(_place_blocks(up1 @ down1, up2 @ down2))
+    return _place_blocks(up1, up2), _place_blocks(down1, down2)
+
+
+def _place_blocks(outer: Matrix, inner: Matrix) -> Matrix:
+    """The Kronecker product outer ⊗ inner; `torch.kron` refuses some transposed matrices."""
+    rows, columns = outer.shape[0] * inner.shape[0], outer.shape[1] * inner.shape[1]
+    return (outer[:, None, :, None] * inner[None, :, None, :]).reshape(rows, columns)
 
 
 def _refuse_misfits(*products: FactorPair) -> None:

@@ -20,7 +20,7 @@ def publish_base(base: str) -> str:
     nothing elsewhere, and much about whose machine it was.
     """
     is_place = base not in {"", *_BUILT_IN} and (
-        Path(base).exists()
+        _exists(base)
         or Path(base).is_absolute()
         or base.startswith(("~", "."))
         or base.count("/") > 1
@@ -31,6 +31,14 @@ def publish_base(base: str) -> str:
         return base
     parts = [part for part in re.split(r"[\\/]", base) if part not in ("", ".", "..", "~")]
     return parts[-1] if parts else Path(base).resolve().name
+
+
+def _exists(place: str) -> bool:
+    """Say whether a path leads somewhere; a header's text may be anything, also no path."""
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def recall_base(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -47,6 +55,6 @@ def recall_base(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
         record = RunFolder(folder).read_record("train") if name else None
         if record and told and record.base.get("fingerprint") == told:
             place = record.base.get("name", "")
-            if Path(place).exists() and publish_base(place) == name:
+            if _exists(place) and publish_base(place) == name:
                 return {**metadata, BASE_KEY: place}
     return dict(metadata)

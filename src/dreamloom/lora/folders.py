@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
+from dreamloom.core.run_folder import file_sha256, fingerprint
 from dreamloom.lora.key_names import LayerNames, split_key
 from dreamloom.lora.peftconfig import OTHER_KINDS
 from dreamloom.lora.sdxl_layers import COMPONENTS
@@ -59,6 +60,15 @@ def read_peft_folder(path: Path, names: LayerNames) -> FolderContent:
         tensors |= found
         configs |= config
     return tensors, configs
+
+
+def hash_adapter(path: Path) -> str:
+    """Hash what an adapter is read from: one file, or PEFT's folder with its configuration."""
+    folder = path.parent if path.name == WEIGHTS and path.with_name(CONFIG).is_file() else path
+    if not folder.is_dir():
+        return file_sha256(path)
+    files = sorted(file for name in (WEIGHTS, CONFIG) for file in folder.rglob(name))
+    return fingerprint({str(file.relative_to(folder)): file_sha256(file) for file in files})
 
 
 def _read_one(folder: Path, names: LayerNames, component: str) -> FolderContent:

@@ -30,11 +30,15 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
         ".lora_B.weight": "up",
         ".lora_magnitude_vector": "magnitude",
         ".lora_magnitude_vector.weight": "magnitude",
-        # diffusers before, for the denoiser and the text encoders.
+        # ai-toolkit.
+        ".magnitude": "magnitude",
+        # diffusers before, for the denoiser and the text encoders; and its scripts' kohya files.
         ".lora.down.weight": "down",
         ".lora.up.weight": "up",
         ".lora_linear_layer.down.weight": "down",
         ".lora_linear_layer.up.weight": "up",
+        "_lora.down.weight": "down",
+        "_lora.up.weight": "up",
         # Kohya and LyCORIS.
         ".lora_down.weight": "down",
         ".lora_up.weight": "up",
@@ -51,14 +55,25 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
 # diffusers' first spelling: the processor of an attention held its LoRA.
 _FIRST = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 _OLD_ENDINGS = (".lora.down.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
-_STABILITY_PREFIX = "diffusion_model."
+# What ComfyUI calls the parts of a pipeline, and LyCORIS whatever it wraps: with SDXL the denoiser.
+_COMFY_UNET = "diffusion_model."
+_LYCORIS = "lycoris_"
 _STABILITY_BLOCKS = (
     *("input_blocks.", "middle_block.", "output_blocks."),
     *("time_embed.", "label_emb.", "out."),
 )
-_BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.layers.", "text_model.")
 _NUMBER = re.compile(r"(?<=blocks|esnets|ntions|mplers|layers)\.\d+\.")
-_OTHERS_ENCODERS = MappingProxyType({"clip_l": "text_encoder", "clip_g": "text_encoder_2"})
+# The text encoders as ComfyUI's files name them, and as OneTrainer's do.
+_OTHERS_ENCODERS = MappingProxyType(
+    {
+        "text_encoders.clip_l.transformer.": "text_encoder",
+        "text_encoders.clip_g.transformer.": "text_encoder_2",
+        "clip_l.": "text_encoder",
+        "clip_g.": "text_encoder_2",
+    }
+)
+
+_KOHYA = tuple(KOHYA_PREFIXES.values())
 
 # What a LoRA's form cannot hold, by the endings that give it away.
 _REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -71,6 +86,7 @@ _REFUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "a VeRA": (".vera_lambda_b", ".vera_lambda_d"),
     }
 )
+_EMBEDDINGS = {"clip_l", "clip_g", "clip_l_out", "clip_g_out", "emb_params"}
 _CONTROL_LORA = "lora_controlnet"
 
 # What other bases' headers say: kohya's own entry, and ModelSpec's of the architecture.
@@ -105,7 +121,10 @@ def split_key(key: str) -> tuple[str, str] | None:
         return f"{owner}.to_{to}" + (".0" if to == "out" else ""), part
     for ending, part in _ENDINGS.items():
         if key.endswith(ending) and key != ending:
-            return key.removesuffix(ending), part
+            owner = key.removesuffix(ending)
+            # diffusers' scripts leave the last dot of a DoRA's names in their kohya files.
+            is_kohya = owner.startswith(_KOHYA)
+            return owner.replace(".", "_") if is_kohya else owner, part
     return None
 
 
@@ -121,6 +140,11 @@ def refuse_other_kinds_by_key(path: str, keys: Iterable[str]) -> None:
             f"{path} is a ControlLoRA, a part of a ControlNet.",
             "DreamLoom reads adapters of the denoiser and the text encoders.",
         )
+    if found and set(found) <= _EMBEDDINGS:
+        raise AdapterError(
+            f"{path} is a textual inversion, the embeddings of a word, and no adapter.",
+            "Name the adapter that was taught with the word.",
+        )
     for kind, endings in _REFUSED.items():
         examples = [key for key in found if key.endswith(endings)]
         if examples:
@@ -129,6 +153,11 @@ def refuse_other_kinds_by_key(path: str, keys: Iterable[str]) -> None:
                 "LoRA cannot express.",
                 "DreamLoom reads LoRA, LoCon, LoHa, LoKr, DoRA and full differences of weights.",
             )
+
+
+def is_layer_name(name: str) -> bool:
+    """Say whether a name begins with a part of the pipeline, as layers' names do."""
+    return name.partition(".")[0] in COMPONENTS
 
 
 class LayerNames:
@@ -146,41 +175,40 @@ class LayerNames:
 
     def __init__(self, layer_names: Iterable[str] = ()) -> None:
         self.known: set[str] = {respell_text(name) for name in layer_names}
-        foreign = [name for name in self.known if name.partition(".")[0] not in COMPONENTS]
+        foreign = [name for name in self.known if not is_layer_name(name)]
         if foreign:
             raise ValueError(f"{foreign[0]} begins with none of {', '.join(COMPONENTS)}")
         self._by_name: dict[str, str] = {}
         for layer in sdxl_layers().values():
             self._by_name |= dict.fromkeys((layer.kohya, layer.kohya_diffusers), layer.name)
             if layer.stability:
-                self._by_name[_STABILITY_PREFIX + layer.stability] = layer.name
+                self._by_name[layer.stability] = layer.name
         for name in sorted(self.known):
             _claim(self._by_name, underscore(name), name)
         self.known |= set(sdxl_layers())
 
     def find(self, found: str) -> str | None:
-        """Find the layer's own name, or None if the name is no known layer's.
+        """Find the layer's own name, or None if no layer of this family of bases is called so.
 
-        A name with its component, such as ``unet.…``, is taken as it is: whether it fits the base,
-        the base knows. With Stability AI's blocks after it, or with ``clip_l`` and ``clip_g`` for
-        the text encoders, as OneTrainer writes them, it must be one of SDXL's.
+        Bases with other blocks than SDXL may have more or fewer of them, of the same inner layers.
         """
-        if found.startswith((*KOHYA_PREFIXES.values(), _STABILITY_PREFIX)):
-            return self._by_name.get(found)
-        plain = found.replace(".processor.", ".")
+        if found.startswith(_LYCORIS):
+            found = f"{KOHYA_PREFIXES['unet']}{found.removeprefix(_LYCORIS)}"
+        if found.startswith(_KOHYA):
+            return self._by_name.get(found) or self._by_name.get(_wrap_text(found))
+        for prefix, encoder in _OTHERS_ENCODERS.items():
+            if found.startswith(prefix):
+                name = respell_text(f"{encoder}.{found.removeprefix(prefix)}")
+                return name if name in self.known else None
+        plain = found.removeprefix(_COMFY_UNET).replace(".processor.", ".")
+        component, _, inner = plain.partition(".")
+        stability = inner if component == "unet" else plain
+        if stability.startswith(_STABILITY_BLOCKS):
+            return self._by_name.get(stability)
         plain = f"{plain}.0" if plain.endswith(".to_out") else plain
-        component, dot, inner = plain.partition(".")
-        if component in _OTHERS_ENCODERS:
-            name = respell_text(f"{_OTHERS_ENCODERS[component]}.{inner}")
-            return name if name in self.known else None
-        if component == "unet" and inner.startswith(_STABILITY_BLOCKS):
-            # OneTrainer's other naming: no layer of diffusers is called so.
-            return self._by_name.get(f"{_STABILITY_PREFIX}{inner}")
-        if component in COMPONENTS and dot and inner:
+        if component in COMPONENTS and inner:
             name = respell_text(plain)
-            # Bases with other blocks have more or fewer of them, of the same inner layers.
-            in_blocks = inner.startswith(_BLOCKS)
-            fits = name in self.known or not in_blocks or _NUMBER.sub(".#.", name) in _shapes()
+            fits = name in self.known or _NUMBER.sub(".#.", name) in _shapes()
             return name if fits else None
         return f"unet.{plain}" if f"unet.{plain}" in self.known else None
 
@@ -192,6 +220,14 @@ class LayerNames:
             for component in COMPONENTS
             if all(respell_text(f"{component}.{inner}") in self.known for inner in names)
         ]
+
+
+def _wrap_text(found: str) -> str:
+    """Put in the wrapper that transformers 5 took off a text encoder's layers."""
+    for prefix in _KOHYA:
+        if found.startswith(f"{prefix}encoder_layers_"):
+            return f"{prefix}text_model_{found.removeprefix(prefix)}"
+    return found
 
 
 @cache
@@ -209,7 +245,14 @@ def name_naming(found: Iterable[str], keys: Iterable[str]) -> str:
     """
     layers = sdxl_layers().values()
     sgm = {layer.kohya for layer in layers if layer.kohya != layer.kohya_diffusers}
-    named = [name for name in found if name.startswith(tuple(KOHYA_PREFIXES.values()))]
+    owners = list(found)
+    if any(name.startswith(_LYCORIS) for name in owners):
+        return "lycoris"
+    if any(
+        name.startswith((_COMFY_UNET, *_STABILITY_BLOCKS, *_OTHERS_ENCODERS)) for name in owners
+    ):
+        return "comfyui"
+    named = [name for name in owners if name.startswith(_KOHYA)]
     if named:
         of_kohya = [name for name in named if name in sgm]
         of_unet = [name for name in named if name.startswith(KOHYA_PREFIXES["unet"])]

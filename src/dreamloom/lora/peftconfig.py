@@ -8,13 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
+import regex
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora.adapter import AdapterKind, Layer, PeftState
-from dreamloom.lora.sdxl_layers import COMPONENTS
+from dreamloom.lora.adapter import AdapterKind, DoraAxis, Layer, PeftState
+from dreamloom.lora.sdxl_layers import COMPONENTS, sdxl_layers
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Under this key of a file's header diffusers keeps PEFT's configuration of each component."""
@@ -29,30 +31,82 @@ OTHER_KINDS: Mapping[str, AdapterKind] = {"LOHA": "loha", "LOKR": "lokr", "OFT":
 _SPLITS_BASE = re.compile("pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
 
+_MOST_PATTERNS = 5000
+_LONGEST_PATTERN = 1000
+_SECONDS = 0.5
+# What DreamLoom and diffusers write: the whole name of one layer.
+_LITERAL = re.compile(r"\^(?:[\w-]|\\\W)+")
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Values of layers by regular expressions of their names' ends; the first that matches counts.
+
+    Raises:
+        ValueError: If one is no regular expression, or very long: a header is anybody's text.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            for pattern in self.values:
+                if len(pattern) > _LONGEST_PATTERN:
+                    raise ValueError(f"a pattern has {len(pattern):,} signs")
+                _compile(pattern)
+        except regex.error as error:
+            raise ValueError(f"a pattern is no regular expression: {error}") from error
+
+    def of(self, layer: str, otherwise: float) -> float:
+        """The value of a layer, by its name within the component.
+
+        Raises:
+            AdapterError: If a pattern takes too long to look for.
+        """
+        if self._are_names:
+            return self.values.get(f"^{re.escape(layer)}", otherwise)
+        try:
+            for pattern, value in self.values.items():
+                if _compile(pattern).match(layer, timeout=_SECONDS):
+                    return value
+        except TimeoutError as error:
+            raise AdapterError(
+                f"An adapter's configuration scales layers by the pattern {pattern[:60]!r}, which "
+                "takes too long to look for.",
+                "The file may be meant to do harm; get it from elsewhere.",
+            ) from error
+        return otherwise
+
+    @cached_property
+    def _are_names(self) -> bool:
+        """Whether each names one layer, so that no two can match the same."""
+        return all(_LITERAL.fullmatch(pattern) for pattern in self.values)
+
+
+@lru_cache(maxsize=_MOST_PATTERNS)
+def _compile(pattern: str) -> regex.Pattern[str]:
+    """PEFT's rule: a pattern means the end of a name, from one of its dots on."""
+    return regex.compile(rf"(.*\.)?({pattern})$")
+
+
 @dataclass(frozen=True)
 class Scaling:
     """How PEFT's configuration of one component scales its layers.
 
     Args:
         alpha: For layers that no pattern names.
-        alpha_by_pattern: Regular expressions of names' ends.
+        by_pattern: Alphas of single layers.
         use_rslora: Whether alpha is divided by the root of the rank.
     """
 
     alpha: float
-    alpha_by_pattern: Mapping[str, float] = field(default_factory=dict)
+    by_pattern: Patterns = field(default_factory=Patterns)
     use_rslora: bool = False
 
     def of(self, layer: str, rank: int) -> float:
         """The scale of a layer, by its name within the component, and its rank."""
-        alpha = match_pattern(self.alpha_by_pattern, layer, self.alpha)
+        alpha = self.by_pattern.of(layer, self.alpha)
         return alpha / rank**0.5 if self.use_rslora else alpha / rank
-
-
-def match_pattern(by_pattern: Mapping[str, float], layer: str, otherwise: float) -> float:
-    """Find a layer's value by PEFT's rule: the first pattern that matches its name's end counts."""
-    matching = (p for p in by_pattern if re.match(rf"(.*\.)?({p})$", layer))
-    return by_pattern.get(next(matching, layer), otherwise)
 
 
 def read_header_config(path: str, header: str | None) -> dict[str, dict[str, Any]]:
@@ -93,15 +147,23 @@ def read_scaling(path: str, config: Mapping[str, Any]) -> Scaling | None:
         return None
     try:
         alpha = _read_finite(config["lora_alpha"])
-        by_pattern = read_pattern(config.get("alpha_pattern"))
+        by_pattern = read_patterns(config.get("alpha_pattern"))
         return Scaling(alpha, by_pattern, bool(config.get("use_rslora")))
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise explain_config(path, error) from error
 
 
-def read_pattern(pattern: Any) -> dict[str, float]:
-    """Read values by regular expression, as JSON holds them; None is none."""
-    return {re.compile(key).pattern: _read_finite(alpha) for key, alpha in (pattern or {}).items()}
+def read_patterns(given: Any) -> Patterns:
+    """Read values by regular expression, as JSON holds them; None is none.
+
+    Raises:
+        ValueError: If a pattern or a value makes no sense, or there are more than SDXL has layers.
+    """
+    if len(given or {}) > _MOST_PATTERNS:
+        raise ValueError(
+            f"it has {len(given):,} patterns, and SDXL has {len(sdxl_layers()):,} layers"
+        )
+    return Patterns({key: _read_finite(value) for key, value in (given or {}).items()})
 
 
 def _read_finite(value: Any) -> float:
@@ -135,8 +197,16 @@ def _refuse_options(path: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def make_dora(layers: Mapping[str, Layer], magnitudes: Mapping[str, Tensor]) -> PeftState:
-    """Put factors, whose scales are folded in, and magnitudes together, as PEFT names them."""
+def make_dora(
+    layers: Mapping[str, Layer], magnitudes: Mapping[str, Tensor], axis: DoraAxis = "outputs"
+) -> PeftState:
+    """Put factors, whose scales are folded in, and magnitudes together, as PEFT names them.
+
+    Args:
+        layers: The product of each layer.
+        magnitudes: Of each layer: for outputs as PEFT shapes them, for inputs of shape (inputs,).
+        axis: Which lengths they are.
+    """
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {
@@ -144,7 +214,16 @@ def make_dora(layers: Mapping[str, Layer], magnitudes: Mapping[str, Tensor]) -> 
             name + UP: layer.up,
             name + MAGNITUDE: magnitudes[name],
         }
-    return PeftState("dora", tensors, describe_lora({n: la.rank for n, la in layers.items()}, True))
+    configs = describe_lora({name: layer.rank for name, layer in layers.items()}, True)
+    return PeftState("dora", tensors, configs, axis)
+
+
+def layers_of_dora(state: PeftState) -> dict[str, Layer]:
+    """The products of a DoRA, without the lengths that it gives them."""
+    return {
+        name: Layer(state.tensors[name + DOWN], state.tensors[name + UP])
+        for name in state.layer_names
+    }
 
 
 def describe_lora(ranks: Mapping[str, int], use_dora: bool = False) -> dict[str, dict[str, Any]]:

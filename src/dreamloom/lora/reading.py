@@ -12,20 +12,30 @@ from typing import Any
 from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.lora.adapter import KIND_NAMES, Adapter, Layer, PeftState
-from dreamloom.lora.assembly import ScaleOf, assemble_layer, name_stored_kind, stack_layers
+from dreamloom.lora.adapter import KIND_NAMES, Adapter, DoraAxis, Layer, PeftState
+from dreamloom.lora.assembly import (
+    DORA,
+    MAGNITUDES,
+    ScaleOf,
+    assemble_layer,
+    name_stored_kind,
+    stack_layers,
+)
 from dreamloom.lora.base_names import recall_base
+from dreamloom.lora.conversion import keep_as_lycoris
 from dreamloom.lora.folders import CONFIG, WEIGHTS, read_peft_folder
 from dreamloom.lora.key_names import (
     LAYOUT_KEY,
     LayerNames,
     find_named_base,
     find_other_base,
+    is_layer_name,
     name_naming,
     refuse_other_kinds_by_key,
     split_key,
 )
 from dreamloom.lora.modelspec import HASH_KEY as MODELSPEC_HASH_KEY
+from dreamloom.lora.modelspec import TENSOR_HASH_KEY
 from dreamloom.lora.peftconfig import (
     CONFIG_KEY,
     OTHER_KINDS,
@@ -37,14 +47,26 @@ from dreamloom.lora.peftconfig import (
 from dreamloom.lora.sdxl_layers import kernel_of
 from dreamloom.lora.tensors import is_finite, open_tensors
 from dreamloom.lora.token_embeddings import HASH_KEY as WORDS_HASH_KEY
-from dreamloom.lora.token_embeddings import TOKENS_KEY, read_token_embeddings
+from dreamloom.lora.token_embeddings import (
+    TOKENS_KEY,
+    gather_token_embeddings,
+    read_token_embeddings,
+    split_bundled,
+)
 
 NAMES_KEY = "dreamloom.layer_names"
 """Where a file with underscored names of another base's layers lists their own names."""
 
+Magnitude = tuple[Tensor, DoraAxis]
+"""The lengths that a DoRA gives a layer, and of what they are."""
+
 # PEFT's configuration describes the factors before their scales were folded in; the writer enters
 # the others anew.
-_MADE_ANEW = ("format", CONFIG_KEY, MODELSPEC_HASH_KEY, TOKENS_KEY, WORDS_HASH_KEY, NAMES_KEY)
+_MADE_ANEW = (
+    *("format", CONFIG_KEY, TOKENS_KEY, WORDS_HASH_KEY, NAMES_KEY),
+    *(MODELSPEC_HASH_KEY, TENSOR_HASH_KEY, "sshs_legacy_hash"),
+    *("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +78,14 @@ class AdapterFile:
         naming: Whose names the file uses: ``peft``, ``peft folder``, ``diffusers, old``,
             ``kohya``, ``kohya-diffusers`` or ``kohya, two namings``.
         stored: How many layers were stored as which kind of product.
+        product: Its LoHa or LoKr as it was stored, where all of it is one of these: it is smaller
+            than the LoRA that it is.
     """
 
     adapter: Adapter
     naming: str
     stored: Mapping[str, int]
+    product: PeftState | None = None
 
 
 @dataclass
@@ -71,7 +96,7 @@ class _Found:
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    words: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     is_folder: bool = False
 
 
@@ -108,7 +133,8 @@ def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFil
     else:
         tensors, header = open_tensors(path)
         configs = read_header_config(str(path), header.get(CONFIG_KEY))
-        words = read_token_embeddings(path, header)
+        bundled, tensors = split_bundled(str(path), tensors)
+        words = gather_token_embeddings([read_token_embeddings(path, header), bundled])
         found = _Found(str(path), tensors, recall_base(path, header), configs, words)
     metadata = {name: text for name, text in found.metadata.items() if name not in _MADE_ANEW}
     _refuse_impossible(found)
@@ -119,14 +145,18 @@ def read_adapter_file(path: Path, layer_names: Iterable[str] = ()) -> AdapterFil
         adapter = Adapter({}, metadata, found.words, state)
         return AdapterFile(adapter, naming, {KIND_NAMES[state.kind]: count})
     refuse_other_kinds_by_key(found.path, found.tensors)
-    names = LayerNames([*given, *found.metadata.get(NAMES_KEY, "").split()])
+    listed = found.metadata.get(NAMES_KEY, "").split()
+    own = [name for name in (*listed, *_list_configured(found.configs)) if is_layer_name(name)]
+    names = LayerNames([*given, *own])
     layers, magnitudes, stored = _understand(found, names, check_base=not given)
     owners = [split[0] for split in map(split_key, found.tensors) if split is not None]
     naming = "peft folder" if found.is_folder else name_naming(owners, found.tensors)
     if magnitudes:
-        peft = make_dora(layers, magnitudes)
+        axis = _name_axis(found.path, {name: own for name, (_, own) in magnitudes.items()})
+        peft = make_dora(layers, {name: own for name, (own, _) in magnitudes.items()}, axis)
         return AdapterFile(Adapter({}, metadata, found.words, peft), naming, stored)
-    return AdapterFile(Adapter(layers, metadata, found.words), naming, stored)
+    product = _keep_product(found, names) if set(stored) in ({"LoHa"}, {"LoKr"}) else None
+    return AdapterFile(Adapter(layers, metadata, found.words), naming, stored, product)
 
 
 def _refuse_impossible(found: _Found) -> None:
@@ -148,7 +178,7 @@ def _refuse_impossible(found: _Found) -> None:
 def _read_other_kind(found: _Found) -> PeftState | None:
     """Read a LoHa, LoKr or OFT in PEFT's form, whose configuration stands beside it."""
     configs = {c: config for c, config in found.configs.items() if "peft_type" in config}
-    types = {config["peft_type"] for config in configs.values()}
+    types = {str(config["peft_type"]) for config in configs.values()}
     kinds = [kind for name, kind in OTHER_KINDS.items() if name in types]
     if not kinds:
         return None
@@ -177,7 +207,7 @@ def _owner(key: str, names: set[str]) -> str:
 
 def _understand(
     found: _Found, names: LayerNames, check_base: bool
-) -> tuple[dict[str, Layer], dict[str, Tensor], dict[str, int]]:
+) -> tuple[dict[str, Layer], dict[str, Magnitude], dict[str, int]]:
     """Put each layer together: the changes, a DoRA's magnitudes, and the kinds that were stored."""
     parts, unknown = _sort_by_owner(found)
     owners = {owner: names.find(owner) for owner in parts}
@@ -203,12 +233,12 @@ def _understand(
         )
     scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
     gathered: dict[str, list[Layer]] = {}
-    magnitudes: dict[str, Tensor] = {}
+    magnitudes: dict[str, Magnitude] = {}
     for owner, name in sorted((o, n) for o, n in owners.items() if n is not None):
         scale_of = _scale_by(scalings, name, owner)
         layer = assemble_layer(found.path, name, parts[owner], kernel_of(name), scale_of)
         gathered.setdefault(name, []).append(layer)
-        if kinds[owner] == "DoRA":
+        if kinds[owner].startswith(DORA):
             magnitudes[name] = _read_magnitude(found.path, name, parts[owner], layer)
     layers: dict[str, Layer] = {}
     for name in sorted(gathered):
@@ -229,6 +259,16 @@ def _understand(
             "DreamLoom reads a file of one kind; split it by kind.",
         )
     return layers, magnitudes, dict(sorted(Counter(kinds.values()).items()))
+
+
+def _keep_product(found: _Found, names: LayerNames) -> PeftState | None:
+    """Keep LyCORIS' own factors of a LoHa or LoKr, its scale folded in; None if layers repeat."""
+    parts, _ = _sort_by_owner(found)
+    owners = {owner: name for owner in parts if (name := names.find(owner)) is not None}
+    if len(set(owners.values())) < len(owners):
+        return None
+    own = {owners[owner]: tensors for owner, tensors in parts.items()}
+    return keep_as_lycoris(own)
 
 
 def _sort_by_owner(found: _Found) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -267,16 +307,42 @@ def _scale_by(scalings: Mapping[str, Scaling | None], name: str, owner: str) -> 
     return partial(scaling.of, own[2] if own[0] == component else inner)
 
 
-def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: Layer) -> Tensor:
-    """Read a DoRA's lengths of outputs; LyCORIS may have measured inputs, which is another kind."""
-    if "magnitude" in parts:
-        return parts["magnitude"].float()
-    lengths, outputs = parts["dora_scale"].float(), layer.up.shape[0]
-    if lengths.shape[0] != outputs or lengths.numel() != outputs:
-        raise AdapterError(
-            f"{path} is a DoRA that scales the inputs of {name}, as early LyCORIS and ComfyUI do; "
-            "PEFT's scales outputs.",
-            "DreamLoom reads DoRAs that scale outputs (wd_on_out in LyCORIS).",
-        )
+def _read_magnitude(path: str, name: str, parts: Mapping[str, Tensor], layer: Layer) -> Magnitude:
+    """Read the lengths that a DoRA gives a layer, and whether they are of outputs or of inputs."""
+    outputs, inputs = layer.up.shape[0], layer.down.shape[1]
     ones = (1,) * (layer.down.ndim - 2)
-    return lengths.reshape(1, outputs, *ones) if ones else lengths.flatten()
+    as_peft = (1, outputs, *ones) if ones else (outputs,)
+    lengths = next(parts[part].float() for part in MAGNITUDES if part in parts)
+    shape = tuple(lengths.shape)
+    # A square convolution's of PEFT and LyCORIS' of inputs have one shape; their names differ.
+    if shape == (as_peft if "magnitude" in parts else (outputs, 1, *ones)):
+        return lengths.reshape(as_peft), "outputs"
+    if "dora_scale" in parts and shape == (1, inputs, *ones):
+        return lengths.flatten(), "inputs"
+    raise AdapterError(
+        f"The magnitudes of {name} in {path} have the shape {shape}, and the layer has {outputs} "
+        f"outputs and {inputs} inputs.",
+        "The file may be damaged; get it again.",
+    )
+
+
+def _name_axis(path: str, axes: Mapping[str, DoraAxis]) -> DoraAxis:
+    """Name what all layers of a DoRA scale."""
+    found = sorted(set(axes.values()), reverse=True)
+    if len(found) > 1:
+        raise AdapterError(
+            f"{path} is a DoRA that scales the outputs of some layers and the inputs of others.",
+            "DreamLoom reads a file of one kind; split it by kind.",
+        )
+    return found[0] if found else "outputs"
+
+
+def _list_configured(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """List the layers that a file's own configuration names one by one."""
+    return [
+        f"{component}.{name}"
+        for component, config in configs.items()
+        if isinstance(targets := config.get("target_modules"), list)
+        for name in targets
+        if isinstance(name, str)
+    ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreamloom.lora.adapter import KIND_NAMES
+from dreamloom.lora.readers import name_readers
 from dreamloom.lora.reading import read_adapter_file
 from dreamloom.lora.sdxl_layers import COMPONENTS
 
@@ -14,10 +15,10 @@ from dreamloom.lora.sdxl_layers import COMPONENTS
 def describe_adapter(path: Path) -> dict[str, object]:
     """Summarise an adapter file in plain values: layers, ranks, size, norm, how it was made.
 
-    ``format`` says whose names the file uses, ``stored`` how many layers it keeps as which kind of
-    product, and ``components`` for each part of the pipeline how many layers change and which share
-    of the squared norm is theirs. Other kinds than LoRA have no ranks, no norm and no shares
-    (None), since these depend on the base.
+    ``format`` says whose names the file uses, ``readers`` which programs load all of it, ``stored``
+    how many layers it keeps as which kind of product, and ``components`` for each part of the
+    pipeline how many layers change and which share of the squared norm is theirs. Other kinds than
+    LoRA have no ranks, no norm and no shares (None), since these depend on the base.
 
     Raises:
         AdapterError: If the file cannot be read; see `read_adapter`.
@@ -35,6 +36,7 @@ def describe_adapter(path: Path) -> dict[str, object]:
     summary: dict[str, object] = {
         "file": str(path),
         "format": found.naming,
+        "readers": name_readers(path) if path.is_file() else "",
         "stored": dict(found.stored),
         "layers": len(adapter.layer_names),
         "components": {

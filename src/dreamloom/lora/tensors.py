@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,24 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def read_keys(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Read the names of a safetensors file's tensors and its header's metadata, and no tensor.
+
+    Raises:
+        AdapterError: If it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read as safetensors: {error}.", "") from error
+
+
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], hash_key: str = ""
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    hash_keys: Sequence[str] = (),
 ) -> None:
     """Write a safetensors file, its header's entries in order; see `sort_header`.
 
@@ -69,7 +85,7 @@ def save_tensors(
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        sort_header(temporary, hash_key)
+        sort_header(temporary, hash_keys)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -78,6 +94,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 _LENGTH_BYTES = 8
+# SDXL has about a thousand layers of up to ten tensors; a merge tells of each layer in its header.
+_MOST_TENSORS = 50_000
+_MOST_HEADER_BYTES = 2**24
 
 
 # How a pickle of any protocol since 2 begins, and the archive that torch puts one in.
@@ -110,6 +129,13 @@ def check_layout(path: Path) -> None:
                 f"its header claims {length:,} bytes, and the whole file has {size:,}",
                 "It is cut off, or no safetensors file; copy or download it again.",
             )
+        if length > _MOST_HEADER_BYTES:
+            raise _explain(
+                path,
+                f"its header has {length:,} bytes, and no adapter of SDXL needs more than "
+                f"{_MOST_HEADER_BYTES:,}",
+                "It is no adapter, or made to do harm; get it from elsewhere.",
+            )
         text = file.read(length)
     try:
         entries: dict[str, Any] = json.loads(text)
@@ -119,6 +145,12 @@ def check_layout(path: Path) -> None:
         raise _explain(
             path, "its header makes no sense", "It is damaged; copy or download it again."
         ) from error
+    if len(entries) > _MOST_TENSORS:
+        raise _explain(
+            path,
+            f"it holds {len(entries):,} tensors, and no adapter of SDXL has {_MOST_TENSORS:,}",
+            "It is no adapter, or made to do harm; get it from elsewhere.",
+        )
     if promised != size:
         raise _explain(
             path,
@@ -133,7 +165,7 @@ def _explain(path: Path, reason: str, hint: str) -> AdapterError:
     return AdapterError(f"{path} cannot be read as safetensors: {reason}.", hint)
 
 
-def sort_header(path: Path, hash_key: str = "") -> None:
+def sort_header(path: Path, hash_keys: Sequence[str] = ()) -> None:
     """Put the header's entries in order, so that equal adapters are equal files.
 
     safetensors writes the entries of the metadata in an order of chance. Only the header changes;
@@ -141,15 +173,18 @@ def sort_header(path: Path, hash_key: str = "") -> None:
 
     Args:
         path: The file.
-        hash_key: Also enter the SHA-256 of all tensors under this name, if it is not empty.
+        hash_keys: Also enter the SHA-256 of all tensors under these names, under ModelSpec's with
+            the 0x that it asks for.
     """
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     tensors = content[8 + length :]
     metadata = header["__metadata__"]
-    if hash_key:
-        metadata[hash_key] = f"0x{hashlib.sha256(tensors).hexdigest()}"
+    if hash_keys:
+        digest = hashlib.sha256(tensors).hexdigest()
+        for key in hash_keys:
+            metadata[key] = f"0x{digest}" if key.startswith("modelspec.") else digest
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text.ljust((len(text) + 7) // 8 * 8)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -14,20 +15,64 @@ from torch import Tensor
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.core.run_folder import TEMPORARY, explain_write_errors
-from dreamloom.lora.adapter import Adapter, refuse_other_kinds
+from dreamloom.lora.adapter import KIND_NAMES, Adapter
 from dreamloom.lora.base_names import BASE_KEY, publish_base
+from dreamloom.lora.conversion import scale_as_lycoris
 from dreamloom.lora.key_names import LAYOUT_KEY, name_for_kohya, name_for_kohya_diffusers
-from dreamloom.lora.modelspec import HASH_KEY, make_modelspec
-from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora
+from dreamloom.lora.modelspec import HASH_KEY, TENSOR_HASH_KEY, make_modelspec
+from dreamloom.lora.peftconfig import CONFIG_KEY, DOWN, MAGNITUDE, UP, describe_lora, layers_of_dora
 from dreamloom.lora.reading import NAMES_KEY
 from dreamloom.lora.sdxl_layers import respell_text, sdxl_layers
 from dreamloom.lora.tensors import save_tensors
-from dreamloom.lora.token_embeddings import token_embeddings_file, write_token_embeddings
+from dreamloom.lora.token_embeddings import (
+    list_token_files,
+    tokens_folder,
+    write_token_embeddings,
+)
 
-FileFormat = Literal["peft", "kohya", "kohya-diffusers"]
-"""PEFT's names, as diffusers reads them; or kohya's, as ComfyUI and AUTOMATIC1111 read them, with
-Stability AI's names of blocks or, for any base, with those of diffusers. ComfyUI knows no layer of
-attention by PEFT's names."""
+FileFormat = Literal["auto", "peft", "kohya", "kohya-diffusers"]
+"""Whose names a file uses: kohya's, which every program reads that is for SDXL; or PEFT's, which
+diffusers and PEFT read; or kohya's with diffusers' names of blocks, for any base. ``auto`` is the
+first of them that can hold the adapter. ComfyUI knows no layer of attention by PEFT's names."""
+
+
+def choose_format(adapter: Adapter) -> FileFormat:
+    """Choose the names that most programs read: kohya's, where they can hold the adapter."""
+    if not _is_held_by_kohya(adapter):
+        return "peft"
+    if has_sdxl_blocks(adapter):
+        return "kohya"
+    # PEFT knows no DoRA of inputs.
+    return "kohya-diffusers" if adapter.kind == "dora" else "peft"
+
+
+def has_sdxl_blocks(adapter: Adapter) -> bool:
+    """Say whether every layer is one of the published SDXL's, as far as the adapter tells."""
+    unlisted = {*map(respell_text, adapter.layer_names)} - set(sdxl_layers())
+    return not unlisted and adapter.metadata.get(LAYOUT_KEY, "sdxl") == "sdxl"
+
+
+def refuse_format(names: Iterable[str], metadata: Mapping[str, str], format: FileFormat) -> None:
+    """Refuse a format that has no names for a LoRA's layers, before the LoRA is made.
+
+    Raises:
+        AdapterError: As `write_adapter` would.
+    """
+    if format == "kohya":
+        name_for_kohya(names, metadata)
+    elif format == "kohya-diffusers":
+        name_for_kohya_diffusers(names)
+
+
+def _is_held_by_kohya(adapter: Adapter) -> bool:
+    """Say whether programs with kohya's names compute this kind right.
+
+    Of a DoRA that scales outputs they divide by other lengths than PEFT, and OFT they cut into
+    blocks otherwise.
+    """
+    state = adapter.peft
+    scales_inputs = state is not None and state.dora_axis == "inputs"
+    return adapter.kind in ("lora", "loha", "lokr") or scales_inputs
 
 
 def write_adapter(
@@ -37,17 +82,16 @@ def write_adapter(
 
     The scales of a LoRA are folded into the factors and alpha equals the rank for every layer, in
     the header and for readers that look at no header, so that all of them apply the same ΔW. New
-    words go into a file of their own beside it (see `token_embeddings_file`), since diffusers
+    words go into files of their own beside it (see `write_token_embeddings`), since diffusers
     refuses a LoRA file with anything else in it.
 
     Args:
         path: Ends in .safetensors.
         adapter: What to write.
         dtype: The precision of the tensors; new words are always float32.
-        format: ``peft`` for diffusers and PEFT alone. ``kohya`` for ComfyUI, AUTOMATIC1111,
-            kohya's own programs and diffusers, of bases with SDXL's own blocks;
-            ``kohya-diffusers`` is the same with diffusers' names of blocks, for any base. Both hold
-            LoRAs only and describe the file by ModelSpec.
+        format: See `FileFormat`. Files with kohya's names hold LoRAs, LoHas and LoKrs (these as
+            LyCORIS names them) and DoRAs that scale inputs; ``kohya`` is for bases with SDXL's own
+            blocks. Those with PEFT's names hold all but the last.
 
     Raises:
         AdapterError: If the name does not end in .safetensors, there is no layer, a weight is
@@ -60,8 +104,10 @@ def write_adapter(
         )
     if not adapter.layer_names:
         raise AdapterError(f"There is no layer to write to {path}.", "Nothing was written.")
+    if format == "auto":
+        format = choose_format(adapter)
     if format == "peft":
-        tensors, metadata = _name_for_peft(adapter)
+        tensors, metadata = _name_for_peft(path, adapter)
     else:
         tensors, metadata = _name_for_kohya(adapter, format)
     tensors = {key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}
@@ -75,32 +121,50 @@ def write_adapter(
     if not adapter.tokens:
         _write_layers(path, tensors, header, format)
         return
-    # Two files that belong together appear together, or not at all.
+    # Files that belong together appear together, or not at all.
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as workplace:
             fresh = Path(workplace) / path.name
             words = write_token_embeddings(fresh, adapter.tokens)
             _write_layers(fresh, tensors, header | words, format)
-            for file in (token_embeddings_file(fresh), fresh):
-                file.replace(path.with_name(file.name))
+            move_adapter(fresh, path)
+
+
+def move_adapter(fresh: Path, path: Path) -> None:
+    """Put an adapter that was written elsewhere in its place, its new words first."""
+    for file in list_token_files(fresh):
+        place = tokens_folder(path) / file.name
+        place.parent.mkdir(exist_ok=True)
+        file.replace(place)
+    fresh.replace(path)
 
 
 def _write_layers(
     path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], format: FileFormat
 ) -> None:
-    header = dict(header) if format == "peft" else {**make_modelspec(header), **header}
+    if format != "peft":
+        # AUTOMATIC1111 calls an adapter by this name; every training's file is called the same.
+        name = path.stem if path.stem != "adapter" else header.get("dreamloom.subject", path.stem)
+        header = {**make_modelspec(header), "ss_output_name": name, **header}
     described = any(key.startswith("modelspec.") for key in header)
-    save_tensors(path, tensors, header, HASH_KEY if described else "")
+    save_tensors(path, tensors, header, (HASH_KEY, TENSOR_HASH_KEY) if described else ())
 
 
-def _name_for_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _name_for_peft(path: Path, adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if adapter.peft is not None and adapter.peft.dora_axis == "inputs":
+        raise AdapterError(
+            f"{path} would hold a DoRA that scales inputs, which PEFT and diffusers do not know.",
+            "Write the format kohya, for ComfyUI, AUTOMATIC1111 and OneTrainer; or the nearest "
+            "LoRA: dreamloom convert FILE --rank 32 --base BASE.",
+        )
     if adapter.peft is None:
         tensors = {_wrap_text(name) + DOWN: layer.down for name, layer in adapter.layers.items()}
         tensors |= {_wrap_text(name) + UP: layer.up for name, layer in adapter.layers.items()}
         configs = describe_lora(adapter.ranks)
     else:
-        tensors = {_spell_magnitude(key): t for key, t in adapter.peft.tensors.items()}
+        spell = _spell_dora if adapter.kind == "dora" else str
+        tensors = {spell(key): tensor for key, tensor in adapter.peft.tensors.items()}
         configs = {component: dict(config) for component, config in adapter.peft.configs.items()}
     flat = {f"{c}.{key}": value for c, config in configs.items() for key, value in config.items()}
     return tensors, {CONFIG_KEY: json.dumps(flat)}
@@ -117,43 +181,74 @@ def _wrap_text(name: str) -> str:
     return name
 
 
-def _spell_magnitude(key: str) -> str:
-    """Name a DoRA's magnitude as its reader wants it.
+def _spell_dora(key: str) -> str:
+    """Name a DoRA's tensor as its readers want it.
 
     diffusers gives the text encoders' to transformers, which leaves out in silence what has not
-    the parameter's full name; the denoiser's go to PEFT, which wants the short one.
+    the magnitude's full name; the denoiser's go to PEFT, which wants the short one.
     """
     is_text = key.startswith("text_encoder") and key.endswith(MAGNITUDE)
-    return f"{key}.weight" if is_text else key
+    return _wrap_text(f"{key}.weight" if is_text else key)
 
 
 def _name_for_kohya(
     adapter: Adapter, format: FileFormat
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    refuse_other_kinds(adapter, "The adapter", f"can be written in the format {format}")
+    if not _is_held_by_kohya(adapter):
+        raise AdapterError(
+            f"The format {format} holds no {KIND_NAMES[adapter.kind]}: the programs that read it "
+            "compute another change from it.",
+            _WAYS_OUT[adapter.kind],
+        )
     if format == "kohya":
-        names = name_for_kohya(adapter.layers, adapter.metadata)
+        names = name_for_kohya(adapter.layer_names, adapter.metadata)
     else:
-        names = name_for_kohya_diffusers(adapter.layers)
+        names = name_for_kohya_diffusers(adapter.layer_names)
+    tensors, metadata = _name_products(adapter, names)
+    # No reader can find these names from their underscored form without help.
+    unlisted = sorted({*map(respell_text, adapter.layer_names)} - set(sdxl_layers()))
+    if has_sdxl_blocks(adapter):
+        metadata["ss_base_model_version"] = "sdxl_base_v1-0"
+    if unlisted:
+        metadata[NAMES_KEY] = " ".join(unlisted)
+    return tensors, metadata
+
+
+def _name_products(
+    adapter: Adapter, names: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name each layer's factors as kohya and LyCORIS do, and say which kind they are."""
+    tensors: dict[str, Tensor] = {}
+    state = adapter.peft
+    if state is not None and state.kind != "dora":
+        for name in state.layer_names:
+            for part, tensor in scale_as_lycoris(state, name).items():
+                tensors[f"{names[name]}.{part}"] = tensor
+        arguments = json.dumps({"algo": state.kind})
+        return tensors, {"ss_network_module": "lycoris.kohya", "ss_network_args": arguments}
+    layers = adapter.layers if state is None else layers_of_dora(state)
     # diffusers reads alphas that differ from layer to layer as patterns of names' ends, which may
     # mean other layers, too. One alpha for all is safe: the factors take up the difference.
-    alpha = max(adapter.ranks.values())
-    tensors: dict[str, Tensor] = {}
-    for name, layer in adapter.layers.items():
+    alpha = max(layer.rank for layer in layers.values())
+    for name, layer in layers.items():
         tensors |= {
             f"{names[name]}.lora_down.weight": layer.down,
             f"{names[name]}.lora_up.weight": layer.up * (layer.rank / alpha),
             f"{names[name]}.alpha": torch.tensor(float(alpha)),
         }
-    metadata = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(alpha),
-        "ss_network_alpha": str(alpha),
+        if state is not None:
+            ones = (1,) * (layer.down.ndim - 2)
+            lengths = state.tensors[name + MAGNITUDE].reshape(1, -1, *ones)
+            tensors[f"{names[name]}.dora_scale"] = lengths
+    metadata = {"ss_network_dim": str(alpha), "ss_network_alpha": str(alpha)}
+    module = "networks.lora" if state is None else "lycoris.kohya"
+    return tensors, {"ss_network_module": module, **metadata}
+
+
+_WAYS_OUT: Mapping[str, str] = MappingProxyType(
+    {
+        "dora": "Write the nearest LoRA: add --rank 32 and the base model with --base.",
+        "oft": "Write the format peft, for DreamLoom and PEFT; or a whole model: dreamloom bake "
+        "FILE --base BASE -o MODEL.",
     }
-    # No reader can find these names from their underscored form without help.
-    unlisted = sorted({*map(respell_text, adapter.layers)} - set(sdxl_layers()))
-    if not unlisted and adapter.metadata.get(LAYOUT_KEY, "sdxl") == "sdxl":
-        metadata["ss_base_model_version"] = "sdxl_base_v1-0"
-    if unlisted:
-        metadata[NAMES_KEY] = " ".join(unlisted)
-    return tensors, metadata
+)

@@ -83,7 +83,7 @@ def fused_adapters(
                     if adapter.peft is None:
                         change = adapter.layers[name].update().to(original.device)
                     else:
-                        change = change_of(adapter.peft, name, original, module)
+                        change = change_of(adapter.peft, name, original)
                     target.copy_((target.float() + weight * change).to(target.dtype))
         yield
     finally:

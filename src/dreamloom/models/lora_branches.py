@@ -143,7 +143,7 @@ def _change(adapter: Adapter, name: str, module: nn.Module) -> Compute:
     weight: Tensor = module.weight  # type: ignore[assignment]
     if adapter.peft is None:
         return LowRank(adapter.layers[name], weight)
-    return Dense(change_of(adapter.peft, name, weight, module), weight)
+    return Dense(change_of(adapter.peft, name, weight), weight)
 
 
 class ScheduledBranches:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.adapter import PeftState
+from dreamloom.lora.conversion import change_of_dora
 
 _ALONE = "alone"
 _NEWER = "It may have been made by a newer version of PEFT."
@@ -37,16 +38,16 @@ def describe_config(config: PeftConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def change_of(state: PeftState, name: str, weight: Tensor, like: nn.Module) -> Tensor:
+def change_of(state: PeftState, name: str, weight: Tensor) -> Tensor:
     """Compute how one layer's weight changes: what PEFT would merge into it, less the weight.
 
-    The layer is rebuilt alone, in float32, so the model itself is never touched.
+    The layer is rebuilt alone, in float32, so the model itself is never touched. A DoRA needs no
+    PEFT, which knows one of its two kinds.
 
     Args:
         state: The adapter.
         name: The layer's full name, such as ``unet.mid_block.attentions.0.proj_in``.
         weight: The base model's weight of that layer.
-        like: The base model's layer, for its shape.
 
     Returns:
         The change in float32, in the weight's shape.
@@ -54,8 +55,10 @@ def change_of(state: PeftState, name: str, weight: Tensor, like: nn.Module) -> T
     Raises:
         AdapterError: If PEFT cannot rebuild the layer.
     """
+    if state.kind == "dora":
+        return change_of_dora(state, name, weight).float()
     component, _, inner = name.partition(".")
-    base = _copy_layer(like, weight)
+    base = _make_layer(weight)
     shelf = _shelve(base, inner)
     config = _rebuild(state.configs[component], inner)
     tensors = {
@@ -98,17 +101,14 @@ def _rebuild(described: Mapping[str, Any], inner: str) -> PeftConfig:
     return config
 
 
-def _copy_layer(like: nn.Module, weight: Tensor) -> Any:
-    if isinstance(like, nn.Conv2d):
-        layer: nn.Module = nn.Conv2d(
-            like.in_channels,
-            like.out_channels,
-            (like.kernel_size[0], like.kernel_size[1]),
-            bias=False,
-            device="meta",
-        )
-    else:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+def _make_layer(weight: Tensor) -> Any:
+    """Make a layer that holds a copy of a weight in float32."""
+    outputs, inputs, *kernel = weight.shape
+    layer: nn.Module = (
+        nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), bias=False, device="meta")
+        if kernel
+        else nn.Linear(inputs, outputs, bias=False, device="meta")
+    )
     layer.weight = nn.Parameter(weight.detach().float().clone(), requires_grad=False)
     return layer
 

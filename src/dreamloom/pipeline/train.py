@@ -108,9 +108,11 @@ def take_up(run: RunFolder, given: LoomConfig) -> LoomConfig:
         and not (name == "base" and _is_same_place(asked[name], before[name]))
     ]
     if differing:
+        hint = "Leave these options out to go on as it was begun, or name another --out."
+        if run.adapter.is_file() and asked["train.steps"] > before["train.steps"]:
+            hint = f"To train it longer, begin from it: --from {run.adapter} --out another folder."
         raise RunFolderError(
-            f"{run.path} was begun with other settings: {'; '.join(differing[:4])}.",
-            "Leave these options out to go on as it was begun, or name another --out.",
+            f"{run.path} was begun with other settings: {'; '.join(differing[:4])}.", hint
         )
     for name in told:
         section, _, key = name.rpartition(".")

@@ -11,9 +11,10 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import RunFolderError
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
-from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
+from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.modelspec import make_modelspec
+from dreamloom.lora.folders import hash_adapter
+from dreamloom.lora.modelspec import describe_base, describe_captions, make_modelspec
 from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
@@ -49,7 +50,7 @@ def name_inputs(
         "seed": str(config.seed),
         "processes": str(processes.count),
         # What counts is what is in the file, and not where it lies.
-        **({INIT_ADAPTER: file_sha256(Path(init_adapter))} if init_adapter else {}),
+        **({INIT_ADAPTER: hash_adapter(Path(init_adapter))} if init_adapter else {}),
     }
 
 
@@ -109,8 +110,38 @@ def sign(
                 exclude={"base": True, "priors": {"folder"}, "train": {"init_adapter"}}
             ),
             **began_from,
+            **_describe_for_kohya(model, photos, config),
         }
     )
     words = json.dumps({word: {} for word in adapter.tokens})
     modelspec = make_modelspec({**signed.metadata, "dreamloom.words": words})
     return signed.with_metadata(**modelspec)
+
+
+def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> dict[str, str]:
+    """Tell of the training in the header entries of kohya's trainer, by which tools list a file."""
+    train, side = config.train, photos.resolution_px
+    own = [photo.caption or config.photo_prompt() for photo in photos.photos]
+    told = {
+        "ss_steps": train.steps,
+        "ss_max_train_steps": train.steps,
+        "ss_learning_rate": train.learning_rate,
+        "ss_unet_lr": train.learning_rate,
+        "ss_text_encoder_lr": train.text_learning_rate if config.adapter.text_encoders else None,
+        "ss_optimizer": train.optimizer,
+        "ss_lr_scheduler": train.lr_scheduler,
+        "ss_lr_warmup_steps": train.warmup_steps,
+        "ss_gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "ss_max_grad_norm": train.max_grad_norm,
+        "ss_prior_loss_weight": train.prior_weight,
+        "ss_noise_offset": config.objective.noise_offset,
+        "ss_zero_terminal_snr": config.objective.zero_terminal_snr,
+        "ss_mixed_precision": model.runtime.name.rpartition(" ")[2],
+        "ss_resolution": f"({side}, {side})",
+        "ss_seed": config.seed,
+    }
+    return {
+        **describe_base(model.identity.name),
+        **describe_captions(config.subject.phrase, own),
+        **{name: str(value) for name, value in told.items()},
+    }

@@ -25,7 +25,7 @@ from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, explain_write_errors
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.reading import read_adapter
-from dreamloom.lora.token_embeddings import token_embeddings_file
+from dreamloom.lora.token_embeddings import list_token_files
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model, WeightGroup
 from dreamloom.models.session import refuse_other_base
@@ -199,11 +199,11 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
     weights = _attach(model, config)
     try:
         TrainableAdapter(weights, config, model.runtime, silent)
-        if config.adapter.format == "kohya":
+        if config.adapter.format != "auto":
             # Before the training, not after it: whether the file can be written.
             with TemporaryDirectory() as scratch:
                 file = Path(scratch) / "try.safetensors"
-                write_adapter(file, model.read_adapter(), format="kohya")
+                write_adapter(file, model.read_adapter(), format=config.adapter.format)
     finally:
         model.detach_adapter()
 
@@ -316,9 +316,7 @@ def _note_idle(adapter: Adapter, config: LoomConfig, observe: Observer) -> None:
 def _write(run: RunFolder, adapter: Adapter, config: LoomConfig) -> None:
     try:
         with explain_write_errors(run.adapter):
-            write_adapter(run.adapter, adapter)
-            if config.adapter.format == "kohya":
-                write_adapter(run.kohya_adapter, adapter, format="kohya")
+            write_adapter(run.adapter, adapter, format=config.adapter.format)
     except RunFolderError as error:
         raise TrainingError(
             f"{error.problem} The last checkpoint holds all of the training.",
@@ -350,9 +348,6 @@ def _make_record(
         results["recommended"] = {"update": recommended.update, "why": recommended.why}
         where = validation.adapter_of(recommended.update)
         context.observe(Note("train", f"recommended: {where} ({recommended.why})"))
-    # With new words, and for other programs, there are more files than one.
-    adapters = (run.adapter, run.kohya_adapter)
-    files = [path for file in adapters for path in (file, token_embeddings_file(file))]
     return Record(
         stage="train",
         inputs=inputs,
@@ -362,7 +357,7 @@ def _make_record(
             "memory": config.memory.model_dump(mode="json"),
             "objective": config.objective.model_dump(mode="json"),
         },
-        outputs=run.hash_outputs(*(file for file in files if file.is_file())),
+        outputs=run.hash_outputs(run.adapter, *list_token_files(run.adapter)),
         results=results,
         base=model.identity.as_dict(),
         seed=config.seed,

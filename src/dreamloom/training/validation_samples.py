@@ -65,7 +65,8 @@ class ValidationSampler:
         with atomic_folder(folder) as fresh:
             images = self._draw(fresh, updates_done)
             if updates_done:
-                write_adapter(fresh / _ADAPTER, self.sign(self.model.read_adapter()))
+                adapter = self.sign(self.model.read_adapter())
+                write_adapter(fresh / _ADAPTER, adapter, format=self.config.adapter.format)
             scorecard = None
             if self.judge is not None:
                 untrained = self._folder(0)

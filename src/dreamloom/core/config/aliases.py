@@ -78,12 +78,17 @@ def use_current_names(given: Mapping[str, Any]) -> dict[str, Any]:
 def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     """Give settings their earlier names, so that fingerprints stay what they were.
 
+    How a file names its layers changes nothing of what is learned, so every format has the value of
+    the earlier default.
+
     Args:
         values: By dotted name, or by a group's own names.
         group: That group, such as ``train``.
     """
     within = f"{group}." if group else ""
     return {
-        _EARLIER.get(within + name, name).removeprefix(within): value
+        _EARLIER.get(within + name, name).removeprefix(within): (
+            "peft" if within + name == "adapter.format" else value
+        )
         for name, value in values.items()
     }

@@ -237,8 +237,9 @@ class AdapterConfig(Section):
     """Teach both text encoders too."""
     placeholder_tokens: dict[str, str] = Field(default_factory=dict)
     """Words to learn as new tokens, each with the words that it starts from."""
-    format: Literal["peft", "kohya"] = "peft"
-    """kohya also writes the adapter as ComfyUI and AUTOMATIC1111 name its layers."""
+    format: Literal["auto", "peft", "kohya", "kohya-diffusers"] = "auto"
+    """Whose names the file uses; auto takes those that most programs read, kohya's where they can
+    hold the adapter."""
 
 
 class ObjectiveConfig(Section):

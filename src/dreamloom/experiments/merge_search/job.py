@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.errors import RunFolderError
-from dreamloom.core.run_folder import RunFolder, file_sha256, fingerprint
+from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.scoring import pick_encoders, refuse_drawn_photos
@@ -27,6 +27,7 @@ from dreamloom.experiments.merge_search.request import (
 )
 from dreamloom.experiments.merge_search.work import SearchWork
 from dreamloom.inference.generate import ActiveAdapter, Prompt, check_request
+from dreamloom.lora.folders import hash_adapter
 from dreamloom.models.base import Model
 from dreamloom.pipeline.session import choose_base, open_session
 
@@ -101,7 +102,7 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     notes += model.note_prompts(prompts, config.generate.prompt_weights)
     encoders = pick_encoders(config.evaluate.encoders, model.identity.name, config.device)
     require_encoders(encoders)
-    hashes = file_sha256(request.subject), file_sha256(request.style)
+    hashes = hash_adapter(request.subject), hash_adapter(request.style)
     settings = _list_settings(request, config, model, prompts, hashes)
     _refuse_another(run, settings)
     table = SearchWork(

@@ -10,18 +10,17 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dreamloom.core.errors import AdapterError
+from dreamloom.core.errors import AdapterError, DreamLoomError
 from dreamloom.core.run_folder import TEMPORARY, explain_write_errors, file_sha256
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.token_embeddings import token_embeddings_file
-from dreamloom.lora.writing import FileFormat, write_adapter
+from dreamloom.lora.writing import FileFormat, choose_format, move_adapter, write_adapter
 from dreamloom.merging.blocks import BlockWeights
 from dreamloom.merging.files.recipe import BYTES, FilePrecision
 from dreamloom.merging.merging import LayerReport, MergeRequest
@@ -40,8 +39,16 @@ DTYPES: Mapping[FilePrecision, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+_COARSENESS: Sequence[FilePrecision] = ("fp32", "fp16", "bf16")
 _UNSEALED = "0" * 64
 _CHUNK = 2**22
+
+
+# What reading a header that anybody may have written can end in.
+_NONSENSE = (
+    *(ValidationError, ValueError, KeyError, TypeError, AttributeError, OverflowError),
+    *(RecursionError, DreamLoomError),
+)
 
 
 class _Closed(BaseModel):
@@ -77,6 +84,8 @@ class RecordedRecipe(_Closed):
     precision: FilePrecision
     remixed: int = 0
     """How often weights were changed afterwards; each time, numbers were rounded once more."""
+    converted: int = 0
+    """How often it was written in another precision afterwards; each time the same holds."""
     base: str = ""
     """The base model that was asked, by methods that ask."""
     base_fingerprint: str = ""
@@ -189,12 +198,20 @@ def read_certificate(path: Path, adapter: Adapter) -> Certificate:
             for row in json.loads(adapter.metadata.get(SLICES_KEY, "[]"))
         ]
         recipe.request()
-    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NONSENSE as error:
         raise AdapterError(
             f"What {path} says of how it was merged does not fit the file.",
             "It was changed after it was merged; merge the parts again.",
         ) from error
     return Certificate(recipe, reports, slices)
+
+
+def read_recorded_recipe(text: str) -> RecordedRecipe | None:
+    """Read the recipe in a header's entry; None if it is none."""
+    try:
+        return RecordedRecipe.model_validate_json(text)
+    except _NONSENSE:
+        return None
 
 
 def refuse_unsealed(path: Path, adapter: Adapter) -> None:
@@ -215,9 +232,39 @@ def forget_certificate(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key not in CERTIFICATE_KEYS}
 
 
-def write_sealed(
-    out: Path, adapter: Adapter, precision: FilePrecision = "fp32", format: FileFormat = "peft"
-) -> None:
+def renew_certificate(
+    path: Path, adapter: Adapter, precision: FilePrecision, format: FileFormat
+) -> Adapter:
+    """Let a merged file's certificate describe the same merge in another format or precision.
+
+    Args:
+        path: The merged file, whose seal holds.
+        adapter: What it holds.
+        precision: Of the file to be written; what a lower one has lost stays lost.
+        format: Of the file to be written.
+
+    Raises:
+        AdapterError: If the certificate does not fit the file.
+    """
+    certificate = read_certificate(path, adapter)
+    recipe = certificate.recipe
+    coarsest = max(recipe.precision, precision, key=_COARSENESS.index)
+    recipe = recipe.model_copy(
+        update={
+            "format": choose_format(adapter) if format == "auto" else format,
+            "precision": coarsest,
+            "converted": recipe.converted + (precision != recipe.precision),
+        }
+    )
+    held = [sum(own[name] for own in certificate.slices) for name in adapter.layers]
+    # Ranks that were filled up with zeros are no longer their parts' side by side.
+    slices = certificate.slices if held == [*adapter.ranks.values()] else ()
+    renewed = replace(certificate, recipe=recipe, slices=slices)
+    metadata = forget_certificate(adapter.metadata) | renewed.as_metadata([*adapter.layers])
+    return replace(adapter, metadata=metadata)
+
+
+def write_sealed(out: Path, adapter: Adapter, precision: FilePrecision, format: FileFormat) -> None:
     """Write an adapter whose metadata holds a certificate, and seal the file.
 
     The file appears under its name only when all is done; so do its new words beside it.
@@ -240,9 +287,7 @@ def write_sealed(
             stream.write(file_sha256(fresh).encode())
             stream.flush()
             os.fsync(stream.fileno())
-        for file in (token_embeddings_file(fresh), fresh):
-            if file.is_file():
-                file.replace(out.with_name(file.name))
+        move_adapter(fresh, out)
 
 
 def seal_holds(path: Path, seal: str) -> bool:

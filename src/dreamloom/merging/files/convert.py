@@ -2,26 +2,75 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreamloom.core.device import measure_effort
-from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.data.image_io import open_upright
 from dreamloom.lora.adapter import Adapter
-from dreamloom.lora.conversion import approximate_dora, as_lora
-from dreamloom.lora.folders import WEIGHTS
-from dreamloom.lora.reading import read_adapter_file
-from dreamloom.lora.writing import FileFormat, write_adapter
+from dreamloom.lora.conversion import approximate_dora, as_lora, equal_ranks
+from dreamloom.lora.folders import WEIGHTS, hash_adapter
+from dreamloom.lora.reading import read_adapter, read_adapter_file
+from dreamloom.lora.writing import FileFormat, choose_format, refuse_format, write_adapter
 from dreamloom.merging.extract import Extracted, extract_adapter
-from dreamloom.merging.files.certificate import DTYPES, forget_certificate
-from dreamloom.merging.files.inputs import hash_input
+from dreamloom.merging.files.certificate import (
+    DTYPES,
+    RECIPE_KEY,
+    SEAL_KEY,
+    forget_certificate,
+    renew_certificate,
+    seal_holds,
+    write_sealed,
+)
 from dreamloom.merging.files.merge import check_out
 from dreamloom.merging.files.recipe import BYTES, FilePrecision
 from dreamloom.merging.merging import Combined, MergeRequest, combine
 from dreamloom.merging.ranks import RankRequest
 from dreamloom.models.weight_files import TensorFile, open_weights
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """How an adapter's file is written.
+
+    Args:
+        format: Whose names it uses.
+        precision: Of its numbers; None keeps the source's.
+        has_equal_ranks: Whether every layer gets the highest rank, filled up with zeros, for old
+            versions of diffusers.
+        thumbnail: A picture that other programs show beside the file, or None.
+    """
+
+    format: FileFormat = "auto"
+    precision: FilePrecision | None = None
+    has_equal_ranks: bool = False
+    thumbnail: Path | None = None
+
+
+_THUMBNAIL_PX = 256
+
+
+def describe_thumbnail(picture: Path) -> dict[str, str]:
+    """Write a picture, small, into the header entries where other programs look for one.
+
+    Raises:
+        PhotoError: If it cannot be read.
+    """
+    image = open_upright(picture)
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return {
+        "modelspec.thumbnail": f"data:image/jpeg;base64,{encoded}",
+        "ssmd_cover_images": json.dumps([encoded]),
+    }
+
 
 _PRECISIONS: dict[str, FilePrecision] = {"F16": "fp16", "BF16": "bf16"}
 
@@ -30,7 +79,7 @@ def resize_adapter(
     source: Path,
     out: Path,
     rank: RankRequest,
-    format: FileFormat | None = None,
+    format: FileFormat = "auto",
     precision: FilePrecision | None = None,
     overwrite: bool = False,
     observe: Observer = silent,
@@ -41,7 +90,7 @@ def resize_adapter(
         source: A LoRA, or a LoHa or LoKr, which are LoRAs of high rank.
         out: The file to write.
         rank: How thin it may be.
-        format: Of the new file; None keeps the names that the source uses.
+        format: Of the new file; see `dreamloom.lora.writing.FileFormat`.
         precision: Of its numbers; None keeps the source's.
         overwrite: Whether an existing ``out`` may be replaced.
         observe: Told of progress.
@@ -57,8 +106,8 @@ def resize_adapter(
     check_out(out, [source], overwrite)
     observe(StageStarted("resize", str(source)))
     with measure_effort() as effort:
-        found = read_adapter_file(source)
-        adapter = as_lora(found.adapter)
+        adapter = as_lora(read_adapter(source))
+        refuse_format(adapter.layers, adapter.metadata, format)
         precision = precision or find_precision(source)
         combined = combine(
             [adapter],
@@ -67,7 +116,7 @@ def resize_adapter(
         )
         resized_from = {
             "file": source.name,
-            "sha256": hash_input(source),
+            "sha256": hash_adapter(source),
             "rank": str(rank),
             "error": float(f"{combined.error:.6g}"),
         }
@@ -76,9 +125,7 @@ def resize_adapter(
             "dreamloom.resized": json.dumps(resized_from),
         }
         resized = replace(combined.adapter, metadata=metadata)
-        kohya: FileFormat = "kohya-diffusers" if found.naming == "kohya-diffusers" else "kohya"
-        own: FileFormat = kohya if found.naming.startswith("kohya") else "peft"
-        write_adapter(out, resized, DTYPES[precision], format or own)
+        write_adapter(out, resized, DTYPES[precision], format)
     observe(StageDone("resize", effort.seconds, str(out)))
     return Combined(resized, combined.reports)
 
@@ -86,8 +133,7 @@ def resize_adapter(
 def convert_file(
     source: Path,
     out: Path,
-    format: FileFormat = "peft",
-    precision: FilePrecision | None = None,
+    form: FileForm | None = None,
     base: str = "",
     rank: RankRequest | None = None,
     overwrite: bool = False,
@@ -95,14 +141,13 @@ def convert_file(
 ) -> Adapter:
     """Write an adapter in another format, with the same change.
 
-    A LoHa or LoKr becomes a LoRA, exactly, where the format holds LoRAs only. A DoRA stays one,
-    unless a rank is asked for: then the nearest LoRA of that rank is written, with its error.
+    A DoRA stays one, unless a rank is asked for: then the nearest LoRA of that rank is written,
+    with its error. A merge keeps its certificate, and is sealed anew if its seal held.
 
     Args:
         source: A file or a folder, see `dreamloom.lora.reading.read_adapter`.
         out: The file to write.
-        format: See `dreamloom.lora.writing.write_adapter`.
-        precision: Of its numbers; None keeps the source's.
+        form: How the file is written; None is `FileForm()`.
         base: The base model, for a DoRA that shall become a LoRA, and for files of other bases
             than SDXL whose names alone do not tell the layers.
         rank: A rank or a share of energy, for a DoRA.
@@ -119,7 +164,10 @@ def convert_file(
     observe(StageStarted("convert", str(source)))
     with measure_effort() as effort:
         weights = open_weights(base) if base else None
-        adapter = read_adapter_file(source, weights.places if weights else ()).adapter
+        found = read_adapter_file(source, weights.places if weights else ())
+        form = form or FileForm()
+        adapter, format = found.adapter, form.format
+        precision = form.precision or find_precision(source)
         if rank is not None:
             if adapter.kind != "dora":
                 raise ConfigError(
@@ -134,14 +182,24 @@ def convert_file(
             amount = int(rank.amount) if rank.kind == "fixed" else None
             energy = rank.amount if rank.kind == "energy" else None
             adapter, _ = approximate_dora(adapter, weights.read, amount, energy)
-        elif adapter.kind == "dora" and format != "peft":
-            raise AdapterError(
-                f"{source} is a DoRA, which the format {format} cannot hold.",
-                "Write the nearest LoRA: add --rank 32 and the base model with --base.",
-            )
-        if format != "peft" and adapter.kind in {"loha", "lokr"}:
-            adapter = as_lora(adapter)
-        write_adapter(out, adapter, DTYPES[precision or find_precision(source)], format)
+        if found.product is not None and format != "peft":
+            stored = replace(adapter, layers={}, peft=found.product)
+            # PEFT's form of it wants settings that LyCORIS' file does not tell.
+            adapter = adapter if choose_format(stored) == "peft" and format == "auto" else stored
+        if form.has_equal_ranks:
+            adapter = equal_ranks(as_lora(adapter))
+        if form.thumbnail is not None:
+            adapter = adapter.with_metadata(**describe_thumbnail(form.thumbnail))
+        certified = RECIPE_KEY in adapter.metadata
+        if certified and seal_holds(source, adapter.metadata.get(SEAL_KEY, "")):
+            adapter = renew_certificate(source, adapter, precision, format)
+            write_sealed(out, adapter, precision, format)
+        else:
+            if certified:
+                adapter = replace(adapter, metadata=forget_certificate(adapter.metadata))
+                text = f"{source} is not as it was merged, so {out.name} does not tell its recipe."
+                observe(Note("convert", text, warning=True))
+            write_adapter(out, adapter, DTYPES[precision], format)
     observe(StageDone("convert", effort.seconds, str(out)))
     return adapter
 
@@ -150,7 +208,7 @@ def extract_file(
     models: tuple[str, str],
     out: Path,
     rank: RankRequest,
-    format: FileFormat = "peft",
+    format: FileFormat = "auto",
     precision: FilePrecision = "fp16",
     overwrite: bool = False,
     observe: Observer = silent,
@@ -172,6 +230,8 @@ def extract_file(
     check_out(out, [Path(model) for model in models], overwrite)
     observe(StageStarted("extract", f"{models[0]} from {models[1]}"))
     with measure_effort() as effort:
+        if format == "kohya":
+            refuse_format(open_weights(models[1]).places, {}, format)
         found = extract_adapter(
             models[0],
             models[1],

@@ -1,4 +1,4 @@
-"""Fuse LoRAs into a full checkpoint: the base's own files again, with changed weights."""
+"""Fuse adapters into a full checkpoint: the base's own files again, with changed weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, BaseModelError, RunFolderError
 from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import atomic_folder, atomic_path, explain_write_errors
+from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text
 from dreamloom.merging.factors import frobenius
 from dreamloom.merging.files.inputs import Loaded, load_parts
@@ -79,11 +82,10 @@ class _Fuser:
             for adapted, adapter, blocks in zip(
                 self._loaded.parts, self._loaded.adapters, self._loaded.blocks, strict=True
             ):
-                layer = adapter.layers.get(self.names[name].get(adapted.name, ""))
+                own = self.names[name].get(adapted.name)
                 weight = adapted.weight * blocks.of(name)
-                if layer is not None and weight != 0:
-                    up, down = layer.up.flatten(1), layer.down.flatten(1)
-                    update.flatten(1).addmm_(up, down, alpha=weight)
+                if own is not None and weight != 0:
+                    _add_change(update, adapter, own, part, weight)
             exact = part.float() + update
             rounded = exact.to(part.dtype)
             if not torch.isfinite(rounded).all():
@@ -95,6 +97,19 @@ class _Fuser:
             self._lost += frobenius(exact.sub_(part)) ** 2
             self._whole += frobenius(update) ** 2
         return tensor
+
+
+def _add_change(update: Tensor, adapter: Adapter, name: str, base: Tensor, weight: float) -> None:
+    """Add what an adapter changes of a layer, times its weight."""
+    if adapter.peft is None:
+        layer = adapter.layers[name]
+        up, down = layer.up.flatten(1), layer.down.flatten(1)
+        update.flatten(1).addmm_(up, down, alpha=weight)
+        return
+    # PEFT takes a second to load, and LoRAs need none of it.
+    from dreamloom.models.peftstate import change_of
+
+    update.add_(change_of(adapter.peft, name, base), alpha=weight)
 
 
 def fuse_into_checkpoint(
@@ -111,15 +126,16 @@ def fuse_into_checkpoint(
     for a few copies of the largest layer.
 
     Args:
-        parts: The adapters; what they add up to is their plain sum.
+        parts: The adapters, of any kind; what they add up to is their plain sum, each being the
+            change of the base as it is.
         base: See `open_weights`.
         out: A folder if the base is one, otherwise a .safetensors file.
         overwrite: Whether an existing ``out`` may be replaced.
         observe: Told of progress.
 
     Raises:
-        AdapterError: If an adapter cannot be read, is no LoRA, or changes layers that the base has
-            not, or of other shapes.
+        AdapterError: If an adapter cannot be read, or changes layers that the base has not, or of
+            other shapes.
         BaseModelError: If the base cannot be read.
         RunFolderError: If ``out`` cannot be written, or exists and must not be overwritten.
     """
@@ -127,7 +143,7 @@ def fuse_into_checkpoint(
     with measure_effort() as effort:
         weights = open_weights(base)
         _check_place(out, weights.path, overwrite)
-        loaded = load_parts(parts)
+        loaded = load_parts(parts, partial(read_adapter, layer_names=weights.places))
         _warn(loaded, weights, observe)
         fuser = _Fuser(loaded, weights.places)
         listed = [
@@ -203,16 +219,18 @@ def _match_layers(
     """Find each layer's name in each adapter, and refuse what the base has not."""
     names: dict[str, dict[str, str]] = {}
     for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
-        missing = [name for name in adapter.layers if respell_text(name) not in places]
+        missing = [name for name in adapter.layer_names if respell_text(name) not in places]
         if missing:
             shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
             raise AdapterError(
                 f"{part.path} changes {len(missing)} layers that the base model has not: {shown}.",
                 "Name the base model that it was made for.",
             )
-        for name, layer in adapter.layers.items():
+        for name in adapter.layer_names:
             own = respell_text(name)
-            shape = (layer.up.shape[0], *layer.down.shape[1:])
+            layer = adapter.layers.get(name)
+            # Whether another kind than LoRA fits, its change tells when it is computed.
+            shape = (layer.up.shape[0], *layer.down.shape[1:]) if layer else places[own][0].shape
             if places[own][0].shape != shape:
                 raise AdapterError(
                     f"{part.path} changes {name} as {shape}, and in the base model it is "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreamloom.core.errors import AdapterError
-from dreamloom.core.run_folder import file_sha256, fingerprint
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.conversion import as_lora
-from dreamloom.lora.folders import CONFIG, WEIGHTS
+from dreamloom.lora.folders import CONFIG, hash_adapter
+from dreamloom.lora.modelspec import refuse_other_predictions
 from dreamloom.lora.reading import read_adapter
 from dreamloom.merging.blocks import BlockWeights, read_blocks
 from dreamloom.merging.files.certificate import RecordedRecipe
@@ -32,8 +32,14 @@ class Loaded:
     blocks: Sequence[BlockWeights]
 
 
-def load_parts(parts: Sequence[AdapterPart]) -> Loaded:
+def load_parts(
+    parts: Sequence[AdapterPart], read: Callable[[Path], Adapter] | None = None
+) -> Loaded:
     """Read the adapters of a recipe.
+
+    Args:
+        parts: The adapters.
+        read: How; None reads LoRAs alone, see `read_input`.
 
     Raises:
         AdapterError: If one cannot be read or merged, is another than the recipe means, or they
@@ -42,11 +48,11 @@ def load_parts(parts: Sequence[AdapterPart]) -> Loaded:
     """
     named = name_parts(parts)
     blocks = [read_blocks(part.blocks) for part in named]
-    adapters = [read_input(part.path) for part in named]
+    adapters = [(read or read_input)(part.path) for part in named]
     refuse_other_bases([part.path for part in named], adapters)
     complete = []
     for part in named:
-        found = hash_input(part.path)
+        found = hash_adapter(part.path)
         if part.sha256 and part.sha256 != found:
             raise AdapterError(
                 f"{part.path} is not the file that the recipe means: its SHA-256 begins with "
@@ -74,8 +80,11 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
     """Refuse adapters that say they were made for different base models.
 
     Raises:
-        AdapterError: If so, naming each with its base.
+        AdapterError: If so, naming each with its base, or with what its base predicts.
     """
+    refuse_other_predictions(
+        {str(path): adapter.metadata for path, adapter in zip(paths, adapters, strict=True)}
+    )
     known = {
         adapter.metadata["dreamloom.base_fingerprint"]: (path, adapter)
         for path, adapter in zip(paths, adapters, strict=True)
@@ -93,15 +102,6 @@ def refuse_other_bases(paths: Sequence[Path], adapters: Sequence[Adapter]) -> No
             f"The adapters were made for different base models: {listed}.",
             "Only adapters of one base model can be merged.",
         )
-
-
-def hash_input(path: Path) -> str:
-    """Hash what an adapter is read from: one file, or PEFT's folder with its configuration."""
-    folder = path.parent if path.name == WEIGHTS and path.with_name(CONFIG).is_file() else path
-    if not folder.is_dir():
-        return file_sha256(path)
-    files = sorted(file for name in (WEIGHTS, CONFIG) for file in folder.rglob(name))
-    return fingerprint({str(file.relative_to(folder)): file_sha256(file) for file in files})
 
 
 def find_inputs(
@@ -125,7 +125,7 @@ def find_inputs(
         if wanted <= found.keys():
             break
         if file not in seen:
-            seen[file] = hash_input(file)
+            seen[file] = hash_adapter(file)
             found.setdefault(seen[file], file)
     for part in recipe.parts:
         if part.sha256 in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dreamloom.core.device import measure_effort
@@ -15,6 +14,7 @@ from dreamloom.merging.files.certificate import (
     RECIPE_KEY,
     SEAL_KEY,
     SLICES_KEY,
+    read_recorded_recipe,
     seal_holds,
 )
 from dreamloom.merging.files.inputs import read_input, refuse_other_bases
@@ -34,10 +34,8 @@ def inspect_file(path: Path) -> dict[str, object]:
     assert isinstance(metadata, dict)
     entries = {key: text for key, text in metadata.items() if key not in (LAYERS_KEY, SLICES_KEY)}
     if RECIPE_KEY in entries:
-        try:
-            summary["recipe"] = json.loads(entries.pop(RECIPE_KEY))
-        except ValueError:
-            summary["recipe"] = None
+        recipe = read_recorded_recipe(entries.pop(RECIPE_KEY))
+        summary["recipe"] = recipe and recipe.model_dump(mode="json", exclude_defaults=True)
         summary["sealed"] = seal_holds(path, entries.pop(SEAL_KEY, ""))
         summary["can_be_remixed"] = SLICES_KEY in metadata
     return {**summary, "metadata": entries}

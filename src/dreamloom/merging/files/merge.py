@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
 from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
-from dreamloom.core.run_folder import Record, RunFolder, file_sha256, library_versions
+from dreamloom.core.run_folder import Record, RunFolder, library_versions
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.base_names import publish_base
+from dreamloom.lora.folders import hash_adapter
+from dreamloom.lora.modelspec import join_descriptions
+from dreamloom.lora.writing import choose_format, refuse_format
 from dreamloom.merging.factors import flatten, norm
 from dreamloom.merging.files.base_model import Answer, Question, ask_base, asks_base
 from dreamloom.merging.files.certificate import (
@@ -75,6 +79,9 @@ def carry_out(
     observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
+        inherited = _inherit_metadata(loaded.adapters)
+        names = {name for adapter in loaded.adapters for name in adapter.layers}
+        refuse_format(sorted(names), inherited, recipe.format)
         request = make_request(recipe, loaded)
         given = prompts if any(prompts) else ()
         question = Question(recipe.base, recipe.device, given, recipe.joint)
@@ -86,10 +93,13 @@ def carry_out(
             on_layer=lambda done, total: observe(Progress("merge", "layers", done, total)),
         )
         refuse_cancelled(loaded, combined)
+        if recipe.format == "auto":
+            merged = combined.adapter.with_metadata(**inherited)
+            recipe = replace(recipe, format=choose_format(merged))
         recorded = _record_recipe(recipe, loaded, answer)
         certificate = Certificate(recorded, combined.reports, cut_slices(request, loaded.adapters))
         metadata = {
-            **_inherit_metadata(loaded.adapters),
+            **inherited,
             "dreamloom.kind": "merge",
             "dreamloom.method": recipe.method,
             **certificate.as_metadata([*combined.adapter.layers]),
@@ -228,7 +238,7 @@ def _inherit_metadata(adapters: Sequence[Adapter]) -> dict[str, str]:
         found = [adapter.metadata[key] for adapter in adapters if key in adapter.metadata]
         if found:
             metadata[key] = found[0]
-    return metadata
+    return {**metadata, **join_descriptions([adapter.metadata for adapter in adapters])}
 
 
 def record_merge(
@@ -240,7 +250,7 @@ def record_merge(
     files = [part.path.resolve() for part in parts]
     record = Record(
         stage="merge",
-        inputs={f"part{i}": file_sha256(part.path) for i, part in enumerate(parts)},
+        inputs={f"part{i}": hash_adapter(part.path) for i, part in enumerate(parts)},
         settings={
             "method": merged.metadata["dreamloom.method"],
             "weights": [part.weight for part in parts],

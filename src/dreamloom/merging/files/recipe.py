@@ -65,7 +65,7 @@ class Recipe:
     options: Mapping[str, Value] = field(default_factory=dict)
     rank: RankRequest = FULL
     seed: int = 0
-    format: FileFormat = "peft"
+    format: FileFormat = "auto"
     precision: FilePrecision = "fp32"
     base: str = ""
     joint: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class RecipeForm(Section):
     """full, a number, energy:0.995 or budget:100MB."""
     seed: int = 0
     """Of methods that throw dice."""
-    format: FileFormat = "peft"
+    format: FileFormat = "auto"
     """Of the merged file."""
     precision: FilePrecision = "fp32"
     """Of the numbers in it."""

@@ -201,7 +201,7 @@ def _bound_rounding(
     kohya's names hold ``up`` divided by up to ``alpha``, so that its step counts for more.
     """
     share, step = _ROUNDING[recipe.precision]
-    times = 1 + recipe.remixed
+    times = 1 + recipe.remixed + recipe.converted
     up, down = sizes
     up_moves = times * (share * up + step * alpha * held.shape[0] ** 0.5)
     down_moves = times * (share * down + step * held.shape[1] ** 0.5)
