@@ -98,7 +98,9 @@ def test_the_pictures_of_the_class_stand_beside_the_base_models(tmp_path: Path):
     html = write_report(run).read_text()
     block = html[html.index('id="gallery-class"') : html.index('id="gallery0"')]
     assert len(pictures_in(block)) == 6 * 2 * 2
-    assert "Shown are the first 6 of 7 prompts and 2 of 3 seeds" in visible(html)
+    assert "Shown are the first 6 of 7 prompts, 2 of 3 seeds; all stand further below." in visible(
+        html
+    )
 
 
 def test_with_few_pictures_no_direction_is_told(tmp_path: Path):
@@ -195,3 +197,18 @@ def test_pictures_of_the_class_in_a_set_of_their_own_are_no_subjects(tmp_path: P
     (row,) = find_class_change(read_story(run)).rows
     assert row.label == "class drawn"
     assert row.pairs == "21 of 7 prompts"
+
+
+def test_of_many_adapters_each_has_its_figures_and_a_few_their_pictures(tmp_path: Path):
+    run = build(tmp_path)
+    folder = Folder(tmp_path, lambda name, prompt, seed: base_picture(prompt, seed), SEEDS)
+    write_manifest(folder.pictures("z_base", CLASS).model_copy(update={"role": "base"}))
+    for number in range(5):
+        images = folder.pictures(f"arm{number}", CLASS)
+        write_manifest(images.model_copy(update={"role": "subject"}))
+    change = find_class_change(read_story(run))
+    assert [row.label for row in change.rows] == [*(f"arm{k}" for k in range(5)), "pictures"]
+    # What the base model drew twice stands there once.
+    columns = [column.label for column in change.gallery.columns]
+    assert columns == ["base model", "arm0", "arm1", "arm2", "arm3"]
+    assert "4 of 6 adapters" in change.note

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dreamloom.core.manifests import ImageSet
 from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.appearance import AppearanceShift, measure_shift
 from dreamloom.evaluation.stats.intervals import Interval
@@ -15,13 +17,15 @@ from dreamloom.report.pairs import (
     SHARPER,
     WAYS,
     Pair,
+    base_of,
     name_roles,
     pair_up,
     remember_appearances,
+    select_role,
 )
 from dreamloom.report.story import Story, label_set, order_of, tell_count
 
-_MOST_PROMPTS, _MOST_SEEDS, _SHOT_PX = 6, 2, 160
+_MOST_PROMPTS, _MOST_SEEDS, _MOST_ADAPTERS, _SHOT_PX = 6, 2, 4, 160
 # Of CIELAB units, side by side; whereto a shift goes that nobody sees would only confuse.
 _JUST_SEEN = 2.0
 
@@ -57,26 +61,19 @@ def find_class_change(story: Story) -> ClassChange | None:
     """
     roles, measure = name_roles(story), remember_appearances()
     drawn = {
-        name: images
+        name: select_role(images, roles, "class")
         for name, images in sorted(story.sets.items(), key=lambda item: order_of(item[0]))
-        if story.place(name).is_subject
-        and story.place(name).purpose == "main"
-        and any(roles[p.prompt, p.category] == "class" for p in images.pictures)
+        if story.place(name).is_subject and story.place(name).purpose == "main"
     }
-    if not drawn:
+    if not any(images.pictures for images in drawn.values()):
         return None
     paired = {
-        name: [
-            pair
-            for pair in pair_up(story, images, measure)
-            if roles[pair.picture.prompt, pair.picture.category] == "class"
-        ]
-        for name, images in drawn.items()
+        name: pairs for name, images in drawn.items() if (pairs := pair_up(story, images, measure))
     }
-    rows = [_tell_change(story, name, pairs) for name, pairs in paired.items() if pairs]
-    if not rows:
+    if not paired:
         return ClassChange([], f"What became of the class cannot be told: {NO_BASE}.")
-    gallery, note = _show_class(story, {name: pairs for name, pairs in paired.items() if pairs})
+    rows = [_tell_change(story, name, pairs) for name, pairs in paired.items()]
+    gallery, note = _show_class(story, paired)
     return ClassChange(rows, note, gallery)
 
 
@@ -106,12 +103,15 @@ def _tell_way(shift: AppearanceShift) -> str:
     """Say whereto the mean colour moved, the farthest first."""
     if not shift.has_moved:
         return "no shift detected"
-    told = [
+    if shift.difference < _JUST_SEEN:
+        return "less than can be seen"
+    told = sorted(
         (-abs(one.value), f"{way} by {abs(one.value):.1f}")
         for one, ways in zip(shift.axes, WAYS, strict=True)
-        if abs(one.value) >= _JUST_SEEN and (way := _way(one.interval, ways))
-    ]
-    return ", ".join(text for _, text in sorted(told)) or "less than can be seen"
+        if (way := _way(one.interval, ways))
+    )
+    seen = [text for by, text in told if by <= -_JUST_SEEN]
+    return ", ".join(seen) or told[0][1]
 
 
 def _way(interval: Interval | None, ways: tuple[str, str]) -> str:
@@ -135,17 +135,42 @@ def _show_class(story: Story, paired: dict[str, list[Pair]]) -> tuple[Gallery, s
         if pair.picture.prompt in prompts[:_MOST_PROMPTS]
         and pair.picture.seed in seeds[:_MOST_SEEDS]
     }
-    shown = {
-        name: images.model_copy(update={"pictures": kept})
-        for name, images in sorted(story.sets.items(), key=lambda item: order_of(item[0]))
-        if name in paired or story.place(name) == ("base", "main")
-        if (kept := tuple(p for p in images.pictures if (p.prompt, p.seed, p.sampler) in wanted))
-    }
+    columns = list(paired)[:_MOST_ADAPTERS]
+    shown = _pick_pictures(story, [*_list_base_sets(story, columns), *columns], wanted)
     gallery = build_gallery("gallery-class", shown, {}, longest_px=_SHOT_PX)
-    if len(prompts) <= _MOST_PROMPTS and len(seeds) <= _MOST_SEEDS:
-        return gallery, ""
-    few = f"{min(len(prompts), _MOST_PROMPTS)} of {tell_count(len(prompts), 'prompt')}"
-    return gallery, (
-        f"Shown are the first {few} and {min(len(seeds), _MOST_SEEDS)} of "
-        f"{tell_count(len(seeds), 'seed')}; all stand further below."
+    parts = (
+        (len(prompts), _MOST_PROMPTS, "prompt"),
+        (len(seeds), _MOST_SEEDS, "seed"),
+        (len(paired), _MOST_ADAPTERS, "adapter"),
     )
+    told = [f"{most} of {tell_count(n, what)}" for n, most, what in parts if n > most]
+    if not told:
+        return gallery, ""
+    return gallery, f"Shown are the first {', '.join(told)}; all stand further below."
+
+
+def _list_base_sets(story: Story, drawn: Sequence[str]) -> list[str]:
+    """List the sets of the base model below these adapters, the main ones first."""
+    bases = {base_of(story.sets[name]) for name in drawn}
+    found = [
+        name
+        for name, images in story.sets.items()
+        if story.place(name).role == "base" and base_of(images) in bases
+    ]
+    return sorted(found, key=lambda name: (story.place(name).purpose != "main", order_of(name)))
+
+
+def _pick_pictures(
+    story: Story, names: Sequence[str], wanted: Container[tuple[str, int, str]]
+) -> dict[str, ImageSet]:
+    """Pick the wanted pictures of some sets; what the base model drew twice is shown once."""
+    shown, seen = dict[str, ImageSet](), set[tuple[str, int, str]]()
+    for name in names:
+        own = {(p.prompt, p.seed, p.sampler): p for p in story.sets[name].pictures}
+        known = seen if story.place(name).role == "base" else ()
+        kept = {cell: p for cell, p in own.items() if cell in wanted and cell not in known}
+        seen.update(kept)
+        if kept:
+            images = story.sets[name]
+            shown[name] = images.model_copy(update={"pictures": tuple(kept.values())})
+    return shown

@@ -18,6 +18,7 @@ from dreamloom.report.pairs import (
     name_roles,
     pair_up,
     remember_appearances,
+    select_role,
 )
 from dreamloom.report.story import Story, order_of, tell_count
 
@@ -49,12 +50,11 @@ def find_off_pictures(story: Story) -> OffPictures | None:
     if name is None or images is None:
         return None
     roles, measure = name_roles(story), remember_appearances()
-    own = [p for p in images.pictures if roles[p.prompt, p.category] == "subject"]
-    subject = images.model_copy(update={"pictures": tuple(own)})
+    subject = select_role(images, roles, "subject")
     pairs = pair_up(story, subject, measure)
     cannot = "Whether colour or sharpness of a picture is off cannot be told"
     if not pairs:
-        return OffPictures(name, {}, f"{cannot}: {NO_BASE}.") if own else None
+        return OffPictures(name, {}, f"{cannot}: {NO_BASE}.") if subject.pictures else None
     groups = group_base(story, images, pairs, measure)
     spread = measure_spread(list(groups.values()))
     if spread is None:

@@ -31,6 +31,9 @@ pictures must share to be compared, beside the seed."""
 Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 """As `measure_appearance` gives them."""
 
+Roles: TypeAlias = dict[tuple[str, str], PictureRole]
+"""What a picture is for, by its prompt and that prompt's category."""
+
 Measure: TypeAlias = Callable[[Path], Values | None]
 """Measures a picture's file; None where it cannot be read."""
 
@@ -43,8 +46,8 @@ class Pair(NamedTuple):
     base: Values
 
 
-def name_roles(story: Story) -> dict[tuple[str, str], PictureRole]:
-    """Say what each prompt names, by prompt and category.
+def name_roles(story: Story) -> Roles:
+    """Say what each prompt of a folder names, by prompt and category.
 
     All sets are asked together: in one that holds the class alone, no prompt names the subject,
     and each would count as one of it.
@@ -60,10 +63,20 @@ def name_roles(story: Story) -> dict[tuple[str, str], PictureRole]:
     return dict(zip(asked, roles, strict=True))
 
 
+def select_role(images: ImageSet, roles: Roles, role: PictureRole) -> ImageSet:
+    """Keep the pictures of a set whose prompts name this."""
+    kept = tuple(p for p in images.pictures if roles[p.prompt, p.category] == role)
+    return images.model_copy(update={"pictures": kept})
+
+
 def cell_of(images: ImageSet, picture: Picture) -> Cell:
     """Say what a picture must share with another to be compared with it."""
-    base = images.base.get("fingerprint", images.base_name)
-    return picture.prompt, picture.sampler, images.resolution_px, base
+    return picture.prompt, picture.sampler, images.resolution_px, base_of(images)
+
+
+def base_of(images: ImageSet) -> str:
+    """Say which base model drew a set, or lies below what did."""
+    return images.base.get("fingerprint", images.base_name)
 
 
 def _list_base(story: Story) -> dict[tuple[Cell, int], Path]:
@@ -76,8 +89,10 @@ def _list_base(story: Story) -> dict[tuple[Cell, int], Path]:
     found: dict[tuple[Cell, int], Path] = {}
     for _, images in sorted(sets, key=lambda one: one[0]):
         for picture in images.pictures:
-            path = images.folder / picture.file
-            found.setdefault((cell_of(images, picture), picture.seed), path)
+            # Pictures without a known prompt have no partners.
+            if picture.prompt:
+                path = images.folder / picture.file
+                found.setdefault((cell_of(images, picture), picture.seed), path)
     return found
 
 
