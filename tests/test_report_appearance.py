@@ -38,11 +38,18 @@ def retouch(image: Image.Image, prompt: str, seed: int) -> Image.Image:
     return Image.fromarray((np.asarray(image) + rng.normal(0, 4, 3)).clip(0, 255).astype(np.uint8))
 
 
-def build(path: Path, change=lambda image, prompt, seed: image, *, prompts=None, seeds=SEEDS):
+def build(
+    path: Path,
+    change=lambda image, prompt, seed: image,
+    *,
+    prompts=None,
+    seeds=SEEDS,
+    base=base_picture,
+):
     """Write a run where `change` says what the adapter makes of the base model's pictures."""
 
     def paint(name: str, prompt: str, seed: int) -> Image.Image:
-        image = base_picture(prompt, seed)
+        image = base(prompt, seed)
         return image if name.startswith("base") else change(image, prompt, seed)
 
     run = Folder(path, paint, seeds)
@@ -212,3 +219,20 @@ def test_of_many_adapters_each_has_its_figures_and_a_few_their_pictures(tmp_path
     columns = [column.label for column in change.gallery.columns]
     assert columns == ["base model", "arm0", "arm1", "arm2", "arm3"]
     assert "4 of 6 adapters" in change.note
+
+
+def lit(prompt: str, seed: int) -> Image.Image:
+    """Light or dark by the seed, as where it is day or night."""
+    light = np.random.default_rng([zlib.crc32(prompt.encode()), seed, 2]).normal(1, 0.2)
+    pixels = np.asarray(base_picture(prompt, seed)) * light
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def test_the_base_models_pictures_of_other_seeds_are_not_off(tmp_path: Path):
+    def change(image: Image.Image, prompt: str, seed: int) -> Image.Image:
+        other = lit(prompt, seed + 50)
+        return other if (prompt, seed) != (SUBJECT[0][0], 0) else Image.new("RGB", (64, 64), "blue")
+
+    run = build(tmp_path, change, base=lit)
+    (reason,) = find_off_pictures(read_story(run)).reasons.values()
+    assert "much bluer" in reason
