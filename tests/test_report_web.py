@@ -13,6 +13,8 @@ import pytest
 
 from dreamloom.report.render import write_report
 from test_report import PROMPTS, Folder, build_demo, build_run, scorecard
+from test_report_appearance import build as build_class
+from test_report_appearance import spoil_two
 
 axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="needs the extra web: dreamloom[web]"
@@ -35,7 +37,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A demo; a run with samples of its training; and one where nothing was done."""
+    """A demo; a run with samples of its training, one that drew the class, and an empty one."""
     root = tmp_path_factory.mktemp("web")
     run = Folder(build_run(root / "run"))
     for updates in (0, 20):
@@ -46,6 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     empty = root / "empty"
     (empty / "records").mkdir(parents=True)
     folders = {"demo": build_demo(root / "demo"), "run": run.run.path, "empty": empty}
+    folders["class"] = build_class(root / "class", spoil_two)
     return {name: write_report(folder) for name, folder in folders.items()}
 
 
@@ -56,7 +59,7 @@ def violations(page: object) -> list[str]:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["demo", "run", "empty"])
+@pytest.mark.parametrize("name", ["demo", "run", "class", "empty"])
 def test_axe_finds_nothing(browser, pages, name: str, scheme: str, width: int):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page.goto(pages[name].as_uri())
@@ -87,7 +90,8 @@ def test_the_closer_look_has_a_name_and_buttons(browser, pages):
 def test_print_is_short(browser, tmp_path: Path):
     """As many pictures as the demo draws: nineteen prompts of three seeds by three models."""
     demo = Folder(build_demo(tmp_path / "demo"))
-    prompts = [(f"a photo of rraj person in place {number}", "scene") for number in range(19)]
+    prompts = [(f"a photo of rraj person in place {number}", "scene") for number in range(12)]
+    prompts += [(f"a photo of a person in place {number}", "class") for number in range(7)]
     cards = {}
     demo.seeds = range(3)
     for name in ("base", "without_prior", "with_prior"):

@@ -102,6 +102,7 @@ def build_gallery(
     title: str = "",
     only: Iterable[str] | None = None,
     details: Mapping[str, str] | None = None,
+    longest_px: int = SHOT_PX,
 ) -> Gallery:
     """Lay sets side by side.
 
@@ -112,6 +113,7 @@ def build_gallery(
         title: The heading.
         only: Names of the sets whose prompts make rows; None takes all.
         details: What stands below each set's name; None takes the adapters that drew it.
+        longest_px: Longer side of a picture.
     """
     wanted = set(only if only is not None else sets)
     samplers = {p.sampler for images in sets.values() for p in images.pictures}
@@ -129,7 +131,9 @@ def build_gallery(
             row = rows.get(_place(picture))
             if row is not None:
                 badges = values.get(set_name, {}).get(picture.file, {})
-                row.cells[index].append(_shot(images, picture, badges, label_set(set_name)))
+                row.cells[index].append(
+                    _shot(images, picture, badges, label_set(set_name), longest_px)
+                )
     groups: dict[str, list[Row]] = {}
     for (category, _, _), row in rows.items():
         groups.setdefault(category, []).append(row)
@@ -180,9 +184,13 @@ def _place(picture: Picture) -> tuple[str, str, str]:
 
 
 def _shot(
-    images: ImageSet, picture: Picture, values: Mapping[str, float], drawn_by: str
+    images: ImageSet,
+    picture: Picture,
+    values: Mapping[str, float],
+    drawn_by: str,
+    longest_px: int,
 ) -> EmbeddedPicture:
-    source, size = embed(images.folder / picture.file)
+    source, size = embed(images.folder / picture.file, longest_px)
     told = f"{picture.prompt}, seed {picture.seed}, drawn by {drawn_by}"
     return EmbeddedPicture(
         source=source,

@@ -11,6 +11,7 @@ from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.measures import label_of
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.report.answers import list_verdicts, tell_headline
+from dreamloom.report.class_change import find_class_change
 from dreamloom.report.gallery import (
     BADGES,
     EmbeddedPicture,
@@ -30,6 +31,7 @@ from dreamloom.report.making import (
     times,
     version_facts,
 )
+from dreamloom.report.off_pictures import find_off_pictures
 from dreamloom.report.roles import TABLE, Place
 from dreamloom.report.samples import find_failures, sample_galleries
 from dreamloom.report.story import (
@@ -38,6 +40,7 @@ from dreamloom.report.story import (
     label_run,
     label_set,
     order_of,
+    tell_count,
 )
 from dreamloom.report.tables import (
     fault_facts,
@@ -62,6 +65,7 @@ class Strip:
 
 def lay_out(story: Story) -> SimpleNamespace:
     """Make everything that the template sets, in the order of the page."""
+    off = find_off_pictures(story)
     values = {
         name: {picture.file: picture.values for picture in card.pictures}
         for name, card in story.cards.items()
@@ -88,7 +92,9 @@ def lay_out(story: Story) -> SimpleNamespace:
         all_quiet="No alarm and no warning was raised."
         if story.cards
         else "Nothing was scored here, so nothing could raise an alarm.",
-        failures=find_failures(story),
+        failures=find_failures(story, off),
+        off_note=off.note if off else "",
+        class_change=find_class_change(story),
         galleries=galleries,
         samples=sample_galleries(story),
         badges=" and ".join(label_of(name) for name in BADGES if name in shown),
@@ -138,9 +144,9 @@ def _lede(story: Story) -> str:
     priors = story.priors.get("") or next(iter(story.priors.values()), None)
     parts = [f"A {story.class_noun}"]
     if photos:
-        parts.append(f"taught from {_count(len(photos.photos), 'photo')}")
+        parts.append(f"taught from {tell_count(len(photos.photos), 'photo')}")
     if priors:
-        parts.append(f"with {_count(len(priors.files), 'class image')} at hand")
+        parts.append(f"with {tell_count(len(priors.files), 'class image')} at hand")
     if story.base:
         parts.append(f"on the base model {story.base}")
     told = ", ".join([" ".join(parts[:2]), *parts[2:]])
@@ -226,7 +232,7 @@ def _strips(story: Story) -> list[Strip]:
             alt = f"{photo.source}, {width} × {height}" if source else f"{photo.file} is missing"
             shots.append((EmbeddedPicture(source, alt, size), photo.issues))
         title = f"Training pictures: {label_run(name)}" if name else ""
-        counted = _count(len(shots), "picture" if name else "photo")
+        counted = tell_count(len(shots), "picture" if name else "photo")
         intro = f"{counted}, trained on at {photos.resolution_px} pixels."
         strips.append(Strip(title, " ".join([intro, *photos.notes]), shots))
     for name, priors in story.priors.items():
@@ -236,8 +242,8 @@ def _strips(story: Story) -> list[Strip]:
             alt = f"class image {number}" if source else f"{path.name} is missing"
             shots.append((EmbeddedPicture(source, alt, size), ()))
         title = f"Class images: {label_run(name)}" if name else "Class images"
-        told = f"{_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base model’s "
-        strips.append(Strip(title, f"{told}idea of the class.", shots, dense=True))
+        told = f"{tell_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base "
+        strips.append(Strip(title, f"{told}model’s idea of the class.", shots, dense=True))
     return strips
 
 
@@ -276,7 +282,3 @@ def _footer(story: Story) -> str:
     finished = max((record.finished_at for _, record in story.records), default="")
     made = f" The last stage finished at {finished}." if finished else ""
     return f"Written by DreamLoom from the files of this folder alone.{made}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -8,17 +8,18 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dreamloom.core.errors import DreamLoomError
-from dreamloom.core.manifests import ImageSet, read_image_set
+from dreamloom.core.manifests import ImageSet, Picture, read_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.evaluation.metrics.measures import label_of
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.report.answers import pick_set
 from dreamloom.report.gallery import EmbeddedPicture, Gallery, build_gallery, embed
+from dreamloom.report.off_pictures import MOST_SHOWN, OffPictures
 from dreamloom.report.story import Story, label_run, label_set
 from dreamloom.report.verdicts import tell
 
 _MOST_UPDATES = 6
-_MOST_FAILURES = 8
+_MOST_FLAGGED, _MOST_UNLIKE = 8, 4
 _MEASURES = ("identity", "clip_t")
 
 
@@ -90,31 +91,45 @@ def _read_card(folder: Path) -> Scorecard | None:
         return None
 
 
-def find_failures(story: Story) -> list[tuple[EmbeddedPicture, str]]:
-    """Find the pictures of the main set that failed: flagged by a detector, or least alike.
+def find_failures(
+    story: Story, off: OffPictures | None = None
+) -> list[tuple[EmbeddedPicture, str]]:
+    """Find the pictures of the main set that failed: flagged by a detector, off, or least alike.
+
+    Args:
+        story: The folder, read.
+        off: What was found to be off in colour or sharpness.
 
     Returns:
-        Each with why it is shown, the flagged before the others; none without scores.
+        Each with why it is shown, in that order.
     """
-    name = pick_set(story, "identity")
+    name = off.name if off else pick_set(story, "identity")
     card, images = (story.cards.get(name), story.sets.get(name)) if name else (None, None)
-    if name is None or card is None or images is None:
+    if name is None or images is None:
         return []
     reasons: dict[str, list[str]] = {}
-    for flags in card.flags.values():
+    for flags in card.flags.values() if card else ():
         for file in flags.flagged:
             reasons.setdefault(file, []).append(flags.label)
-    measured = [p for p in card.pictures if p.role == "subject" and "identity" in p.values]
-    for one in sorted(measured, key=lambda p: p.values["identity"])[: _MOST_FAILURES // 2]:
+    shown = list(reasons)[:_MOST_FLAGGED]
+    for file, why in off.reasons.items() if off else ():
+        reasons.setdefault(file, []).append(why)
+    shown += list(off.reasons)[:MOST_SHOWN] if off else []
+    pictures = card.pictures if card else ()
+    measured = [p for p in pictures if p.role == "subject" and "identity" in p.values]
+    for one in sorted(measured, key=lambda p: p.values["identity"])[:_MOST_UNLIKE]:
         likeness = f"identity {one.values['identity']:.2f}".replace("-", "−")
         reasons.setdefault(one.file, []).append(likeness)
-    pictures = {picture.file: picture for picture in images.pictures}
-    found = []
-    for file, why in list(reasons.items())[:_MOST_FAILURES]:
-        if file in pictures:
-            source, size = embed(images.folder / file)
-            drawn = pictures[file]
-            alt = f"{drawn.prompt}, seed {drawn.seed}, drawn by {label_set(name)}"
-            shot = EmbeddedPicture(source, alt if source else f"{file} is missing", size)
-            found.append((shot, "; ".join(why)))
-    return found
+        shown.append(one.file)
+    drawn = {picture.file: picture for picture in images.pictures}
+    return [
+        (_embed_failure(images, drawn[file], label_set(name)), "; ".join(reasons[file]))
+        for file in dict.fromkeys(shown)
+        if file in drawn
+    ]
+
+
+def _embed_failure(images: ImageSet, picture: Picture, drawn_by: str) -> EmbeddedPicture:
+    source, size = embed(images.folder / picture.file)
+    alt = f"{picture.prompt}, seed {picture.seed}, drawn by {drawn_by}"
+    return EmbeddedPicture(source, alt if source else f"{picture.file} is missing", size)

@@ -60,6 +60,11 @@ def order_of(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
+def tell_count(number: int, what: str) -> str:
+    """Write how many there are, such as ``1 photo`` or ``6 photos``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 @dataclass(frozen=True)
 class Loss:
     """The losses of one training."""
