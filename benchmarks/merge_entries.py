@@ -3,6 +3,7 @@
     python benchmarks/merge_entries.py [--side 1280] [--rank 16] [--seed 0]
     python benchmarks/merge_entries.py --largest
     python benchmarks/merge_entries.py --sdxl [--method ties] [--cut-to 32] [--repeats 2]
+    python benchmarks/merge_entries.py --sdxl --threshold model
 
 The first prints a table in Markdown, which stands in `docs/merging-entries.md`: two updates of one
 layer, their factors normal, merged at weights 1 and 1, and cut to the rank of both together where
@@ -153,12 +154,15 @@ def cut_by_all(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Ten
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
-def measure_layer(way: str, name: str, rank: int, repeats: int, shape: tuple[int, int]) -> None:
+def measure_layer(
+    way: str, name: str, threshold: str, rank: int, repeats: int, shape: tuple[int, int]
+) -> None:
     """Merge one layer from two adapters and cut it, and print what that took as JSON.
 
     Args:
         way: ``before`` cuts by all singular vectors, ``now`` is `combine`.
         name: The method.
+        threshold: ``layer`` or, for methods that know it, ``model``: the same work, done before.
         rank: What is cut to.
         repeats: The quickest counts.
         shape: Outputs and inputs.
@@ -171,7 +175,8 @@ def measure_layer(way: str, name: str, rank: int, repeats: int, shape: tuple[int
         Adapter({"unet.x": make_layer(shape, torch.Generator().manual_seed(seed))})
         for seed in (1, 2)
     ]
-    request = MergeRequest(WEIGHTS, name, {"space": "dense"}, parse_rank(str(rank)))
+    options = {"space": "dense"} | ({} if threshold == "layer" else {"threshold": threshold})
+    request = MergeRequest(WEIGHTS, name, options, parse_rank(str(rank)))
 
     def merge_and_cut() -> tuple[torch.Tensor, torch.Tensor]:
         if way == "before":
@@ -190,7 +195,7 @@ def measure_layer(way: str, name: str, rank: int, repeats: int, shape: tuple[int
     print(json.dumps({"seconds": seconds, "merging": merging, "peak": peak, "error": error}))
 
 
-def print_sdxl(name: str, rank: int, repeats: int) -> None:
+def print_sdxl(name: str, threshold: str, rank: int, repeats: int) -> None:
     """Print what a merge of SDXL's full shape takes, by one layer of each shape."""
     print(
         f"{name}, dense, two adapters of rank {RANK} to rank {rank}, one thread\n\n"
@@ -200,7 +205,7 @@ def print_sdxl(name: str, rank: int, repeats: int) -> None:
     )
     totals = {"before": 0.0, "now": 0.0, "merging": 0.0}
     for shape, count in SHAPES.items():
-        settings = [name, str(rank), str(repeats), *map(str, shape)]
+        settings = [name, threshold, str(rank), str(repeats), *map(str, shape)]
         found = {}
         for way in ("before", "now"):
             command = [sys.executable, __file__, "--layer", way, *settings]
@@ -234,20 +239,22 @@ def main() -> None:
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--sdxl", action="store_true")
     parser.add_argument("--method", default="ties", choices=METHODS)
+    parser.add_argument("--threshold", default="layer", choices=("layer", "model"))
     parser.add_argument("--cut-to", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--layer", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--layer", nargs=7, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         measure(*given.one)
     elif given.layer:
-        way, name, rank, repeats, outputs, inputs = given.layer
-        measure_layer(way, name, int(rank), int(repeats), (int(outputs), int(inputs)))
+        way, name, threshold, rank, repeats, outputs, inputs = given.layer
+        shape = int(outputs), int(inputs)
+        measure_layer(way, name, threshold, int(rank), int(repeats), shape)
     elif given.largest:
         print_largest()
     elif given.sdxl:
-        print_sdxl(given.method, given.cut_to, given.repeats)
+        print_sdxl(given.method, given.threshold, given.cut_to, given.repeats)
     else:
         print_table(given.side, given.rank, given.seed)
 

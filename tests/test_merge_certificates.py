@@ -102,6 +102,39 @@ def test_every_method_can_be_verified(parts, out, method, rank):
     assert verified.error <= verified.rank_error + 1e-4
 
 
+@pytest.mark.parametrize("method", ["ties", "knots", "core", "magnitude"])
+@pytest.mark.parametrize("rank", ["full", "3", "energy:0.9", "budget:1kB"])
+def test_a_threshold_for_the_whole_model_can_be_verified(parts, out, method, rank):
+    """One layer is so weak that nothing of it is above the threshold."""
+    for part in parts[:2]:
+        adapter = read_adapter(part.path)
+        faint = adapter.layers["unet.linear"]
+        layers = {**adapter.layers, "unet.linear": Layer(faint.down, 1e-4 * faint.up)}
+        write_adapter(part.path, replace(adapter, layers=layers))
+    options = {"threshold": "model", "density": 0.2}
+    carry_out(Recipe(parts[:2], method, options, parse_rank(rank)), out)
+    told = read_certificate(out, read_adapter(out))
+    assert told.recipe.options["threshold"] == "model"
+    assert told.reports["unet.linear"].rank == 0
+    assert "unet.linear" not in read_adapter(out).layers
+    verified = verify_merge(out)
+    assert verified.error <= verified.rank_error + 1e-4
+    # The certificate's word counts: with a threshold for each layer it is another merge.
+    recipe = json.loads(read_adapter(out).metadata[RECIPE_KEY])
+    recipe["options"]["threshold"] = "layer"
+    changed(out, **{RECIPE_KEY: json.dumps(recipe)})
+    with pytest.raises(AdapterError, match="is not what its recipe says"):
+        verify_merge(out)
+
+
+def test_a_file_that_was_made_before_there_were_thresholds_to_choose_holds(parts, out):
+    carry_out(Recipe(parts, "ties", {"density": 0.3}), out)
+    recipe = json.loads(read_adapter(out).metadata[RECIPE_KEY])
+    assert recipe["options"].pop("threshold") == "layer"
+    changed(out, **{RECIPE_KEY: json.dumps(recipe)})
+    assert "threshold" not in verify_merge(out).recipe.options
+
+
 def test_the_certificate_tells_what_became_of_each_layer(parts, out):
     combined = carry_out(Recipe(parts, rank=parse_rank("2")), out)
     merged = read_adapter(out)

@@ -41,6 +41,7 @@ EVERY = [
     *(("ties", {"reduce": reduce}) for reduce in ("mean", "weighted_mean")),
     *(("ties", {"election": "unweighted", "space": space}) for space in SPACES),
     *((name, {"density": 0.3}) for name in ("knots", "core")),
+    *((name, {"threshold": "model"}) for name in ("ties", "knots", "core", "magnitude")),
 ]
 RANKS = ("full", "2", "energy:0.9", "budget:1kB")
 

@@ -11,11 +11,11 @@ Nothing depends on how large the blocks are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.merging.factors import Factors, norm
@@ -42,10 +42,12 @@ class Entries:
     Args:
         update: The weighted update, in float64.
         weight: The weight that is in it.
+        number: The adapter's place in the user's list, from 1.
     """
 
     update: Factors
     weight: float
+    number: int
 
     @property
     def count(self) -> int:
@@ -128,6 +130,9 @@ def merge_entries(
         sign = elect_signs(blocks, weights, context.word("election"))
         agreed = add_agreeing(blocks, weights, sign, context.word("reduce"))
         merged[rows] = agreed * context.number("scale")
+    # Where the model's threshold is above all entries, no factors of zeros shall be written.
+    if context.thresholds and not merged.any():
+        return make_nothing(parts)
     return coordinates.lift(merged)
 
 
@@ -166,7 +171,7 @@ def open_entries(parts: Sequence[LayerPart], space: str) -> tuple[Space, list[En
     """Write some updates, weighted and not all zero, in a space."""
     coordinates = enter_space([part.factors.scaled(part.weight) for part in parts], space)
     tables = [
-        Entries(update, part.weight)
+        Entries(update, part.weight, part.number)
         for update, part in zip(coordinates.updates, parts, strict=True)
     ]
     return coordinates, tables
@@ -224,51 +229,3 @@ def add_agreeing(
         if reduce != "sum":
             share += (agreeing != 0) * (1.0 if reduce == "mean" else abs(weight))
     return total if reduce == "sum" else total / share.where(share > 0, 1)
-
-
-def find_magnitudes(
-    read: Callable[[], Iterable[Float[Tensor, "rows columns"]]], places: Sequence[int]
-) -> list[float]:
-    """Find what magnitudes stand at some places when all entries are sorted; exactly.
-
-    Bits of positive floats are ordered as the floats are. So the upper half of the bits is counted
-    in a first pass over the entries, and the lower half of those that share the upper one in a
-    second; no copy of all entries is made or sorted.
-
-    Args:
-        read: Gives all entries in blocks, the same each time it is called.
-        places: From 1, the largest, to the number of entries.
-
-    Source:
-        Sorting by distribution, of which only the bin in question is looked at: Knuth, The Art of
-        Computer Programming 3, section 5.2.5.
-    """
-    upper = torch.zeros(2**15, dtype=torch.int64)
-    for block in read():
-        upper += torch.bincount(_to_bits(block) >> 16, minlength=2**15)
-    or_above = _count_down(upper)
-    halves = [_find_place(or_above, place) for place in places]
-    lower = {half: torch.zeros(2**16, dtype=torch.int64) for half in halves}
-    for block in read():
-        bits = _to_bits(block)
-        for half, counts in lower.items():
-            counts += torch.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=2**16)
-    found = [
-        half << 16 | _find_place(_count_down(lower[half]), place - int(or_above[half + 1]))
-        for half, place in zip(halves, places, strict=True)
-    ]
-    return [float(value) for value in torch.tensor(found, dtype=torch.int32).view(torch.float32)]
-
-
-def _to_bits(block: Float[Tensor, "rows columns"]) -> Integer[Tensor, " entries"]:
-    return block.abs().flatten().view(torch.int32)
-
-
-def _count_down(counts: Integer[Tensor, " bins"]) -> Integer[Tensor, " bins_and_one"]:
-    """How many there are in each bin or above it; none above the last."""
-    return torch.cat([counts.flip(0).cumsum(0).flip(0), counts.new_zeros(1)])
-
-
-def _find_place(or_above: Integer[Tensor, " bins"], place: int) -> int:
-    """The bin of what stands at a place, counted from the top bin down."""
-    return int((or_above >= place).sum()) - 1

@@ -250,6 +250,8 @@ class _Merger:
         # A method that has a scope needs the whole model's inner products only where it is that.
         wanted = method.whole and self._options.get("scope", "model") == "model"
         self._whole = self._sum_grams() if wanted else None
+        find = method.find_thresholds
+        self._thresholds = find(self._read_layers, self._options) if find else {}
 
     def _check_shapes(self, name: str) -> tuple[int, ...]:
         shapes = {
@@ -286,6 +288,9 @@ class _Merger:
             for number, adapter in enumerate(self._adapters)
             if name in adapter.layers and self._request.weight_of(number, name) != 0
         ]
+
+    def _read_layers(self) -> Iterator[list[LayerPart]]:
+        return map(self.parts, self.names)
 
     def existing_rank(self, name: str) -> int:
         """The rank that the layer's merged update can have at most."""
@@ -324,6 +329,7 @@ class _Merger:
             prepared=self._prepared.get(name, {}),
             weights=tuple(self._request.weights),
             notes={} if notes is None else notes,
+            thresholds=self._thresholds,
         )
         return self._method.merge(self.parts(name), context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal
@@ -107,6 +107,7 @@ class Context:
         prepared: What the base model gave for this layer, by name; see `MergeMethod.needs`.
         weights: The adapters' weights in the user's order, block weights left out.
         notes: Empty; figures about the layer that a method puts here, by name, are reported.
+        thresholds: What `MergeMethod.find_thresholds` found, by the adapter's number.
     """
 
     layer: str
@@ -117,6 +118,7 @@ class Context:
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Sequence[float] = ()
     notes: dict[str, float] = field(default_factory=dict)
+    thresholds: Mapping[int, float] = field(default_factory=dict)
 
     def number(self, name: str) -> float:
         """A numeric option."""
@@ -129,6 +131,9 @@ class Context:
 
 Merged = Factors | Tensor
 """A merged update: as factors, or, from methods that need entries, multiplied out."""
+
+ReadLayers = Callable[[], Iterable[Sequence[LayerPart]]]
+"""Gives the parts of each layer, one layer after the other, each time it is called."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ class MergeMethod:
         ordered: Whether the merged update's directions stand at right angles, none weaker than the
             next, and in an order of worth that their strengths do not tell; a cut keeps the first.
         throws_dice: Whether the seed changes what comes out; those that ask the base model do.
+        find_thresholds: Reads all layers before the first one is merged, as often as it needs, and
+            gives a number for each adapter by its own; nothing where the options want none.
     """
 
     name: str
@@ -166,6 +173,7 @@ class MergeMethod:
     keeps_one: bool = True
     ordered: bool = False
     throws_dice: bool = False
+    find_thresholds: Callable[[ReadLayers, Mapping[str, Value]], Mapping[int, float]] | None = None
 
     def read_options(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Complete and check the options that were given.

@@ -15,11 +15,11 @@ from dreamloom.merging.elementwise import (
     density_option,
     drop_zeros,
     elect_signs,
-    find_magnitudes,
     make_nothing,
     open_entries,
 )
 from dreamloom.merging.factors import norm
+from dreamloom.merging.magnitudes import find_magnitudes
 from dreamloom.merging.method import Context, LayerPart, Merged, MergeMethod
 from dreamloom.merging.spaces import space_option
 
