@@ -84,20 +84,8 @@ def assert_ends_in_a_sentence(path: Path):
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
-NONSENSE = [
-    "",
-    "null",
-    "[]",
-    "{}",
-    "3",
-    '"x"',
-    "[[1]]",
-    '{"a": 1}',
-    '{"<me>": 3}',
-    "nonsense",
-    DEEP,
-]
-NONSENSE += ['{"<me>": {"file": 3, "sha256": []}}', '{"ranks": {}, "norms": "x"}', '{"parts": [3]}']
+NONSENSE = ["", "null", "[]", "3", '{"<me>": 3}', "nonsense", DEEP]
+NONSENSE += ['{"<me>": {"file": 3, "sha256": []}}', '{"parts": [3], "ranks": {}}']
 KEYS = [
     *("dreamloom.words", "dreamloom.recipe", "dreamloom.layers", "dreamloom.slices"),
     *("dreamloom.seal", "dreamloom.layer_names", "dreamloom.base", "dreamloom.subject"),
@@ -120,7 +108,7 @@ def test_nonsense_in_an_entry_ends_in_a_sentence(merged, key):
     value=st.sampled_from([None, True, -1, 1e400, 3.5, "x", [], {}, [[]], {"a": [1]}, 10**400]),
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_value_of_another_type_ends_in_a_sentence(merged, key, path, value):
     """One value anywhere in an entry's JSON becomes another."""
@@ -168,14 +156,15 @@ def test_patterns_in_a_configuration_end_soon(tmp_path, case):
     assert_ends_in_a_sentence(path)
 
 
-def test_a_million_layers_are_refused_at_once(tmp_path):
+@pytest.mark.parametrize("count", [60_000, 1_000_000])
+def test_a_million_layers_are_refused_at_once(tmp_path, count):
+    """Told by the header's length, or by the number of its entries, before a tensor is read."""
     path = tmp_path / "a.safetensors"
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    for count in (60_000, 1_000_000):
-        header = json.dumps({f"unet.layer.{n}.lora_A.weight": entry for n in range(count)}).encode()
-        path.write_bytes(struct.pack("<Q", len(header)) + header)
-        begin = time.monotonic()
-        with pytest.raises(AdapterError) as caught:
-            read_adapter(path)
-        assert time.monotonic() - begin < SECONDS
-        assert "no adapter of SDXL" in caught.value.problem
+    entry = '"unet.layer.%07d.lora_A.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(map(entry.__mod__, range(count))) + "}").encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    begin = time.monotonic()
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(path)
+    assert time.monotonic() - begin < SECONDS
+    assert "no adapter of SDXL" in caught.value.problem
