@@ -17,6 +17,7 @@ from dreamloom.core.errors import AdapterError, DreamLoomError
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
+from dreamloom.merging.files.certificate import CERTIFICATE_KEYS
 from dreamloom.merging.files.convert import convert_file, resize_adapter
 from dreamloom.merging.files.inspect import diagnose_files, inspect_file
 from dreamloom.merging.files.merge import carry_out
@@ -74,8 +75,10 @@ def tries(path: Path):
     }
 
 
-def assert_ends_in_a_sentence(path: Path):
+def assert_ends_in_a_sentence(path: Path, names=None):
     for name, attempt in tries(path).items():
+        if names and name not in names:
+            continue
         begin = time.monotonic()
         # Anything else than a sentence is no DreamLoomError, and ends the test.
         with suppress(DreamLoomError):
@@ -99,7 +102,8 @@ def test_nonsense_in_an_entry_ends_in_a_sentence(merged, key):
     for text in NONSENSE:
         merged.write_bytes(whole)
         rewrite(merged, **{key: text})
-        assert_ends_in_a_sentence(merged)
+        # What a merge says of itself, every command reads in its own way.
+        assert_ends_in_a_sentence(merged, None if key in CERTIFICATE_KEYS else ("inspect", "merge"))
 
 
 @given(

@@ -58,7 +58,7 @@ def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
     pytest.importorskip(library, reason=f"{library} is not installed")
     asked = load_config(
         overrides={
-            **{"priors.kind": "none", "train.steps": updates, "train.batch_photos": 3},
+            **{"priors.kind": "none", "train.steps": updates, "train.batch_photos": 2},
             **{"train.rank": 4, "train.target_modules": "attention", "train.warmup_steps": 2},
             **{"train.lr_scheduler": "constant", "validation.every": updates},
             **{

@@ -204,6 +204,7 @@ def test_a_file_describes_itself_in_plain_values(tmp_path, small):
     assert describe_adapter(path) == {
         "file": str(path),
         "format": "peft",
+        "readers": "diffusers, with the same base",
         "stored": {"LoRA": 3},
         "layers": 3,
         "components": {

@@ -164,6 +164,8 @@ _AS_LORA = {
     "dora": "Write the nearest LoRA, and take that: dreamloom convert FILE --rank 32 --base BASE.",
     "loha": "Write it as a LoRA, and take that: dreamloom resize FILE --rank full.",
     "lokr": "Write it as a LoRA, and take that: dreamloom resize FILE --rank full.",
+    "oft": "Make the nearest LoRA, and take that: dreamloom bake FILE --base BASE -o MODEL, then "
+    "dreamloom extract MODEL --base BASE --rank 32 -o LORA.",
 }
 
 
@@ -181,5 +183,5 @@ def refuse_other_kinds(adapter: Adapter, name: str, what_loras_can: str) -> None
     if adapter.peft is not None:
         raise AdapterError(
             f"{name} is a {KIND_NAMES[adapter.kind]}; only a LoRA {what_loras_can}.",
-            _AS_LORA.get(adapter.kind, "Train with adapter kind lora."),
+            _AS_LORA[adapter.kind],
         )

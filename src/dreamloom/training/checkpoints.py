@@ -240,22 +240,25 @@ def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     Lists, and numbers as names, are told apart from tuples and text, so that what comes back is
     what was there.
     """
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        # A copy: two names must not share memory, and training may go on meanwhile.
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        pairs = [[_flatten(k, tensors), _flatten(v, tensors)] for k, v in value.items()]
-        return {"mapping": pairs}
-    if isinstance(value, tuple):
-        return {"tuple": [_flatten(one, tensors) for one in value]}
-    if isinstance(value, list):
-        return [_flatten(one, tensors) for one in value]
-    # Exactly these: a subclass, such as NumPy's float64, would come back as something else.
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise ValueError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+    def flatten(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            # A copy: two names must not share memory, and training may go on meanwhile.
+            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+            return {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"mapping": [[flatten(k), flatten(v)] for k, v in value.items()]}
+        if isinstance(value, tuple):
+            return {"tuple": [flatten(one) for one in value]}
+        if isinstance(value, list):
+            return [flatten(one) for one in value]
+        # Exactly these: a subclass, such as NumPy's float64, would come back as something else.
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        raise ValueError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+    return flatten(value)
 
 
 def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
