@@ -59,7 +59,8 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, ClassImageSet]:
 def make_lesson(
     model: Model, photos: PhotoSet, priors: ClassImageSet | None, config: LoomConfig
 ) -> TrainingBatches:
-    plan = BatchPlan(config.seed, config.photos.flip, config.validation.held_out_photos)
+    held_out, dropout = config.validation.held_out_photos, config.train.caption_dropout
+    plan = BatchPlan(config.seed, config.photos.flip, held_out, dropout)
     return prepare_batches(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
     )

@@ -154,6 +154,45 @@ def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, Clas
     assert places != [choose_place(photo, 8, BatchPlan(seed=1), 0, r) for r in range(40)]
 
 
+def test_a_share_of_the_captions_is_dropped_whatever_the_batches(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
+    batches = make_lesson(model, *sets, small_config(model, train__caption_dropout=0.25))
+    whole = [batches.draw_samples(update, BatchShare(4, 4)) for update in range(100)]
+    halves = [
+        [s for index in range(2) for s in batches.draw_samples(update, BatchShare(2, 2, 2, index))]
+        for update in range(100)
+    ]
+    for one, other in zip(whole, halves, strict=True):
+        dropped = [{(s.kind, s.number): s.drops_caption for s in drawn} for drawn in (one, other)]
+        assert dropped[0] == dropped[1]
+    flat = [sample for drawn in whole for sample in drawn]
+    for kind in ("photo", "class image"):
+        own = [sample.drops_caption for sample in flat if sample.kind == kind]
+        assert 0.15 < sum(own) / len(own) < 0.35
+    (batch,) = batches.encode(flat[:8])
+    prompts = ["" if s.drops_caption else batches.prompts[s.is_prior] for s in batch.samples]
+    assert list(batch.prompts) == prompts
+    without = make_lesson(model, *sets, small_config(model))
+    assert not any(s.drops_caption for s in without.draw_samples(0, BatchShare(4, 4)))
+
+
+def test_a_dropped_caption_is_what_guidance_takes_for_none(model: Model) -> None:
+    """Zeros where the base model was taught so, and else the encoded empty prompt."""
+    prompts = ["a dog", "", "a cat"]
+    encoded = model.encode_prompts(prompts)
+    assert not encoded.tokens[1].any()
+    assert not encoded.pooled[1].any()
+    alone = model.encode_prompts(["a cat"])
+    torch.testing.assert_close(encoded.tokens[2:], alone.tokens)
+    pipeline = model._pipeline
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    try:
+        assert model.encode_prompts(prompts).tokens[1].any()
+    finally:
+        pipeline.register_to_config(force_zeros_for_empty_prompt=True)
+
+
 def test_held_out_photos_are_never_drawn(
     model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:

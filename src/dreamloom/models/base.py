@@ -248,6 +248,9 @@ class Model(Protocol):
     def encode_prompts(self, prompts: Sequence[str], weighted: bool = False) -> Conditioning:
         """Encode prompts of any length; with ``weighted`` as their written weights say.
 
+        An empty prompt becomes what the base model was taught in place of a prompt, and what the
+        unconditional half of guidance is given: zeros for SDXL.
+
         While an attached adapter trains text (`trains_text`) and gradients are recorded, they flow
         to the adapter; then prompts are encoded anew for each update.
         """

@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dreamloom.core.device import send
@@ -61,6 +61,15 @@ class SDXLConditioning:
     def to(self, dtype: torch.dtype) -> SDXLConditioning:
         """The same in another precision."""
         return SDXLConditioning(self.tokens.to(dtype), self.pooled.to(dtype), self.lengths)
+
+    def zeroed(self, rows: Bool[Tensor, " prompts"]) -> SDXLConditioning:
+        """The same with zeros in place of some prompts."""
+        if not rows.any():
+            return self
+        said = (~rows).to(self.tokens.dtype)
+        return SDXLConditioning(
+            self.tokens * said[:, None, None], self.pooled * said[:, None], self.lengths
+        )
 
     def aligned(self, multiple_of: int = 1) -> SDXLConditioning:
         """Repeat every prompt until all are equally long, which changes nothing of attention.

@@ -183,6 +183,9 @@ class SDXLModel:
         self._offload.load(*_TEXT_ENCODERS, exclusive=not with_gradients)
         with nullcontext() if self.trains_text else torch.no_grad():
             encoded = self._prompt_encoder().encode(prompts, weighted)
+        if self._pipeline.config.force_zeros_for_empty_prompt:
+            said = torch.tensor([bool(prompt) for prompt in prompts], device=encoded.tokens.device)
+            encoded = encoded.zeroed(~said)
         return encoded.to(self.runtime.dtype)
 
     def note_prompts(self, prompts: Sequence[str], weighted: bool = False) -> list[str]:

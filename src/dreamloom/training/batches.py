@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -45,12 +45,14 @@ class Sample:
         place: How it is cut.
         number: Its number among all pictures of its kind in this update, over all processes and
             accumulated batches: noise and timestep depend on it, not on its place in a batch.
+        drops_caption: Whether it is trained without its prompt this time.
     """
 
     kind: SampleKind
     picture: int
     place: CropPlace
     number: int
+    drops_caption: bool = False
 
     @property
     def is_prior(self) -> bool:
@@ -90,11 +92,13 @@ class BatchPlan:
         seed: The run's seed.
         flip: Whether photos are mirrored at random.
         held_out: How many photos, from the end of the list, are not trained on.
+        caption_dropout: The share of pictures that are trained without their prompt.
     """
 
     seed: int
     flip: bool = False
     held_out: int = 0
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ class TrainingBatches:
     def texts(self) -> tuple[str, ...]:
         """Every prompt that is trained with, once."""
         captions = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
-        return tuple(dict.fromkeys([*self.prompts, *captions]))
+        none = ("",) if self.plan.caption_dropout else ()
+        return tuple(dict.fromkeys([*self.prompts, *captions, *none]))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts: anew while they are being trained, else once for the whole run."""
@@ -189,7 +194,11 @@ class TrainingBatches:
             samples += [
                 Sample("class image", image, (0, 0, False), number) for number, image, _ in numbers
             ]
-        return samples
+        share_dropped = self.plan.caption_dropout
+        return [
+            replace(sample, drops_caption=drops_caption(sample, share_dropped, seed, update))
+            for sample in samples
+        ]
 
     def encode(
         self, samples: Sequence[Sample], on_picture: OnProgress = no_progress
@@ -292,14 +301,16 @@ class TrainingBatches:
             samples=tuple(samples),
             latents=latents,
             framings=tuple(self._frame(sample) for sample in samples),
-            prompts=tuple(
-                self.prompts[1]
-                if sample.is_prior
-                else self._photo(sample).caption or self.prompts[0]
-                for sample in samples
-            ),
+            prompts=tuple(map(self._caption, samples)),
             masks=self._masks(samples, latents.mean),
         )
+
+    def _caption(self, sample: Sample) -> str:
+        if sample.drops_caption:
+            return ""
+        if sample.is_prior:
+            return self.prompts[1]
+        return self._photo(sample).caption or self.prompts[0]
 
     def _frame(self, sample: Sample) -> Framing:
         if sample.kind == "class image":
@@ -375,6 +386,21 @@ def choose_place(
     rng = random.Random(seed_for(plan.seed, "crop", number, round_))
     top, left = place_crop(photo.scaled_px, photo.bucket_px, grid_px, rng, photo.box_px)
     return top, left, plan.flip and rng.random() < 0.5
+
+
+def drops_caption(sample: Sample, share: float, seed: int, update: int) -> bool:
+    """Draw whether a picture is trained without its prompt in one update.
+
+    What the empty prompt draws is half of what guidance adds up. A training that never meets it
+    leaves it to chance how the adapter moves it, and guidance multiplies the difference.
+
+    Source:
+        Ho and Salimans, Classifier-Free Diffusion Guidance (arXiv:2207.12598), algorithm 1.
+    """
+    if not share:
+        return False
+    purpose = f"caption dropout of {sample.kind}"
+    return random.Random(seed_for(seed, purpose, update, sample.number)).random() < share
 
 
 def draw_numbers(

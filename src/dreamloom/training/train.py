@@ -95,7 +95,12 @@ def train_adapter(
             photos,
             priors,
             (config.photo_prompt(), config.class_prompt()),
-            BatchPlan(config.seed, config.photos.flip, config.validation.held_out_photos),
+            BatchPlan(
+                config.seed,
+                config.photos.flip,
+                config.validation.held_out_photos,
+                config.train.caption_dropout,
+            ),
             lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
             store,
         )

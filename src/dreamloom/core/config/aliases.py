@@ -37,6 +37,9 @@ RENAMED = {
 
 _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 
+# Settings that earlier versions had not, with what they did without.
+_LATER = {"train.caption_dropout": 0.0}
+
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}
 
 
@@ -79,7 +82,7 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
     """Give settings their earlier names, so that fingerprints stay what they were.
 
     How a file names its layers changes nothing of what is learned, so every format has the value of
-    the earlier default.
+    the earlier default. Settings that came later are left out while they change nothing.
 
     Args:
         values: By dotted name, or by a group's own names.
@@ -91,4 +94,5 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
             "peft" if within + name == "adapter.format" else value
         )
         for name, value in values.items()
+        if within + name not in _LATER or _LATER[within + name] != value
     }

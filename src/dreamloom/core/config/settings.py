@@ -153,6 +153,8 @@ class TrainConfig(Section):
     """Batches whose gradients are added up for one optimizer step."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of photos and class images that are trained without their prompt."""
     rank: int = Field(16, ge=1)
     """Rank of the adapter's updates."""
     alpha: Auto | _AboveZero = "auto"
