@@ -179,7 +179,7 @@ def run_case(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, A
     side = int(config.photos.resolution_px)
     photos = load_photos(make_pictures(folder / "photos", 4, side, seed=0), run, side)
     watch.end("loading")
-    priors = make_class_images(run, model, config.class_prompt(), config.priors, 0, side)
+    priors = make_class_images(run, model, config.class_prompt(), config.worded_priors(), 0, side)
     watch.end("class images")
     train_adapter(run, model, photos, priors, config, watch.observe)
     watch.end("saving")

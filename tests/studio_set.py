@@ -40,6 +40,7 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
         "train.warmup_steps": 1,
         "priors.count": 3,
         "priors.steps": 2,
+        "priors.prompts": (),
         "generate.steps": (2,),
         "generate.images_per_prompt": 2,
         "evaluate.resamples": 100,

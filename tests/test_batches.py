@@ -154,6 +154,25 @@ def test_a_crop_depends_on_photo_round_and_seed_alone(sets: tuple[PhotoSet, Clas
     assert places != [choose_place(photo, 8, BatchPlan(seed=1), 0, r) for r in range(40)]
 
 
+def test_each_class_image_is_trained_with_the_prompt_that_it_was_drawn_from(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
+    photos, priors = sets
+    several = priors.model_copy(update={"more_prompts": ("a sketch of a person", "a hat")})
+    prompts = several.prompts()
+    assert prompts[:3] == [priors.prompt, "a sketch of a person", priors.prompt]
+    batches = make_lesson(model, photos, several, small_config(model))
+    met = set()
+    for update in range(6):
+        (batch,) = batches.make_batches(update, BatchShare(2, 2))
+        for sample, prompt in zip(batch.samples, batch.prompts, strict=True):
+            if sample.is_prior:
+                assert prompt == prompts[sample.picture]
+                met.add(prompt)
+            assert prompt in batches.texts
+    assert met == set(prompts)
+
+
 def test_a_share_of_the_captions_is_dropped_whatever_the_batches(
     model: Model, sets: tuple[PhotoSet, ClassImageSet]
 ) -> None:
@@ -276,7 +295,8 @@ def test_encoding_is_told(model: Model, sets: tuple[PhotoSet, ClassImageSet]) ->
     told: list[tuple[int, int]] = []
     batches: TrainingBatches = make_lesson(model, *sets, small_config(model))
     fresh = TrainingBatches(
-        model, batches.photos, (), batches.folder, batches.priors, 64, batches.prompts, batches.plan
+        *(model, batches.photos, (), batches.folder, batches.priors, batches.prior_prompts, 64),
+        *(batches.prompts, batches.plan),
     )
     fresh.encode_all(lambda done, total: told.append((done, total)))
     assert told == [(done, 6) for done in range(1, 7)]

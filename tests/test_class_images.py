@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import PriorsConfig
 from dreamloom.core.device import pick_runtime, seed_for
 from dreamloom.core.errors import ConfigError, RunFolderError
@@ -24,6 +25,7 @@ from dreamloom.data.class_images import (
 )
 from dreamloom.models.base import Sampler
 from dreamloom.models.families import load_model
+from dreamloom.picturebook.class_prompts import CLASS_PROMPTS, choose_class_prompts
 from dreamloom.training.batches import BatchShare, draw_numbers
 from looks import psnr_db
 
@@ -93,6 +95,38 @@ def notes(events):
 
 
 # What a set is
+
+
+def test_every_other_image_takes_one_of_the_further_prompts_in_turn(run, tmp_path):
+    more = ("a sketch of a person", "a person in the snow")
+    model = Painter()
+    priors, _, _ = make(run, 6, model=model, prompts=more)
+    expected = [PROMPT, more[0], PROMPT, more[1], PROMPT, more[0]]
+    assert [shot.prompt for shot in model.shots] == expected
+    assert read_class_image_set(run.priors).prompts() == priors.prompts() == expected
+    # A larger set begins with the smaller one, and another list of prompts is another recipe.
+    _, drawn, _ = make(run, 8, prompts=more)
+    assert drawn == [6, 7]
+    _, drawn, events = make(run, 8, prompts=more[:1])
+    assert drawn == [*range(8)]
+    assert "another further prompts" in notes(events)[0]
+    plain, _, _ = make(claim(tmp_path / "plain"), 6)
+    assert plain.prompts() == [PROMPT] * 6
+
+
+def test_further_prompts_must_be_written_out(run):
+    with pytest.raises(ValueError, match="must be written out"):
+        make(run, 2, prompts=("a {class_noun} at night",))
+    config = load_config(sets=["subject.class_noun=dog", "subject.phrase=sks dog"])
+    config = config.model_copy(update={"priors": settings(prompts=("a {class_noun} at night",))})
+    assert config.worded_priors().prompts == ("a dog at night",)
+
+
+def test_hair_is_asked_of_persons_alone():
+    assert any("hair" in text for text in choose_class_prompts("person"))
+    assert not any("hair" in text for text in choose_class_prompts("dog"))
+    assert len(choose_class_prompts("dog")) > 10
+    assert all("{class_noun}" in text for text in CLASS_PROMPTS)
 
 
 def test_the_manifest_says_what_each_image_was_drawn_from(run):

@@ -389,7 +389,7 @@ def test_advice_changes_nothing_that_was_chosen():
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
             *("train.learning_rate=0.5", "train.target_modules=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
-            *("photos.shape=buckets", "objective.weighting=p2"),
+            *("photos.shape=buckets", "objective.weighting=p2", "priors.prompts=[]"),
         ]
     )
     assert chosen.resolve(ADVICE) == chosen

@@ -129,7 +129,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     model = load_model("picturebook", pick_runtime("cpu"))
     config = resolve_defaults(load_config("quick"), model)
     root = open_run(work / "root", config)
-    priors = make_class_images(root, model, config.class_prompt(), config.priors, config.seed, 128)
+    priors = make_class_images(
+        root, model, config.class_prompt(), config.worded_priors(), config.seed, 128
+    )
     none = config.model_copy(update={"priors": config.priors.model_copy(update={"kind": "none"})})
     photos, adapters = [], {}
     for number, person in enumerate(choose_people(2)):

@@ -250,7 +250,7 @@ def draw_class_images(work: Path, plan: TrialPlan) -> None:
     """Draw the class images that all subjects share."""
     model, config = _prepare(plan)
     run, side = open_run(_base_folder(work), config), model.advice.resolution_px
-    make_class_images(run, model, config.class_prompt(), config.priors, config.seed, side)
+    make_class_images(run, model, config.class_prompt(), config.worded_priors(), config.seed, side)
 
 
 def draw_base(work: Path, plan: TrialPlan) -> None:

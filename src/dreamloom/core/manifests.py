@@ -150,6 +150,15 @@ class DrawnClassImage(ClosedModel):
     """Hash of the file."""
 
 
+def choose_prompt(number: int, prompt: str, more: Sequence[str]) -> str:
+    """Choose the prompt of a class image by its number, from 0.
+
+    Every other one shows just the class; the rest take the further prompts in turn, so that a
+    larger set begins with the smaller one.
+    """
+    return more[number // 2 % len(more)] if more and number % 2 else prompt
+
+
 class ClassImageSet(ClosedModel):
     """Class images: square pictures at the training resolution."""
 
@@ -164,6 +173,12 @@ class ClassImageSet(ClosedModel):
     """What they were drawn from, by name; empty for the user's own."""
     drawn: tuple[DrawnClassImage, ...] = ()
     """All that were drawn so, which can be more than are used; none for the user's own."""
+    more_prompts: tuple[str, ...] = ()
+    """Prompts of every other image, in turn, beside the one of the rest."""
+
+    def prompts(self) -> list[str]:
+        """The prompt of each image, in order."""
+        return [choose_prompt(n, self.prompt, self.more_prompts) for n in range(len(self.files))]
 
     def paths(self) -> list[Path]:
         """The class images, in order."""

@@ -25,6 +25,7 @@ from dreamloom.core.manifests import (
     MANIFEST,
     ClassImageSet,
     DrawnClassImage,
+    choose_prompt,
     read_class_image_set,
     write_manifest,
 )
@@ -61,11 +62,14 @@ class _Recipe:
     seed: int
     resolution_px: int
     base: str
+    more_prompts: tuple[str, ...] = ()
 
     @property
     def named(self) -> dict[str, str | int | float]:
+        more = {"further prompts": " | ".join(self.more_prompts)} if self.more_prompts else {}
         return {
             "prompt": self.prompt,
+            **more,
             "base model": self.base,
             "scheduler": self.sampler.scheduler,
             "steps": self.sampler.steps,
@@ -116,7 +120,8 @@ def make_class_images(
         run: Where the images and the record go.
         model: The base model that will be trained; no adapter may be active or attached.
         prompt: The class prompt, such as ``a photo of a person``.
-        config: Resolved settings: nothing is ``auto`` any more.
+        config: Resolved settings: nothing is ``auto`` any more; of its ``prompts`` every other
+            image takes one, in turn, and they are written out (`LoomConfig.worded_priors`).
         seed: The run's seed.
         resolution_px: Side of the images: what will be trained on.
         observe: Told of progress.
@@ -223,7 +228,10 @@ def _make_recipe(
         )
     model.check_sampler(config.scheduler, config.steps)
     sampler = Sampler(config.scheduler, config.steps, float(config.guidance))
-    return _Recipe(prompt, sampler, seed, resolution_px, model.identity.fingerprint)
+    more = () if config.prompts == "auto" else config.prompts
+    if any("{" in text for text in more):
+        raise ValueError("further class prompts must be written out; see LoomConfig.worded_priors")
+    return _Recipe(prompt, sampler, seed, resolution_px, model.identity.fingerprint, more)
 
 
 def _announce(prompt: str, count: int, missing: int) -> str:
@@ -302,7 +310,13 @@ def _draw(
     journal = shelf.folder / _JOURNALS.replace("*", f"{share[0]}-of-{share[1]}")
     for start in range(0, len(missing), BATCH):
         some = missing[start : start + BATCH]
-        shots = [Shot(recipe.prompt, seed_for(recipe.seed, "prior", number)) for number in some]
+        shots = [
+            Shot(
+                choose_prompt(number, recipe.prompt, recipe.more_prompts),
+                seed_for(recipe.seed, "prior", number),
+            )
+            for number in some
+        ]
         images = model.sample(shots, recipe.sampler, recipe.resolution_px, batch=BATCH)
         for number, shot, image in zip(some, shots, images, strict=True):
             path = shelf.folder / _name(number)
@@ -329,6 +343,7 @@ def _describe_set(
         made_from=recipe.made_from,
         recipe=recipe.named,
         drawn=tuple(drawn[number] for number in sorted(drawn)),
+        more_prompts=recipe.more_prompts,
     )
 
 

@@ -79,7 +79,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     side = model.advice.resolution_px
     photos = load_photos(examples_folder() / "rraj", root, side, observe)
     priors = make_class_images(
-        root, model, config.class_prompt(), config.priors, config.seed, side, observe
+        root, model, config.class_prompt(), config.worded_priors(), config.seed, side, observe
     )
     # The style's trigger is the word "pixel", and its pictures have captions.
     subject = config.subject.model_copy(

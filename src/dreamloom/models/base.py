@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -166,13 +166,23 @@ class Shot:
 
 @dataclass(frozen=True)
 class Advice:
-    """Settings that suit this base model; they replace every ``auto`` in the configuration."""
+    """Settings that suit this base model; they replace every ``auto`` in the configuration.
+
+    Args:
+        resolution_px: Side of the pictures that it was taught with.
+        guidance: Of drawing.
+        learning_rate: Of AdamW.
+        target_modules: Layers that get LoRA weights.
+        weighting: Of the timesteps.
+        choose_class_prompts: From a class noun to more prompts for class images.
+    """
 
     resolution_px: int
     guidance: float
     learning_rate: float
     target_modules: TargetModules
     weighting: Weighting = "none"
+    choose_class_prompts: Callable[[str], tuple[str, ...]] = lambda _: ()
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from dreamloom.models.token_embeddings import (
     refuse_other_words,
     start_embeddings,
 )
+from dreamloom.picturebook.class_prompts import choose_class_prompts
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
@@ -165,6 +166,7 @@ class SDXLModel:
                 learning_rate=2e-3,
                 target_modules="all",
                 weighting="debiased",
+                choose_class_prompts=choose_class_prompts,
             )
         return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, target_modules="attention")
 

@@ -307,7 +307,7 @@ def _class_image_request(
     run: RunFolder, model: Model, config: LoomConfig
 ) -> tuple[RunFolder, Model, str, PriorsConfig, int, int]:
     side_px = _name_crops(config, model)[0]
-    return run, model, config.class_prompt(), config.priors, config.seed, side_px
+    return run, model, config.class_prompt(), config.worded_priors(), config.seed, side_px
 
 
 def _name_crops(config: LoomConfig, model: Model) -> tuple[int, CropShape, int]:

@@ -242,7 +242,11 @@ def _strips(story: Story) -> list[Strip]:
             alt = f"class image {number}" if source else f"{path.name} is missing"
             shots.append((EmbeddedPicture(source, alt, size), ()))
         title = f"Class images: {label_run(name)}" if name else "Class images"
-        told = f"{tell_count(len(shots), 'picture')} of “{priors.prompt}”, which keep the base "
+        others = len(set(priors.prompts())) - 1
+        more = f" and {tell_count(others, 'other prompt')} of the class" if others > 0 else ""
+        told = (
+            f"{tell_count(len(shots), 'picture')} of “{priors.prompt}”{more}, which keep the base "
+        )
         strips.append(Strip(title, f"{told}model’s idea of the class.", shots, dense=True))
     return strips
 

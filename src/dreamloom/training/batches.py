@@ -127,7 +127,8 @@ class TrainingBatches:
         photos: The photos that are trained on.
         held_out: The photos that are not.
         priors: Files of the class images; none without.
-        prompts: The prompts of photos and of class images; a photo with a caption has its own.
+        prior_prompts: The prompt of each of them.
+        prompts: The prompts of photos and of the class; a photo with a caption has its own.
         plan: How they are drawn and cropped.
         store: Keeps encoded crops on disk; None keeps them in memory alone.
     """
@@ -137,6 +138,7 @@ class TrainingBatches:
     held_out: tuple[Photo, ...]
     folder: Path
     priors: tuple[Path, ...]
+    prior_prompts: tuple[str, ...]
     resolution_px: int
     prompts: tuple[str, str]
     plan: BatchPlan
@@ -151,7 +153,7 @@ class TrainingBatches:
         """Every prompt that is trained with, once."""
         captions = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
         none = ("",) if self.plan.caption_dropout else ()
-        return tuple(dict.fromkeys([*self.prompts, *captions, *none]))
+        return tuple(dict.fromkeys([*self.prompts, *captions, *self.prior_prompts, *none]))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts: anew while they are being trained, else once for the whole run."""
@@ -309,7 +311,7 @@ class TrainingBatches:
         if sample.drops_caption:
             return ""
         if sample.is_prior:
-            return self.prompts[1]
+            return self.prior_prompts[sample.picture]
         return self._photo(sample).caption or self.prompts[0]
 
     def _frame(self, sample: Sample) -> Framing:
@@ -370,6 +372,7 @@ def prepare_batches(
         held_out=photos.photos[trained:],
         folder=photos.folder,
         priors=tuple(priors.paths()) if priors else (),
+        prior_prompts=tuple(priors.prompts()) if priors else (),
         resolution_px=photos.resolution_px,
         prompts=prompts,
         plan=plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 RENAMED = {
@@ -37,8 +37,12 @@ RENAMED = {
 
 _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 
-# Settings that earlier versions had not, with what they did without.
-_LATER = {"train.caption_dropout": 0.0}
+# Settings that earlier versions had not, with the values that mean what was done without them;
+# auto is settled before anything is made.
+_LATER: Mapping[str, Sequence[Any]] = {
+    "train.caption_dropout": (0.0,),
+    "priors.prompts": ((), [], "auto"),
+}
 
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}
 
@@ -94,5 +98,5 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
             "peft" if within + name == "adapter.format" else value
         )
         for name, value in values.items()
-        if within + name not in _LATER or _LATER[within + name] != value
+        if value not in _LATER.get(within + name, ())
     }

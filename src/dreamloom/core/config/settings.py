@@ -78,6 +78,9 @@ _Words = Annotated[str, Field(min_length=1), AfterValidator(_check_words)]
 _SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
 
 
+_ClassPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))]
+
+
 class SubjectConfig(Section):
     """Who or what is taught, and in which words."""
 
@@ -87,9 +90,7 @@ class SubjectConfig(Section):
     """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
     photo_prompt: _SubjectPrompt = "a photo of {subject}"
     """The prompt each photo is trained with; {subject} stands for the phrase."""
-    class_prompt: Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))] = (
-        "a photo of a {class_noun}"
-    )
+    class_prompt: _ClassPrompt = "a photo of a {class_noun}"
     """The prompt of the class images; {class_noun} stands for the noun."""
 
     @model_validator(mode="wrap")
@@ -138,6 +139,9 @@ class PriorsConfig(Section):
     """Denoising steps for each."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance for each; auto takes the base model's own."""
+    prompts: Auto | tuple[_ClassPrompt, ...] = "auto"
+    """More prompts of the class, with {class_noun}: every other class image is drawn from and
+    trained with one of them, in turn; auto takes the base model's own advice."""
 
 
 class TrainConfig(Section):
@@ -419,6 +423,12 @@ class LoomConfig(Section):
         """The prompt that class images are drawn and trained with."""
         return self.subject.class_prompt.format(class_noun=self.subject.class_noun)
 
+    def worded_priors(self) -> PriorsConfig:
+        """The settings of class images, their further prompts written out for the class noun."""
+        given = () if self.priors.prompts == "auto" else self.priors.prompts
+        worded = tuple(text.format(class_noun=self.subject.class_noun) for text in given)
+        return self.priors.model_copy(update={"prompts": worded})
+
     def flat(self) -> dict[str, Any]:
         """Every setting's value by its dotted name, such as ``train.rank``."""
         values: dict[str, Any] = {}
@@ -440,6 +450,7 @@ class LoomConfig(Section):
                 `models.base.Advice`.
         """
         rate = self.train.learning_rate
+        choose_prompts = advice.get("choose_class_prompts")
         if rate == "auto":
             rate = advice["learning_rate"]
         sections = {
@@ -447,7 +458,10 @@ class LoomConfig(Section):
                 "resolution_px": advice["resolution_px"],
                 "shape": advice.get("shape", "square"),
             },
-            "priors": {"guidance": advice["guidance"]},
+            "priors": {
+                "guidance": advice["guidance"],
+                "prompts": choose_prompts(self.subject.class_noun) if choose_prompts else (),
+            },
             "train": {
                 "learning_rate": rate,
                 "text_learning_rate": rate * advice.get("text_rate_share", 0.5),

@@ -92,7 +92,8 @@ class Training:
         config = self.config
         if config.priors.kind not in {"generated", "folder"} or config.train.prior_weight == 0:
             return None
-        parts = (config.class_prompt(), config.priors, config.photos.resolution_px, config.seed)
+        priors = use_earlier_names(config.priors.model_dump(), "priors")
+        parts = (config.class_prompt(), priors, config.photos.resolution_px, config.seed)
         key = fingerprint(self.base, *parts, *config.memory.changes_results)[:_KEY_DIGITS]
         return RunFolder(self.root / "class-images" / key)
 
