@@ -38,6 +38,7 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
         "train.batch_photos": 2,
         "train.batch_priors": 2,
         "train.warmup_steps": 1,
+        "train.caption_dropout": 0.0,
         "priors.count": 3,
         "priors.steps": 2,
         "priors.prompts": (),
@@ -60,7 +61,7 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, ClassImageSet]:
 def make_lesson(
     model: Model, photos: PhotoSet, priors: ClassImageSet | None, config: LoomConfig
 ) -> TrainingBatches:
-    held_out, dropout = config.validation.held_out_photos, config.train.caption_dropout
+    held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
     plan = BatchPlan(config.seed, config.photos.flip, held_out, dropout)
     return prepare_batches(
         model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan

@@ -175,6 +175,7 @@ class Advice:
         target_modules: Layers that get LoRA weights.
         weighting: Of the timesteps.
         choose_class_prompts: From a class noun to more prompts for class images.
+        caption_dropout: Share of pictures that are trained without their prompt.
     """
 
     resolution_px: int
@@ -183,6 +184,7 @@ class Advice:
     target_modules: TargetModules
     weighting: Weighting = "none"
     choose_class_prompts: Callable[[str], tuple[str, ...]] = lambda _: ()
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True)

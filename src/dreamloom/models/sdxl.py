@@ -167,6 +167,7 @@ class SDXLModel:
                 target_modules="all",
                 weighting="debiased",
                 choose_class_prompts=choose_class_prompts,
+                caption_dropout=0.15,
             )
         return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, target_modules="attention")
 

@@ -99,7 +99,7 @@ def train_adapter(
                 config.seed,
                 config.photos.flip,
                 config.validation.held_out_photos,
-                config.train.caption_dropout,
+                float(config.train.caption_dropout),
             ),
             lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
             store,

@@ -40,7 +40,7 @@ _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 # Settings that earlier versions had not, with the values that mean what was done without them;
 # auto is settled before anything is made.
 _LATER: Mapping[str, Sequence[Any]] = {
-    "train.caption_dropout": (0.0,),
+    "train.caption_dropout": (0.0, "auto"),
     "priors.prompts": ((), [], "auto"),
 }
 

@@ -157,8 +157,9 @@ class TrainConfig(Section):
     """Batches whose gradients are added up for one optimizer step."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
-    caption_dropout: float = Field(0.0, ge=0, le=1)
-    """Share of photos and class images that are trained without their prompt."""
+    caption_dropout: Auto | _Share = "auto"
+    """Share of photos and class images that are trained without their prompt; auto takes the base
+    model's own advice."""
     rank: int = Field(16, ge=1)
     """Rank of the adapter's updates."""
     alpha: Auto | _AboveZero = "auto"
@@ -467,6 +468,7 @@ class LoomConfig(Section):
                 "text_learning_rate": rate * advice.get("text_rate_share", 0.5),
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
                 "target_modules": advice["target_modules"],
+                "caption_dropout": advice.get("caption_dropout", 0.0),
                 "alpha": float(self.train.rank),
             },
             "objective": {"weighting": advice.get("weighting", "none")},
