@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -55,13 +54,11 @@ def write_files(program: Any, made: Any, folder: Path) -> dict[str, Any]:
 
 def main(name: str, task: str, folder: Path, checkout: str = "") -> None:
     """Run one task of one program."""
-    started = time.perf_counter()
     program = importlib.import_module(f"clients.{name}")
     with torch.no_grad():
         made = program.prepare(Path(checkout), load_base(folder))
         found = {"read": read_files, "write": write_files}[task](program, made, folder)
     (folder / f"{task}-{name}.json").write_text(json.dumps(found, indent=1))
-    print(f"{name} {task}: {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clients.small_base import (
@@ -72,8 +72,7 @@ def apply_file(made: SimpleNamespace, path: Path) -> dict[str, Tensor]:
     """Make the modules of a file; return what their forward pass changes."""
     parts = build_components()
     layers = list_layers(parts)
-    with safe_open(path, "pt") as file:
-        of_diffusers = any(key.startswith("lora_unet_down_blocks") for key in file.keys())
+    of_diffusers = any(key.startswith("lora_unet_down_blocks") for key in load_file(path))
     unet = parts["unet"] if of_diffusers else build_tree(layers)
     texts = [wrap_first_encoder(parts["text_encoder"]), parts["text_encoder_2"]]
     network, _ = made.kohya.create_network_from_weights(1.0, str(path), None, texts, unet)

@@ -54,8 +54,8 @@ class Program:
 PROGRAMS = {
     "diffusers": Program("diffusers_pipeline", package="diffusers", named="diffusers"),
     "ComfyUI": Program("comfyui", "COMFYUI", named="ComfyUI"),
-    "sd-scripts": Program("sd_scripts", "SD_SCRIPTS", named="sd-scripts"),
-    "sdxl_merge_lora.py": Program("sd_scripts_merge", "SD_SCRIPTS", named="sd-scripts"),
+    "sd-scripts": Program("sd_scripts", "SD_SCRIPTS", named="kohya's sd-scripts"),
+    "sdxl_merge_lora.py": Program("sd_scripts_merge", "SD_SCRIPTS", named="kohya's sd-scripts"),
     "LyCORIS": Program("lycoris_kohya", "LYCORIS", "lycoris"),
     "OneTrainer": Program("onetrainer", "ONETRAINER", named="OneTrainer", needs="parse"),
     "PEFT": Program("peft_itself", package="peft", named="PEFT"),
