@@ -849,6 +849,17 @@ def test_a_program_that_leaves_out_layers_is_not_named(tmp_path, names, ranks, w
     assert bool(rest) == bool(without)
 
 
+def test_a_dora_of_inputs_is_for_those_who_compute_it(tmp_path, adapter):
+    layer = adapter.layers[TO_Q]
+    dora = make_dora({TO_Q: layer}, {TO_Q: torch.ones(layer.down.shape[1])}, "inputs")
+    for format, programs in (
+        ("kohya", "ComfyUI, AUTOMATIC1111 and OneTrainer"),
+        ("kohya-diffusers", "ComfyUI and OneTrainer"),
+    ):
+        write_adapter(tmp_path / "a.safetensors", Adapter({}, peft=dora), format=format)
+        assert tell_readers(tmp_path / "a.safetensors") == f"For {programs}; not diffusers."
+
+
 # ------------------------------------------------------------------ DoRA, approximated
 
 

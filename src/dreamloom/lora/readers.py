@@ -30,9 +30,10 @@ _READERS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = MappingProxyTy
         ("kohya", _DORA): (("ComfyUI", "AUTOMATIC1111", "OneTrainer"), "not diffusers"),
         ("kohya", _LYCORIS): (("ComfyUI", "AUTOMATIC1111", "InvokeAI"), "not diffusers"),
         ("kohya-diffusers", _LORA): (
-            ("diffusers", "ComfyUI", "Forge", "InvokeAI"),
+            ("diffusers", "ComfyUI", "Forge", "InvokeAI", "OneTrainer"),
             "AUTOMATIC1111 leaves out one layer",
         ),
+        ("kohya-diffusers", _DORA): (("ComfyUI", "OneTrainer"), "not diffusers"),
         ("kohya-diffusers", _LYCORIS): (("ComfyUI",), "not diffusers"),
         ("peft", _LORA): (
             ("diffusers", "OneTrainer"),
@@ -103,7 +104,8 @@ def _name_losers(
             "which would leave out layers of the text encoders (for it: --format peft)"
         )
     if not has_one_rank and kind in (_LORA, _DORA):
-        lost["OneTrainer"] = "which loads one rank for all layers (for it: --equal-ranks)"
+        way_out = " (for it: --equal-ranks)" if kind == _LORA else ""
+        lost["OneTrainer"] = f"which loads one rank for all layers{way_out}"
     if any(layer == _TEXT_PROJECTION or _is_outside(layer) for layer in layers):
         lost[_SD_SCRIPTS] = "which would leave out layers outside the blocks"
     if _TEXT_PROJECTION in layers:
