@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.dreamloom-package
 STAMP := $(VENV)/.dreamloom-installed
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-clients check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   set up $(VENV) with DreamLoom and its development tools"
 	@echo "make demo      the whole journey on the embedded model, into runs/demo; the package alone"
 	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
+	@echo "make test-clients COMFYUI=/path SD_SCRIPTS=/path LYCORIS=/path ONETRAINER=/path"
+	@echo "               other programs' own loaders and writers, from your checkouts, against ours"
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format and fix the code"
 	@echo "make clean     remove $(VENV) and caches; runs/ stays"
@@ -50,6 +52,14 @@ demo: $(PACKAGE)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+# Nothing is fetched: programs that are not named here are skipped.
+test-clients: export COMFYUI := $(COMFYUI)
+test-clients: export SD_SCRIPTS := $(SD_SCRIPTS)
+test-clients: export LYCORIS := $(LYCORIS)
+test-clients: export ONETRAINER := $(ONETRAINER)
+test-clients: $(STAMP)
+	$(BIN)/python -m pytest tests/clients --clients -rs $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

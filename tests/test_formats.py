@@ -747,6 +747,8 @@ def test_a_loha_or_lokr_is_written_as_lycoris_names_it(tmp_path, case):
     file = tmp_path / "a.safetensors"
     write_adapter(file, Adapter({}, peft=state), format="auto")
     written = {key.removeprefix(f"{stem}."): t for key, t in load_file(file).items()}
+    # ComfyUI leaves out every layer of a LoKr that has a core.
+    assert "lokr_t2" not in written
     torch.testing.assert_close(
         read_adapter(file).layers[name].update(), change, rtol=1e-5, atol=1e-5
     )
@@ -811,6 +813,51 @@ def test_the_programs_that_read_a_file_are_named(tmp_path, adapter, format):
     told = tell_readers(file)
     assert ("not ComfyUI" in told) == (format == "peft")
     assert "diffusers" in told
+
+
+RANKS = "OneTrainer, which loads one rank for all layers"
+OUTSIDE = "kohya's sd-scripts, which would leave out layers outside the blocks"
+
+
+@pytest.mark.parametrize(
+    ("names", "ranks", "without"),
+    [
+        ([TO_Q, CONV], (2, 2), ()),
+        ([TO_Q, CONV], (2, 3), (RANKS,)),
+        ([TO_Q, "unet.time_embedding.linear_1"], (2, 2), (OUTSIDE,)),
+        (
+            [TO_Q, "text_encoder_2.text_projection"],
+            (2, 2),
+            (OUTSIDE, "AUTOMATIC1111, which would leave out the text projection"),
+        ),
+    ],
+)
+def test_a_program_that_leaves_out_layers_is_not_named(tmp_path, names, ranks, without):
+    """`make test-clients` runs the programs themselves on such files."""
+    file = tmp_path / "a.safetensors"
+    made = {
+        n: random_layer(torch.empty(5, 3, 3, 3) if n == CONV else torch.empty(6, 4), r)
+        for n, r in zip(names, ranks, strict=True)
+    }
+    write_adapter(file, Adapter(made), format="kohya")
+    # One alpha for all: unequal ranks stay unequal in the file.
+    named, _, rest = tell_readers(file).partition("; ")
+    assert "diffusers, ComfyUI, Forge" in named
+    for program in ("AUTOMATIC1111", "OneTrainer", "kohya's sd-scripts"):
+        assert (program in named) == (not any(told.startswith(program) for told in without))
+    assert all(f"not {told}" in rest for told in without)
+    assert bool(rest) == bool(without)
+
+
+def test_a_dora_of_inputs_is_for_those_who_compute_it(tmp_path, adapter):
+    layer = adapter.layers[TO_Q]
+    dora = make_dora({TO_Q: layer}, {TO_Q: torch.ones(layer.down.shape[1])}, "inputs")
+    for format, programs in (
+        ("kohya", "ComfyUI, AUTOMATIC1111 and OneTrainer"),
+        ("kohya-diffusers", "ComfyUI and OneTrainer"),
+    ):
+        write_adapter(tmp_path / "a.safetensors", Adapter({}, peft=dora), format=format)
+        assert tell_readers(tmp_path / "a.safetensors") == f"For {programs}; not diffusers."
 
 
 # ------------------------------------------------------------------ DoRA, approximated
@@ -997,6 +1044,7 @@ def test_a_base_of_ones_own_may_have_any_width(tmp_path):
     ("option", "value", "problem"),
     [
         ("bias", "lora_only", "changes biases"),
+        ("bias", "all", "changes biases"),
         ("lora_bias", True, "changes biases"),
         ("modules_to_save", ["conv_in"], "replaces whole modules"),
         ("fan_in_fan_out", True, "transposed weights"),
@@ -1011,6 +1059,9 @@ def test_what_peft_trains_beside_the_factors_is_refused_by_name(tmp_path, option
     config = {"unet.lora_alpha": 2, f"unet.{option}": value}
     header = {"lora_adapter_metadata": json.dumps(config)}
     assert problem in refusal(tmp_path, tensors, header)
+    # PEFT saves what it taught so under names that no spelling of factors explains.
+    beside = {"unet.conv_in.base_layer.bias": draw(3), "unet.conv_norm_out.weight": draw(3)}
+    assert problem in refusal(tmp_path, tensors | beside, header)
     harmless = {"unet.bias": "none", "unet.init_lora_weights": "gaussian", "unet.lora_alpha": 2}
     header = {"lora_adapter_metadata": json.dumps(harmless)}
     assert list(read(tmp_path, tensors, header).layers) == ["unet.conv_in"]

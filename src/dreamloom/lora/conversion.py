@@ -18,7 +18,12 @@ from dreamloom.lora.adapter import (
     PeftState,
     refuse_other_kinds,
 )
-from dreamloom.lora.assembly import assemble_product, make_layer, truncate_change
+from dreamloom.lora.assembly import (
+    assemble_product,
+    contract_tucker,
+    make_layer,
+    truncate_change,
+)
 from dreamloom.lora.peftconfig import DOWN, MAGNITUDE, UP, read_patterns
 from dreamloom.lora.sdxl_layers import kernel_of, respell_text
 
@@ -113,11 +118,21 @@ def scale_as_lycoris(state: PeftState, name: str) -> dict[str, Tensor]:
         ``hada_w1_a`` and so on, and ``alpha``.
     """
     parts, scale = _parts_of(state, name), _scale_of(state, name)
+    if "lokr_t2" in parts:
+        # ComfyUI leaves out a LoKr's layers with cores, and LyCORIS' own loader stops at some.
+        parts |= _multiply_core(parts)
+        del parts["lokr_t2"]
     ranks = [parts[part].shape[0] for part in _WITH_RANK if part in parts]
     if not ranks:
         # LyCORIS wants an alpha, and makes nothing of it.
         return {**parts, "lokr_w1": parts["lokr_w1"] * scale, "alpha": torch.tensor(1.0)}
     return {**parts, "alpha": torch.tensor(scale * ranks[0])}
+
+
+def _multiply_core(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write a LoKr's second block without its Tucker core: the same product, the same rank."""
+    inner = contract_tucker(parts["lokr_t2"], parts["lokr_w2_b"]).float()
+    return {"lokr_w2_a": parts["lokr_w2_a"].T, "lokr_w2_b": inner}
 
 
 def keep_as_lycoris(layers: Mapping[str, Mapping[str, Tensor]]) -> PeftState:

@@ -1,45 +1,55 @@
 """Which programs load an adapter file, told from its names and kinds of factors.
 
 What each program does with each kind was found by running its own loader on files of every kind
-(docs/formats.md has the table, with versions).
+(docs/formats.md has the table, with versions; ``make test-clients`` runs them again).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from dreamloom.core.errors import AdapterError
 from dreamloom.lora.key_names import LAYOUT_KEY, LayerNames, name_naming, split_key
 from dreamloom.lora.sdxl_layers import sdxl_layers
-from dreamloom.lora.tensors import read_keys
+from dreamloom.lora.tensors import read_shapes
 
 _LORA, _DORA, _LYCORIS, _OTHER = "LoRA", "DoRA", "LoHa or LoKr", "another kind"
-_READERS: Mapping[tuple[str, str], str] = MappingProxyType(
+_SD_SCRIPTS = "kohya's sd-scripts"
+# Who reads a kind in a naming, and what is to be said of others.
+_READERS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = MappingProxyType(
     {
-        ("kohya", _LORA): "diffusers, ComfyUI, Forge, AUTOMATIC1111, InvokeAI, OneTrainer and "
-        "kohya's sd-scripts",
-        ("kohya", _DORA): "ComfyUI, AUTOMATIC1111 and OneTrainer; not diffusers",
-        ("kohya", _LYCORIS): "ComfyUI, AUTOMATIC1111 and InvokeAI; not diffusers",
-        ("kohya-diffusers", _LORA): "diffusers, ComfyUI, Forge and InvokeAI; AUTOMATIC1111 leaves "
-        "out one layer",
-        ("kohya-diffusers", _LYCORIS): "ComfyUI; not diffusers",
-        ("peft", _LORA): "diffusers and OneTrainer; not ComfyUI, Forge, AUTOMATIC1111 or InvokeAI "
-        "(for them: --format kohya)",
-        ("peft", _DORA): "diffusers; for others the nearest LoRA: dreamloom convert FILE --rank 32 "
-        "--base BASE",
-        ("peft", _LYCORIS): "PEFT; for others: dreamloom convert FILE --format kohya",
-        ("peft", _OTHER): "PEFT; for others a whole model: dreamloom bake FILE --base BASE",
+        ("kohya", _LORA): (
+            (
+                *("diffusers", "ComfyUI", "Forge", "AUTOMATIC1111", "InvokeAI", "OneTrainer"),
+                _SD_SCRIPTS,
+            ),
+            "",
+        ),
+        ("kohya", _DORA): (("ComfyUI", "AUTOMATIC1111", "OneTrainer"), "not diffusers"),
+        ("kohya", _LYCORIS): (("ComfyUI", "AUTOMATIC1111", "InvokeAI"), "not diffusers"),
+        ("kohya-diffusers", _LORA): (
+            ("diffusers", "ComfyUI", "Forge", "InvokeAI", "OneTrainer"),
+            "AUTOMATIC1111 leaves out one layer",
+        ),
+        ("kohya-diffusers", _DORA): (("ComfyUI", "OneTrainer"), "not diffusers"),
+        ("kohya-diffusers", _LYCORIS): (("ComfyUI",), "not diffusers"),
+        ("peft", _LORA): (
+            ("diffusers", "OneTrainer"),
+            "not ComfyUI, Forge, AUTOMATIC1111 or InvokeAI (for them: --format kohya)",
+        ),
+        ("peft", _DORA): (
+            ("diffusers",),
+            "for others the nearest LoRA: dreamloom convert FILE --rank 32 --base BASE",
+        ),
+        ("peft", _LYCORIS): (("PEFT",), "for others: dreamloom convert FILE --format kohya"),
+        ("peft", _OTHER): (("PEFT",), "for others a whole model: dreamloom bake FILE --base BASE"),
     }
 )
-_OF_OTHER_BASES: Mapping[tuple[str, str], str] = MappingProxyType(
-    {
-        ("peft", _LORA): "diffusers, with the same base",
-        ("peft", _DORA): "diffusers, with the same base",
-        ("kohya-diffusers", _LORA): "diffusers, with the same base",
-    }
-)
+# Of these the first reader, diffusers, takes any base's layers.
+_OF_OTHER_BASES = {("peft", _LORA), ("peft", _DORA), ("kohya-diffusers", _LORA)}
+_TEXT_PROJECTION = "text_encoder_2.text_projection"
 
 
 def name_readers(path: Path) -> str:
@@ -53,30 +63,66 @@ def name_readers(path: Path) -> str:
         another program's names.
     """
     try:
-        keys, metadata = read_keys(path)
+        shapes, metadata = read_shapes(path)
     except AdapterError:
         return ""
-    owners = {owner for owner, _ in filter(None, map(split_key, keys))}
-    parts = {part for _, part in filter(None, map(split_key, keys))}
-    if parts & {"magnitude", "dora_scale"}:
-        kind = _DORA
-    elif any(part.startswith(("hada_", "lokr_")) for part in parts):
-        kind = _LYCORIS
-    else:
-        kind = _LORA if parts & {"down", "up"} else _OTHER
+    split = {key: found for key in shapes if (found := split_key(key)) is not None}
+    owners = {owner for owner, _ in split.values()}
+    kind = _name_kind({part for _, part in split.values()})
     names = LayerNames()
-    is_sdxl = metadata.get(LAYOUT_KEY, "sdxl") == "sdxl" and all(
-        names.find(owner) in sdxl_layers() for owner in owners
-    )
-    naming = name_naming(owners, keys)
-    readers = (_READERS if is_sdxl else _OF_OTHER_BASES).get((naming, kind), "")
-    if naming != "peft" and kind == _LORA and _loses_text_layers(map(names.find, owners)):
-        readers = readers.replace("diffusers, ", "") + "; not diffusers, which would leave out "
-        return readers + "layers of the text encoders (for it: --format peft)"
-    return readers
+    layers = [name for name in map(names.find, owners) if name is not None]
+    naming = name_naming(owners, shapes)
+    is_sdxl = metadata.get(LAYOUT_KEY, "sdxl") == "sdxl" and len(layers) == len(owners)
+    readers, note = _READERS.get((naming, kind), ((), ""))
+    where = ""
+    if not is_sdxl or not set(layers) <= set(sdxl_layers()):
+        readers, note = readers[:1] if (naming, kind) in _OF_OTHER_BASES else (), ""
+        where = ", with the same base"
+    ranks = {shapes[key][0] for key, (_, part) in split.items() if part == "down"}
+    lost = _name_losers(naming, kind, layers, len(ranks) == 1)
+    kept = [program for program in readers if program not in lost]
+    without = [f"not {program}, {lost[program]}" for program in readers if program in lost]
+    notes = "; ".join(filter(None, [note, *without]))
+    return _join(kept) + where * bool(kept) + (f"; {notes}" if kept and notes else "")
 
 
-def _loses_text_layers(layers: Iterable[str | None]) -> bool:
+def _name_kind(parts: set[str]) -> str:
+    if parts & {"magnitude", "dora_scale"}:
+        return _DORA
+    if any(part.startswith(("hada_", "lokr_")) for part in parts):
+        return _LYCORIS
+    return _LORA if parts & {"down", "up"} else _OTHER
+
+
+def _name_losers(
+    naming: str, kind: str, layers: Sequence[str], has_one_rank: bool
+) -> dict[str, str]:
+    """Name the programs that do not apply all of this file, though they know its kind, and why."""
+    lost = {}
+    if naming != "peft" and kind == _LORA and _loses_text_layers(layers):
+        lost["diffusers"] = (
+            "which would leave out layers of the text encoders (for it: --format peft)"
+        )
+    if not has_one_rank and kind in (_LORA, _DORA):
+        way_out = " (for it: --equal-ranks)" if kind == _LORA else ""
+        lost["OneTrainer"] = f"which loads one rank for all layers{way_out}"
+    if any(layer == _TEXT_PROJECTION or _is_outside(layer) for layer in layers):
+        lost[_SD_SCRIPTS] = "which would leave out layers outside the blocks"
+    if _TEXT_PROJECTION in layers:
+        lost["AUTOMATIC1111"] = "which would leave out the text projection"
+    return lost
+
+
+def _is_outside(layer: str) -> bool:
+    component, _, inner = layer.partition(".")
+    return component == "unet" and "blocks." not in inner and not inner.startswith("mid_block.")
+
+
+def _join(programs: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(programs[:-1]), *programs[-1:]]))
+
+
+def _loses_text_layers(layers: Iterable[str]) -> bool:
     """Say whether diffusers leaves out queries, keys and values of a text encoder.
 
     From kohya's names it makes two of its own spellings, and takes all of an encoder for the one
@@ -84,7 +130,7 @@ def _loses_text_layers(layers: Iterable[str | None]) -> bool:
     lost, or loading stops, unless ``out_proj`` is there as well.
     """
     parts: dict[str, set[str]] = {}
-    for name in filter(None, layers):
+    for name in layers:
         component = name.partition(".")[0]
         if component.startswith("text_encoder"):
             parts.setdefault(component, set()).add(name.rpartition(".")[2])

@@ -223,6 +223,8 @@ def _understand(
         raise AdapterError(
             f"{found.path} is for {base}.", "DreamLoom works with SDXL; use an adapter made for it."
         )
+    # Before its keys: PEFT saves what it taught beside the factors under names of its own.
+    scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
     if unknown or not parts:
         shown = ", ".join(sorted(unknown)[:3]) + (" …" if len(unknown) > 3 else "")
         raise AdapterError(
@@ -231,7 +233,6 @@ def _understand(
             "docs/formats.md lists the formats; a kohya file of another base needs the names of "
             "its layers.",
         )
-    scalings = {c: read_scaling(found.path, config) for c, config in found.configs.items()}
     gathered: dict[str, list[Layer]] = {}
     magnitudes: dict[str, Magnitude] = {}
     for owner, name in sorted((o, n) for o, n in owners.items() if n is not None):

@@ -56,15 +56,18 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def read_keys(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Read the names of a safetensors file's tensors and its header's metadata, and no tensor.
+def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Read the shapes of a safetensors file's tensors and its header's metadata, and no tensor.
 
     Raises:
         AdapterError: If it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
+            # A safetensors file is no mapping: its keys have to be asked for.
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return shapes, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} cannot be read as safetensors: {error}.", "") from error
 
