@@ -160,7 +160,7 @@ def test_each_class_image_is_trained_with_the_prompt_that_it_was_drawn_from(
     photos, priors = sets
     several = priors.model_copy(update={"more_prompts": ("a sketch of a person", "a hat")})
     prompts = several.prompts()
-    assert prompts[:3] == [priors.prompt, "a sketch of a person", priors.prompt]
+    assert prompts[:3] == [priors.prompt, priors.prompt, "a sketch of a person"]
     batches = make_lesson(model, photos, several, small_config(model))
     met = set()
     for update in range(6):

@@ -153,10 +153,10 @@ class DrawnClassImage(ClosedModel):
 def choose_prompt(number: int, prompt: str, more: Sequence[str]) -> str:
     """Choose the prompt of a class image by its number, from 0.
 
-    Every other one shows just the class; the rest take the further prompts in turn, so that a
-    larger set begins with the smaller one.
+    Two of three show just the class; every third takes one of the further prompts, in turn, so that
+    a larger set begins with the smaller one.
     """
-    return more[number // 2 % len(more)] if more and number % 2 else prompt
+    return more[number // 3 % len(more)] if more and number % 3 == 2 else prompt
 
 
 class ClassImageSet(ClosedModel):
@@ -174,7 +174,7 @@ class ClassImageSet(ClosedModel):
     drawn: tuple[DrawnClassImage, ...] = ()
     """All that were drawn so, which can be more than are used; none for the user's own."""
     more_prompts: tuple[str, ...] = ()
-    """Prompts of every other image, in turn, beside the one of the rest."""
+    """Prompts of every third image, in turn, beside the one of the rest."""
 
     def prompts(self) -> list[str]:
         """The prompt of each image, in order."""

@@ -120,7 +120,7 @@ def make_class_images(
         run: Where the images and the record go.
         model: The base model that will be trained; no adapter may be active or attached.
         prompt: The class prompt, such as ``a photo of a person``.
-        config: Resolved settings: nothing is ``auto`` any more; of its ``prompts`` every other
+        config: Resolved settings: nothing is ``auto`` any more; of its ``prompts`` every third
             image takes one, in turn, and they are written out (`LoomConfig.worded_priors`).
         seed: The run's seed.
         resolution_px: Side of the images: what will be trained on.

@@ -140,7 +140,7 @@ class PriorsConfig(Section):
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance for each; auto takes the base model's own."""
     prompts: Auto | tuple[_ClassPrompt, ...] = "auto"
-    """More prompts of the class, with {class_noun}: every other class image is drawn from and
+    """More prompts of the class, with {class_noun}: every third class image is drawn from and
     trained with one of them, in turn; auto takes the base model's own advice."""
 
 
