@@ -67,7 +67,9 @@ def test_the_summary_tells_programs_what_was_measured(demo: Path) -> None:
     for name in ("base", "without_prior", "with_prior", "merged"):
         for score in ("identity", "clip_i", "clip_t"):
             assert set(summary[name][score]) >= SCORE
-            assert summary[name][score]["n"] == (8 if name == "merged" else 2 * SUBJECT_PROMPTS)
+            # Blonde hair is not the person's: that prompt is no question of likeness.
+            asked = SUBJECT_PROMPTS - (score != "clip_t")
+            assert summary[name][score]["n"] == (8 if name == "merged" else 2 * asked)
             assert summary[name][score]["key"].startswith("picturebook")
     assert summary["base"]["identity"]["floor"] is None
     assert summary["with_prior"]["identity"]["floor"] is not None
@@ -80,7 +82,8 @@ def test_the_main_result_is_one_number_in_the_summary_and_on_the_page(demo: Path
     headline = json.loads((demo / "summary.json").read_text())["headline"]
     card = json.loads((demo / "scores.json").read_text())["with_prior"]
     assert (headline["set"], headline["measure"]) == ("with_prior", "identity")
-    assert (headline["prompts"], headline["n"]) == (SUBJECT_PROMPTS, 2 * SUBJECT_PROMPTS)
+    own = SUBJECT_PROMPTS - 1
+    assert (headline["prompts"], headline["n"]) == (own, 2 * own)
     assert headline["value"] == card["scores"]["identity"]["value"]
     low, high = headline["interval"]
     told = f"{headline['value']:.3f} ({low:.3f} to {high:.3f}, n = {headline['n']})"

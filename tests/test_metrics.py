@@ -12,7 +12,7 @@ from dreamloom.evaluation.metrics import similarity
 from dreamloom.evaluation.metrics.build_scorecard import find_alarms
 from dreamloom.evaluation.metrics.embed import Embeddings
 from dreamloom.evaluation.metrics.evidence import Evidence
-from dreamloom.evaluation.metrics.measures import assign_roles
+from dreamloom.evaluation.metrics.measures import asks_for_other_looks, assign_roles
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score
 from dreamloom.evaluation.metrics.similarity import (
     calibrate_threshold,
@@ -225,6 +225,15 @@ def test_drift_is_nothing_for_the_same_picture_and_one_for_the_opposite():
     assert drift(before=before, after=3 * before).abs().max() < 1e-7
     assert drift(before=before, after=-before) == pytest.approx(1.0)
     assert drift(before=before, after=before.roll(1, 0)).min() > 0
+
+
+def test_other_looks_are_told_from_what_a_style_or_a_hat_changes():
+    assert asks_for_other_looks("attribute", ("hair", "surface"))
+    assert asks_for_other_looks("attribute", ("age", "hair", "skin"))
+    assert not asks_for_other_looks("attribute", ("expression", "teeth"))
+    assert not asks_for_other_looks("style", ("eyes", "hair", "skin"))
+    assert not asks_for_other_looks("accessory", ("hair", "hat"))
+    assert not asks_for_other_looks("attribute", None)
 
 
 def test_roles_are_read_from_prompts_and_packs():

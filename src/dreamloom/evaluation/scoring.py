@@ -37,7 +37,12 @@ from dreamloom.evaluation.metrics.build_scorecard import build_scorecard
 from dreamloom.evaluation.metrics.embed import Embeddings, embed_images
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
-from dreamloom.evaluation.metrics.measures import PictureRole, SubjectWords, assign_roles
+from dreamloom.evaluation.metrics.measures import (
+    PictureRole,
+    SubjectWords,
+    asks_for_other_looks,
+    assign_roles,
+)
 from dreamloom.evaluation.metrics.per_image import value_pictures
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 
@@ -206,7 +211,7 @@ def evaluate_images(
             for picture, path, role in zip(
                 images.pictures, images.paths(), evidence.roles, strict=True
             )
-            if role == "subject"
+            if role in ("subject", "altered")
         ]
         flaggings = flag_pictures(
             wanted,
@@ -264,6 +269,12 @@ def _look_at(
         )
         for pictures in (images.pictures, beneath)
     )
+    roles = [
+        "altered"
+        if role == "subject" and asks_for_other_looks(picture.category, picture.may_change)
+        else role
+        for role, picture in zip(roles, images.pictures, strict=True)
+    ]
     # A picture's floor has the same words, seed, scheduler and steps.
     cells, cells_below = (
         [(text, one.seed, one.scheduler, one.steps) for text, one in zip(texts, some, strict=True)]

@@ -62,8 +62,10 @@ def find_headline(story: Story) -> Headline | None:
     name = pick_set(story, "identity")
     if name is None:
         return None
-    score = story.scores()[name]["identity"]
-    prompts = len(_prompts_of_subject(story, name))
+    score, card = story.scores()[name]["identity"], story.cards.get(name)
+    # Of prompts that ask for other looks no likeness is told.
+    own = {p.prompt for p in card.pictures if p.role == "subject" and p.prompt} if card else set()
+    prompts = len(own)
     return Headline(name, score, prompts, story.subject, story.place(name).role)
 
 
@@ -93,7 +95,9 @@ def _prompts_of_subject(story: Story, name: str) -> frozenset[str]:
     card = story.cards.get(name)
     if card is None:
         return frozenset()
-    return frozenset(p.prompt for p in card.pictures if p.role == "subject" and p.prompt)
+    return frozenset(
+        p.prompt for p in card.pictures if p.role in ("subject", "altered") and p.prompt
+    )
 
 
 def list_verdicts(story: Story) -> list[Verdict]:

@@ -188,7 +188,14 @@ def _notes(evidence: Evidence, scored: str) -> list[str]:
             f"This prompt is too long for the encoder and is scored by its beginning: {text}"
             for text in evidence.encoders.clip.too_long(list(dict.fromkeys(evidence.prompts)))
         ]
-    apart = [role for role in evidence.roles if role != "subject"]
+    altered = evidence.roles.count("altered")
+    if altered:
+        notes.append(
+            f"{altered} of {len(evidence.roles)} pictures are asked for looks that are not the "
+            "subject's own, such as another colour of hair. They count for obedience, and not for "
+            "likeness."
+        )
+    apart = [role for role in evidence.roles if role not in ("subject", "altered")]
     if apart:
         notes.append(
             f"{len(apart)} of {len(evidence.roles)} pictures are not of the subject: "

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-PictureRole: TypeAlias = Literal["subject", "class", "other"]
-"""What a picture's prompt names: the subject, its class without the subject, or neither."""
+PictureRole: TypeAlias = Literal["subject", "altered", "class", "other"]
+"""What a picture's prompt names: the subject, the subject with other looks than its own, its class
+without the subject, or neither."""
+
+_LOOKS = {"age", "eyes", "hair", "skin"}
 
 MeasureKind: TypeAlias = Literal[
     "subject", "nearest", "verified", "rank_1", "prompt", "retrieval", "variety", "copy", "drift"
@@ -55,6 +58,9 @@ class Measure:
         return self.kind in {"subject", "verified", "rank_1"} and self.roles == ("subject",)
 
 
+# The subject, whatever it is asked to look like.
+_ANY: tuple[PictureRole, ...] = ("subject", "altered")
+
 MEASURES = (
     Measure(
         *("identity", "identity", "subject", "Identity"),
@@ -71,30 +77,41 @@ MEASURES = (
     Measure("clip_i", "clip", "subject", "CLIP-I", "how alike whole pictures and photos are"),
     Measure("dino", "dino", "subject", "DINO", "how alike pictures and photos are in detail"),
     Measure("dinov2", "dinov2", "subject", "DINOv2", "the same, by a later encoder"),
-    Measure("clip_t", "clip", "prompt", "CLIP-T", "how well pictures fit their prompts"),
+    Measure(
+        *("clip_t", "clip", "prompt", "CLIP-T"),
+        "how well pictures fit their prompts",
+        "higher",
+        _ANY,
+    ),
     Measure(
         *("prompt_found", "clip", "retrieval", "Prompt found"),
         "for how many no other prompt of the set fits better",
+        "higher",
+        _ANY,
     ),
     Measure(
         *("variety", "clip", "variety", "Variety"),
         "how much pictures of one prompt differ; more is not always better",
         "neither",
+        _ANY,
     ),
     Measure(
         *("diversity", "perceptual", "variety", "Diversity (LPIPS)"),
         "how much they differ to the eye; more is not always better",
         "neither",
+        _ANY,
     ),
     Measure(
         *("copy", PIXELS, "copy", "Copy"),
         "how closely pictures repeat a photo; less is better",
         "lower",
+        _ANY,
     ),
     Measure(
         *("copy_sscd", "copies", "nearest", "Copy (SSCD)"),
         "the same, by an encoder that knows repainted and cut copies; less is better",
         "lower",
+        _ANY,
     ),
     Measure(
         *("leakage", "identity", "subject", "Leakage"),
@@ -159,6 +176,15 @@ def names(prompt: str, words: str) -> bool:
     return bool(words) and bool(
         re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, flags=re.IGNORECASE)
     )
+
+
+def asks_for_other_looks(category: str, may_change: Sequence[str] | None) -> bool:
+    """Say whether a prompt asks for looks that are not the subject's own, such as blonde hair.
+
+    Whoever obeys it is less like the photos, so its pictures count for obedience and not for
+    likeness. What style or scene may change beside (``may_change`` of a painting) is no such wish.
+    """
+    return category == "attribute" and bool(_LOOKS & set(may_change or ()))
 
 
 def assign_roles(
