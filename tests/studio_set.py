@@ -11,9 +11,10 @@ from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.models.base import Model
-from dreamloom.training.batches import BatchPlan, BatchShare, TrainingBatches, prepare_batches
+from dreamloom.training.batches import BatchShare, TrainingBatches, prepare_batches
 from dreamloom.training.losses import LossParts
 from dreamloom.training.step import BatchErrors, add_up_errors, measure_batch, share_update
+from dreamloom.training.train import plan_batches
 
 
 def make_photos(folder: Path, count: int = 3, size: tuple[int, int] = (96, 72)) -> Path:
@@ -61,10 +62,8 @@ def make_sets(model: Model, folder: Path) -> tuple[PhotoSet, ClassImageSet]:
 def make_lesson(
     model: Model, photos: PhotoSet, priors: ClassImageSet | None, config: LoomConfig
 ) -> TrainingBatches:
-    held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
-    plan = BatchPlan(config.seed, config.photos.flip, held_out, dropout)
     return prepare_batches(
-        model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan
+        model, photos, priors, (config.photo_prompt(), config.class_prompt()), plan_batches(config)
     )
 
 

@@ -86,7 +86,9 @@ def test_prompts_are_encoded_once_unless_they_are_trained(
     batches = make_lesson(model, *sets, small_config(model))
     asked: list[list[str]] = []
     encode = model.encode_prompts
-    monkeypatch.setattr(model, "encode_prompts", lambda p: asked.append(list(p)) or encode(p))
+    monkeypatch.setattr(
+        model, "encode_prompts", lambda p, **how: asked.append(list(p)) or encode(p, **how)
+    )
     prompts = [batches.prompts[0], batches.prompts[1], batches.prompts[0]]
     once = [batches.conditioning(prompts) for _ in range(3)]
     assert asked == [list(batches.prompts)]
@@ -199,7 +201,8 @@ def test_a_share_of_the_captions_is_dropped_whatever_the_batches(
 def test_a_dropped_caption_is_what_guidance_takes_for_none(model: Model) -> None:
     """Zeros where the base model was taught so, and else the encoded empty prompt."""
     prompts = ["a dog", "", "a cat"]
-    encoded = model.encode_prompts(prompts)
+    encoded = model.encode_prompts(prompts, drop_empty=True)
+    assert model.encode_prompts(prompts).tokens[1].any()
     assert not encoded.tokens[1].any()
     assert not encoded.pooled[1].any()
     alone = model.encode_prompts(["a cat"])
@@ -207,7 +210,7 @@ def test_a_dropped_caption_is_what_guidance_takes_for_none(model: Model) -> None
     pipeline = model._pipeline
     pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     try:
-        assert model.encode_prompts(prompts).tokens[1].any()
+        assert model.encode_prompts(prompts, drop_empty=True).tokens[1].any()
     finally:
         pipeline.register_to_config(force_zeros_for_empty_prompt=True)
 

@@ -257,11 +257,13 @@ class Model(Protocol):
         """Encode pictures in [-1, 1]; height and width are multiples of ``pixels_per_latent``."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str], weighted: bool = False) -> Conditioning:
+    def encode_prompts(
+        self, prompts: Sequence[str], weighted: bool = False, drop_empty: bool = False
+    ) -> Conditioning:
         """Encode prompts of any length; with ``weighted`` as their written weights say.
 
-        An empty prompt becomes what the base model was taught in place of a prompt, and what the
-        unconditional half of guidance is given: zeros for SDXL.
+        With ``drop_empty`` an empty prompt becomes what the base model was taught in place of a
+        prompt, and what the unconditional half of guidance is given: zeros for SDXL.
 
         While an attached adapter trains text (`trains_text`) and gradients are recorded, they flow
         to the adapter; then prompts are encoded anew for each update.

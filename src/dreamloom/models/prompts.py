@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dreamloom.core.device import send
@@ -62,11 +62,11 @@ class SDXLConditioning:
         """The same in another precision."""
         return SDXLConditioning(self.tokens.to(dtype), self.pooled.to(dtype), self.lengths)
 
-    def zeroed(self, rows: Bool[Tensor, " prompts"]) -> SDXLConditioning:
+    def zeroed(self, dropped: Sequence[bool]) -> SDXLConditioning:
         """The same with zeros in place of some prompts."""
-        if not rows.any():
+        if not any(dropped):
             return self
-        said = (~rows).to(self.tokens.dtype)
+        said = send(torch.tensor(dropped).logical_not(), self.tokens.device).to(self.tokens.dtype)
         return SDXLConditioning(
             self.tokens * said[:, None, None], self.pooled * said[:, None], self.lengths
         )

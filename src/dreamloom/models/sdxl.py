@@ -158,8 +158,7 @@ class SDXLModel:
         unet_config = self._pipeline.unet.config
         resolution_px = int(unet_config.sample_size) * self.pixels_per_latent
         if unet_config.block_out_channels[0] < _FULL_SIZE_CHANNELS:
-            # The noisiest steps choose who is drawn. Without more weight on them, few updates leave
-            # that choice to the base model, and only some pictures show the subject.
+            # The noisiest steps choose who is drawn: without more weight only some show the subject.
             return Advice(
                 resolution_px,
                 guidance=4.0,
@@ -180,15 +179,16 @@ class SDXLModel:
         scale = vae.config.scaling_factor
         return Latents(posterior.mean.float() * scale, posterior.std.float() * scale)
 
-    def encode_prompts(self, prompts: Sequence[str], weighted: bool = False) -> SDXLConditioning:
+    def encode_prompts(
+        self, prompts: Sequence[str], weighted: bool = False, drop_empty: bool = False
+    ) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
-        with_gradients = self.trains_text and torch.is_grad_enabled()
-        self._offload.load(*_TEXT_ENCODERS, exclusive=not with_gradients)
+        has_gradients = self.trains_text and torch.is_grad_enabled()
+        self._offload.load(*_TEXT_ENCODERS, exclusive=not has_gradients)
         with nullcontext() if self.trains_text else torch.no_grad():
             encoded = self._prompt_encoder().encode(prompts, weighted)
-        if self._pipeline.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([bool(prompt) for prompt in prompts], device=encoded.tokens.device)
-            encoded = encoded.zeroed(~said)
+        if drop_empty and self._pipeline.config.force_zeros_for_empty_prompt:
+            encoded = encoded.zeroed([not prompt for prompt in prompts])
         return encoded.to(self.runtime.dtype)
 
     def note_prompts(self, prompts: Sequence[str], weighted: bool = False) -> list[str]:

@@ -160,9 +160,9 @@ class TrainingBatches:
         if self.model.trains_text:
             unique = list(dict.fromkeys(prompts))
             rows = torch.tensor([unique.index(prompt) for prompt in prompts])
-            return self.model.encode_prompts(unique).take(rows)
+            return self.model.encode_prompts(unique, drop_empty=True).take(rows)
         if self._conditioning is None:
-            self._conditioning = self.model.encode_prompts(self.texts)
+            self._conditioning = self.model.encode_prompts(self.texts, drop_empty=True)
         wanted = tuple(prompts)
         if wanted not in self._by_prompts:
             # The same tensors again, so that a model can know them again.

@@ -95,12 +95,7 @@ def train_adapter(
             photos,
             priors,
             (config.photo_prompt(), config.class_prompt()),
-            BatchPlan(
-                config.seed,
-                config.photos.flip,
-                config.validation.held_out_photos,
-                float(config.train.caption_dropout),
-            ),
+            plan_batches(config),
             lambda done, total: observe(Progress("train", "encoding pictures", done, total)),
             store,
         )
@@ -146,6 +141,12 @@ def train_adapter(
     processes.wait()
     observe(StageDone("train", effort.seconds, str(run.adapter)))
     return record
+
+
+def plan_batches(config: LoomConfig) -> BatchPlan:
+    """Read from resolved settings how pictures are drawn and cropped."""
+    held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
+    return BatchPlan(config.seed, config.photos.flip, held_out, dropout)
 
 
 def _announce(config: LoomConfig, observe: Observer) -> None:
