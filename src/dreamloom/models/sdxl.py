@@ -158,7 +158,7 @@ class SDXLModel:
         unet_config = self._pipeline.unet.config
         resolution_px = int(unet_config.sample_size) * self.pixels_per_latent
         if unet_config.block_out_channels[0] < _FULL_SIZE_CHANNELS:
-            # The noisiest steps choose who is drawn; without more weight, only some are the subject.
+            # The noisiest steps choose who is drawn; weighed less, only some show the subject.
             return Advice(
                 resolution_px,
                 guidance=4.0,
