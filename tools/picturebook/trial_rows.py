@@ -7,6 +7,7 @@ Where all persons draw the same prompts, these are a second sample that crosses 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dreamloom.evaluation.stats import intervals
-from dreamloom.evaluation.stats.intervals import Estimate
+from dreamloom.evaluation.stats.intervals import Estimate, Interval
 from tools.picturebook.measurements import Row, at_least, at_most
 from tools.picturebook.obedience_front import FrontPoint, identity_at_obedience, measure_area
 from tools.picturebook.trial_judging import WITH, WITHOUT, Outcome
@@ -71,6 +72,10 @@ def lost_row(outcomes: Sequence[Outcome]) -> Row:
     lost = over_people_and_prompts(
         [np.subtract(one.shares_below, one.shares).tolist() for one in asked], asked[0].prompts
     )
+    if lost.interval:
+        # None lost of a hundred is no certainty either.
+        low, high = lost.interval
+        lost = replace(lost, interval=(low, max(high, _wilson(max(0.0, lost.value), lost.n)[1])))
     note = f"{_mean(asked):.1%} with adapters, {_mean_below(asked):.1%} without"
     return _row(at_most, "attributes lost against the base", lost, LOST_GOAL, note)
 
@@ -224,9 +229,9 @@ def share_over_people_and_prompts(
     All right of eight is no certainty: the interval is never narrower than Wilson's.
     """
     found = over_people_and_prompts(right, prompts)
-    wilson = intervals.wilson_interval(round(found.value * found.n), found.n)
-    ends = [one for one in (found.interval, wilson) if one is not None]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    low, high = _wilson(found.value, found.n)
+    if found.interval:
+        low, high = min(low, found.interval[0]), max(high, found.interval[1])
     return Estimate(found.value, found.n, (max(0.0, low), min(1.0, high)))
 
 
@@ -238,6 +243,10 @@ def median_with_interval(values: Sequence[float]) -> Estimate:
     sampled = intervals.Sampled(float(np.median(values)), medians)
     ends = intervals.interval(sampled, draws.independent, draws.confidence)
     return Estimate(sampled.value, len(values), ends)
+
+
+def _wilson(share: float, count: int) -> Interval:
+    return intervals.wilson_interval(round(share * count), count) or (0.0, 1.0)
 
 
 def _row(judge: partial[Row], name: str, found: Estimate, goal: float, note: str = "") -> Row:
