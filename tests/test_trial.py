@@ -340,6 +340,10 @@ def test_attributes_lost_are_counted_against_the_base_model():
     assert (row.value, row.n, row.holds) == (0.075, 8, False)
     better = Obedience([0, 0, 1, 1], [1.0] * 4, [0.9] * 4)
     assert find([outcome(asked=better)] * 2, "attributes lost").holds
+    none = find([outcome()] * 2, "attributes lost")
+    assert none.value == 0
+    assert none.interval is not None
+    assert none.interval[1] > 0.3
 
 
 def test_contradictions_are_told_apart_by_whether_class_prompts_ask_for_them():
