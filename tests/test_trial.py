@@ -360,12 +360,13 @@ def test_contradictions_are_told_apart_by_whether_class_prompts_ask_for_them():
 
 def test_pictures_are_off_by_more_than_drawings_differ():
     haze = Appearance(Deviation(6.0, 2.0, -0.1, 0.2), [True] * 4, 0.1, 0.5)
-    rows = [outcome(appearance=haze)] * 2
-    assert find(rows, "colour off").value == 3
-    assert "0 of 2 persons within" in find(rows, "colour off").note
-    assert find(rows, "sharpness off").holds
-    for name in ("colour off", "unfamiliar", "variety"):
-        assert not find(rows, name).holds
+    hazy = [outcome(appearance=haze), outcome(appearance=haze)]
+    assert find(hazy, "colour within").value == 0
+    assert "3.00, 3.00" in find(hazy, "colour within").note
+    assert find([outcome(), *hazy, outcome()], "colour within").value == 0.5
+    assert find(hazy, "sharpness within").holds
+    for name in ("colour within", "unfamiliar", "variety"):
+        assert not find(hazy, name).holds
         assert find([outcome()] * 2, name).holds
 
 
