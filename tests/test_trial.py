@@ -55,7 +55,9 @@ def outcome(**changed: object) -> Outcome:
         left_out=[False, True],
         kept=0.8,
         appearance=Appearance(Deviation(1.0, 2.0, -0.1, 0.2), [False] * 4, 0.5, 0.5),
-        of_class=ClassChange(0.1, 0.1, [0, 0, 1, 1], [0.1] * 4, [1.0] * 4),
+        of_class=ClassChange(
+            0.1, 0.1, [0, 0, 1, 1], [0.1] * 4, [1.0] * 4, ["red", "gray"], ["gray", "red"]
+        ),
         others=OthersChange([True] * 4, [1.0] * 4),
         rises={},
         front={},
@@ -266,6 +268,7 @@ def test_the_base_models_own_class_has_not_moved_and_any_other_persons_have(tmp_
     assert unchanged.colours == [0] * 8
     assert unchanged.spread == unchanged.spread_below
     assert unchanged.prompts == [0] * 4 + [1] * 4
+    assert unchanged.hair == unchanged.hair_below
     # All are one person, whoever that is: not the subject.
     [narrow, other] = [
         save(tmp_path / f"one-{name}", {name: draw_asked(person(4), PLAIN)})
@@ -275,6 +278,7 @@ def test_the_base_models_own_class_has_not_moved_and_any_other_persons_have(tmp_
     assert np.mean(moved.distances) > 0.5
     assert np.mean(moved.colours) > 1
     assert moved.spread > moved.spread_below + 0.3
+    assert moved.hair == [person(4).hair] * 4 != moved.hair_below
 
 
 def test_other_classes_that_become_persons_are_seen(tmp_path: Path):
@@ -371,7 +375,9 @@ def test_pictures_are_off_by_more_than_drawings_differ():
 
 
 def test_the_class_must_not_move_in_any_direction_nor_narrow():
-    moved = ClassChange(0.3, 0.1, [0, 0, 1, 1], [0.9] * 4, [9.0] * 4)
+    hair = ["blue"] * 3 + ["red"], ["red"] * 3 + ["gray"]
+    moved = ClassChange(0.3, 0.1, [0, 0, 1, 1], [0.9] * 4, [9.0] * 4, *hair)
+    assert "hair blue in 75% instead of 0%" in find([outcome(of_class=moved)] * 2, "spread").note
     for name in ("class spread", "class distance"):
         assert find([outcome()] * 2, name).holds
         assert not find([outcome(of_class=moved)] * 2, name).holds

@@ -44,6 +44,8 @@ class ClassChange:
         prompts: The number of the prompt of each picture of the class.
         distances: For each of these, 1 − cosine to who its partner shows: whatever the direction.
         colours: For each, ΔE of its mean colour and its partner's.
+        hair: The colour of hair that is read in each picture of the plain prompt; "unseen" too.
+        hair_below: The same for the base model.
     """
 
     spread: float
@@ -51,6 +53,8 @@ class ClassChange:
     prompts: list[int]
     distances: list[float]
     colours: list[float]
+    hair: list[str]
+    hair_below: list[str]
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,14 @@ def judge_class(own: tuple[ImageSet, ImageSet], base: tuple[ImageSet, ImageSet])
         prompts=[[*dict.fromkeys(prompts)].index(prompt) for prompt in prompts],
         distances=(1 - cosines).tolist(),
         colours=measure_colour_change(shown, shown_below).tolist(),
+        hair=_read_hair(own[0]),
+        hair_below=_read_hair(base[0]),
     )
+
+
+def _read_hair(images: ImageSet) -> list[str]:
+    readings = load_attribute_reader().read(to_tensor(open_all(images)))
+    return [seen.get("hair", "unseen") for seen in readings]
 
 
 def judge_others(own: ImageSet, base: ImageSet, kinds: Mapping[str, str]) -> OthersChange:

@@ -19,7 +19,7 @@ from dreamloom.evaluation.stats.intervals import Estimate, Interval
 from tools.picturebook.measurements import Row, at_least, at_most
 from tools.picturebook.obedience_front import FrontPoint, identity_at_obedience, measure_area
 from tools.picturebook.trial_judging import WITH, WITHOUT, Outcome
-from tools.picturebook.trial_measures import Obedience
+from tools.picturebook.trial_measures import ClassChange, Obedience
 
 LIFT_GOAL = 0.85
 COPY_GOAL = 0.05
@@ -152,7 +152,8 @@ def class_rows(outcomes: Sequence[Outcome]) -> list[Row]:
             "class spread, away from the base's",
             moved,
             CLASS_SPREAD_GOAL,
-            f"mean cosine {spread:.3f}, base model {changes[0].spread_below:.3f}",
+            f"mean cosine {spread:.3f}, base model {changes[0].spread_below:.3f}; "
+            f"{_name_commoner_hair(changes)}",
         ),
         _row(
             at_most,
@@ -162,6 +163,18 @@ def class_rows(outcomes: Sequence[Outcome]) -> list[Row]:
             f"ΔE {colours.value:.1f}",
         ),
     ]
+
+
+def _name_commoner_hair(changes: Sequence[ClassChange]) -> str:
+    """Name the colour of hair that the class has gained most of."""
+    now = [*chain.from_iterable(one.hair for one in changes)]
+    below = [*chain.from_iterable(one.hair_below for one in changes)]
+
+    def share(colour: str, seen: Sequence[str]) -> float:
+        return seen.count(colour) / len(seen)
+
+    gained = max(sorted({*now}), key=lambda colour: share(colour, now) - share(colour, below))
+    return f"hair {gained} in {share(gained, now):.0%} instead of {share(gained, below):.0%}"
 
 
 def others_row(outcomes: Sequence[Outcome]) -> Row:
