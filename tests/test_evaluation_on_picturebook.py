@@ -31,7 +31,7 @@ from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import open_run
 from dreamloom.training.train import train_adapter
 from tools.picturebook.drawing import draw
-from tools.picturebook.trial import choose_people, photo_records
+from tools.picturebook.trial_people import choose_people, photo_records
 
 PLACES = ("", " in the snow", " in a city", " on a beach", " in a forest", " at night")
 PROMPTS = [

@@ -164,15 +164,20 @@ def score_autoencoder(pool: Executor, per_medium: int) -> list[Row]:
 
 
 @torch.no_grad()
+def redraw(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Encode and decode pictures with values in [-1, 1], as all that the base model draws is."""
+    vae = load_pipeline().vae
+    redrawn: Tensor = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
+    return redrawn
+
+
 def measure_decibels(medium: Medium, count: int) -> list[float]:
     """Measure the PSNR of redrawn drawings of one medium, for each drawing."""
-    vae = load_pipeline().vae
     seeds = range(JUDGING_SEED_START, JUDGING_SEED_START + count)
     found: list[float] = []
     for part in _cut([*seeds], _BATCH):
         pictures = to_unit(sample_drawing(seed, medium=medium) for seed in part) * 2 - 1
-        redrawn = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-        errors = ((redrawn - pictures) / 2).square().mean(dim=(1, 2, 3))
+        errors = ((redraw(pictures) - pictures) / 2).square().mean(dim=(1, 2, 3))
         found += (-10 * errors.log10()).tolist()
     return found
 

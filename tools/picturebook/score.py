@@ -21,7 +21,15 @@ from dreamloom.core.events import Observer
 from dreamloom.core.run_folder import library_versions, write_json
 from dreamloom.experiments.study.pool import open_pool
 from tools.picturebook.measurements import Row, score_model
-from tools.picturebook.trial import Outcome, quick_plan, run_trial, standard_plan, trial_rows
+from tools.picturebook.trial import (
+    MOST_SUBJECTS,
+    TrialPlan,
+    quick_plan,
+    run_trial,
+    standard_plan,
+)
+from tools.picturebook.trial_judging import Outcome
+from tools.picturebook.trial_rows import trial_rows
 
 GROUPS = ("model", "dreambooth")
 
@@ -36,15 +44,15 @@ class Found:
 
 
 def score_groups(
-    groups: tuple[str, ...], processes: int, quick: bool, work: Path | None
+    groups: tuple[str, ...], processes: int, quick: bool, work: Path | None, plan: TrialPlan
 ) -> dict[str, Found]:
-    """Measure the groups, one after the other."""
+    """Measure the groups, one after the other; see `main`."""
     found: dict[str, Found] = {}
     keep = nullcontext(str(work)) if work else TemporaryDirectory()
     with keep as folder, watch() as observe, open_pool(processes) as pool:
         measures: dict[str, Callable[[], tuple[list[Row], list[Outcome]]]] = {
             "model": lambda: (score_model(pool, quick), []),
-            "dreambooth": partial(_try_dreambooth, pool, Path(folder), quick, observe),
+            "dreambooth": partial(_try_dreambooth, pool, Path(folder), plan, observe),
         }
         for group in groups:
             start = time.perf_counter()
@@ -54,9 +62,9 @@ def score_groups(
 
 
 def _try_dreambooth(
-    pool: Executor, work: Path, quick: bool, observe: Observer
+    pool: Executor, work: Path, plan: TrialPlan, observe: Observer
 ) -> tuple[list[Row], list[Outcome]]:
-    outcomes = run_trial(pool, work, quick_plan() if quick else standard_plan(), observe)
+    outcomes = run_trial(pool, work, plan, observe)
     return trial_rows(outcomes), outcomes
 
 
@@ -67,7 +75,7 @@ def describe_row(row: Row) -> str:
     notes = [f"n = {row.n}"] if row.n is not None else []
     notes += ["{:.4f} to {:.4f}".format(*row.interval)] if row.interval else []
     notes += [row.note] if row.note else []
-    return f"{row.name:54} {value}   goal {row.goal:<6g} {held:6} {'; '.join(notes)}".rstrip()
+    return f"{row.name:60} {value}   goal {row.goal:<6g} {held:6} {'; '.join(notes)}".rstrip()
 
 
 @click.command()
@@ -90,12 +98,34 @@ def describe_row(row: Row) -> str:
     type=click.Path(path_type=Path),
     help="Keep the DreamBooth runs here, and go on with those that are there.",
 )
+@click.option(
+    "--subjects",
+    type=click.IntRange(1, MOST_SUBJECTS),
+    help="How many persons DreamBooth is tried on; 8 unless told, with --quick 2.",
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="NAME=VALUE", help="A setting of the DreamBooth runs."
+)
+@click.option(
+    "--front",
+    is_flag=True,
+    help="Try each adapter at several weights, and one without class images beside each.",
+)
 def main(
-    json_file: Path | None, quick: bool, threads: int, only: str | None, work: Path | None
+    json_file: Path | None,
+    quick: bool,
+    threads: int,
+    only: str | None,
+    work: Path | None,
+    subjects: int | None,
+    sets: tuple[str, ...],
+    front: bool,
 ) -> None:
     """Measure the embedded base model, its judges, and how well DreamBooth works on it."""
     try:
-        found = score_groups((only,) if only else GROUPS, threads, quick, work)
+        planned = quick_plan if quick else standard_plan
+        plan = planned(subjects or (2 if quick else 8), sets, front)
+        found = score_groups((only,) if only else GROUPS, threads, quick, work, plan)
     except DreamLoomError as error:
         raise click.ClickException(str(error)) from None
     for group, part in found.items():

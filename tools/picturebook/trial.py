@@ -1,8 +1,8 @@
 """DreamBooth on trial: drawn people whom nothing was trained on are learned by the real stages.
 
 Each of them has six photos. All are trained with the same class images, some of them without any
-as well, and what the adapters draw is compared with the photos, with what the prompts ask for,
-and with what the base model draws from the same prompts and seeds.
+as well, and what the adapters draw is compared with drawings of the same persons, with what the
+prompts ask for, and with what the base model draws from the same prompts and seeds.
 
 The work is cut into jobs for a pool of processes of one thread each: on two cores they finish
 nearly twice as early as one process of two threads, because a small model's operations are too
@@ -11,82 +11,53 @@ short to be shared between threads. A trial's folder can be gone on with, like a
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
-
-import numpy as np
+from typing import Any
 
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Observer, Progress, silent
-from dreamloom.core.manifests import (
-    ClassImageSet,
-    ImageSet,
-    read_class_image_set,
-    read_image_set,
-    read_photo_set,
-)
+from dreamloom.core.manifests import ClassImageSet, ImageSet, read_class_image_set, read_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.class_images import make_class_images
-from dreamloom.data.image_io import open_upright, to_tensor
+from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.evaluation.metrics.measures import SubjectWords
-from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
-from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
-from dreamloom.evaluation.stats import intervals
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.models.base import Model
 from dreamloom.models.families import load_model
-from dreamloom.picturebook.judges import load_attribute_reader
-from dreamloom.picturebook.world import (
-    JUDGING_SEED_START,
-    Drawing,
-    Identity,
-    Scene,
-    sample_drawing,
-    vary,
-)
-from dreamloom.pipeline.score_set import evaluation_options
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import open_run
 from dreamloom.training.train import train_adapter
-from tools.picturebook.drawing import draw
-from tools.picturebook.measurements import Row, at_least, at_most
-
-PORTRAIT = "a photo of {subject}"
-"""The prompt whose pictures are compared with the photos."""
-
-ASKED: tuple[tuple[str, dict[str, str]], ...] = (
-    ("a photo of {subject} in the snow", {"medium": "photo", "scene": "snow"}),
-    ("a photo of {subject} at night", {"medium": "photo", "scene": "night"}),
-    ("a painting of {subject} at Oktoberfest", {"medium": "painting", "scene": "oktoberfest"}),
-    ("a pencil sketch of {subject} in a city", {"medium": "sketch", "scene": "city"}),
-    ("a painting of {subject} in the style of Van Gogh", {"medium": "van gogh"}),
-    ("a photo of {subject} wearing sunglasses", {"medium": "photo", "glasses": "sunglasses"}),
-    ("a photo of {subject} with glasses in a forest", {"glasses": "glasses", "scene": "forest"}),
-    ("a photo of {subject} wearing a top hat", {"medium": "photo", "hat": "top hat"}),
-    ("a photo of {subject} wearing a cap in the mountains", {"hat": "cap", "scene": "mountains"}),
-    ("a side view photo of {subject}", {"medium": "photo", "view": "side"}),
+from tools.picturebook.trial_judging import (
+    WITH,
+    WITHOUT,
+    Beside,
+    Outcome,
+    Shown,
+    Subject,
+    judge_subject,
 )
-"""Prompts and the attributes that they ask for: none that contradicts who somebody is."""
+from tools.picturebook.trial_people import choose_people, draw_photos
+from tools.picturebook.trial_prompts import (
+    ASKED,
+    CLASS_ASKED,
+    OTHERS,
+    PORTRAIT,
+    Ask,
+    contradicting,
+    contradicting_anybody,
+)
 
-LIFT_GOAL = 0.6
-OBEDIENCE_GOAL = 0.10
-LEAKAGE_GOAL = 2.0
+FRONT_WEIGHTS = (0.4, 0.6, 0.8, 1.0, 1.2)
+"""The weights of an adapter from which its front is drawn."""
 
-_PEOPLE_SEED_START = JUDGING_SEED_START + 400_000
-_ALIKE_AMONG = 5
-_PHOTO_PX = 256
-# Night, snow and Oktoberfest are left for prompts.
-_PHOTO_SCENES: tuple[Scene, ...] = ("city", "beach", "forest", "studio", "mountains")
-_SIDE_VIEW = 3  # the number of the one photo that is not from the front
-_WITH, _WITHOUT = "with_prior", "without_prior"
+MOST_SUBJECTS = 24
+"""The base model draws what contradicts any of so many, so that a trial can be made larger."""
 
 
 @dataclass(frozen=True)
@@ -99,47 +70,47 @@ class TrialPlan:
         forgetful: How many of them are trained without class images as well.
         photos: Photos of each.
         asked_each: Pictures of each of the prompts `ASKED`.
-        class_pictures: Pictures of the class prompt, for leakage.
+        contradicting_each: Pictures of each prompt that contradicts who somebody is.
+        class_pictures: Pictures of the class prompt.
+        class_asked_each: Pictures of each of the prompts `CLASS_ASKED`.
+        others_each: Pictures of each of the prompts `OTHERS`.
+        held_out: Drawings of the subject that pictures of one prompt are compared with.
         steps: Denoising steps of all pictures but the portraits.
+        front: Weights at which further pictures are drawn, with class images and without; none
+            where no front is asked for.
     """
 
     config: LoomConfig
-    subjects: int = 5
+    subjects: int = 8
     forgetful: int = 2
     photos: int = 6
     asked_each: int = 2
+    contradicting_each: int = 4
     class_pictures: int = 16
+    class_asked_each: int = 4
+    others_each: int = 8
+    held_out: int = 24
     steps: int = 25
+    front: tuple[float, ...] = ()
+
+    def ways_of(self, number: int) -> list[str]:
+        """Say how a subject is taught: with class images, and some of them without as well."""
+        return [WITH, WITHOUT] if self.front or number < self.forgetful else [WITH]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one subject.
+def standard_plan(subjects: int = 8, sets: Sequence[str] = (), front: bool = False) -> TrialPlan:
+    """The trial that the table of goals asks for.
 
     Args:
-        looks: Who it is, in a few words.
-        identity: The portraits' likeness to the photos, with floor, ceiling and lift.
-        obeyed: For each picture of `ASKED`, the share of what was asked for that the reader sees
-            in it.
-        obeyed_below: The same for the base model's pictures.
-        rises: How much more like the subject than the base model's each picture of the class
-            prompt is, by how the subject was trained: ``with_prior``, ``without_prior``; none
-            where it was trained in one way only.
+        subjects: How many people are taught.
+        sets: Settings of the runs that differ, as ``name=value``.
+        front: Whether adapters are tried at several weights.
     """
-
-    looks: str
-    identity: Score
-    obeyed: list[float]
-    obeyed_below: list[float]
-    rises: dict[str, list[float]]
+    config = load_config("standard", sets=sets)
+    return TrialPlan(config, subjects, min(2, subjects), front=FRONT_WEIGHTS if front else ())
 
 
-def standard_plan() -> TrialPlan:
-    """The trial that the table of goals asks for."""
-    return TrialPlan(load_config("standard"))
-
-
-def quick_plan() -> TrialPlan:
+def quick_plan(subjects: int = 2, sets: Sequence[str] = (), front: bool = False) -> TrialPlan:
     """A trial that shows within a minute that everything runs, and measures nothing."""
     small = {
         "train.steps": 4,
@@ -148,8 +119,15 @@ def quick_plan() -> TrialPlan:
         "generate.steps": (4,),
         "generate.images_per_prompt": 3,
     }
-    config = load_config("quick", overrides=small)
-    return TrialPlan(config, subjects=2, forgetful=1, asked_each=1, class_pictures=3, steps=4)
+    config = load_config("quick", overrides=small, sets=sets)
+    few = few_pictures(steps=4, held_out=3)
+    return TrialPlan(config, subjects, 1, front=FRONT_WEIGHTS[-2:] if front else (), **few)
+
+
+def few_pictures(steps: int, held_out: int) -> dict[str, Any]:
+    """The numbers of a plan that draws as little as can be judged."""
+    counts = {"asked_each": 1, "contradicting_each": 1, "class_pictures": 3}
+    return {**counts, "class_asked_each": 1, "others_each": 1, "steps": steps, "held_out": held_out}
 
 
 def run_trial(
@@ -169,81 +147,24 @@ def run_trial(
     people = choose_people(plan.subjects)
     for number, person in enumerate(people):
         draw_photos(person, number, plan.photos, _photo_folder(work, number))
-    both = [*range(plan.forgetful)]
+
+    def teach(way: tuple[int, str]) -> Future[None]:
+        return pool.submit(train_and_draw, work, plan, *way)
+
+    ways = [(number, how) for how in (WITH, WITHOUT) for number in range(plan.subjects)]
+    ways = [(number, how) for number, how in ways if how in plan.ways_of(number)]
     # Teaching without class images need not wait for them.
-    jobs: list[Future[None]] = [pool.submit(draw_class_images, work, plan)]
-    jobs += [pool.submit(train_and_draw, work, plan, number, _WITHOUT) for number in both[:1]]
+    early = ways[-1:] if ways[-1][1] == WITHOUT else []
+    jobs = [pool.submit(draw_class_images, work, plan), *map(teach, early)]
     jobs[0].result()
     # The longest first, so that no process ends long before the others.
-    jobs += [
-        pool.submit(train_and_draw, work, plan, number, _WITH) for number in range(plan.subjects)
-    ]
-    jobs += [pool.submit(train_and_draw, work, plan, number, _WITHOUT) for number in both[1:]]
+    jobs += [teach(way) for way in ways if way not in early]
     jobs += [pool.submit(draw_base, work, plan)]
     for done, job in enumerate(as_completed(jobs), start=1):
         job.result()
         observe(Progress("trial", "teaching and drawing", done, len(jobs)))
-    judging = [
-        pool.submit(judge_subject, work, plan, number, describe(person))
-        for number, person in enumerate(people)
-    ]
+    judging = [pool.submit(judge, work, plan, number) for number in range(plan.subjects)]
     return [job.result() for job in judging]
-
-
-def choose_people(count: int) -> list[Identity]:
-    """Choose persons whom nothing was trained on, any five in a row of different looks.
-
-    They differ in the colour of their hair, in hair style and in skin, so that a likeness to the
-    one is none to another.
-    """
-    chosen: list[Identity] = []
-    seed = _PEOPLE_SEED_START
-    while len(chosen) < count:
-        drawing = sample_drawing(seed, kind="person")
-        one, seed = drawing.identity, seed + 1
-        unlike = all(
-            one.hair != other.hair and one.style != other.style and one.skin != other.skin
-            for other in chosen[1 - _ALIKE_AMONG :]
-        )
-        # Known persons have names, which training told the base model.
-        if unlike and not drawing.name:
-            chosen.append(one)
-    return chosen
-
-
-def describe(person: Identity) -> str:
-    """Say in a few words how somebody looks."""
-    words = [f"{person.skin} skin"]
-    words += ["bald"] if person.style == "bald" else [f"{person.hair} hair, {person.style}"]
-    words += [] if person.beard == "none" else [person.beard]
-    return ", ".join(words)
-
-
-def photo_records(person: Identity, number: int, count: int) -> list[Drawing]:
-    """Say what a subject's photos show: different scenes, one side view, nothing worn.
-
-    Whatever all photos share is learned as part of the subject; hats and glasses are not.
-    """
-    rng = random.Random(f"photos of subject {number}")
-    return [
-        vary(
-            person,
-            rng,
-            medium="photo",
-            scene=_PHOTO_SCENES[place % len(_PHOTO_SCENES)],
-            view="side" if place == _SIDE_VIEW else "front",
-            glasses="none",
-            hat="none",
-        )
-        for place in range(count)
-    ]
-
-
-def draw_photos(person: Identity, number: int, count: int, folder: Path) -> None:
-    """Draw a subject's photos into a folder, as a user would bring them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place, record in enumerate(photo_records(person, number, count)):
-        draw(record, _PHOTO_PX).save(folder / f"{place}.png")
 
 
 def draw_class_images(work: Path, plan: TrialPlan) -> None:
@@ -254,9 +175,12 @@ def draw_class_images(work: Path, plan: TrialPlan) -> None:
 
 
 def draw_base(work: Path, plan: TrialPlan) -> None:
-    """Draw with the base model whatever the adapters draw."""
+    """Draw with the base model whatever any of the adapters draws."""
     model, config = _prepare(plan)
-    _draw_sets(open_run(_base_folder(work), config), model, config, plan)
+    artist = _Artist(open_run(_base_folder(work), config), model, config, plan)
+    artist.draw_subject(contradicting_anybody(choose_people(MOST_SUBJECTS)))
+    artist.draw_class()
+    artist.draw_others()
 
 
 def train_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
@@ -270,7 +194,7 @@ def train_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
     """
     model, config = _prepare(plan)
     priors: ClassImageSet | None = None
-    if how == _WITH:
+    if how == WITH:
         priors = read_class_image_set(RunFolder(_base_folder(work)).priors)
     else:
         none = config.priors.model_copy(update={"kind": "none"})
@@ -278,148 +202,112 @@ def train_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
     run = open_run(_run_folder(work, number, how), config)
     photos = load_photos(_photo_folder(work, number), run, model.advice.resolution_px)
     train_adapter(run, model, photos, priors, config)
-    _draw_sets(run, model, config, plan, number, how)
+    artist = _Artist(run, model, config, plan)
+    asks = contradicting(choose_people(plan.subjects)[number])
+    # An adapter that was trained without class images is here for its leakage and its front.
+    if how == WITH:
+        artist.draw_subject(asks)
+        artist.draw_others()
+    artist.draw_class()
+    for weight in plan.front:
+        artist.draw_front(asks, weight)
 
 
-def _draw_sets(
-    run: RunFolder,
-    model: Model,
-    config: LoomConfig,
-    plan: TrialPlan,
-    number: int | None = None,
-    how: str = "",
-) -> None:
-    """Draw what is judged, with the adapter of a subject or else with the base model.
+@dataclass(frozen=True)
+class _Artist:
+    """Draws sets of pictures into a run, with its adapter if it has one."""
 
-    Portraits, what is asked for, and the class where leakage is compared.
-    """
-    active = [ActiveAdapter(run.adapter)] if how else []
-    phrase = config.subject.phrase
+    run: RunFolder
+    model: Model
+    config: LoomConfig
+    plan: TrialPlan
 
-    def draw_set(name: str, texts: Sequence[str], each: int, steps: tuple[int, ...]) -> None:
-        settings = config.generate.model_copy(update={"images_per_prompt": each, "steps": steps})
-        prompts = [Prompt(text.format(subject=phrase)) for text in texts]
-        generate_images(run, model, prompts, settings, active, name)
+    def draw_subject(self, asks: Sequence[Ask]) -> None:
+        """Draw portraits and what is asked for."""
+        generate, plan = self.config.generate, self.plan
+        self._draw("portrait", [PORTRAIT], generate.images_per_prompt, generate.steps)
+        self._draw("asked", [ask.text for ask in ASKED], plan.asked_each)
+        self._draw("contradicting", [ask.text for ask in asks], plan.contradicting_each)
 
-    # An adapter that was trained without class images is here for its leakage alone.
-    if how != _WITHOUT:
-        draw_set("portrait", [PORTRAIT], config.generate.images_per_prompt, config.generate.steps)
-        draw_set("asked", [text for text, _ in ASKED], plan.asked_each, (plan.steps,))
-    if number is None or number < plan.forgetful:
-        draw_set("class", [config.class_prompt()], plan.class_pictures, (plan.steps,))
+    def draw_class(self) -> None:
+        """Draw the class, into which the subject may leak."""
+        self._draw("class", [self.config.class_prompt()], self.plan.class_pictures)
+
+    def draw_others(self) -> None:
+        """Draw what else the adapter should leave alone: the class as asked, and other classes."""
+        self._draw("class-asked", CLASS_ASKED, self.plan.class_asked_each)
+        self._draw("others", [*OTHERS.values()], self.plan.others_each)
+
+    def draw_front(self, asks: Sequence[Ask], weight: float) -> None:
+        """Draw half as many pictures as else, at another weight of the adapter."""
+        plan, draw = self.plan, partial(self._draw, weight=weight)
+        portraits = max(1, self.config.generate.images_per_prompt // 2)
+        draw(_front_set("portrait", weight), [PORTRAIT], portraits)
+        half = max(1, plan.asked_each // 2)
+        draw(_front_set("asked", weight), [ask.text for ask in ASKED], half)
+        half = max(1, plan.contradicting_each // 2)
+        draw(_front_set("contradicting", weight), [ask.text for ask in asks], half)
+
+    def _draw(
+        self,
+        name: str,
+        texts: Sequence[str],
+        each: int,
+        steps: tuple[int, ...] = (),
+        weight: float = 1.0,
+    ) -> None:
+        subject = self.config.subject
+        words = {"subject": subject.phrase, "class_noun": subject.class_noun}
+        settings = self.config.generate.model_copy(
+            update={"images_per_prompt": each, "steps": steps or (self.plan.steps,)}
+        )
+        adapter = self.run.adapter
+        active = [ActiveAdapter(adapter, weight)] if adapter.is_file() else []
+        prompts = [Prompt(text.format(**words)) for text in texts]
+        generate_images(self.run, self.model, prompts, settings, active, name)
 
 
-def judge_subject(work: Path, plan: TrialPlan, number: int, looks: str) -> Outcome:
-    """Compare what a subject's adapters drew with the photos, the prompts and the base model."""
-    base = _base_folder(work) / "images"
-    trained = _run_folder(work, number, _WITH)
-    own = trained / "images"
-    portraits = judge_likeness(trained, own / "portrait", plan, base / "portrait")
-    rises = {}
-    if number < plan.forgetful:
-        below = _likenesses(judge_likeness(trained, base / "class", plan))
-        for how in (_WITH, _WITHOUT):
-            drawn = _run_folder(work, number, how) / "images" / "class"
-            above = _likenesses(judge_likeness(trained, drawn, plan))
-            rises[how] = [one - other for one, other in zip(above, below, strict=True)]
-    phrase = plan.config.subject.phrase
-    return Outcome(
-        looks=looks,
-        identity=portraits.scores["identity"],
-        obeyed=read_obedience(read_image_set(own / "asked"), phrase),
-        obeyed_below=read_obedience(read_image_set(base / "asked"), phrase),
-        rises=rises,
+def judge(work: Path, plan: TrialPlan, number: int) -> Outcome:
+    """Judge what a subject's adapters drew; weight 0 of each front is the base model."""
+    files = sorted(_photo_folder(work, number).glob("*.png"))
+    subject = Subject(
+        choose_people(plan.subjects)[number],
+        plan.config.subject.phrase,
+        [open_upright(file) for file in files],
+        plan.held_out,
     )
-
-
-def judge_likeness(
-    trained: Path, drawn: Path, plan: TrialPlan, floor: Path | None = None
-) -> Scorecard:
-    """Score a folder of pictures against the photos that a run was trained with."""
-    images = read_image_set(drawn)
-    return evaluate_images(
-        images,
-        read_photo_set(RunFolder(trained).photos),
-        floor=read_image_set(floor) if floor else None,
-        subject=SubjectWords(plan.config.subject.phrase, plan.config.subject.class_noun),
-        options=evaluation_options(plan.config.evaluate),
-        encoders=pick_encoders(plan.config.evaluate.encoders, images.base_name, "cpu"),
-    )
-
-
-def read_obedience(images: ImageSet, phrase: str) -> list[float]:
-    """Read pictures of `ASKED`; give the share of the asked attributes that each shows."""
-    asked = {text.format(subject=phrase): wanted for text, wanted in ASKED}
-    pixels = to_tensor([open_upright(path) for path in images.paths()])
-    return [
-        float(np.mean([seen.get(name) == value for name, value in asked[picture.prompt].items()]))
-        for picture, seen in zip(images.pictures, load_attribute_reader().read(pixels), strict=True)
-    ]
-
-
-def trial_rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Sum the trial up in rows of the table."""
-    return [lift_row(outcomes), obedience_row(outcomes), leakage_row(outcomes)]
-
-
-def lift_row(outcomes: Sequence[Outcome]) -> Row:
-    """How like the subjects the portraits are, from the base model (0) to the photos (1)."""
-    # Where floor and ceiling cannot be told apart, nothing was lifted.
-    lifts = [outcome.identity.lift or 0.0 for outcome in outcomes]
-    return at_least(
-        "DreamBooth: median identity lift",
-        median(lifts),
-        LIFT_GOAL,
-        len(lifts),
-        note=f"each: {', '.join(f'{lift:.2f}' for lift in lifts)}",
-    )
-
-
-def obedience_row(outcomes: Sequence[Outcome]) -> Row:
-    """How much less of what prompts ask for the adapters draw than the base model."""
-    own = [share for outcome in outcomes for share in outcome.obeyed]
-    below = [share for outcome in outcomes for share in outcome.obeyed_below]
-    prompts = len(ASKED)
-    each = len(own) // (prompts * len(outcomes))
-    # Pictures of one prompt resemble each other, whoever is in them.
-    clusters = [place // each % prompts for place in range(len(own))]
-    lost = intervals.mean_with_interval(np.array(below) - np.array(own), clusters)
-    return at_most(
-        "DreamBooth: attributes lost against the base",
-        lost.value,
-        OBEDIENCE_GOAL,
-        lost.n,
-        lost.interval,
-        note=f"{np.mean(own):.1%} with adapters, {np.mean(below):.1%} without",
-    )
-
-
-def leakage_row(outcomes: Sequence[Outcome]) -> Row:
-    """How many times more of the subject leaks into its class without class images than with.
-
-    A rise that cannot be told from none counts as large as its own uncertainty: dividing by it
-    as it is would make the ratio as large as chance likes.
-    """
-    name = "DreamBooth: leakage without class images, of with"
-    both = [outcome.rises for outcome in outcomes if outcome.rises]
-    rise = {
-        how: intervals.mean_with_interval(np.array([x for rises in both for x in rises[how]]))
-        for how in (_WITH, _WITHOUT)
+    base = _base_folder(work)
+    runs = {how: _run_folder(work, number, how) for how in plan.ways_of(number)}
+    front = {
+        how: {weight: _read_shown(run, weight) for weight in plan.front}
+        | {0.0: _read_shown(runs[WITH], plan.front[0]).of_base(_read_shown(base))}
+        for how, run in runs.items()
+        if plan.front
     }
-    with_prior, without = rise[_WITH], rise[_WITHOUT]
-    note = f"rise {without.value:.3f} without, {with_prior.value:.3f} with"
-    ends = with_prior.interval
-    uncertain = (ends[1] - ends[0]) / 2 if ends else 0.0
-    if with_prior.value < uncertain:
-        note += f", taken as {uncertain:.3f}"
-    below = max(with_prior.value, uncertain)
-    if below <= 0:
-        return Row(name, None, LEAKAGE_GOAL, False, with_prior.n, None, f"{note}: no ratio")
-    return at_least(name, without.value / below, LEAKAGE_GOAL, with_prior.n, note=note)
+    return judge_subject(
+        subject,
+        (_read_shown(runs[WITH]), _read_beside(runs[WITH])),
+        (_read_shown(base), _read_beside(base)),
+        _read(runs[WITHOUT], "class") if WITHOUT in runs else None,
+        front,
+    )
 
 
-def _likenesses(card: Scorecard) -> list[float]:
-    return [picture.values["identity"] for picture in card.pictures if "identity" in picture.values]
+def _read(run: Path, name: str) -> ImageSet:
+    return read_image_set(run / "images" / name)
+
+
+def _read_shown(run: Path, weight: float | None = None) -> Shown:
+    names = [name if weight is None else _front_set(name, weight) for name in Shown.NAMES]
+    return Shown(*(_read(run, name) for name in names))
+
+
+def _read_beside(run: Path) -> Beside:
+    return Beside(*(_read(run, name) for name in Beside.NAMES))
+
+
+def _front_set(name: str, weight: float) -> str:
+    return f"{name}-{round(100 * weight)}"
 
 
 def _prepare(plan: TrialPlan) -> tuple[Model, LoomConfig]:
