@@ -182,9 +182,9 @@ def test_fault_08_encoders_leave_the_device_before_each_prediction(
     for name in ("encode_images", "encode_prompts", "release_encoders", "predict"):
         real = getattr(model, name)
 
-        def hook_activations(*args: Any, name: str = name, real: Any = real) -> Any:
+        def hook_activations(*args: Any, name: str = name, real: Any = real, **how: Any) -> Any:
             called.append(name)
-            return real(*args)
+            return real(*args, **how)
 
         monkeypatch.setattr(model, name, hook_activations)
     config = small_config(model, train__updates=6, photos__flip=True, watch__every=3)
