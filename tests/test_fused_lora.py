@@ -95,9 +95,15 @@ def flat(results: list[Tensor]) -> list[Tensor]:
     return [results[0], torch.cat([one.flatten() for one in results[1:]])]
 
 
-@pytest.mark.parametrize("one_node", [False, True])
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize("target_modules", ["attention", "all"])
+@pytest.mark.parametrize(
+    ("target_modules", "gradient_checkpointing", "one_node"),  # each two of them together once
+    [
+        ("attention", False, False),
+        ("attention", True, True),
+        ("all", False, True),
+        ("all", True, False),
+    ],
+)
 def test_forward_and_gradients_are_pefts(
     tiny: SDXLModel,
     target_modules: Any,
@@ -361,15 +367,15 @@ def test_trained_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
         torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)
 
 
-# Each two of them together once: what learns, what is recomputed, and how weights are packed.
+# What learns, what is recomputed and how weights are packed: each at least once by default.
 @NEEDS_COMPILER
 @pytest.mark.parametrize(
     ("target_modules", "gradient_checkpointing", "order"),
     [
-        ("attention", "none", "turned"),
-        ("attention", "full", "packed"),
+        pytest.param("attention", "none", "turned", marks=pytest.mark.slow),
+        ("attention", "full", "turned"),
         ("all", "none", "packed"),
-        ("all", "full", "turned"),
+        pytest.param("all", "full", "packed", marks=pytest.mark.slow),
     ],
 )
 def test_native_blocks_compute_the_same(

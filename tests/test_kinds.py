@@ -34,6 +34,8 @@ _VARIETIES = {
 }
 # Prodigy has to find its learning rate first, and LoHa's product of products starts slowly.
 _UPDATES = {"optimizer prodigy": 60, "kind loha": 30}
+# Three seconds each: by default one that sets its own rate, one without a schedule, one factored.
+_SLOW = {f"optimizer {name}" for name in ("adan", "ademamix", "came", "lion", "muon")}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,10 @@ def photos(model: Model, tmp_path_factory: pytest.TempPathFactory) -> PhotoSet:
     return load_photos(examples_folder() / "rraj", run, model.advice.resolution_px)
 
 
-@pytest.mark.parametrize("name", _VARIETIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow if one in _SLOW else ()) for one in _VARIETIES],
+)
 def test_each_lowers_the_loss_and_is_saved_loaded_and_drawn(
     model: Model, photos: PhotoSet, tmp_path: Path, name: str
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -133,10 +132,8 @@ class Reference:
         return subject, np.mean(priors) if priors else None
 
 
-@pytest.mark.parametrize(
-    ("kind", "batch", "weighting"),
-    list(product(["generated", "base", "none"], [1, 3], ["none", "min_snr"])),
-)
+@pytest.mark.parametrize("kind", ["generated", "base", "none"])
+@pytest.mark.parametrize(("batch", "weighting"), [(1, "none"), (3, "min_snr")])
 def test_the_loss_is_the_one_of_the_equations(
     studio: Studio, kind: str, batch: int, weighting: str
 ) -> None:

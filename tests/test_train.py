@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_the_mean_loss_of_a_resumed_run_counts_the_whole_run(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
-    config = small_config(model, train__updates=21)
+    config = small_config(model, train__updates=21, train__batch_photos=1, train__batch_priors=1)
     train(tmp_path / "whole", model, sets, config)
     run = claimed(tmp_path / "stopped")
 

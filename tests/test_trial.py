@@ -449,6 +449,7 @@ def tried(
         return work, trial.run_trial(pool, work, plan, told.append), told
 
 
+@pytest.mark.slow  # teaches and draws four times
 def test_a_trial_judges_everybody_in_every_row(tried):
     _, outcomes, told = tried
     for one in outcomes:
@@ -473,6 +474,7 @@ def test_without_a_front_only_some_are_taught_without_class_images(plan: TrialPl
     assert plan.ways_of(1) == ["with_prior", "without_prior"]
 
 
+@pytest.mark.slow  # teaches and draws four times
 def test_both_ways_are_taught_alike_but_for_class_images(tried):
     work, _, _ = tried
     runs = [RunFolder(work / "subject-0" / how) for how in ("with_prior", "without_prior")]
@@ -483,6 +485,7 @@ def test_both_ways_are_taught_alike_but_for_class_images(tried):
     assert {record.seed for record in records} == {0}
 
 
+@pytest.mark.slow  # teaches and draws four times
 def test_the_base_model_draws_all_that_adapters_draw_for_more_people_too(tried):
     work, _, _ = tried
 
@@ -497,6 +500,7 @@ def test_the_base_model_draws_all_that_adapters_draw_for_more_people_too(tried):
         assert {ask.text.format(subject=PHRASE) for ask in contradicting(somebody)} <= drawn
 
 
+@pytest.mark.slow  # teaches and draws four times
 def test_a_trial_is_gone_on_with(plan: TrialPlan, tried, monkeypatch: pytest.MonkeyPatch):
     work, outcomes, _ = tried
     # Nothing is kept of judging, which takes seconds.
