@@ -36,6 +36,7 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
         "train.steps": 4,
         "train.checkpointing_steps": 2,
         "train.rank": 2,
+        "train.target_modules": "attention",
         "train.batch_photos": 2,
         "train.batch_priors": 2,
         "train.warmup_steps": 1,

@@ -50,7 +50,7 @@ def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "measure_matrix_rate", lambda device, dtype: 25.0)
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_update_is_the_same_in_however_many_passes(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, most: int
 ) -> None:

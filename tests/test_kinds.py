@@ -34,8 +34,10 @@ _VARIETIES = {
 }
 # Prodigy has to find its learning rate first, and LoHa's product of products starts slowly.
 _UPDATES = {"optimizer prodigy": 60, "kind loha": 30}
-# Three seconds each: by default one that sets its own rate, one without a schedule, one factored.
-_SLOW = {f"optimizer {name}" for name in ("adan", "ademamix", "came", "lion", "muon")} | {
+# Three seconds each: by default one that sets its own rate and one without a schedule.
+_SLOW = {
+    f"optimizer {name}" for name in ("adafactor", "adan", "ademamix", "came", "lion", "muon")
+} | {
     *("rank-stabilised", "pissa"),  # test_peft_adapter.py trains them too
     *("LoRA+", "huber", "debiased"),  # their equations have tests of their own
 }

@@ -43,6 +43,8 @@ CASES = {
     "ranks by pattern": replace(PLAIN, ranks={"mid_block": 4}, alphas={"attn2": 1.0}),
     "new word": replace(PLAIN, tokens={"<me>": "person"}),
 }
+# Other beginnings of the same kind: by default one that leaves the base alone, one that changes it.
+SLOW = {"gaussian", "olora", "pissa_niter_2"}
 PROMPT = "a photo of <me>"
 FAST = Sampler("ddim", steps=2, guidance=3.0)
 FASTEST = Sampler("ddim", steps=1, guidance=1.0)
@@ -111,7 +113,10 @@ def teach(model: SDXLModel, groups: list[WeightGroup], updates: int = 10) -> tup
     return losses[0], losses[-1]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in CASES],
+)
 def test_each_kind_begins_at_zero_learns_and_is_the_same_from_its_file(
     case: str, tiny: SDXLModel, tmp_path: Path
 ) -> None:

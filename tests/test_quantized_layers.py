@@ -82,7 +82,11 @@ def test_small_layers_that_all_depends_on_stay_whole(tiny_sdxl: Path):
     assert quantize_linears(model._pipeline.unet, "whole") == 0
 
 
-@pytest.mark.parametrize("kind", FEWER_BITS)
+# By default the coarsest; what a layer of each kind computes is tested above.
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(one, marks=() if one == "nf4" else pytest.mark.slow) for one in FEWER_BITS],
+)
 def test_an_adapter_trained_on_a_stored_base_fits_the_whole_one(
     tiny_sdxl: Path, kind: Quantization
 ):

@@ -59,7 +59,8 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 def test_training_moves_every_layer_and_signs_the_file(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
-    weights, told = train(tmp_path, model, sets)
+    config = small_config(model, train__target_modules="all")
+    weights, told = train(tmp_path, model, sets, config)
     moved = [key for key in weights if key.endswith("lora_up.weight")]
     assert moved
     assert all(weights[key].abs().max() > 0 for key in moved)
@@ -75,10 +76,11 @@ def test_training_moves_every_layer_and_signs_the_file(
 def test_the_same_call_gives_the_same_weights_bit_for_bit(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
-    first, _ = train(tmp_path / "a", model, sets)
+    every_layer = small_config(model, train__target_modules="all")
+    first, _ = train(tmp_path / "a", model, sets, every_layer)
     torch.manual_seed(12345)
-    second, _ = train(tmp_path / "b", model, sets)
-    other, _ = train(tmp_path / "c", model, sets, small_config(model, seed=1))
+    second, _ = train(tmp_path / "b", model, sets, every_layer)
+    other, _ = train(tmp_path / "c", model, sets, every_layer.model_copy(update={"seed": 1}))
     assert equal(first, second)
     assert not equal(first, other)
 
@@ -105,15 +107,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_the_mean_loss_of_a_resumed_run_counts_the_whole_run(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
-    config = small_config(model, train__updates=21, train__batch_photos=1, train__batch_priors=1)
+    config = small_config(model, train__updates=20, train__batch_photos=1, train__batch_priors=1)
     train(tmp_path / "whole", model, sets, config)
     run = claimed(tmp_path / "stopped")
 
     def interrupt(event: Event) -> None:
-        if isinstance(event, LossLogged) and event.update == 20:
+        if isinstance(event, LossLogged) and event.update == 19:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(TrainingError, match="Stopped after update 20"):
+    with pytest.raises(TrainingError, match="Stopped after update 19"):
         train_adapter(run, model, *sets, config, interrupt)
     train(run.path, model, sets, config)
     whole, resumed = (one.read_record("train") for one in (RunFolder(tmp_path / "whole"), run))
@@ -141,6 +143,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(
         train__updates=12,
         train__accumulate=2,
         train__average_decay=0.9,
+        train__target_modules="all",
         adapter__text_encoders=True,
         photos__flip=True,
     )
@@ -411,7 +414,7 @@ def test_runs_that_begin_anew_are_recorded_as_before(
     ("changed", "says"),
     [
         ({"train.rank": 3}, r"has rank 2 in unet.*where rank 3 is trained"),
-        ({"train.target_modules": "attention"}, r"other layers than are trained here: unet"),
+        ({"train.target_modules": "all"}, r"other layers than are trained here: unet"),
         ({"adapter.text_encoders": True}, r"other layers than are trained here: text_encoder"),
         ({"adapter.kind": "dora"}, "Only a LoRA that begins by default"),
         ({"adapter.init_lora_weights": "pissa"}, "Only a LoRA that begins by default"),
