@@ -390,7 +390,7 @@ def test_advice_changes_nothing_that_was_chosen():
             *("train.learning_rate=0.5", "train.target_modules=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
             *("photos.shape=buckets", "objective.weighting=p2", "priors.prompts=[]"),
-            "train.caption_dropout=0.3",
+            *("train.caption_dropout=0.3", "train.prior_target=base_prediction"),
         ]
     )
     assert chosen.resolve(ADVICE) == chosen

@@ -104,14 +104,20 @@ class Reference:
         prompts = self.batches.prompts
         prompt = prompts[1] if sample.is_prior or as_class else prompts[0]
         time_ids = torch.tensor([self.time_ids(sample)]).float()
-        if as_class:
+        by_base = self.config.train.prior_target == "base_prediction"
+        prompt = None if sample.drops_caption else prompt
+        if as_class or (by_base and (sample.is_prior or sample.drops_caption)):
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
         kept = self.schedule.alphas_cumprod[timestep].item()
         return (guess - target).square().mean().item(), kept / (1 - kept)
 
     def predict(self, pipeline, noisy, timestep, prompt, time_ids) -> torch.Tensor:
-        tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+        tokens, zeros, pooled, zero = pipeline.encode_prompt(
+            prompt or "a photo", do_classifier_free_guidance=prompt is None
+        )
+        if prompt is None:
+            tokens, pooled = zeros, zero
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
         return pipeline.unet(noisy, timestep, tokens, added_cond_kwargs=conditions).sample
 
@@ -132,20 +138,23 @@ class Reference:
         return subject, np.mean(priors) if priors else None
 
 
-@pytest.mark.parametrize("kind", ["generated", "base", "none"])
+@pytest.mark.parametrize("kind", ["generated", "predicted", "base", "none"])
 @pytest.mark.parametrize(("batch", "weighting"), [(1, "none"), (3, "min_snr")])
 def test_the_loss_is_the_one_of_the_equations(
     studio: Studio, kind: str, batch: int, weighting: str
 ) -> None:
+    predicted = kind == "predicted"
     config = small_config(
         studio.model,
-        priors__kind=kind,
+        priors__kind="generated" if predicted else kind,
+        train__prior_target="base_prediction" if predicted else "images",
+        train__caption_dropout=0.4 if predicted else 0.0,
         train__batch_photos=batch,
         train__batch_priors=batch,
         train__prior_weight=0.7,
         objective__weighting=weighting,
     )
-    priors = studio.priors if kind == "generated" else None
+    priors = studio.priors if config.priors.kind == "generated" else None
     batches = make_lesson(studio.model, studio.photos, priors, config)
     mine = compute_loss(studio.model, batches, UPDATE, config)
     subject, prior = Reference(studio, batches, config).loss()
@@ -156,6 +165,6 @@ def test_the_loss_is_the_one_of_the_equations(
     else:
         assert mine.prior is not None
         # The base's own answer is nearly the taught one: rounding is more of their difference.
-        close = 3e-5 if kind == "base" else 1e-5
+        close = 3e-5 if kind in ("base", "predicted") else 1e-5
         assert mine.prior.item() == pytest.approx(prior, rel=close)
         assert mine.total.item() == pytest.approx(subject + 0.7 * prior, rel=1e-5)

@@ -31,6 +31,9 @@ lowest, the lowest alone, or all."""
 Weighting = Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"]
 """How timesteps are weighed against each other; see `timestep_weights`."""
 
+PriorTarget = Literal["images", "base_prediction"]
+"""What class images are trained towards: themselves, or what the base model predicts of them."""
+
 WeightRole = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
 """What a trained weight does; `WeightGroup` says more."""
 
@@ -176,6 +179,7 @@ class Advice:
         weighting: Of the timesteps.
         choose_class_prompts: From a class noun to more prompts for class images.
         caption_dropout: Share of pictures that are trained without their prompt.
+        prior_target: What class images are trained towards.
     """
 
     resolution_px: int
@@ -185,6 +189,7 @@ class Advice:
     weighting: Weighting = "none"
     choose_class_prompts: Callable[[str], tuple[str, ...]] = lambda _: ()
     caption_dropout: float = 0.0
+    prior_target: PriorTarget = "images"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import send
-from dreamloom.models.base import Latents, Model
+from dreamloom.models.base import Framing, Latents, Model
 from dreamloom.training.batches import Batch, BatchShare, Sample, TrainingBatches
 from dreamloom.training.losses import (
     LossParts,
@@ -95,6 +95,12 @@ def remembers_by_base(config: LoomConfig) -> bool:
     return config.priors.kind == "base" and config.train.prior_weight > 0
 
 
+def keeps_predictions(config: LoomConfig) -> bool:
+    """Say whether class images are trained towards what the base model predicts of them."""
+    has_images = config.priors.kind in ("generated", "folder") and config.train.prior_weight > 0
+    return has_images and config.train.prior_target == "base_prediction"
+
+
 def measure_batch(
     model: Model,
     batches: TrainingBatches,
@@ -132,6 +138,8 @@ def measure_batch(
     target = model.target(latents, noise, timesteps)
     if remembers_by_base(config):
         batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
+    elif keeps_predictions(config):
+        target = _predict_kept(model, batches, batch, noisy, target, timesteps)
     prediction = model.predict(
         noisy, timesteps, batches.conditioning(batch.prompts), batch.framings
     )
@@ -168,10 +176,8 @@ def _remember(
 ) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Add the same noisy photos under the class prompt; the base model says what is right there."""
     prompts = (batches.prompts[1],) * len(batch.samples)
-    with torch.no_grad(), model.disable_adapter():
-        remembered = model.predict(
-            noisy, timesteps, batches.conditioning(prompts), batch.framings
-        ).to(target.dtype)
+    remembered = _predict_with_base(model, batches, noisy, timesteps, prompts, batch.framings)
+    remembered = remembered.to(target.dtype)
     doubled = replace(
         batch,
         samples=(
@@ -186,3 +192,45 @@ def _remember(
         else None,
     )
     return doubled, noisy.repeat(2, 1, 1, 1), torch.cat([target, remembered]), timesteps.repeat(2)
+
+
+def _predict_kept(
+    model: Model,
+    batches: TrainingBatches,
+    batch: Batch,
+    noisy: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Let the base model say what is right for class images, and for whatever has no caption.
+
+    A class image's own noise is one draw of what the base model knows on average: trained towards
+    it, an adapter learns the few images that there are by heart, and forgets the others.
+    """
+    kept = torch.tensor([sample.is_prior or sample.drops_caption for sample in batch.samples])
+    if not kept.any():
+        return target
+    rows = kept.nonzero().flatten().tolist()
+    predicted = _predict_with_base(
+        model,
+        batches,
+        noisy[rows],
+        timesteps[rows],
+        tuple(batch.prompts[row] for row in rows),
+        tuple(batch.framings[row] for row in rows),
+    )
+    target = target.clone()
+    target[rows] = predicted.to(target.dtype)
+    return target
+
+
+def _predict_with_base(
+    model: Model,
+    batches: TrainingBatches,
+    noisy: Tensor,
+    timesteps: Tensor,
+    prompts: tuple[str, ...],
+    framings: tuple[Framing, ...],
+) -> Tensor:
+    with torch.no_grad(), model.disable_adapter():
+        return model.predict(noisy, timesteps, batches.conditioning(prompts), framings)

@@ -41,6 +41,7 @@ _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 # auto is settled before anything is made.
 _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
+    "train.prior_target": ("images", "auto"),
     "priors.prompts": ((), [], "auto"),
 }
 

@@ -157,6 +157,9 @@ class TrainConfig(Section):
     """Batches whose gradients are added up for one optimizer step."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
+    prior_target: Auto | Literal["images", "base_prediction"] = "auto"
+    """What class images are trained towards: the images themselves (DreamBooth's), or what the base
+    model predicts of them (prior prediction); auto takes the base model's own advice."""
     caption_dropout: Auto | _Share = "auto"
     """Share of photos and class images that are trained without their prompt; auto takes the base
     model's own advice."""
@@ -469,6 +472,7 @@ class LoomConfig(Section):
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
                 "target_modules": advice["target_modules"],
                 "caption_dropout": advice.get("caption_dropout", 0.0),
+                "prior_target": advice.get("prior_target", "images"),
                 "alpha": float(self.train.rank),
             },
             "objective": {"weighting": advice.get("weighting", "none")},
