@@ -311,13 +311,13 @@ def _front_set(name: str, weight: float) -> str:
 
 
 def _prepare(plan: TrialPlan) -> tuple[Model, LoomConfig]:
-    model = _load(plan.config.base)
+    model = load_base(plan.config.base)
     return model, resolve_defaults(plan.config, model)
 
 
 @cache
-def _load(base: str) -> Model:
-    """Load the base model once per process."""
+def load_base(base: str) -> Model:
+    """Load a base model once per process."""
     return load_model(base, pick_runtime("cpu"))
 
 
