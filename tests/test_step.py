@@ -106,7 +106,7 @@ class Reference:
         time_ids = torch.tensor([self.time_ids(sample)]).float()
         by_base = self.config.train.prior_target == "base_prediction"
         prompt = None if sample.drops_caption else prompt
-        if as_class or (by_base and (sample.is_prior or sample.drops_caption)):
+        if as_class or (by_base and sample.is_prior):
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
         kept = self.schedule.alphas_cumprod[timestep].item()

@@ -202,12 +202,12 @@ def _predict_kept(
     target: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """Let the base model say what is right for class images, and for whatever has no caption.
+    """Let the base model say what is right for class images.
 
     A class image's own noise is one draw of what the base model knows on average: trained towards
     it, an adapter learns the few images that there are by heart, and forgets the others.
     """
-    kept = torch.tensor([sample.is_prior or sample.drops_caption for sample in batch.samples])
+    kept = batch.is_prior
     if not kept.any():
         return target
     rows = kept.nonzero().flatten().tolist()
