@@ -42,7 +42,7 @@ def name_inputs(
         "settings": fingerprint(
             use_earlier_names(config.train.model_dump(exclude=_FREE), "train"),
             use_earlier_names(config.adapter.model_dump(), "adapter"),
-            config.objective.model_dump(),
+            use_earlier_names(config.objective.model_dump(), "objective"),
             config.photos.flip,
             config.validation.held_out_photos,
             *config.memory.changes_results,
