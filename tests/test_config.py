@@ -378,6 +378,7 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     assert (flat["train.learning_rate"], flat["train.target_modules"]) == (2e-3, "all")
     assert flat["train.alpha"] == 8.0
     assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
+    assert flat["train.text_encoder_2_learning_rate"] == flat["train.text_learning_rate"]
     assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
     assert flat["photos.shape"] == "square"
     assert flat["objective.weighting"] == "debiased"
@@ -389,6 +390,7 @@ def test_advice_changes_nothing_that_was_chosen():
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
             *("train.learning_rate=0.5", "train.target_modules=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
+            "train.text_encoder_2_learning_rate=0.3",
             *("photos.shape=buckets", "objective.weighting=p2", "priors.prompts=[]"),
             *("train.caption_dropout=0.3", "train.prior_target=base_prediction"),
         ]

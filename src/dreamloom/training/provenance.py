@@ -121,13 +121,18 @@ def sign(
 def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> dict[str, str]:
     """Tell of the training in the header entries of kohya's trainer, by which tools list a file."""
     train, side = config.train, photos.resolution_px
-    own = [photo.caption or config.photo_prompt() for photo in photos.photos]
+    own = [(photo.caption or config.photo_prompt()).replace("\n", ", ") for photo in photos.photos]
+    text_rates = [train.text_learning_rate, train.text_encoder_2_learning_rate]
+    if text_rates[0] == text_rates[1]:
+        del text_rates[1]
     told = {
         "ss_steps": train.steps,
         "ss_max_train_steps": train.steps,
         "ss_learning_rate": train.learning_rate,
         "ss_unet_lr": train.learning_rate,
-        "ss_text_encoder_lr": train.text_learning_rate if config.adapter.text_encoders else None,
+        "ss_text_encoder_lr": ", ".join(map(str, text_rates))
+        if config.adapter.text_encoders
+        else None,
         "ss_optimizer": train.optimizer,
         "ss_lr_scheduler": train.lr_scheduler,
         "ss_lr_warmup_steps": train.warmup_steps,

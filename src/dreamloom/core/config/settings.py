@@ -136,14 +136,22 @@ class TrainConfig(Section):
     """Step size; auto takes the base model's own advice, fitted to the optimizer."""
     text_learning_rate: Auto | _AboveZero = "auto"
     """Step size of the text encoders' adapters; auto takes half of learning_rate."""
+    text_encoder_2_learning_rate: Auto | _AboveZero = "auto"
+    """Step size of the second text encoder's adapter alone; auto takes text_learning_rate."""
     token_learning_rate: Auto | _AboveZero = "auto"
     """Step size of new words' embeddings; auto takes ten times learning_rate."""
+    learning_rate_pattern: dict[str, _AboveZero] = Field(default_factory=dict)
+    """Step sizes of layers by pattern of their names; the others take those above."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
     lr_scheduler: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = (
         "cosine"
     )
     """What the learning rate does after the warm-up."""
+    lr_num_cycles: int = Field(3, ge=1)
+    """Falls of the learning rate with lr_scheduler cosine_restarts, each from the full one."""
+    lr_power: float = Field(2.0, gt=0)
+    """Exponent of lr_scheduler polynomial; 1 is linear."""
     weight_decay: float = Field(1e-2, ge=0)
     """The optimizer's weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -416,10 +424,12 @@ class LoomConfig(Section):
             advice: resolution_px, guidance, learning_rate, target_modules and weighting, as
                 `models.base.Advice`.
         """
-        rate = self.train.learning_rate
+        rate, text_rate = self.train.learning_rate, self.train.text_learning_rate
         choose_prompts = advice.get("choose_class_prompts")
         if rate == "auto":
             rate = advice["learning_rate"]
+        if text_rate == "auto":
+            text_rate = rate * advice.get("text_rate_share", 0.5)
         sections = {
             "photos": {
                 "resolution_px": advice["resolution_px"],
@@ -431,7 +441,8 @@ class LoomConfig(Section):
             },
             "train": {
                 "learning_rate": rate,
-                "text_learning_rate": rate * advice.get("text_rate_share", 0.5),
+                "text_learning_rate": text_rate,
+                "text_encoder_2_learning_rate": text_rate,
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
                 "target_modules": advice["target_modules"],
                 "caption_dropout": advice.get("caption_dropout", 0.0),
