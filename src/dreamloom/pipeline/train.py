@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from dreamloom.core.config.aliases import is_as_before
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
@@ -85,7 +86,10 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     return [
         f"{name} is {before[name]!r} there and {after[name]!r} here"
         for name in after
-        if before.get(name) != after[name] and not name.startswith(NOT_TRAINED)
+        if before.get(name) != after[name]
+        and not name.startswith(NOT_TRAINED)
+        # A run that was begun before there was such a setting does not name it.
+        and not (is_as_before(name, before) and is_as_before(name, after))
     ]
 
 

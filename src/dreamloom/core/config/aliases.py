@@ -106,16 +106,23 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
         group: That group, such as ``train``.
     """
     within = f"{group}." if group else ""
-    repeated = {
-        name.removeprefix(within)
-        for name, former in _PARTED.items()
-        if name.startswith(within)
-        and values.get(name.removeprefix(within)) == values.get(former.removeprefix(within))
-    }
+    by_full_name = {within + name: value for name, value in values.items()}
     return {
         _EARLIER.get(within + name, name).removeprefix(within): (
             "peft" if within + name == "adapter.format" else value
         )
         for name, value in values.items()
-        if value not in _LATER.get(within + name, ()) and name not in repeated
+        if not is_as_before(within + name, by_full_name)
     }
+
+
+def is_as_before(name: str, values: Mapping[str, Any]) -> bool:
+    """Say whether a setting came later and means what was done without it.
+
+    Args:
+        name: Its dotted name.
+        values: Settings by dotted name, this one among them.
+    """
+    return values[name] in _LATER.get(name, ()) or (
+        name in _PARTED and values[name] == values.get(_PARTED[name])
+    )
