@@ -121,7 +121,10 @@ def test_a_name_that_several_groups_know_is_offered_from_each():
 
 def test_a_name_like_no_other_gets_the_list_of_its_group():
     hint = refusal(sets=["photos.xyzzyq=3"]).hint
-    assert hint == "Known are: photos.resolution_px, photos.shape, photos.flip."
+    assert hint == (
+        "Known are: photos.resolution_px, photos.shape, photos.flip, photos.caption_lines, "
+        "photos.shuffle_caption, photos.keep_tokens, photos.caption_tag_dropout_rate."
+    )
     assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
 
 
@@ -506,6 +509,33 @@ def test_fingerprints_see_the_earlier_names():
     values = {"steps": 1, "rank": 2, "target_modules": "all", "lr_scheduler": "cosine"}
     earlier = {"updates": 1, "rank": 2, "reach": "all", "schedule": "cosine"}
     assert use_earlier_names(values, "train") == earlier
+
+
+# Settings that came after fingerprints were first taken, with a value that changes something.
+LATER = {
+    "train.text_encoder_2_learning_rate": 0.5,
+    "train.learning_rate_pattern": {"mid_block": 0.1},
+    "train.lr_num_cycles": 1,
+    "train.lr_power": 1.0,
+    "photos.caption_lines": "choose",
+    "photos.shuffle_caption": True,
+    "photos.keep_tokens": 1,
+    "photos.caption_tag_dropout_rate": 0.1,
+    "objective.multires_noise_iterations": 6,
+    "objective.multires_noise_discount": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_fingerprints_see_later_settings_only_where_they_change_something(name):
+    group, own = name.split(".")
+    before, after = (
+        load_config(overrides=given).resolve(ADVICE) for given in ({}, {name: LATER[name]})
+    )
+    for within, settings in (("", LoomConfig.flat), (group, lambda c: vars(getattr(c, group)))):
+        asked = name if not within else own
+        assert asked not in use_earlier_names(settings(before), within)
+        assert use_earlier_names(settings(after), within)[asked] == LATER[name]
 
 
 # ------------------------------------------------------------------ words that are allowed

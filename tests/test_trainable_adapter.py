@@ -80,9 +80,14 @@ MANY = {"attn2": 5e-3, "mid_block": 7e-3, "text_encoder_2.*.q_proj": 9e-4}
     ("optimizer", "kind", "patterns", "ratio"),
     [
         ("adamw", "lora", MANY, 4.0),
-        ("muon", "lora", MANY, 4.0),
-        ("adamw", "dora", {"unet.down_blocks.1": 5e-3}, 1.0),
-        ("adamw", "loha", {"attn2.to_q": 5e-3}, 1.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("muon", "lora", MANY, 4.0),
+                ("adamw", "dora", {"unet.down_blocks.1": 5e-3}, 1.0),
+                ("adamw", "loha", {"attn2.to_q": 5e-3}, 1.0),
+            )
+        ),
     ],
 )
 def test_each_layer_learns_at_the_rate_of_its_encoder_or_last_pattern(

@@ -71,7 +71,12 @@ class SubjectConfig(Section):
 
 
 class PhotosConfig(Section):
-    """How photos are read."""
+    """How photos and their captions are read."""
+
+    @property
+    def chooses_lines(self) -> bool:
+        """Whether each line of a caption file is a caption of its own."""
+        return self.caption_lines == "choose"
 
     resolution_px: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Side of the square that is trained on; auto takes the base model's own."""
@@ -79,6 +84,15 @@ class PhotosConfig(Section):
     """Crops are squares, or as near to the photo's own shape as buckets of the same area allow."""
     flip: bool = False
     """Mirror photos at random. Off by default: faces are not symmetric."""
+    caption_lines: Literal["join", "choose"] = "join"
+    """A caption file of several lines is one caption, or each line is one, of which one is chosen
+    each time the photo is drawn."""
+    shuffle_caption: bool = False
+    """Put the tags of photos' prompts, which commas part, in another order each time."""
+    keep_tokens: int = Field(0, ge=0)
+    """First tags that are neither shuffled nor dropped."""
+    caption_tag_dropout_rate: _Share = 0.0
+    """Share of tags that are left out each time; those that name the subject always stay."""
 
 
 class PriorsConfig(Section):
@@ -393,6 +407,12 @@ class LoomConfig(Section):
     def photo_prompt(self) -> str:
         """The prompt that photos are trained with."""
         return self.subject.photo_prompt.format(subject=self.subject.phrase)
+
+    def taught_words(self) -> list[str]:
+        """The words that training teaches: what the subject's phrase adds to its class noun."""
+        noun = self.subject.class_noun.lower().split()
+        words = [word for word in self.subject.phrase.split() if word.lower() not in noun]
+        return [*(words or [self.subject.phrase]), *self.adapter.placeholder_tokens]
 
     def class_prompt(self) -> str:
         """The prompt that class images are drawn and trained with."""
