@@ -121,7 +121,10 @@ def test_a_name_that_several_groups_know_is_offered_from_each():
 
 def test_a_name_like_no_other_gets_the_list_of_its_group():
     hint = refusal(sets=["photos.xyzzyq=3"]).hint
-    assert hint == "Known are: photos.resolution_px, photos.shape, photos.flip."
+    assert hint == (
+        "Known are: photos.resolution_px, photos.shape, photos.flip, photos.caption_lines, "
+        "photos.shuffle_caption, photos.keep_tokens, photos.caption_tag_dropout_rate."
+    )
     assert ", ".join(setting_names()) in refusal(sets=["xyzzyq=3"]).hint
 
 
@@ -378,6 +381,7 @@ def test_advice_fills_every_auto_that_the_base_model_decides(preset):
     assert (flat["train.learning_rate"], flat["train.target_modules"]) == (2e-3, "all")
     assert flat["train.alpha"] == 8.0
     assert flat["train.text_learning_rate"] == pytest.approx(1e-3)
+    assert flat["train.text_encoder_2_learning_rate"] == flat["train.text_learning_rate"]
     assert flat["train.token_learning_rate"] == pytest.approx(2e-2)
     assert flat["photos.shape"] == "square"
     assert flat["objective.weighting"] == "debiased"
@@ -389,6 +393,7 @@ def test_advice_changes_nothing_that_was_chosen():
             *("photos.resolution_px=128", "priors.guidance=1.0", "generate.guidance=2.0"),
             *("train.learning_rate=0.5", "train.target_modules=linear", "train.alpha=3.0"),
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
+            "train.text_encoder_2_learning_rate=0.3",
             *("photos.shape=buckets", "objective.weighting=p2", "priors.prompts=[]"),
             *("train.caption_dropout=0.3", "train.prior_target=base_prediction"),
         ]
@@ -504,6 +509,33 @@ def test_fingerprints_see_the_earlier_names():
     values = {"steps": 1, "rank": 2, "target_modules": "all", "lr_scheduler": "cosine"}
     earlier = {"updates": 1, "rank": 2, "reach": "all", "schedule": "cosine"}
     assert use_earlier_names(values, "train") == earlier
+
+
+# Settings that came after fingerprints were first taken, with a value that changes something.
+LATER = {
+    "train.text_encoder_2_learning_rate": 0.5,
+    "train.learning_rate_pattern": {"mid_block": 0.1},
+    "train.lr_num_cycles": 1,
+    "train.lr_power": 1.0,
+    "photos.caption_lines": "choose",
+    "photos.shuffle_caption": True,
+    "photos.keep_tokens": 1,
+    "photos.caption_tag_dropout_rate": 0.1,
+    "objective.multires_noise_iterations": 6,
+    "objective.multires_noise_discount": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_fingerprints_see_later_settings_only_where_they_change_something(name):
+    group, own = name.split(".")
+    before, after = (
+        load_config(overrides=given).resolve(ADVICE) for given in ({}, {name: LATER[name]})
+    )
+    for within, settings in (("", LoomConfig.flat), (group, lambda c: vars(getattr(c, group)))):
+        asked = name if not within else own
+        assert asked not in use_earlier_names(settings(before), within)
+        assert use_earlier_names(settings(after), within)[asked] == LATER[name]
 
 
 # ------------------------------------------------------------------ words that are allowed

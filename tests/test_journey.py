@@ -15,7 +15,8 @@ from dreamloom.core.errors import (
     PhotoError,
     RunFolderError,
 )
-from dreamloom.core.manifests import read_class_image_set, read_image_set
+from dreamloom.core.events import Event, Note
+from dreamloom.core.manifests import read_class_image_set, read_image_set, read_photo_set
 from dreamloom.data.prompts.packs import read_pack
 from dreamloom.evaluation.scoring import Floor
 from dreamloom.lora.adapter import Adapter, Layer
@@ -142,6 +143,42 @@ def test_another_run_in_the_folder_is_refused_by_its_differences(
         prepare_run(run.path, first, runtime, others)
     drawing_only = load_config(overrides={"base": str(tiny_sdxl), **SMALL, "generate.steps": (9,)})
     prepare_run(run.path, drawing_only, runtime, photos)
+
+
+def test_a_run_from_before_there_were_some_settings_goes_on_without_them(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    first = load_config(overrides={"base": str(tiny_sdxl), **SMALL})
+    run, _, _ = prepare_run(tmp_path / "run", first, runtime, photos)
+    lines = run.settings_file.read_text().splitlines()
+    later = ("text_encoder_2_learning_rate", "lr_num_cycles", "shuffle_caption", "multires_noise")
+    kept = [line for line in lines if not line.startswith(later)]
+    assert len(lines) - len(kept) == 5
+    run.settings_file.write_text("\n".join(kept))
+    prepare_run(run.path, first, runtime, photos)
+    other = load_config(
+        overrides={"base": str(tiny_sdxl), **SMALL, "train.text_encoder_2_learning_rate": 0.5}
+    )
+    with pytest.raises(RunFolderError, match=r"encoder_2_learning_rate is .* there and 0\.5 here"):
+        prepare_run(run.path, other, runtime, photos)
+
+
+def test_lines_of_captions_reach_training_and_are_looked_through_one_by_one(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    (photos / "IMG_0.txt").write_text("a photo of sks dog, red\n\na dog\n")
+    asked = {"base": str(tiny_sdxl), "subject.phrase": "sks dog", **SMALL, "priors.kind": "none"}
+    chosen = load_config(overrides={**asked, "photos.caption_lines": "choose"})
+    run, model, config = prepare_run(tmp_path / "run", chosen, runtime, photos)
+    told: list[Event] = []
+    train_subject(run, model, photos, config, told.append)
+    assert read_photo_set(run.photos).photos[0].caption == "a photo of sks dog, red\na dog"
+    warned = [event.text for event in told if isinstance(event, Note) and event.warning]
+    assert any(text.startswith("1 of 2 captions never name the subject") for text in warned)
+    # The run is known again, and no other reading of its photos is.
+    prepare_run(run.path, chosen, runtime, photos)
+    with pytest.raises(RunFolderError, match="caption_lines is 'choose' there and 'join' here"):
+        prepare_run(run.path, load_config(overrides=asked), runtime, photos)
 
 
 def test_what_is_given_with_resume_is_taken_or_refused_by_name(

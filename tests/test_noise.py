@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dreamloom.core.device import generator_for
 from dreamloom.training.noise import (
     Rng,
+    add_multires_noise,
     draw_noise,
     draw_normal,
     draw_timesteps,
@@ -35,6 +36,7 @@ def draw_all(those):
     noise = draw_noise(those, SHAPE, offset=0.1)
     return [
         noise,
+        add_multires_noise(noise, those, 2, 0.5),
         perturb_noise(noise, those, 0.1),
         draw_normal(those, "posterior", SHAPE),
         *(draw_timesteps(those, 1000, kind) for kind in KINDS),
@@ -122,6 +124,90 @@ def test_perturbed_noise_is_the_noise_and_a_little_more():
     assert perturb_noise(noise.half(), those, 0.1).dtype == torch.float16
     with pytest.raises(ValueError, match="0 or more, got -1"):
         perturb_noise(noise, those, -1.0)
+
+
+def read_pyramid(noise, shrinks, levels, discount):
+    """Sum the levels of one image number by number, each scaled up by hand."""
+    channels, height, width = noise.shape
+    summed = noise.double().clone()
+    for level, (shrink, coarse) in enumerate(zip(shrinks, levels, strict=True)):
+        rows, columns = (max(1, math.floor(side / shrink**level)) for side in (height, width))
+        assert coarse.shape == (channels, rows, columns)
+        for y in range(height):
+            for x in range(width):
+                # The middle of a pixel, between the middles of the coarse ones around it.
+                v = min(max((y + 0.5) * rows / height - 0.5, 0), rows - 1)
+                u = min(max((x + 0.5) * columns / width - 0.5, 0), columns - 1)
+                for row, part_v in ((math.floor(v), 1 - v % 1), (math.ceil(v), v % 1)):
+                    for column, part_u in ((math.floor(u), 1 - u % 1), (math.ceil(u), u % 1)):
+                        own = coarse[:, row, column].double()
+                        summed[:, y, x] += discount**level * part_v * part_u * own
+    mean = summed.mean()
+    return summed / ((summed - mean).square().sum() / (summed.numel() - 1)).sqrt()
+
+
+def test_multires_noise_is_the_sum_of_its_levels():
+    those, (channels, height, width) = rng([False, True], update=4, seed=2), (4, 9, 14)
+    noise = draw_noise(those, (channels, height, width))
+    drawn = add_multires_noise(noise, those, 3, 0.6)
+    for row, purpose in enumerate(["multires noise", "multires noise of class"]):
+        own = generator_for(2, purpose, 4, 0)
+        shrinks, levels = [], []
+        for level in range(3):
+            shrinks.append(2 + 2 * torch.rand((), generator=own, dtype=torch.float64).item())
+            sides = (max(1, math.floor(side / shrinks[-1] ** level)) for side in (height, width))
+            levels.append(torch.randn(1, channels, *sides, generator=own)[0])
+            if 1 in levels[-1].shape[1:]:
+                break
+        expected = read_pyramid(noise[row], shrinks, levels, 0.6)
+        torch.testing.assert_close(drawn[row].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=30)
+@given(
+    iterations=st.integers(1, 12),
+    discount=st.floats(0, 1),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
+def test_multires_noise_has_the_variance_of_noise(iterations, discount, height, width):
+    those = rng([False, True])
+    noise = draw_noise(those, (4, height, width), offset=0.1)
+    drawn = add_multires_noise(noise, those, iterations, discount)
+    assert drawn.shape == noise.shape
+    torch.testing.assert_close(drawn.flatten(1).std(dim=1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_multires_noise_moves_neighbours_together_and_more_with_a_larger_discount():
+    those = rng([False] * 40)
+    noise = draw_noise(those, (4, 16, 16))
+
+    def likeness(discount, iterations=6):
+        drawn = add_multires_noise(noise, those, iterations, discount)
+        near, far = drawn[..., 1:].flatten(), drawn[..., :-1].flatten()
+        return torch.corrcoef(torch.stack([near, far]))[0, 1].item()
+
+    # Without coarser levels the noise is white.
+    assert abs(likeness(0.0)) < 0.02
+    assert abs(likeness(0.8, iterations=1)) < 0.02
+    assert likeness(0.3) < likeness(0.6) < likeness(0.9)
+    assert likeness(0.6) > 0.1
+
+
+def test_without_levels_noise_stays_as_it_is():
+    noise = draw_noise(rng([False]), SHAPE)
+    assert add_multires_noise(noise, rng([False]), 0, 0.3) is noise
+    assert add_multires_noise(noise.half(), rng([False]), 2, 0.3).dtype == torch.float16
+    assert add_multires_noise(draw_noise(rng([]), SHAPE), rng([]), 2, 0.3).shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "discount", "says"),
+    [(-1, 0.3, "0 or more, got -1"), (1, 1.5, "0 to 1, got 1.5"), (1, -0.1, "0 to 1, got -0.1")],
+)
+def test_levels_that_make_no_sense_are_refused(iterations, discount, says):
+    with pytest.raises(ValueError, match=says):
+        add_multires_noise(draw_noise(rng([False]), SHAPE), rng([False]), iterations, discount)
 
 
 # ------------------------------------------------------------------ timesteps

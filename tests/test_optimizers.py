@@ -209,7 +209,7 @@ def test_one_rate_for_all_is_demanded_where_the_optimizer_finds_it():
         with pytest.raises(ConfigError) as caught:
             make_optimizer(name, group_weights(by_role, 1.0, loraplus_lr_ratio=16.0), 0.0)
         assert "given several: down 1, up 16" in caught.value.problem
-        assert "up_rate_ratio of 1" in caught.value.hint
+        assert "adapter.loraplus_lr_ratio at 1" in caught.value.hint
 
 
 def hide(monkeypatch, library):
@@ -301,6 +301,46 @@ def test_each_role_has_its_rate():
     assert all(group["params"] == made[group["role"]] for group in groups)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_single_weights_have_rates_of_their_own_within_their_role(name):
+    """Every weight goes as far as it would with its rate for all."""
+    needs(name)
+    full = usual_rate(name, 0.02)
+
+    def learn_at(rate, own=None, ratio=1.0):
+        made = weights((4, 6), (4, 6), (6, 4), (6, 4), (5,))
+        by_role = [("down", made[:2]), ("up", made[2:4]), ("other", made[4:])]
+        own_rates = {made[number]: rate for number, rate in (own or {}).items()}
+        groups = group_weights(by_role, rate, own_rates=own_rates, loraplus_lr_ratio=ratio)
+        optimizer = make_optimizer(name, groups, weight_decay=0.01)
+        for update in range(3):
+            set_rates(optimizer, rate_factor(update, "linear", 1, 3))
+            for number, weight in enumerate(made):
+                rng = torch.Generator().manual_seed(10 * update + number)
+                weight.grad = torch.randn(weight.shape, generator=rng)
+            optimizer.step()
+        return made
+
+    own = {1: full / 4, 2: full / 4, 4: full / 2}
+    if name in ONE_RATE_OPTIMIZERS:
+        with pytest.raises(ConfigError, match=f"given several: down {full:g}, down {full / 4:g}"):
+            learn_at(full, own)
+        return
+    mixed = learn_at(full, own, ratio=2.0)
+    # The up factors' rates are those of all, or their own, times the ratio.
+    rates = [full, full / 4, full / 4 * 2, full * 2, full / 2]
+    for number, rate in enumerate(rates):
+        torch.testing.assert_close(mixed[number], learn_at(rate)[number], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(mixed[1], learn_at(full)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_own_rates_that_are_those_of_the_role_make_no_further_group():
+    """So that earlier checkpoints fit."""
+    made = weights((2, 2), (2, 2))
+    groups = group_weights([("down", made)], 0.5, own_rates={made[0]: 0.5})
+    assert [group["params"] for group in groups] == [made]
+
+
 def test_one_role_is_one_group_and_an_empty_role_none():
     first, second = weights((2, 2)), weights((3, 3))
     groups = group_weights([("down", first), ("up", []), ("down", second)], 1.0)
@@ -313,7 +353,14 @@ def test_without_other_rates_all_learn_alike():
     assert {group["lr"] for group in group_weights(by_role, 0.3)} == {0.3}
 
 
-@pytest.mark.parametrize("options", [{"loraplus_lr_ratio": 0.0}, {"text_rate": -1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loraplus_lr_ratio": 0.0},
+        {"text_rate": -1.0},
+        {"own_rates": {Parameter(torch.zeros(1)): -1.0}},
+    ],
+)
 def test_rates_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         group_weights([("down", weights((2, 2)))], 1.0, **options)
@@ -349,6 +396,37 @@ def test_rates_halfway():
         0.5 * (1 + math.cos(math.pi * 39 / 40))
     )
     assert at("cosine_restarts", 60, cycles=2) == 1.0
+
+
+@given(cycles=st.integers(1, 120), warmup=st.integers(0, 5), length=st.integers(1, 120))
+def test_every_fall_with_restarts_begins_at_the_full_rate(cycles, warmup, length):
+    factors = [
+        rate_factor(warmup + n, "cosine_restarts", warmup, warmup + length, cycles=cycles)
+        for n in range(length)
+    ]
+    assert [factors[n] for n in range(length) if n * cycles % length == 0] == [
+        1.0 for n in range(length) if n * cycles % length == 0
+    ]
+    if length % cycles == 0:
+        fall = length // cycles
+        plain = [rate_factor(n, "cosine", 0, fall) for n in range(fall)]
+        assert factors == pytest.approx(plain * cycles, abs=1e-9)
+
+
+def test_rounding_would_lose_a_restart():
+    """What is asked above can fail: 49 times a 49th is not quite 1."""
+    assert 1 / 49 * 49 % 1 != 0
+    assert rate_factor(1, "cosine_restarts", 0, 49, cycles=49) == 1.0
+
+
+@given(power=st.floats(0.1, 5), length=st.integers(2, 60))
+def test_the_polynomials_power_is_the_slope_of_its_logarithm(power, length):
+    for update in range(1, length):
+        left = (length - update) / length
+        factor = rate_factor(update, "polynomial", 0, length, power=power)
+        assert math.log(factor) == pytest.approx(power * math.log(left), rel=1e-9)
+    linear = [rate_factor(n, "linear", 0, length) for n in range(length)]
+    assert linear == [rate_factor(n, "polynomial", 0, length, power=1.0) for n in range(length)]
 
 
 # ------------------------------------------------------------------ averages

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFilter
 
 from dreamloom.core.errors import PhotoError
@@ -23,6 +25,7 @@ from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import open_upright
 from dreamloom.data.photos.check import check_photos, judge_captions
 from dreamloom.data.photos.companions import find_companions
+from dreamloom.data.photos.metadata import tidy_lines
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -692,6 +695,40 @@ def test_a_text_beside_a_photo_is_its_caption(folder, run):
         fingerprint_photos(folder, 64)
 
 
+@pytest.mark.parametrize("inside", ["file", "metadata"])
+def test_lines_of_a_caption_are_joined_unless_each_is_one(folder, run, inside):
+    text = "pixel,  a dog\n\n a dog, pixel \n"
+    if inside == "file":
+        (folder / "IMG_1.txt").write_text(text, encoding="utf-8")
+    else:
+        tell(folder, {"file_name": "IMG_1.jpg", "text": text})
+    (folder / "IMG_2.txt").write_text(" one   line\n", encoding="utf-8")
+    joined = load_photos(folder, run, 64)
+    captions = [photo.caption for photo in joined.photos]
+    assert captions[1:3] == ["pixel, a dog a dog, pixel", "one line"]
+    told = any(note.startswith("1 caption has several lines") for note in joined.notes)
+    assert told == (inside == "file")
+    kept = load_photos(folder, run, 64, keep_lines=True)
+    assert [photo.caption for photo in kept.photos][1:3] == [
+        *("pixel, a dog\na dog, pixel", "one line")
+    ]
+    assert not any("several lines" in note for note in kept.notes)
+    assert kept.fingerprint == fingerprint_photos(folder, 64, keep_lines=True)
+    assert joined.fingerprint == fingerprint_photos(folder, 64) != kept.fingerprint
+
+
+def test_of_captions_of_one_line_the_fingerprint_is_always_the_same(folder, run):
+    """So that a run is known again."""
+    (folder / "IMG_1.txt").write_text("pixel, a dog\n", encoding="utf-8")
+    assert fingerprint_photos(folder, 64) == fingerprint_photos(folder, 64, keep_lines=True)
+
+
+@given(st.text("ab \t\n\r\x0b\x0c\x1c\x85\u2028", max_size=12))
+def test_joined_lines_are_the_words_with_spaces_between(text):
+    """As captions were always read."""
+    assert " ".join(tidy_lines(text).splitlines()) == " ".join(text.split())
+
+
 # Shapes
 
 
@@ -1314,6 +1351,8 @@ def test_what_was_understood_is_told(folder, run):
         (["", ""], 0),
         (["a person", "a photo of rraj person"], 1),
         (["rrajesh in the snow", "[trigger]"], 2),
+        # Each line of several is a caption.
+        (["a photo of rraj person\na person"], 1),
     ],
 )
 def test_captions_that_never_name_the_subject_are_counted(captions, unnamed):

@@ -96,6 +96,8 @@ class Reference:
         )
         latents = latents * vae.config.scaling_factor
         noise = torch.randn(shape, generator=self.rng("noise", sample))[None]
+        if self.config.objective.multires_noise_iterations:
+            noise = self.add_levels(noise, self.rng("multires noise", sample))
         timestep = torch.randint(1000, (1,), generator=self.rng("timestep", sample))
         noisy = self.schedule.add_noise(latents, noise, timestep)
         target = noise
@@ -111,6 +113,20 @@ class Reference:
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
         kept = self.schedule.alphas_cumprod[timestep].item()
         return (guess - target).square().mean().item(), kept / (1 - kept)
+
+    def add_levels(self, noise: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        levels = self.config.objective.multires_noise_iterations
+        discount = self.config.objective.multires_noise_discount
+        side = noise.shape[-1]
+        scale = torch.nn.Upsample(size=(side, side), mode="bilinear")
+        for level in range(levels):
+            shrink = 2 + 2 * torch.rand((), generator=rng, dtype=torch.float64).item()
+            coarse = max(1, int(side / shrink**level))
+            drawn = torch.randn(1, noise.shape[1], coarse, coarse, generator=rng)
+            noise = noise + discount**level * scale(drawn)
+            if coarse == 1:
+                break
+        return noise / noise.std()
 
     def predict(self, pipeline, noisy, timestep, prompt, time_ids) -> torch.Tensor:
         tokens, zeros, pooled, zero = pipeline.encode_prompt(
@@ -153,6 +169,7 @@ def test_the_loss_is_the_one_of_the_equations(
         train__batch_priors=batch,
         train__prior_weight=0.7,
         objective__weighting=weighting,
+        objective__multires_noise_iterations=6 if kind == "none" else 0,
     )
     priors = studio.priors if config.priors.kind == "generated" else None
     batches = make_lesson(studio.model, studio.photos, priors, config)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dreamloom.core.config.settings import LoomConfig
+from dreamloom.core.distributed import join_processes
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError, TrainingError
 from dreamloom.core.events import (
     Event,
@@ -24,6 +25,7 @@ from dreamloom.core.run_folder import RunFolder, file_sha256
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import AdapterSpec, Latents, Model
+from dreamloom.training.provenance import name_inputs
 from dreamloom.training.train import _begin_from, check_training, train_adapter
 from studio_set import claimed, compute_loss, make_lesson, small_config
 
@@ -102,6 +104,68 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [event.update for event in told if isinstance(event, LossLogged)] == [4]
     assert equal(whole, resumed)
     assert not any(run.checkpoints.iterdir())
+
+
+VARIED = {
+    "train__text_learning_rate": 2e-3,
+    "train__text_encoder_2_learning_rate": 5e-4,
+    "train__learning_rate_pattern": {"attn2": 5e-3},
+    "train__lr_scheduler": "cosine_restarts",
+    "train__lr_num_cycles": 2,
+    "photos__caption_lines": "choose",
+    "photos__shuffle_caption": True,
+    "photos__caption_tag_dropout_rate": 0.3,
+    "objective__multires_noise_iterations": 4,
+}
+
+
+@pytest.mark.parametrize("trains_text", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_stopped_run_of_several_rates_and_varied_captions_goes_on_to_the_same_weights(
+    trains_text: bool, model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    captioned = tuple(
+        photo.model_copy(update={"caption": f"a rraj person, red, {number}\nrraj, hat, smiling"})
+        for number, photo in enumerate(sets[0].photos)
+    )
+    photos = sets[0].model_copy(update={"photos": captioned})
+    config = small_config(
+        model,
+        adapter__text_encoders=trains_text,
+        priors__kind="none",
+        train__steps=2,
+        **VARIED,
+    )
+    whole, _ = train(tmp_path / "whole", model, (photos, None), config)
+    run = claimed(tmp_path / "stopped")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, LossLogged) and event.update == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingError, match="Stopped after update"):
+        train_adapter(run, model, photos, None, config, interrupt)
+    resumed, _ = train(run.path, model, (photos, None), config)
+    assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_a_run_of_other_rates_captions_or_noise_is_another_run(
+    name: str, model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
+    plain, changed = small_config(model), small_config(model, **{name: VARIED[name]})
+    one, other = (
+        name_inputs(model, *sets, config, join_processes()) for config in (plain, changed)
+    )
+    assert {key for key in one if one[key] != other[key]} == {"settings"}
+
+
+def test_settings_that_came_later_leave_earlier_runs_known(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet]
+) -> None:
+    config = small_config(model, train__learning_rate=1e-3)
+    inputs = name_inputs(model, *sets, config, join_processes())
+    # Computed before there were rates by layer, varied captions and multires noise.
+    assert inputs["settings"] == "d95a75585fe8222f888b822294b9146721700a2010730c0dc541de2b4ec494b6"
 
 
 def test_the_mean_loss_of_a_resumed_run_counts_the_whole_run(
@@ -284,7 +348,12 @@ def test_validation_repeats_and_is_of_photos_that_are_not_trained_on(
     assert first == again
     assert all(event.held_out for event in first)
     # What makes training robust does not blur what it is measured by.
-    other = validations("c", objective__noise_offset=0.3, objective__weighting="min_snr")
+    other = validations(
+        "c",
+        objective__noise_offset=0.3,
+        objective__multires_noise_iterations=4,
+        objective__weighting="min_snr",
+    )
     assert other[0] == first[0]
     assert other[1].loss != first[1].loss
 

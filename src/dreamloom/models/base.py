@@ -102,10 +102,13 @@ class WeightGroup:
             them and the weights of other kinds; with ``text`` the same in the text encoders;
             ``tokens`` are the embeddings of new words.
         parameters: The weights; their order is the same for equal specs.
+        layers: The name of each one's layer, as ``unet.mid_block.attentions.0.proj_in``; none
+            where they belong to no layer.
     """
 
     role: WeightRole
     parameters: tuple[Parameter, ...]
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

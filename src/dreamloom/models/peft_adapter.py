@@ -144,6 +144,7 @@ class AttachedAdapter:
 
     def _group_weights(self) -> list[WeightGroup]:
         kinds = {".lora_A.": "down", ".lora_B.": "up", "": "other"}
+        layers = {weight: name for name, one in self._adapted() for weight in one.parameters()}
         groups: dict[Any, list[nn.Parameter]] = {
             role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
         }
@@ -152,7 +153,11 @@ class AttachedAdapter:
                 if weight.requires_grad:
                     kind = next(kind for mark, kind in kinds.items() if mark in name)
                     groups[kind if component == "unet" else f"text {kind}"].append(weight)
-        return [WeightGroup(role, tuple(weights)) for role, weights in groups.items() if weights]
+        return [
+            WeightGroup(role, tuple(weights), tuple(layers[weight] for weight in weights))
+            for role, weights in groups.items()
+            if weights
+        ]
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:

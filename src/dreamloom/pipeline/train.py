@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from dreamloom.core.config.aliases import is_as_before
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
@@ -85,7 +86,10 @@ def name_differences(old: LoomConfig, new: LoomConfig) -> list[str]:
     return [
         f"{name} is {before[name]!r} there and {after[name]!r} here"
         for name in after
-        if before.get(name) != after[name] and not name.startswith(NOT_TRAINED)
+        if before.get(name) != after[name]
+        and not name.startswith(NOT_TRAINED)
+        # A run that was begun before there was such a setting does not name it.
+        and not (is_as_before(name, before) and is_as_before(name, after))
     ]
 
 
@@ -176,7 +180,7 @@ def prepare_run(
             runtime = pick_runtime(config.device, config.precision)
     run.refuse_other_folders()
     check_names(config)
-    captions = _read_captions(run, photos_folder)
+    captions = _read_captions(run, photos_folder, config)
     check_class_images(photos_folder, config)
     check_held_out(photos_folder, config)
     for note in describe_words(config):
@@ -196,20 +200,23 @@ def prepare_run(
         return open_run(out, resolve_defaults(fitted.lasting, model)), model, config
 
 
-def _read_captions(run: RunFolder, folder: Path) -> list[str]:
+def _read_captions(run: RunFolder, folder: Path, config: LoomConfig) -> list[str]:
     """Read every photo of a new run through to its end, before anything is made of it."""
     if (run.photos / MANIFEST).is_file():
         return [photo.caption for photo in read_photo_set(run.photos).photos]
     with TemporaryDirectory() as scratch:
-        return [
-            photo.caption for photo in load_photos(folder, RunFolder(scratch), _GLANCE_PX).photos
-        ]
+        keep_lines = config.photos.chooses_lines
+        glance = load_photos(folder, RunFolder(scratch), _GLANCE_PX, keep_lines=keep_lines)
+        return [photo.caption for photo in glance.photos]
 
 
 def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model: Model) -> None:
     if not (run.photos / MANIFEST).is_file():
         return
-    new = fingerprint_photos(folder, *_name_crops(config, model))
+    # As the run reads captions; another reading is named with the other settings that differ.
+    known = load_config(file=run.settings_file) if run.settings_file.is_file() else config
+    keep_lines = known.photos.chooses_lines
+    new = fingerprint_photos(folder, *_name_crops(config, model), keep_lines=keep_lines)
     if read_photo_set(run.photos).fingerprint != new:
         raise RunFolderError(
             f"{run.path} already holds another run: its photos are not those in {folder}.",
@@ -237,9 +244,17 @@ def train_subject(
         # The first process prepares; the others then find everything done.
         with processes.main_first():
             side_px, shape, step_px = _name_crops(config, model)
-            photos = load_photos(photos_folder, run, side_px, observe, shape=shape, step_px=step_px)
+            photos = load_photos(
+                photos_folder,
+                run,
+                side_px,
+                observe,
+                shape=shape,
+                step_px=step_px,
+                keep_lines=config.photos.chooses_lines,
+            )
         captions = [photo.caption for photo in photos.photos]
-        for text in judge_captions(captions, config.subject.phrase, _taught_words(config)):
+        for text in judge_captions(captions, config.subject.phrase, config.taught_words()):
             observe(Note("photos", text, warning=True))
         drawn = config.priors.kind == "generated" and config.train.prior_weight > 0
         if drawn and processes.count > 1:
@@ -254,13 +269,6 @@ def train_subject(
             else None
         )
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
-
-
-def _taught_words(config: LoomConfig) -> list[str]:
-    """The words that training teaches: what the subject's phrase adds to its class noun."""
-    noun = config.subject.class_noun.lower().split()
-    words = [word for word in config.subject.phrase.split() if word.lower() not in noun]
-    return [*(words or [config.subject.phrase]), *config.adapter.placeholder_tokens]
 
 
 def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreImages:

@@ -25,6 +25,7 @@ from dreamloom.core.manifests import ClassImageSet, Photo, PhotoSet
 from dreamloom.data.buckets import list_places, mirror_left, place_crop
 from dreamloom.data.image_io import open_upright, to_tensor
 from dreamloom.models.base import Conditioning, Framing, Latents, Model
+from dreamloom.training.caption_variants import AS_WRITTEN, CaptionPlan, list_lines, list_variants
 from dreamloom.training.latent_cache import LatentStore
 
 # Batches whose prompts are remembered beside each other; without captions there is one.
@@ -46,6 +47,8 @@ class Sample:
         number: Its number among all pictures of its kind in this update, over all processes and
             accumulated batches: noise and timestep depend on it, not on its place in a batch.
         drops_caption: Whether it is trained without its prompt this time.
+        round: How often a photo was drawn before, which decides how its prompt is varied; None
+            for a prompt as it was written.
     """
 
     kind: SampleKind
@@ -53,6 +56,7 @@ class Sample:
     place: CropPlace
     number: int
     drops_caption: bool = False
+    round: int | None = None
 
     @property
     def is_prior(self) -> bool:
@@ -93,12 +97,14 @@ class BatchPlan:
         flip: Whether photos are mirrored at random.
         held_out: How many photos, from the end of the list, are not trained on.
         caption_dropout: The share of pictures that are trained without their prompt.
+        captions: How photos' prompts are varied.
     """
 
     seed: int
     flip: bool = False
     held_out: int = 0
     caption_dropout: float = 0.0
+    captions: CaptionPlan = AS_WRITTEN
 
 
 @dataclass(frozen=True)
@@ -149,11 +155,30 @@ class TrainingBatches:
     _by_prompts: dict[tuple[str, ...], Conditioning] = field(default_factory=dict)
 
     @cached_property
-    def texts(self) -> tuple[str, ...]:
-        """Every prompt that is trained with, once."""
-        captions = (photo.caption for photo in (*self.photos, *self.held_out) if photo.caption)
+    def written_texts(self) -> tuple[str, ...]:
+        """Every prompt as it was written, once."""
+        captions = (
+            line
+            for photo in (*self.photos, *self.held_out)
+            for line in list_lines(photo.caption or self.prompts[0], self.plan.captions)
+        )
         none = ("",) if self.plan.caption_dropout else ()
         return tuple(dict.fromkeys([*self.prompts, *captions, *self.prior_prompts, *none]))
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt that is trained or validated with, once."""
+        varied = (text for variants in self.variants for text in variants)
+        return tuple(dict.fromkeys([*self.written_texts, *varied]))
+
+    @cached_property
+    def variants(self) -> tuple[tuple[str, ...], ...]:
+        """What each photo is trained with in its rounds; see `list_variants`."""
+        plan = self.plan
+        return tuple(
+            list_variants(photo.caption or self.prompts[0], plan.captions, plan.seed, number)
+            for number, photo in enumerate(self.photos)
+        )
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts: anew while they are being trained, else once for the whole run."""
@@ -188,7 +213,7 @@ class TrainingBatches:
             len(self.photos), update, share.photos, share, seed, "photos"
         ):
             place = choose_place(self.photos[photo], grid_px, self.plan, photo, round_)
-            samples.append(Sample("photo", photo, place, number))
+            samples.append(Sample("photo", photo, place, number, round=round_))
         if self.priors and share.priors:
             numbers = draw_numbers(
                 len(self.priors), update, share.priors, share, seed, "class images"
@@ -312,7 +337,11 @@ class TrainingBatches:
             return ""
         if sample.is_prior:
             return self.prior_prompts[sample.picture]
-        return self._photo(sample).caption or self.prompts[0]
+        if sample.round is None:
+            written = self._photo(sample).caption or self.prompts[0]
+            return list_lines(written, self.plan.captions)[0]
+        variants = self.variants[sample.picture]
+        return variants[sample.round % len(variants)]
 
     def _frame(self, sample: Sample) -> Framing:
         if sample.kind == "class image":

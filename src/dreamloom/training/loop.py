@@ -169,7 +169,10 @@ def _validate(
     held-out ones, where there are any.
     """
     model, batches, config = context.model, context.batches, context.config
-    robust = {"noise_offset": 0.0, "input_perturbation": 0.0, "weighting": "none", "loss": "l2"}
+    robust = {
+        **{"noise_offset": 0.0, "multires_noise_iterations": 0, "input_perturbation": 0.0},
+        **{"weighting": "none", "loss": "l2"},
+    }
     plain = config.model_copy(
         update={
             "objective": config.objective.model_copy(update=robust),

@@ -54,5 +54,7 @@ def rate_factor(
     if schedule == "polynomial":
         return float((1 - done) ** power)
     if schedule == "cosine_restarts":
+        if (update - warmup) * cycles % max(1, updates - warmup) == 0:
+            return 1.0  # Rounding must not make the end of a fall of a restart.
         done = done * cycles % 1
     return 0.5 * (1 + math.cos(math.pi * done))

@@ -102,10 +102,12 @@ def make_optimizer(
         if group["params"]
     ]
     if name in ONE_RATE_OPTIMIZERS and len({group["lr"] for group in ready}) > 1:
-        rates = ", ".join(f"{group['role']} {group['lr']:g}" for group in ready)
+        rates = ", ".join(dict.fromkeys(f"{group['role']} {group['lr']:g}" for group in ready))
         raise ConfigError(
             f"{name} finds one learning rate for all weights, but was given several: {rates}.",
-            "Use the same rate everywhere (1 is usual) and an up_rate_ratio of 1.",
+            "Set the same rate everywhere (1 is usual): leave train.learning_rate_pattern, "
+            "train.text_learning_rate and train.text_encoder_2_learning_rate out, and "
+            "adapter.loraplus_lr_ratio at 1.",
         )
     if name == "muon":
         ready = _split_for_muon(ready)
@@ -253,22 +255,26 @@ def group_weights(
     rate: float,
     *,
     text_rate: float | None = None,
+    own_rates: Mapping[Parameter, float] | None = None,
     token_rate: float | None = None,
     loraplus_lr_ratio: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Give each kind of weights its learning rate.
+    """Give each kind of weights its learning rate, and single weights another where asked.
 
     Args:
         weights_by_role: Roles (``down``, ``up``, ``other``, the same after ``text ``, ``tokens``)
             with their weights. A role may come more than once.
         rate: Learning rate of the denoiser's weights.
         text_rate: That of the text encoders' weights; None takes ``rate``.
+        own_rates: The rates of single weights, which go before those of their role.
         token_rate: That of new words' embeddings; None takes ``rate``.
         loraplus_lr_ratio: How many times faster the up factors learn than the others (LoRA+); 1 for
-            the same, 16 in the paper for language models.
+            the same, 16 in the paper for language models. It multiplies rates of single weights,
+            too.
 
     Returns:
-        For each role that has weights ``params``, ``lr`` and ``role``, in the order given.
+        For each role, and each rate within it, that has weights ``params``, ``lr`` and ``role``, in
+        the order given.
 
     Raises:
         ValueError: If a rate is negative or the ratio not above 0.
@@ -277,15 +283,19 @@ def group_weights(
         LoRA+, Hayou et al. (arXiv:2402.12354), section 4.
     """
     if loraplus_lr_ratio <= 0:
-        raise ValueError(f"up_rate_ratio must be above 0, got {loraplus_lr_ratio}")
+        raise ValueError(f"loraplus_lr_ratio must be above 0, got {loraplus_lr_ratio}")
     text_rate = rate if text_rate is None else text_rate
     token_rate = rate if token_rate is None else token_rate
-    if min(rate, text_rate, token_rate) < 0:
-        raise ValueError(f"rates must be 0 or more, got {rate}, {text_rate} and {token_rate}")
-    groups: dict[str, dict[str, Any]] = {}
+    own_rates = own_rates or {}
+    if min(rate, text_rate, token_rate, *own_rates.values()) < 0:
+        given = [rate, text_rate, token_rate, *dict.fromkeys(own_rates.values())]
+        raise ValueError(f"rates must be 0 or more, got {', '.join(map(str, given))}")
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
     for role, weights in weights_by_role:
-        own = token_rate if role == "tokens" else text_rate if role.startswith("text ") else rate
-        own *= loraplus_lr_ratio if role.endswith("up") else 1.0
-        group = groups.setdefault(role, {"params": [], "lr": own, "role": role})
-        group["params"] += weights
-    return [group for group in groups.values() if group["params"]]
+        shared = token_rate if role == "tokens" else text_rate if role.startswith("text ") else rate
+        ratio = loraplus_lr_ratio if role.endswith("up") else 1.0
+        for weight in weights:
+            own = own_rates.get(weight, shared) * ratio
+            group = groups.setdefault((role, own), {"params": [], "lr": own, "role": role})
+            group["params"].append(weight)
+    return list(groups.values())

@@ -19,6 +19,8 @@ from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
 _FREE = {"checkpointing_steps", "compile", "init_adapter"}
+# How a photo's prompt is varied; how photos are cut is part of their own fingerprint.
+_CAPTIONS = {"caption_lines", "shuffle_caption", "keep_tokens", "caption_tag_dropout_rate"}
 # The name of the adapter that a training began from, among its inputs.
 INIT_ADAPTER = "adapter to begin from"
 
@@ -32,6 +34,7 @@ def name_inputs(
 ) -> dict[str, str]:
     """Fingerprint everything that the adapter depends on, by name."""
     init_adapter = config.train.init_adapter
+    captions = use_earlier_names(config.photos.model_dump(include=_CAPTIONS), "photos")
     return {
         "base": model.identity.fingerprint,
         "photos": photos.fingerprint,
@@ -42,9 +45,10 @@ def name_inputs(
         "settings": fingerprint(
             use_earlier_names(config.train.model_dump(exclude=_FREE), "train"),
             use_earlier_names(config.adapter.model_dump(), "adapter"),
-            config.objective.model_dump(),
+            use_earlier_names(config.objective.model_dump(), "objective"),
             config.photos.flip,
             config.validation.held_out_photos,
+            *([captions] if captions else []),
             *config.memory.changes_results,
         ),
         "seed": str(config.seed),
@@ -121,13 +125,18 @@ def sign(
 def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> dict[str, str]:
     """Tell of the training in the header entries of kohya's trainer, by which tools list a file."""
     train, side = config.train, photos.resolution_px
-    own = [photo.caption or config.photo_prompt() for photo in photos.photos]
+    own = [(photo.caption or config.photo_prompt()).replace("\n", ", ") for photo in photos.photos]
+    text_rates = [train.text_learning_rate, train.text_encoder_2_learning_rate]
+    if text_rates[0] == text_rates[1]:
+        del text_rates[1]
     told = {
         "ss_steps": train.steps,
         "ss_max_train_steps": train.steps,
         "ss_learning_rate": train.learning_rate,
         "ss_unet_lr": train.learning_rate,
-        "ss_text_encoder_lr": train.text_learning_rate if config.adapter.text_encoders else None,
+        "ss_text_encoder_lr": ", ".join(map(str, text_rates))
+        if config.adapter.text_encoders
+        else None,
         "ss_optimizer": train.optimizer,
         "ss_lr_scheduler": train.lr_scheduler,
         "ss_lr_warmup_steps": train.warmup_steps,
@@ -135,6 +144,11 @@ def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> d
         "ss_max_grad_norm": train.max_grad_norm,
         "ss_prior_loss_weight": train.prior_weight,
         "ss_noise_offset": config.objective.noise_offset,
+        "ss_multires_noise_iterations": config.objective.multires_noise_iterations or None,
+        "ss_multires_noise_discount": config.objective.multires_noise_discount,
+        "ss_shuffle_caption": config.photos.shuffle_caption,
+        "ss_keep_tokens": config.photos.keep_tokens,
+        "ss_caption_tag_dropout_rate": config.photos.caption_tag_dropout_rate,
         "ss_zero_terminal_snr": config.objective.zero_terminal_snr,
         "ss_mixed_precision": model.runtime.name.rpartition(" ")[2],
         "ss_resolution": f"({side}, {side})",

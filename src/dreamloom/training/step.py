@@ -21,7 +21,14 @@ from dreamloom.training.losses import (
     subject_weights,
     timestep_weights,
 )
-from dreamloom.training.noise import Rng, draw_noise, draw_normal, draw_timesteps, perturb_noise
+from dreamloom.training.noise import (
+    Rng,
+    add_multires_noise,
+    draw_noise,
+    draw_normal,
+    draw_timesteps,
+    perturb_noise,
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,12 @@ def measure_batch(
     shape = (channels, height, width)
     drawn = send(draw_normal(rng, "posterior", shape), device)
     latents = batch.latents.mean + batch.latents.deviation * drawn
-    noise = draw_noise(rng, shape, settings.noise_offset)
+    noise = add_multires_noise(
+        draw_noise(rng, shape, settings.noise_offset),
+        rng,
+        settings.multires_noise_iterations,
+        settings.multires_noise_discount,
+    )
     mixed = perturb_noise(noise, rng, settings.input_perturbation)
     noise, mixed = send(noise, device), send(mixed, device)
     timesteps = send(

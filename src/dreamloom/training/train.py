@@ -30,6 +30,7 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model, WeightGroup
 from dreamloom.models.session import refuse_other_base
 from dreamloom.training.batches import BatchPlan, prepare_batches
+from dreamloom.training.caption_variants import CaptionPlan
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
 from dreamloom.training.loop import TrainContext, list_samples, run_training_loop, tail_mean
@@ -145,8 +146,16 @@ def train_adapter(
 
 def plan_batches(config: LoomConfig) -> BatchPlan:
     """Read from resolved settings how pictures are drawn and cropped."""
+    photos = config.photos
+    captions = CaptionPlan(
+        choose_line=photos.chooses_lines,
+        shuffle=photos.shuffle_caption,
+        keep_tokens=photos.keep_tokens,
+        tag_dropout=photos.caption_tag_dropout_rate,
+        words=tuple(config.taught_words()),
+    )
     held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
-    return BatchPlan(config.seed, config.photos.flip, held_out, dropout)
+    return BatchPlan(config.seed, photos.flip, held_out, dropout, captions)
 
 
 def _announce(config: LoomConfig, observe: Observer) -> None:
@@ -279,7 +288,7 @@ def _begin_from(file: str, model: Model, config: LoomConfig) -> None:
 def _note_prompts(context: TrainContext) -> None:
     """Tell of prompts and captions that are long, or written for other programs."""
     config = context.config
-    prompts = [*context.batches.texts]
+    prompts = [*context.batches.written_texts]
     if config.validation.every:
         phrase = config.subject.phrase
         prompts += [text.replace("{subject}", phrase) for text in config.validation.prompts]

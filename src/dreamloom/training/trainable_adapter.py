@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from dreamloom.core.config.settings import LoomConfig
+from dreamloom.core.config.settings import LoomConfig, TrainConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer
 from dreamloom.models.base import WeightGroup
+from dreamloom.models.target_modules import assign_by_pattern
 from dreamloom.training.checkpoints import Stateful
 from dreamloom.training.ema import EmaWeights, weights_to_use
 from dreamloom.training.flat_adamw import FlatAdamW
@@ -64,6 +65,7 @@ class TrainableAdapter:
             [(one.role, one.parameters) for one in weights],
             float(settings.learning_rate),
             text_rate=float(settings.text_learning_rate),
+            own_rates=assign_rates(weights, settings),
             token_rate=float(settings.token_learning_rate),
             loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
         )
@@ -99,7 +101,14 @@ class TrainableAdapter:
     def set_rates(self, update: int) -> None:
         """Set the learning rates of one update."""
         settings = self._settings
-        factor = rate_factor(update, self._schedule, settings.warmup_steps, settings.steps)
+        factor = rate_factor(
+            update,
+            self._schedule,
+            settings.warmup_steps,
+            settings.steps,
+            cycles=settings.lr_num_cycles,
+            power=settings.lr_power,
+        )
         set_rates(self.optimizer, factor)
         self._rate = float(settings.learning_rate) * factor
 
@@ -191,3 +200,26 @@ class TrainableAdapter:
         """Use the weights as they would be saved now: the average, where there is one."""
         with weights_to_use(self.optimizer, self.average):
             yield
+
+
+def assign_rates(weights: Sequence[WeightGroup], settings: TrainConfig) -> dict[Parameter, float]:
+    """Say which weights learn at other rates than their kind, and how fast (before LoRA+).
+
+    Raises:
+        ConfigError: If a pattern matches no layer that changes.
+    """
+    layers = {
+        weight: layer
+        for group in weights
+        for weight, layer in zip(group.parameters, group.layers, strict=False)
+    }
+    rates = {}
+    second = settings.text_encoder_2_learning_rate
+    if second not in ("auto", settings.text_learning_rate):
+        rates = dict.fromkeys(
+            (weight for weight, layer in layers.items() if layer.startswith("text_encoder_2.")),
+            float(second),
+        )
+    patterns = settings.learning_rate_pattern
+    by_layer = assign_by_pattern(patterns, layers.values(), "train.learning_rate_pattern")
+    return rates | {w: by_layer[layer] for w, layer in layers.items() if layer in by_layer}

@@ -42,8 +42,20 @@ _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
     "train.prior_target": ("images", "auto"),
+    "train.text_encoder_2_learning_rate": ("auto",),
+    "train.learning_rate_pattern": ({},),
+    "train.lr_num_cycles": (3,),
+    "train.lr_power": (2.0,),
     "priors.prompts": ((), [], "auto"),
+    "photos.caption_lines": ("join",),
+    "photos.shuffle_caption": (False,),
+    "photos.keep_tokens": (0,),
+    "photos.caption_tag_dropout_rate": (0.0,),
+    "objective.multires_noise_iterations": (0,),
+    "objective.multires_noise_discount": (0.3,),
 }
+# Settings that came later, with those that did for both until then: alike, they say nothing new.
+_PARTED = {"train.text_encoder_2_learning_rate": "train.text_learning_rate"}
 
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}
 
@@ -94,10 +106,23 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
         group: That group, such as ``train``.
     """
     within = f"{group}." if group else ""
+    by_full_name = {within + name: value for name, value in values.items()}
     return {
         _EARLIER.get(within + name, name).removeprefix(within): (
             "peft" if within + name == "adapter.format" else value
         )
         for name, value in values.items()
-        if value not in _LATER.get(within + name, ())
+        if not is_as_before(within + name, by_full_name)
     }
+
+
+def is_as_before(name: str, values: Mapping[str, Any]) -> bool:
+    """Say whether a setting came later and means what was done without it.
+
+    Args:
+        name: Its dotted name.
+        values: Settings by dotted name, this one among them.
+    """
+    return values[name] in _LATER.get(name, ()) or (
+        name in _PARTED and values[name] == values.get(_PARTED[name])
+    )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import string
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +13,12 @@ from pydantic import (
     model_validator,
 )
 
+from dreamloom.core.config.phrases import (
+    ClassPrompt,
+    SubjectPrompt,
+    SubjectWords,
+    refuse_blanks,
+)
 from dreamloom.core.toml_files import NONE, Section
 
 Auto = Literal["auto"]
@@ -37,60 +39,16 @@ def _check_order(given: tuple[float, float]) -> tuple[float, float]:
 _Part = Annotated[tuple[_Share, _Share], AfterValidator(_check_order)]
 
 
-def _check_blanks(allowed: str, text: str) -> str:
-    """Let a prompt be filled in later: it may hold one word in braces, and no other."""
-    if not text.strip():
-        raise ValueError("it is blank")
-    try:
-        parsed = list(string.Formatter().parse(text))
-    except ValueError:
-        raise ValueError(
-            f"a brace is alone; the only word in braces may be {{{allowed}}}"
-        ) from None
-    for _, name, form, conversion in parsed:
-        if name is not None and (name, form or "", conversion) != (allowed, "", None):
-            typed = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-            raise ValueError(
-                f"{{{typed}}} means nothing; the only word in braces may be {{{allowed}}}"
-            )
-    return text
-
-
-def _refuse_blanks(text: str) -> str:
-    if "{" in text or "}" in text:
-        raise ValueError("nothing may be in braces; write the words themselves")
-    return text
-
-
-def _check_words(text: str) -> str:
-    """Let a phrase stand in prompts: it says something, and has no blank of its own."""
-    if not text.strip():
-        raise ValueError("it is blank")
-    for word in re.findall(r"\{\s*(\w+)\s*\}", text):
-        if difflib.get_close_matches(word, ("subject", "class_noun"), cutoff=0.75):
-            raise ValueError(f"{{{word}}} is for prompts, and this is what stands for it there")
-    return text
-
-
-_Words = Annotated[str, Field(min_length=1), AfterValidator(_check_words)]
-
-
-_SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
-
-
-_ClassPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))]
-
-
 class SubjectConfig(Section):
     """Who or what is taught, and in which words."""
 
-    phrase: _Words = "rraj person"
+    phrase: SubjectWords = "rraj person"
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
-    class_noun: _Words = "person"
+    class_noun: SubjectWords = "person"
     """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
-    photo_prompt: _SubjectPrompt = "a photo of {subject}"
+    photo_prompt: SubjectPrompt = "a photo of {subject}"
     """The prompt each photo is trained with; {subject} stands for the phrase."""
-    class_prompt: _ClassPrompt = "a photo of a {class_noun}"
+    class_prompt: ClassPrompt = "a photo of a {class_noun}"
     """The prompt of the class images; {class_noun} stands for the noun."""
 
     @model_validator(mode="wrap")
@@ -113,7 +71,12 @@ class SubjectConfig(Section):
 
 
 class PhotosConfig(Section):
-    """How photos are read."""
+    """How photos and their captions are read."""
+
+    @property
+    def chooses_lines(self) -> bool:
+        """Whether each line of a caption file is a caption of its own."""
+        return self.caption_lines == "choose"
 
     resolution_px: Auto | Annotated[int, Field(ge=8)] = "auto"
     """Side of the square that is trained on; auto takes the base model's own."""
@@ -121,6 +84,15 @@ class PhotosConfig(Section):
     """Crops are squares, or as near to the photo's own shape as buckets of the same area allow."""
     flip: bool = False
     """Mirror photos at random. Off by default: faces are not symmetric."""
+    caption_lines: Literal["join", "choose"] = "join"
+    """A caption file of several lines is one caption, or each line is one, of which one is chosen
+    each time the photo is drawn."""
+    shuffle_caption: bool = False
+    """Put the tags of photos' prompts, which commas part, in another order each time."""
+    keep_tokens: int = Field(0, ge=0)
+    """First tags that are neither shuffled nor dropped."""
+    caption_tag_dropout_rate: _Share = 0.0
+    """Share of tags that are left out each time; those that name the subject always stay."""
 
 
 class PriorsConfig(Section):
@@ -139,7 +111,7 @@ class PriorsConfig(Section):
     """Denoising steps for each."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance for each; auto takes the base model's own."""
-    prompts: Auto | tuple[_ClassPrompt, ...] = "auto"
+    prompts: Auto | tuple[ClassPrompt, ...] = "auto"
     """More prompts of the class, with {class_noun}: every third class image is drawn from and
     trained with one of them, in turn; auto takes the base model's own advice."""
 
@@ -178,14 +150,22 @@ class TrainConfig(Section):
     """Step size; auto takes the base model's own advice, fitted to the optimizer."""
     text_learning_rate: Auto | _AboveZero = "auto"
     """Step size of the text encoders' adapters; auto takes half of learning_rate."""
+    text_encoder_2_learning_rate: Auto | _AboveZero = "auto"
+    """Step size of the second text encoder's adapter alone; auto takes text_learning_rate."""
     token_learning_rate: Auto | _AboveZero = "auto"
     """Step size of new words' embeddings; auto takes ten times learning_rate."""
+    learning_rate_pattern: dict[str, _AboveZero] = Field(default_factory=dict)
+    """Step sizes of layers by pattern of their names; the others take those above."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
     lr_scheduler: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = (
         "cosine"
     )
     """What the learning rate does after the warm-up."""
+    lr_num_cycles: int = Field(3, ge=1)
+    """Falls of the learning rate with lr_scheduler cosine_restarts, each from the full one."""
+    lr_power: float = Field(2.0, gt=0)
+    """Exponent of lr_scheduler polynomial; 1 is linear."""
     weight_decay: float = Field(1e-2, ge=0)
     """The optimizer's weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -267,6 +247,11 @@ class ObjectiveConfig(Section):
     """Gamma of min_snr and soft_min_snr."""
     noise_offset: float = Field(0.0, ge=0, le=1)
     """Share of noise that is one value for a whole channel; helps very dark and bright pictures."""
+    multires_noise_iterations: int = Field(0, ge=0)
+    """Levels of coarser noise that are added (pyramid noise), so that large forms are learned as
+    well as small ones; 0 for none, 6 to 10 is usual."""
+    multires_noise_discount: float = Field(0.3, ge=0, le=1)
+    """How much each of these levels has of the one before; 0.1 to 0.3 is usual."""
     input_perturbation: float = Field(0.0, ge=0, le=1)
     """Share of extra noise in the input that the model is not asked to predict."""
     zero_terminal_snr: bool = False
@@ -284,7 +269,7 @@ class ValidationConfig(Section):
 
     every: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
     """Steps between validations; each draws pictures, measures, keeps the adapter; none never."""
-    prompts: tuple[_SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
+    prompts: tuple[SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
     """What is drawn at each validation; {subject} stands for the phrase."""
     images: int = Field(4, ge=1)
     """Pictures of each prompt, always from the same seeds."""
@@ -340,7 +325,7 @@ class GenerateConfig(Section):
     """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
     cache_interval: int = Field(1, ge=1)
     """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
-    negative_prompt: Annotated[str, AfterValidator(_refuse_blanks)] = ""
+    negative_prompt: Annotated[str, AfterValidator(refuse_blanks)] = ""
     """What guidance leads away from, instead of the empty prompt."""
     prompt_weights: bool = False
     """Read (word:1.2), (word) and [word] in prompts as weights; else they are taken literally."""
@@ -423,6 +408,12 @@ class LoomConfig(Section):
         """The prompt that photos are trained with."""
         return self.subject.photo_prompt.format(subject=self.subject.phrase)
 
+    def taught_words(self) -> list[str]:
+        """The words that training teaches: what the subject's phrase adds to its class noun."""
+        noun = self.subject.class_noun.lower().split()
+        words = [word for word in self.subject.phrase.split() if word.lower() not in noun]
+        return [*(words or [self.subject.phrase]), *self.adapter.placeholder_tokens]
+
     def class_prompt(self) -> str:
         """The prompt that class images are drawn and trained with."""
         return self.subject.class_prompt.format(class_noun=self.subject.class_noun)
@@ -453,10 +444,12 @@ class LoomConfig(Section):
             advice: resolution_px, guidance, learning_rate, target_modules and weighting, as
                 `models.base.Advice`.
         """
-        rate = self.train.learning_rate
+        rate, text_rate = self.train.learning_rate, self.train.text_learning_rate
         choose_prompts = advice.get("choose_class_prompts")
         if rate == "auto":
             rate = advice["learning_rate"]
+        if text_rate == "auto":
+            text_rate = rate * advice.get("text_rate_share", 0.5)
         sections = {
             "photos": {
                 "resolution_px": advice["resolution_px"],
@@ -468,7 +461,8 @@ class LoomConfig(Section):
             },
             "train": {
                 "learning_rate": rate,
-                "text_learning_rate": rate * advice.get("text_rate_share", 0.5),
+                "text_learning_rate": text_rate,
+                "text_encoder_2_learning_rate": text_rate,
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
                 "target_modules": advice["target_modules"],
                 "caption_dropout": advice.get("caption_dropout", 0.0),

@@ -130,12 +130,12 @@ def judge_captions(captions: Sequence[str], subject: str, words: Sequence[str]) 
     """Say how many captions never name the subject, so that its word would learn nothing.
 
     Args:
-        captions: Each photo's own caption; empty where it has none.
+        captions: Each photo's own caption, or several, one a line; empty where it has none.
         subject: The phrase that names the subject.
         words: The words that are taught: one of them in a caption is enough.
     """
-    given = [caption for caption in captions if caption]
-    taught = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.I)
+    given = [line for caption in captions for line in caption.splitlines()]
+    taught = compile_words(words)
     unnamed = [caption for caption in given if not taught.search(caption)]
     if not unnamed:
         return []
@@ -144,6 +144,12 @@ def judge_captions(captions: Sequence[str], subject: str, words: Sequence[str]) 
         f"learns nothing from those photos: write {' or '.join(words)} into them, or leave them "
         f'out (such as "{unnamed[0][:60]}")'
     ]
+
+
+def compile_words(words: Sequence[str]) -> re.Pattern[str]:
+    """Make the pattern that finds any of some words, whole and in any case; without words none."""
+    found = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
+    return re.compile(found or "(?!)", re.I)
 
 
 def list_shapes(resolution_px: int, shape: CropShape, step_px: int) -> list[Size]:

@@ -16,7 +16,7 @@ from dreamloom.data.photos.companions import (
     fold_name,
     is_plain_mask,
 )
-from dreamloom.data.photos.metadata import GivenBox, Line, read_metadata
+from dreamloom.data.photos.metadata import GivenBox, Line, read_metadata, tidy_lines
 from dreamloom.data.picture_files import FOREIGN_SUFFIXES, FORMATS, PICTURE_SUFFIXES
 
 USUAL_PHOTOS = 6
@@ -45,10 +45,15 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def list_photos(folder: Path) -> Listing:
+def list_photos(folder: Path, *, keep_lines: bool = False) -> Listing:
     """List a folder's photos with their captions, boxes and masks.
 
     What lies beside a photo goes before what metadata.jsonl says of it.
+
+    Args:
+        folder: Where the photos lie.
+        keep_lines: Whether the lines of a caption stay apart, for each is a caption of its own;
+            else they are joined to one.
 
     Raises:
         PhotoError: If the folder is missing, is a file, may not be read or holds no picture; or
@@ -71,11 +76,21 @@ def list_photos(folder: Path) -> Listing:
         described[path] = line
     if unknown:
         notes.append(f"{files[0].name}: ignored {count(unknown, 'field')}: {name_some(unknown)}")
-    metadata = {}
+    metadata, joined = {}, 0
     for path in pictures:
         near = path, captions.get(path), masks.get(path)
-        metadata[path], overruled = _combine_metadata(*near, described.get(path))
+        found, overruled = _combine_metadata(*near, described.get(path))
+        if not keep_lines:
+            joined += path in captions and "\n" in found.caption
+            found = found._replace(caption=" ".join(found.caption.splitlines()))
+        metadata[path] = found
         notes += overruled
+    if joined:
+        are = "1 caption has" if joined == 1 else f"{joined} captions have"
+        notes.append(
+            f"{are} several lines, which are joined; with photos.caption_lines=choose each line "
+            "is a caption of its own, one of which is chosen each time"
+        )
     notes += _name_placeholders([one.caption for one in metadata.values()])
     return Listing(pictures, metadata, notes)
 
@@ -245,7 +260,7 @@ def _combine_metadata(
     overruled = [
         f"{path.name}: {near.name} goes before the {what} in {line.file.name}"
         for near, what, differs in (
-            (text, "text", caption and line.text not in ("", caption)),
+            (text, "text", caption and line.text.split() not in ([], caption.split())),
             (mask, "mask", line.mask not in (None, mask)),
         )
         if near and differs
@@ -257,11 +272,11 @@ def _combine_metadata(
 
 
 def _read_caption(text: Path | None) -> str:
-    """Read the prompt that lies beside a picture, as IMG_1.txt beside IMG_1.jpg."""
+    """Read the prompt that lies beside a picture, as IMG_1.txt beside IMG_1.jpg, by its lines."""
     if text is None:
         return ""
     try:
-        return " ".join(text.read_text(encoding="utf-8-sig").split())
+        return tidy_lines(text.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         raise PhotoError(
             f"{text} cannot be read as text.", "Save it as UTF-8, or remove it."

@@ -126,6 +126,11 @@ def _read_table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
         raise PhotoError(f"{path}, line {rows.line_num}: {error}.", _MEND) from None
 
 
+def tidy_lines(text: str) -> str:
+    """Put one space between words, and keep the lines that hold any."""
+    return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+
+
 def _read_line(fields: Mapping[str, Any], caption: str, where: str, path: Path) -> Line:
     file_name = fields.get("file_name")
     if not isinstance(file_name, str) or not file_name:
@@ -140,7 +145,7 @@ def _read_line(fields: Mapping[str, Any], caption: str, where: str, path: Path) 
         path,
         where,
         file_name,
-        " ".join((text or "").split()),
+        tidy_lines(text or ""),
         None if box is None else _read_box(box, where),
         None if mask is None else _find_mask(mask, where, path.parent),
     )

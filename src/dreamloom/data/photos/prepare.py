@@ -41,7 +41,12 @@ from dreamloom.data.photos.listing import Listing, count, gather_facts, list_pho
 
 
 def fingerprint_photos(
-    folder: Path, resolution_px: int, shape: CropShape = "square", step_px: int = 64
+    folder: Path,
+    resolution_px: int,
+    shape: CropShape = "square",
+    step_px: int = 64,
+    *,
+    keep_lines: bool = False,
 ) -> str:
     """Predict the fingerprint of the `PhotoSet` that `load_photos` makes of a folder.
 
@@ -51,7 +56,8 @@ def fingerprint_photos(
         PhotoError: If the folder is missing, is a file or holds no picture; if a file in it may
             not be read; or if captions or metadata.jsonl are not as they should be.
     """
-    return fingerprint_facts(gather_facts(list_photos(folder)), resolution_px, shape, step_px)
+    facts = gather_facts(list_photos(folder, keep_lines=keep_lines))
+    return fingerprint_facts(facts, resolution_px, shape, step_px)
 
 
 def load_photos(
@@ -62,6 +68,7 @@ def load_photos(
     *,
     shape: CropShape = "square",
     step_px: int = 64,
+    keep_lines: bool = False,
 ) -> PhotoSet:
     """Prepare a subject's photos: upright copies, scaled, without metadata, under ``run.photos``.
 
@@ -81,6 +88,8 @@ def load_photos(
         observe: Hears of the progress and of every issue.
         shape: Crops are squares, or of the bucket nearest to each photo's own shape.
         step_px: Sides of buckets are multiples of it; see `dreamloom.data.buckets.suggest_step`.
+        keep_lines: Whether the lines of a caption stay apart, for each is a caption of its own;
+            else they are joined to one.
 
     Raises:
         PhotoError: If the folder is missing, is a file, is ``run.photos`` itself, or holds no
@@ -89,7 +98,7 @@ def load_photos(
     """
     started = time.perf_counter()
     refuse_own(folder, run.photos)
-    listing = list_photos(folder)
+    listing = list_photos(folder, keep_lines=keep_lines)
     facts = gather_facts(listing)
     settings: dict[str, str | int] = {"resolution_px": resolution_px, "shape": shape}
     if shape == "buckets":

@@ -204,7 +204,8 @@ def _find_photos(
     if side == "auto" or shape == "auto":
         raise ValueError("settings must be settled first")
     step_px = suggest_step(side, model.pixels_per_latent)
-    key = fingerprint_photos(folder, side, shape, step_px)[:_KEY_DIGITS]
+    keep_lines = config.photos.chooses_lines
+    key = fingerprint_photos(folder, side, shape, step_px, keep_lines=keep_lines)[:_KEY_DIGITS]
     return RunFolder(root / "photos" / key), step_px
 
 
@@ -216,7 +217,8 @@ def _prepare_photos(
     assert side != "auto"
     assert shape != "auto"
     run.claim()
-    load_photos(folder, run, side, observe, shape=shape, step_px=step_px)
+    keep_lines = config.photos.chooses_lines
+    load_photos(folder, run, side, observe, shape=shape, step_px=step_px, keep_lines=keep_lines)
     return run.path
 
 
