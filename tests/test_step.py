@@ -106,10 +106,15 @@ class Reference:
         prompts = self.batches.prompts
         prompt = prompts[1] if sample.is_prior or as_class else prompts[0]
         time_ids = torch.tensor([self.time_ids(sample)]).float()
-        by_base = self.config.train.prior_target == "base_prediction"
+        by_base = self.config.train.prior_target != "images"
         prompt = None if sample.drops_caption else prompt
         if as_class or (by_base and sample.is_prior):
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
+        if self.config.train.prior_target == "guided_prediction" and sample.is_prior and prompt:
+            g, arguments = self.config.priors.guidance, (noisy, timestep, None, time_ids)
+            without = [self.predict(one, *arguments) for one in (self.taught, self.untaught)]
+            # What the adapter must predict for g c - (g - 1) u to be what it is without it.
+            target = (g * target - (g - 1) * without[1] + (g - 1) * without[0]) / g
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
         kept = self.schedule.alphas_cumprod[timestep].item()
         return (guess - target).square().mean().item(), kept / (1 - kept)
@@ -154,17 +159,17 @@ class Reference:
         return subject, np.mean(priors) if priors else None
 
 
-@pytest.mark.parametrize("kind", ["generated", "predicted", "base", "none"])
+@pytest.mark.parametrize("kind", ["generated", "predicted", "guided", "base", "none"])
 @pytest.mark.parametrize(("batch", "weighting"), [(1, "none"), (3, "min_snr")])
 def test_the_loss_is_the_one_of_the_equations(
     studio: Studio, kind: str, batch: int, weighting: str
 ) -> None:
-    predicted = kind == "predicted"
+    targets = {"predicted": "base_prediction", "guided": "guided_prediction"}
     config = small_config(
         studio.model,
-        priors__kind="generated" if predicted else kind,
-        train__prior_target="base_prediction" if predicted else "images",
-        train__caption_dropout=0.4 if predicted else 0.0,
+        priors__kind="generated" if kind in targets else kind,
+        train__prior_target=targets.get(kind, "images"),
+        train__caption_dropout=0.4 if kind in targets else 0.0,
         train__batch_photos=batch,
         train__batch_priors=batch,
         train__prior_weight=0.7,
@@ -182,6 +187,6 @@ def test_the_loss_is_the_one_of_the_equations(
     else:
         assert mine.prior is not None
         # The base's own answer is nearly the taught one: rounding is more of their difference.
-        close = 3e-5 if kind in ("base", "predicted") else 1e-5
+        close = 3e-5 if kind in ("base", *targets) else 1e-5
         assert mine.prior.item() == pytest.approx(prior, rel=close)
         assert mine.total.item() == pytest.approx(subject + 0.7 * prior, rel=1e-5)

@@ -112,6 +112,7 @@ def test_the_recipes_ask_what_every_user_asks() -> None:
         "photos": "plateau",
         "sampling": "choose",
         "checkpoint": "choose",
+        "obedience": "compare",
         "weak-spots": "weak_spots",
     }
     prior = studies["prior"]

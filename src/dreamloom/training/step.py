@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,9 @@ from dreamloom.training.noise import (
     draw_timesteps,
     perturb_noise,
 )
+
+_Noisy: TypeAlias = tuple[Tensor, Tensor, tuple[Framing, ...]]
+"""Noisy latents, their timesteps and framings."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def remembers_by_base(config: LoomConfig) -> bool:
 def keeps_predictions(config: LoomConfig) -> bool:
     """Say whether class images are trained towards what the base model predicts of them."""
     has_images = config.priors.kind in ("generated", "folder") and config.train.prior_weight > 0
-    return has_images and config.train.prior_target == "base_prediction"
+    return has_images and config.train.prior_target != "images"
 
 
 def measure_batch(
@@ -151,7 +154,7 @@ def measure_batch(
     if remembers_by_base(config):
         batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
     elif keeps_predictions(config):
-        target = _predict_kept(model, batches, batch, noisy, target, timesteps)
+        target = _keep_predictions(model, batches, batch, noisy, target, timesteps, config)
     prediction = model.predict(
         noisy, timesteps, batches.conditioning(batch.prompts), batch.framings
     )
@@ -188,8 +191,8 @@ def _remember(
 ) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Add the same noisy photos under the class prompt; the base model says what is right there."""
     prompts = (batches.prompts[1],) * len(batch.samples)
-    remembered = _predict_with_base(model, batches, noisy, timesteps, prompts, batch.framings)
-    remembered = remembered.to(target.dtype)
+    some = noisy, timesteps, batch.framings
+    remembered = _predict_untaught(model, batches, some, prompts).to(target.dtype)
     doubled = replace(
         batch,
         samples=(
@@ -206,43 +209,52 @@ def _remember(
     return doubled, noisy.repeat(2, 1, 1, 1), torch.cat([target, remembered]), timesteps.repeat(2)
 
 
-def _predict_kept(
+def _keep_predictions(
     model: Model,
     batches: TrainingBatches,
     batch: Batch,
     noisy: Tensor,
     target: Tensor,
     timesteps: Tensor,
+    config: LoomConfig,
 ) -> Tensor:
     """Let the base model say what is right for class images.
 
     A class image's own noise is one draw of what the base model knows on average: trained towards
     it, an adapter learns the few images that there are by heart, and forgets the others.
+
+    Guidance g draws from g c − (g − 1) u, with c predicted for the prompt and u for none. Photos
+    without their caption move u towards the subject, and guidance moves the class away from it by
+    g − 1 times as much. So with ``guided_prediction`` the target of c is c₀ + (1 − 1/g) (u − u₀),
+    with c₀ and u₀ the base model's: then the class is drawn as the base model draws it.
     """
-    kept = batch.is_prior
-    if not kept.any():
+    rows = [row for row, sample in enumerate(batch.samples) if sample.is_prior]
+    if not rows:
         return target
-    rows = kept.nonzero().flatten().tolist()
-    predicted = _predict_with_base(
-        model,
-        batches,
-        noisy[rows],
-        timesteps[rows],
-        tuple(batch.prompts[row] for row in rows),
-        tuple(batch.framings[row] for row in rows),
-    )
+    some = noisy[rows], timesteps[rows], tuple(batch.framings[row] for row in rows)
+    prompts = tuple(batch.prompts[row] for row in rows)
+    kept = _predict_untaught(model, batches, some, prompts)
+    guidance = float(config.priors.guidance)
+    if config.train.prior_target == "guided_prediction" and guidance > 1:
+        none = ("",) * len(rows)
+        moved = _predict(model, batches, some, none) - _predict_untaught(model, batches, some, none)
+        has_prompt = torch.tensor([bool(text) for text in prompts], device=moved.device)
+        kept = kept + (1 - 1 / guidance) * moved * has_prompt[:, None, None, None]
     target = target.clone()
-    target[rows] = predicted.to(target.dtype)
+    target[rows] = kept.to(target.dtype)
     return target
 
 
-def _predict_with_base(
-    model: Model,
-    batches: TrainingBatches,
-    noisy: Tensor,
-    timesteps: Tensor,
-    prompts: tuple[str, ...],
-    framings: tuple[Framing, ...],
+@torch.no_grad()
+def _predict(
+    model: Model, batches: TrainingBatches, some: _Noisy, prompts: tuple[str, ...]
 ) -> Tensor:
-    with torch.no_grad(), model.disable_adapter():
-        return model.predict(noisy, timesteps, batches.conditioning(prompts), framings)
+    noisy, timesteps, framings = some
+    return model.predict(noisy, timesteps, batches.conditioning(prompts), framings)
+
+
+def _predict_untaught(
+    model: Model, batches: TrainingBatches, some: _Noisy, prompts: tuple[str, ...]
+) -> Tensor:
+    with model.disable_adapter():
+        return _predict(model, batches, some, prompts)

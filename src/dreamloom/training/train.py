@@ -155,7 +155,8 @@ def plan_batches(config: LoomConfig) -> BatchPlan:
         words=tuple(config.taught_words()),
     )
     held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
-    return BatchPlan(config.seed, photos.flip, held_out, dropout, captions)
+    guided = config.train.prior_target == "guided_prediction"
+    return BatchPlan(config.seed, photos.flip, held_out, dropout, captions, guided)
 
 
 def _announce(config: LoomConfig, observe: Observer) -> None:

@@ -129,9 +129,10 @@ class TrainConfig(Section):
     """Batches whose gradients are added up for one optimizer step."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
-    prior_target: Auto | Literal["images", "base_prediction"] = "auto"
-    """What class images are trained towards: the images themselves (DreamBooth's), or what the base
-    model predicts of them (prior prediction); auto takes the base model's own advice."""
+    prior_target: Auto | Literal["images", "base_prediction", "guided_prediction"] = "auto"
+    """What class images are trained towards: the images themselves (DreamBooth's), what the base
+    model predicts of them (prior prediction), or what it draws of them at priors.guidance; auto
+    takes the base model's own advice."""
     caption_dropout: Auto | _Share = "auto"
     """Share of photos and class images that are trained without their prompt; auto takes the base
     model's own advice."""
