@@ -101,11 +101,16 @@ class WeightGroup:
         role: ``down`` and ``up`` are a LoRA's factors in the denoiser, ``other`` what it has beside
             them and the weights of other kinds; with ``text`` the same in the text encoders;
             ``tokens`` are the embeddings of new words.
-        parameters: The weights; their order is the same for equal specs.
+        parameters: The weights; their order is the same for equal specs, and that of a LoRA's
+            layers is the same in its down and its up factors.
+        scales: For the up factors of a LoRA: what each layer's product of factors is multiplied
+            with to be its update. Empty for other weights, and where a part of the base lies in
+            the factors.
     """
 
     role: WeightRole
     parameters: tuple[Parameter, ...]
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

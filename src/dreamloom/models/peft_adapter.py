@@ -147,12 +147,22 @@ class AttachedAdapter:
         groups: dict[Any, list[nn.Parameter]] = {
             role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
         }
+        scales: dict[str, list[float]] = {"up": [], "text up": []}
+        is_update = self.spec.kind == "lora" and not self._taken
         for component, owner in self._components.items():
             for name, weight in owner.named_parameters():
                 if weight.requires_grad:
                     kind = next(kind for mark, kind in kinds.items() if mark in name)
-                    groups[kind if component == "unet" else f"text {kind}"].append(weight)
-        return [WeightGroup(role, tuple(weights)) for role, weights in groups.items() if weights]
+                    role = kind if component == "unet" else f"text {kind}"
+                    groups[role].append(weight)
+                    if kind == "up" and is_update:
+                        layer: Any = owner.get_submodule(name.partition(".lora_B.")[0])
+                        scales[role].append(float(layer.scaling[ADAPTER_NAME]))
+        return [
+            WeightGroup(role, tuple(weights), tuple(scales.get(role, ())))
+            for role, weights in groups.items()
+            if weights
+        ]
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:

@@ -101,6 +101,8 @@ def run_training_loop(
                     terms.append(torch.stack(loss.terms).detach())
                     errors += found
             added = torch.stack(terms).sum(dim=0)  # total, the subject's and, with any, the prior's
+            # Once an update, over however many passes and processes it is spread.
+            added[0] += trainable.add_penalty(processes.is_main)
             if processes.count > 1:
                 processes.add_up([*trainable.gradients(), added])
             are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))

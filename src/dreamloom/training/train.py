@@ -36,6 +36,7 @@ from dreamloom.training.loop import TrainContext, list_samples, run_training_loo
 from dreamloom.training.optimizers import doubt_rates
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
 from dreamloom.training.trainable_adapter import TrainableAdapter
+from dreamloom.training.update_norms import refuse_unfit_norms
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 
 _LEAST_COMPILED = 500
@@ -247,6 +248,7 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
             f"train.compile = blocks is for adapters of kind lora, not {kind.kind}.",
             "Set train.compile=off, or adapter.kind=lora.",
         )
+    refuse_unfit_norms(config)
     compiled = settings.compile == "blocks"
     if settings.compile == "auto":
         # Below that, compiling takes longer than it saves.

@@ -43,6 +43,8 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
     "train.prior_target": ("images", "auto"),
     "priors.prompts": ((), [], "auto"),
+    "train.scale_weight_norms": (None,),
+    "train.update_penalty": (0.0,),
 }
 
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}

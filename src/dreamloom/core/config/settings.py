@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import string
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from dreamloom.core.config.prompt_text import ClassPrompt, PlainText, SubjectPrompt, Words
 from dreamloom.core.toml_files import NONE, Section
 
 Auto = Literal["auto"]
@@ -37,60 +34,16 @@ def _check_order(given: tuple[float, float]) -> tuple[float, float]:
 _Part = Annotated[tuple[_Share, _Share], AfterValidator(_check_order)]
 
 
-def _check_blanks(allowed: str, text: str) -> str:
-    """Let a prompt be filled in later: it may hold one word in braces, and no other."""
-    if not text.strip():
-        raise ValueError("it is blank")
-    try:
-        parsed = list(string.Formatter().parse(text))
-    except ValueError:
-        raise ValueError(
-            f"a brace is alone; the only word in braces may be {{{allowed}}}"
-        ) from None
-    for _, name, form, conversion in parsed:
-        if name is not None and (name, form or "", conversion) != (allowed, "", None):
-            typed = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-            raise ValueError(
-                f"{{{typed}}} means nothing; the only word in braces may be {{{allowed}}}"
-            )
-    return text
-
-
-def _refuse_blanks(text: str) -> str:
-    if "{" in text or "}" in text:
-        raise ValueError("nothing may be in braces; write the words themselves")
-    return text
-
-
-def _check_words(text: str) -> str:
-    """Let a phrase stand in prompts: it says something, and has no blank of its own."""
-    if not text.strip():
-        raise ValueError("it is blank")
-    for word in re.findall(r"\{\s*(\w+)\s*\}", text):
-        if difflib.get_close_matches(word, ("subject", "class_noun"), cutoff=0.75):
-            raise ValueError(f"{{{word}}} is for prompts, and this is what stands for it there")
-    return text
-
-
-_Words = Annotated[str, Field(min_length=1), AfterValidator(_check_words)]
-
-
-_SubjectPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "subject"))]
-
-
-_ClassPrompt = Annotated[str, AfterValidator(partial(_check_blanks, "class_noun"))]
-
-
 class SubjectConfig(Section):
     """Who or what is taught, and in which words."""
 
-    phrase: _Words = "rraj person"
+    phrase: Words = "rraj person"
     """The subject as prompts name it: a rare word and the class noun, such as 'rraj person'."""
-    class_noun: _Words = "person"
+    class_noun: Words = "person"
     """What the subject is one of: person, dog, backpack; by default the phrase's last word."""
-    photo_prompt: _SubjectPrompt = "a photo of {subject}"
+    photo_prompt: SubjectPrompt = "a photo of {subject}"
     """The prompt each photo is trained with; {subject} stands for the phrase."""
-    class_prompt: _ClassPrompt = "a photo of a {class_noun}"
+    class_prompt: ClassPrompt = "a photo of a {class_noun}"
     """The prompt of the class images; {class_noun} stands for the noun."""
 
     @model_validator(mode="wrap")
@@ -139,7 +92,7 @@ class PriorsConfig(Section):
     """Denoising steps for each."""
     guidance: Auto | _Guidance = "auto"
     """Classifier-free guidance for each; auto takes the base model's own."""
-    prompts: Auto | tuple[_ClassPrompt, ...] = "auto"
+    prompts: Auto | tuple[ClassPrompt, ...] = "auto"
     """More prompts of the class, with {class_noun}: every third class image is drawn from and
     trained with one of them, in turn; auto takes the base model's own advice."""
 
@@ -192,6 +145,10 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
     """Decay of the adapter's moving average (EMA), which is then saved; none saves the last."""
+    scale_weight_norms: Annotated[Annotated[float, Field(gt=0)] | None, _OrNone] = None
+    """Largest Frobenius norm of a layer's update; longer ones are scaled back; none: no limit."""
+    update_penalty: float = Field(0.0, ge=0)
+    """Weight of the updates' squared Frobenius norms in the loss; 0 leaves them out."""
     compile: Auto | Literal["off", "blocks"] = "off"
     """blocks compiles what repeats: the U-Net's blocks, on a processor the text encoders', too;
     auto does so on GPUs from 500 steps on."""
@@ -284,7 +241,7 @@ class ValidationConfig(Section):
 
     every: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
     """Steps between validations; each draws pictures, measures, keeps the adapter; none never."""
-    prompts: tuple[_SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
+    prompts: tuple[SubjectPrompt, ...] = Field(("a photo of {subject}",), min_length=1)
     """What is drawn at each validation; {subject} stands for the phrase."""
     images: int = Field(4, ge=1)
     """Pictures of each prompt, always from the same seeds."""
@@ -340,7 +297,7 @@ class GenerateConfig(Section):
     """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
     cache_interval: int = Field(1, ge=1)
     """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
-    negative_prompt: Annotated[str, AfterValidator(_refuse_blanks)] = ""
+    negative_prompt: PlainText = ""
     """What guidance leads away from, instead of the empty prompt."""
     prompt_weights: bool = False
     """Read (word:1.2), (word) and [word] in prompts as weights; else they are taken literally."""
