@@ -136,7 +136,13 @@ def train(
 def test_a_limit_holds_in_the_finished_adapter(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
-    limit, fast = 0.02, {"train__learning_rate": 0.02, "train__steps": 2}
+    limit = 0.02
+    fast = {
+        "train__learning_rate": 0.02,
+        "train__steps": 2,
+        "train__batch_photos": 1,
+        "adapter__blocks": "mid_block",
+    }
     held, _ = train(tmp_path / "held", model, sets, **fast, train__scale_weight_norms=limit)
     ours = [float(layer.update().norm()) for layer in read_adapter(held.adapter).layers.values()]
     assert max(ours) <= limit * (1 + 1e-5)
@@ -174,7 +180,7 @@ def test_a_penalty_counts_once_an_update_in_loss_and_gradient(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
     """Over several batches and passes, and without class images."""
-    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0))
+    model.attach_adapter(AdapterSpec(2, 2.0, "attention", 0, blocks="mid_block"))
     fresh = model.read_adapter()
     model.detach_adapter()
     rng = torch.Generator().manual_seed(0)
@@ -188,7 +194,8 @@ def test_a_penalty_counts_once_an_update_in_loss_and_gradient(
         "priors__kind": "none",
         "train__init_adapter": str(first),
         "train__gradient_accumulation_steps": 2,
-        "memory__micro_batch_size": 1,
+        "train__batch_photos": 1,
+        "adapter__blocks": "mid_block",
         "train__steps": 1,
         "train__warmup_steps": 0,
     }

@@ -77,6 +77,12 @@ class AdapterSpec:
         text_encoders: Whether the text encoders change, too: their attention, and beyond that
             reach their feed-forward layers.
         tokens: New words to learn, and words from whose meaning each begins.
+        dropout: Share of the single numbers given to the denoiser's up factors that training
+            leaves out, from 0 to below 1; the others count 1 / (1 - share) times.
+        rank_dropout: Share of the ranks of each layer and image; likewise.
+        module_dropout: Share of the layers whose updates a training's update leaves out.
+        t_lora_min_rank: How many ranks of a denoiser's layer count in pure noise, more as it
+            clears (T-LoRA); None lets all of them count everywhere.
     """
 
     rank: int
@@ -91,6 +97,29 @@ class AdapterSpec:
     init: str = "default"
     text_encoders: bool = False
     tokens: Mapping[str, str] = field(default_factory=dict)
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    t_lora_min_rank: int | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether parts of the updates are left out at times."""
+        drops = self.dropout or self.rank_dropout or self.module_dropout
+        return bool(drops) or self.t_lora_min_rank is not None
+
+
+@dataclass(frozen=True)
+class DropoutSeeds:
+    """What a pass of training drops out depends on, beside the layer and the purpose.
+
+    Args:
+        images: A seed for each image.
+        update: One for all images of the update.
+    """
+
+    images: tuple[int, ...]
+    update: int
 
 
 @dataclass(frozen=True)
@@ -316,8 +345,12 @@ class Model(Protocol):
         timesteps: Int[Tensor, " images"],
         conditioning: Conditioning,
         framings: Sequence[Framing],
+        dropout: DropoutSeeds | None = None,
     ) -> Float[Tensor, "images channels height width"]:
-        """Predict the target; gradients flow to an attached adapter."""
+        """Predict the target; gradients flow to an attached adapter.
+
+        Only with ``dropout`` does that adapter drop out what its spec says.
+        """
         ...
 
     def set_zero_terminal_snr(self, wanted: bool) -> None:

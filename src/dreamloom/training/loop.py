@@ -36,6 +36,7 @@ from dreamloom.training.validation_samples import ValidationSampler
 _WARM_UPDATES = 3
 # Seeds of validation: no update has a negative number.
 _VALIDATION_DRAWS = (-1, -2, -3, -4)
+_DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def _validate(
         update={
             "objective": config.objective.model_copy(update=robust),
             "priors": config.priors.model_copy(update={"kind": "none"}),
+            "adapter": config.adapter.model_copy(update=dict.fromkeys(_DROPOUTS, 0.0)),
         }
     )
     with trainable.finished():

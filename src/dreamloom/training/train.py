@@ -237,6 +237,10 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
         init=kind.init_lora_weights,
         text_encoders=kind.text_encoders,
         tokens=kind.placeholder_tokens,
+        dropout=kind.dropout,
+        rank_dropout=kind.rank_dropout,
+        module_dropout=kind.module_dropout,
+        t_lora_min_rank=kind.t_lora_min_rank,
     )
     on_gpu = model.runtime.device.type == "cuda"
     levels = config.memory.gradient_checkpointing
@@ -252,7 +256,8 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
     compiled = settings.compile == "blocks"
     if settings.compile == "auto":
         # Below that, compiling takes longer than it saves.
-        compiled = kind.kind == "lora" and settings.steps >= _LEAST_COMPILED and on_gpu
+        can_be = kind.kind == "lora" and not spec.has_masks
+        compiled = can_be and settings.steps >= _LEAST_COMPILED and on_gpu
     weights = model.attach_adapter(spec, levels, compiled)
     if settings.init_adapter:
         try:

@@ -45,6 +45,10 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "priors.prompts": ((), [], "auto"),
     "train.scale_weight_norms": (None,),
     "train.update_penalty": (0.0,),
+    "adapter.dropout": (0.0,),
+    "adapter.rank_dropout": (0.0,),
+    "adapter.module_dropout": (0.0,),
+    "adapter.t_lora_min_rank": (None,),
 }
 
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}

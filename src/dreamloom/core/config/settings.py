@@ -22,6 +22,7 @@ PriorKind = Literal["generated", "folder", "base", "none"]
 _AboveZero = Annotated[float, Field(gt=0)]
 _Guidance = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Dropped = Annotated[float, Field(ge=0, lt=1)]
 _OrNone = BeforeValidator(lambda value: None if value == NONE else value)
 
 
@@ -200,6 +201,14 @@ class AdapterConfig(Section):
     number), olora, orthogonal."""
     loraplus_lr_ratio: float = Field(1.0, gt=0)
     """The up factors' learning rate over that of the down factors (LoRA+ advises 16)."""
+    dropout: _Dropped = 0.0
+    """Share of what the denoiser's up factors are given that each update leaves out (dropout)."""
+    rank_dropout: _Dropped = 0.0
+    """Share of the ranks that each update leaves out, drawn for each layer and image."""
+    module_dropout: _Dropped = 0.0
+    """Share of the layers whose change each update leaves out."""
+    t_lora_min_rank: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """T-LoRA: ranks that count in pure noise, more as it clears; none lets all count everywhere."""
     text_encoders: bool = False
     """Teach both text encoders too."""
     placeholder_tokens: dict[str, str] = Field(default_factory=dict)
