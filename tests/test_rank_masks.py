@@ -362,6 +362,9 @@ def test_a_stopped_training_with_dropout_goes_on_to_the_same_weights(
     assert asked.count(True) == 2
     assert asked.count(False) > 4
     assert is_same(read_adapter(whole.adapter), read_adapter(run.adapter))
+    looked = next((run.path / "looks").glob("*/adapter.safetensors"))
+    for file in (run.adapter, looked):
+        assert read_adapter(file).t_lora_min_rank == 2
 
 
 @pytest.mark.parametrize(
