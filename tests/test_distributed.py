@@ -42,17 +42,24 @@ def run(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("together")
-    make_photos(folder / "photos", count=4)
-    return folder
+# What is drawn for each image, and what counts once an update; the first update has no change yet.
+_REGULARISED = [
+    *("--set", "train.steps=2", "--set", "train.update_penalty=1"),
+    *("--set", "train.scale_weight_norms=0.02", "--set", "adapter.t_lora_min_rank=1"),
+    *("--set", "adapter.dropout=0.1", "--set", "adapter.rank_dropout=0.2"),
+    *("--set", "adapter.module_dropout=0.2"),
+]
 
 
+@pytest.mark.parametrize(
+    "settings", [[], pytest.param(_REGULARISED, marks=pytest.mark.slow)], ids=["plain", "bounded"]
+)
 def test_two_processes_at_half_the_batch_do_the_update_of_one(
-    folder: Path, tiny_sdxl: Path
+    tiny_sdxl: Path, tmp_path: Path, settings: list[str]
 ) -> None:
-    train = ["train", str(folder / "photos"), "--base", str(tiny_sdxl), *_COMMON]
+    folder = tmp_path
+    make_photos(folder / "photos", count=4)
+    train = ["train", str(folder / "photos"), "--base", str(tiny_sdxl), *_COMMON, *settings]
     # On processors accelerate's own launcher starts one process only; torch's starts them all.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     launch += ["-m", "dreamloom"]
@@ -68,9 +75,9 @@ def test_two_processes_at_half_the_batch_do_the_update_of_one(
         moved += int(tensor.abs().max() > 0 and name.endswith("lora_up.weight"))
     assert moved > 10
     # The optimizer hides a wrong scale; the losses do not. One process writes: each is told once.
-    (alone,), (together,) = (losses(folder / name) for name in ("one", "two"))
-    for term in ("total", "subject", "prior"):
-        assert together[term] == pytest.approx(alone[term], rel=1e-5)
+    for alone, together in zip(*(losses(folder / name) for name in ("one", "two")), strict=True):
+        for term in ("total", "subject", "prior"):
+            assert together[term] == pytest.approx(alone[term], rel=1e-5)
 
 
 def losses(run: Path) -> list[dict[str, float]]:

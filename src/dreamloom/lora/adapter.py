@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -26,6 +27,10 @@ KIND_NAMES: dict[AdapterKind, str] = {
     "lokr": "LoKr",
     "oft": "OFT",
 }
+
+
+T_LORA_KEY = "dreamloom.t_lora_min_rank"
+"""The header entry of a LoRA whose ranks count by the timestep; see `Adapter.t_lora_min_rank`."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,29 @@ class Adapter:
         return "lora" if self.peft is None else self.peft.kind
 
     @property
+    def t_lora_min_rank(self) -> int | None:
+        """How many ranks of a denoiser's layer count in pure noise (T-LoRA); None for all of them.
+
+        Raises:
+            AdapterError: If the header says something else than a number above 0.
+        """
+        told = self.metadata.get(T_LORA_KEY)
+        if told is None or self.peft is not None:
+            return None
+        if not re.fullmatch("[1-9][0-9]{0,5}", told):
+            raise AdapterError(
+                f"The adapter's header says {T_LORA_KEY} = {told[:40]!r}, which is no rank.",
+                "Get the file from whoever trained it; how it is to be drawn with cannot be told "
+                "from the rest of it.",
+            )
+        return int(told)
+
+    def at_full_rank(self) -> Adapter:
+        """The same factors, of which every rank counts at every timestep."""
+        others = {key: text for key, text in self.metadata.items() if key != T_LORA_KEY}
+        return replace(self, metadata=others)
+
+    @property
     def layer_names(self) -> list[str]:
         """Every layer that changes, whatever the kind."""
         return [*self.layers] if self.peft is None else self.peft.layer_names
@@ -158,6 +186,22 @@ class Adapter:
             total += float(torch.sum((up.T @ up) * (down @ down.T)))
         # Rounding may leave a zero update just below 0.
         return math.sqrt(max(total, 0.0))
+
+
+def note_lost_timesteps(adapter: Adapter, name: str, what: str) -> list[str]:
+    """Say, for a T-LoRA alone, that what is made of it does not know its timesteps any more.
+
+    Args:
+        adapter: Any adapter.
+        name: What the user calls it: the file's path.
+        what: What is made of it, such as "the merge".
+    """
+    if adapter.t_lora_min_rank is None:
+        return []
+    return [
+        f"{name} is a T-LoRA, fewer of whose ranks count in noise; {what} applies all of them at "
+        "every step, as other programs do"
+    ]
 
 
 _AS_LORA = {

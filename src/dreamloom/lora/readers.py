@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dreamloom.core.errors import AdapterError
+from dreamloom.lora.adapter import T_LORA_KEY
 from dreamloom.lora.key_names import LAYOUT_KEY, LayerNames, name_naming, split_key
 from dreamloom.lora.sdxl_layers import sdxl_layers
 from dreamloom.lora.tensors import read_shapes
@@ -143,4 +144,17 @@ def _loses_text_layers(layers: Iterable[str]) -> bool:
 def tell_readers(path: Path) -> str:
     """Say in a sentence which programs load a file."""
     named = name_readers(path)
-    return f"For {named}." if named else "For DreamLoom alone."
+    told = f"For {named}." if named else "For DreamLoom alone."
+    if _is_t_lora(path):
+        told += (
+            " It is a T-LoRA: DreamLoom lets its ranks count by the timestep; other programs apply "
+            "all of them at every step, which draws otherwise."
+        )
+    return told
+
+
+def _is_t_lora(path: Path) -> bool:
+    try:
+        return T_LORA_KEY in read_shapes(path)[1]
+    except AdapterError:
+        return False

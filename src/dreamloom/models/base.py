@@ -78,6 +78,12 @@ class AdapterSpec:
         text_encoders: Whether the text encoders change, too: their attention, and beyond that
             reach their feed-forward layers.
         tokens: New words to learn, and words from whose meaning each begins.
+        dropout: Share of the single numbers given to the denoiser's up factors that training
+            leaves out, from 0 to below 1; the others count 1 / (1 - share) times.
+        rank_dropout: Share of the ranks of each layer and image; likewise.
+        module_dropout: Share of the layers whose updates a training's update leaves out.
+        t_lora_min_rank: How many ranks of a denoiser's layer count in pure noise, more as it
+            clears (T-LoRA); None lets all of them count everywhere.
     """
 
     rank: int
@@ -92,6 +98,29 @@ class AdapterSpec:
     init: str = "default"
     text_encoders: bool = False
     tokens: Mapping[str, str] = field(default_factory=dict)
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    t_lora_min_rank: int | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether parts of the updates are left out at times."""
+        drops = self.dropout or self.rank_dropout or self.module_dropout
+        return bool(drops) or self.t_lora_min_rank is not None
+
+
+@dataclass(frozen=True)
+class DropoutSeeds:
+    """What a pass of training drops out depends on, beside the layer and the purpose.
+
+    Args:
+        images: A seed for each image.
+        update: One for all images of the update.
+    """
+
+    images: tuple[int, ...]
+    update: int
 
 
 @dataclass(frozen=True)
@@ -102,14 +131,19 @@ class WeightGroup:
         role: ``down`` and ``up`` are a LoRA's factors in the denoiser, ``other`` what it has beside
             them and the weights of other kinds; with ``text`` the same in the text encoders;
             ``tokens`` are the embeddings of new words.
-        parameters: The weights; their order is the same for equal specs.
+        parameters: The weights; their order is the same for equal specs, and that of a LoRA's
+            layers is the same in its down and its up factors.
         layers: The name of each one's layer, as ``unet.mid_block.attentions.0.proj_in``; none
             where they belong to no layer.
+        scales: For the up factors of a LoRA: what each layer's product of factors is multiplied
+            with to be its update. Empty for other weights, and where a part of the base lies in
+            the factors.
     """
 
     role: WeightRole
     parameters: tuple[Parameter, ...]
     layers: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,8 +349,12 @@ class Model(Protocol):
         timesteps: Int[Tensor, " images"],
         conditioning: Conditioning,
         framings: Sequence[Framing],
+        dropout: DropoutSeeds | None = None,
     ) -> Float[Tensor, "images channels height width"]:
-        """Predict the target; gradients flow to an attached adapter."""
+        """Predict the target; gradients flow to an attached adapter.
+
+        Only with ``dropout`` does that adapter drop out what its spec says.
+        """
         ...
 
     def set_zero_terminal_snr(self, wanted: bool) -> None:

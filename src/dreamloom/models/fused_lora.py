@@ -43,6 +43,7 @@ from dreamloom.models.packed_linear import (
     replace_forward,
     restore_forward,
 )
+from dreamloom.models.rank_masks import MaskedForward, RankMasks
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
 
@@ -57,12 +58,18 @@ class FusedLora:
         owner: The component: a denoiser or a text encoder.
         factors: Its layers with their names.
         compiled: Whether its repeated blocks are compiled when they are first called.
+        masks: What is left out of its updates, or None. Layers are then computed one by one.
     """
 
     def __init__(
-        self, owner: nn.Module, factors: Mapping[str, ScaledFactors], compiled: bool = False
+        self,
+        owner: nn.Module,
+        factors: Mapping[str, ScaledFactors],
+        compiled: bool = False,
+        masks: RankMasks | None = None,
     ) -> None:
         self._is_compiled = compiled
+        self._factors, self._masks = factors, masks
         self._blocks: CompiledBlocks | None = None
         self._groups = list(_group(owner, factors))
         self._dtype = next(iter(owner.parameters())).dtype
@@ -98,7 +105,11 @@ class FusedLora:
         of_downs, of_ups = iter(working[: len(downs)]), iter(working[len(downs) :])
         for group in self._groups:
             self._fuse_group(group, [*islice(of_downs, len(group))], [*islice(of_ups, len(group))])
-        self._fuse_attentions()
+        if self._masks is None:
+            self._fuse_attentions()
+        else:
+            for name, one in self._factors.items():
+                one.layer.forward = MaskedForward(name, one, self._masks, one.layer.forward)
         if self._order != "plain":
             adapted = {one.base for group in self._groups for one in group}
             others = (one for one in self._owner.modules() if type(one) is nn.Linear)

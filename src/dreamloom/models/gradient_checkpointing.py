@@ -7,6 +7,7 @@ so either can be worth recomputing alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,9 @@ from dreamloom.models.base import Checkpointing
 _SWITCH = "gradient_checkpointing"
 
 
-def set_gradient_checkpointing(unet: nn.Module, levels: Checkpointing) -> None:
+def set_gradient_checkpointing(
+    unet: nn.Module, levels: Checkpointing, recompute: Callable[..., Any] | None = None
+) -> None:
     """Recompute these levels of a U-Net from now on, and no others.
 
     What is computed does not change, nor do gradients: the same operations run once more on the
@@ -25,13 +28,15 @@ def set_gradient_checkpointing(unet: nn.Module, levels: Checkpointing) -> None:
     Args:
         unet: A U-Net of diffusers, with blocks down, in the middle and up.
         levels: Which levels.
+        recompute: Calls a part with its inputs, and again in the backward pass; None is torch's
+            own way.
     """
     network: Any = unet
     if levels == "none":
         network.disable_gradient_checkpointing()
         network.eval()
         return
-    network.enable_gradient_checkpointing()
+    network.enable_gradient_checkpointing(recompute)
     # Some versions of diffusers recompute in training mode only; SDXL has no dropout to mind.
     network.train()
     if levels == "full":

@@ -9,14 +9,23 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.models.activation_hooks import apply_as
 from dreamloom.models.fuse_adapters import locate
-from dreamloom.models.lora_schedule import START, LoraSchedule, Moment, acts_on_text
+from dreamloom.models.lora_schedule import (
+    START,
+    Curve,
+    LoraSchedule,
+    Moment,
+    Strength,
+    acts_on_text,
+)
 from dreamloom.models.peftstate import change_of
+from dreamloom.models.rank_masks import mask_by_timestep, shape_like
 
 Compute: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """A layer's change of its output, from the layer itself and some rows of its input."""
@@ -40,7 +49,7 @@ class Branch:
     ) -> None:
         self.name = name
         self.lora_schedule = lora_schedule
-        self._compute = compute
+        self.compute = compute
         self._first_row = 0
         self.set_moment(START)
         self._hook = module.register_forward_hook(self._add)
@@ -63,7 +72,7 @@ class Branch:
         if self.weight == 0:
             return None
         first = self._first_row
-        change = self._compute(module, inputs[0][first:])
+        change = self.compute(module, inputs[0][first:])
         changed = torch.add(output[first:], change, alpha=self.weight)
         return torch.cat([output[:first], changed]) if first else changed
 
@@ -73,17 +82,38 @@ class LowRank:
 
     The factors are balanced by a power of two, which changes no digit, so that neither leaves
     half precision's range where their product does not.
+
+    Args:
+        layer: The factors.
+        weight: The layer's own.
+        least: How many ranks count in pure noise (T-LoRA); None for all.
     """
 
-    def __init__(self, layer: Layer, weight: Tensor) -> None:
+    def __init__(self, layer: Layer, weight: Tensor, least: int | None = None) -> None:
+        self._rank, self._least = layer.rank, least
+        self._mask: Tensor | None = None
         shift = _balance(layer.down, layer.up)
         self._down = (layer.down * shift).to(weight.device, weight.dtype)
         self._up = (layer.up / shift).to(weight.device, weight.dtype)
+
+    @property
+    def is_t_lora(self) -> bool:
+        """Whether the timestep says which ranks count."""
+        return self._least is not None
+
+    def set_timesteps(self, timesteps: Float[Tensor, " images"], train_timesteps: int) -> None:
+        """Let those ranks count that do at these timesteps: each image's, or one for all."""
+        if self._least is not None:
+            self._mask = mask_by_timestep(timesteps, train_timesteps, self._rank, self._least)
 
     def __call__(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Go down to the rank and up again."""
         self._down, self._up = self._down.to(rows.device), self._up.to(rows.device)
         narrow = apply_as(module, rows, self._down)
+        if self._mask is not None:
+            # Where the first rows do without the change, their masks are the first ones, too.
+            mask = self._mask if len(self._mask) == 1 else self._mask[-len(rows) :]
+            narrow = narrow * shape_like(mask, narrow).to(narrow.dtype)
         if isinstance(module, nn.Conv2d):
             return conv2d(narrow, self._up)
         return linear(narrow, self._up)
@@ -107,6 +137,16 @@ class Dense:
         """Apply the layer's kind of map with the changed weight."""
         self._change = self._change.to(rows.device)
         return apply_as(module, rows, self._change)
+
+
+def follow_timesteps(parts: Sequence[tuple[Adapter, Strength]]) -> list[tuple[Adapter, Strength]]:
+    """Let T-LoRAs stay beside the layers, where their ranks can follow a drawing's timesteps."""
+    return [
+        (adapter, LoraSchedule(Curve.constant(strength)))
+        if adapter.t_lora_min_rank is not None and not isinstance(strength, LoraSchedule)
+        else (adapter, strength)
+        for adapter, strength in parts
+    ]
 
 
 @contextmanager
@@ -142,7 +182,8 @@ def lora_branches(
 def _change(adapter: Adapter, name: str, module: nn.Module) -> Compute:
     weight: Tensor = module.weight  # type: ignore[assignment]
     if adapter.peft is None:
-        return LowRank(adapter.layers[name], weight)
+        least = None if acts_on_text(name) else adapter.t_lora_min_rank
+        return LowRank(adapter.layers[name], weight, least)
     return Dense(change_of(adapter.peft, name, weight), weight)
 
 
@@ -165,10 +206,25 @@ class ScheduledBranches:
         with lora_branches(self._components, parts, self._base_name) as branches:
             earlier = self._branches
             self._branches = [*earlier, *branches]
+            changes = [branch.compute for branch in branches]
+            narrow = [one for one in changes if isinstance(one, LowRank) and one.is_t_lora]
+
+            def tell_timesteps(unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+                del unet
+                times = torch.as_tensor(inputs[1], device=inputs[0].device).reshape(-1)
+                for change in narrow:
+                    change.set_timesteps(
+                        times, int(self._pipeline.scheduler.config.num_train_timesteps)
+                    )
+
+            unet = self._components["unet"]
+            hook = unet.register_forward_pre_hook(tell_timesteps) if narrow else None
             try:
                 yield
             finally:
                 self._branches = earlier
+                if hook is not None:
+                    hook.remove()
 
     @contextmanager
     def followed(self) -> Iterator[None]:

@@ -22,12 +22,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreamloom.core.errors import AdapterError, ConfigError
-from dreamloom.lora.adapter import Adapter, Layer, PeftState, refuse_other_kinds
+from dreamloom.lora.adapter import T_LORA_KEY, Adapter, Layer, PeftState, refuse_other_kinds
 from dreamloom.lora.peftconfig import make_dora
 from dreamloom.models.base import AdapterSpec, WeightGroup
 from dreamloom.models.fused_lora import FusedLora, can_be_fused
 from dreamloom.models.lowrank import ScaledFactors
 from dreamloom.models.peftstate import describe_config
+from dreamloom.models.rank_masks import RankMasks
 from dreamloom.models.target_modules import assign_by_pattern, choose_layers
 
 ADAPTER_NAME = "taught"
@@ -42,16 +43,28 @@ class AttachedAdapter:
     Args:
         components: The denoiser under ``unet`` and the text encoders under their names.
         spec: The adapter's shape. New words are not attached here.
-        compiled: Whether the denoiser's repeated blocks are compiled; for LoRAs only.
+        compiled: Whether the denoiser's repeated blocks are compiled; for LoRAs only, of which
+            nothing is left out.
+        train_timesteps: How many timesteps the base model has.
 
     Raises:
         ConfigError: If a pattern matches no layer, or settings contradict each other.
     """
 
     def __init__(
-        self, components: Mapping[str, nn.Module], spec: AdapterSpec, compiled: bool = False
+        self,
+        components: Mapping[str, nn.Module],
+        spec: AdapterSpec,
+        compiled: bool = False,
+        train_timesteps: int = 1000,
     ) -> None:
         refuse_contradictions(spec)
+        if compiled and spec.has_masks:
+            raise ConfigError(
+                "Compiled blocks compute an adapter whole, and parts of this one are left out at "
+                "times.",
+                "Set train.compile=off, or leave dropout and T-LoRA out.",
+            )
         chosen = choose_layers(components, spec)
         self.spec = spec
         self._chosen = chosen
@@ -61,6 +74,8 @@ class AttachedAdapter:
         self._originals: dict[nn.Module, Tensor] = {}
         self._taken: dict[str, Layer] = {}
         self._fused: list[FusedLora] = []
+        self._train_timesteps = train_timesteps
+        self.masks: RankMasks | None = None
         try:
             self._attach()
             self._fuse(compiled)
@@ -95,8 +110,12 @@ class AttachedAdapter:
                 for name, layer in self._adapted()
                 if name.startswith(f"{component}.") and can_be_fused(layer.get_base_layer())
             }
+            masks = None
+            if component == "unet" and self.spec.has_masks:
+                ranks = {name: one.down.shape[0] for name, one in factors.items()}
+                masks = self.masks = RankMasks(owner, ranks, self.spec, self._train_timesteps)
             if factors:
-                self._fused.append(FusedLora(owner, factors, compiled))
+                self._fused.append(FusedLora(owner, factors, compiled, masks))
 
     def _adapted(self) -> Iterator[tuple[str, Any]]:
         for component, owner in self._components.items():
@@ -119,7 +138,10 @@ class AttachedAdapter:
         # A copy: some of PEFT's initialisations write into the weight itself.
         base.weight.data = original.float().clone()
         if special and isinstance(base, nn.Linear):
-            if self.spec.init == "orthogonal":
+            if self.spec.init == "orthogonal" and self.spec.has_masks:
+                # peft's factors are nothing together, and something where ranks are left out.
+                nn.init.orthogonal_(layer.lora_A[ADAPTER_NAME].weight)
+            elif self.spec.init == "orthogonal":
                 layer.orthogonal_init(ADAPTER_NAME)
             elif self.spec.init == "olora":
                 layer.olora_init(ADAPTER_NAME)
@@ -148,13 +170,24 @@ class AttachedAdapter:
         groups: dict[Any, list[nn.Parameter]] = {
             role: [] for role in ("down", "up", "other", "text down", "text up", "text other")
         }
+        scales: dict[str, list[float]] = {"up": [], "text up": []}
+        is_update = self.spec.kind == "lora" and not self._taken
         for component, owner in self._components.items():
             for name, weight in owner.named_parameters():
                 if weight.requires_grad:
                     kind = next(kind for mark, kind in kinds.items() if mark in name)
-                    groups[kind if component == "unet" else f"text {kind}"].append(weight)
+                    role = kind if component == "unet" else f"text {kind}"
+                    groups[role].append(weight)
+                    if kind == "up" and is_update:
+                        layer: Any = owner.get_submodule(name.partition(".lora_B.")[0])
+                        scales[role].append(float(layer.scaling[ADAPTER_NAME]))
         return [
-            WeightGroup(role, tuple(weights), tuple(layers[weight] for weight in weights))
+            WeightGroup(
+                role,
+                tuple(weights),
+                tuple(layers[weight] for weight in weights),
+                tuple(scales.get(role, ())),
+            )
             for role, weights in groups.items()
             if weights
         ]
@@ -173,6 +206,13 @@ class AttachedAdapter:
                 "Set adapter.kind=lora and adapter.init_lora_weights=default, or leave --from out.",
             )
         refuse_other_kinds(adapter, "The adapter to begin from", "can be trained on")
+        if adapter.t_lora_min_rank != self.spec.t_lora_min_rank:
+            named = [one or "none" for one in (adapter.t_lora_min_rank, self.spec.t_lora_min_rank)]
+            raise AdapterError(
+                f"The adapter to begin from has adapter.t_lora_min_rank = {named[0]}, and "
+                f"{named[1]} is trained here.",
+                f"Set adapter.t_lora_min_rank={named[0]}, or leave --from out.",
+            )
         mine = dict(self._adapted())
         differing = sorted({*mine} ^ {*adapter.layers})
         if differing:
@@ -207,7 +247,8 @@ class AttachedAdapter:
         if self.spec.kind in ("lora", "dora"):
             layers = {name: self._read_layer(name, layer) for name, layer in self._adapted()}
             if self.spec.kind == "lora":
-                return Adapter(layers)
+                least = self.spec.t_lora_min_rank
+                return Adapter(layers, {} if least is None else {T_LORA_KEY: str(least)})
             magnitudes = {
                 name: _copy(layer.lora_magnitude_vector[ADAPTER_NAME].weight)
                 for name, layer in self._adapted()
@@ -255,6 +296,8 @@ class AttachedAdapter:
         """Take the adapter off; the base is as it was, bit for bit."""
         for form in self._fused:
             form.remove()
+        if self.masks is not None:
+            self.masks.remove()
         for base, original in self._originals.items():
             base.weight.data = original
         for full_name, layer in list(self._adapted()):
@@ -291,6 +334,8 @@ def refuse_contradictions(spec: AdapterSpec) -> None:
                 f"Only lora and dora can be rank stabilised, not {spec.kind}.",
                 "Leave rank_stabilised out, or choose another kind.",
             )
+    if spec.has_masks:
+        _refuse_masks(spec)
     if spec.init == "orthogonal" and any(r % 2 for r in (spec.rank, *spec.ranks.values())):
         raise ConfigError("The initialisation orthogonal needs even ranks.", "Add 1 to the rank.")
     if spec.kind == "oft":
@@ -304,6 +349,34 @@ def refuse_contradictions(spec: AdapterSpec) -> None:
                 "oft has one block size for all layers, and no alpha.",
                 "Leave ranks and alphas out, or choose another kind.",
             )
+
+
+def _refuse_masks(spec: AdapterSpec) -> None:
+    """Refuse to leave parts out of what is no sum over ranks, or holds a part of the base."""
+    asked = {
+        "adapter.dropout": spec.dropout,
+        "adapter.rank_dropout": spec.rank_dropout,
+        "adapter.module_dropout": spec.module_dropout,
+        "adapter.t_lora_min_rank": spec.t_lora_min_rank,
+    }
+    named = ", ".join(f"{name} = {value:g}" for name, value in asked.items() if value)
+    if spec.kind != "lora":
+        raise ConfigError(
+            f"{named} leaves out parts of a LoRA, and this is a {spec.kind}.",
+            "Set adapter.kind=lora, or leave it out.",
+        )
+    if _SPLITS_BASE.match(spec.init):
+        raise ConfigError(
+            f"{named} would leave out parts of the base's weights, which {spec.init} takes into "
+            "the adapter.",
+            "Set adapter.init_lora_weights to default or orthogonal, or leave it out.",
+        )
+    least = spec.t_lora_min_rank
+    if least is not None and not 1 <= least <= spec.rank:
+        raise ConfigError(
+            f"adapter.t_lora_min_rank = {least} is not from 1 to the rank, {spec.rank}.",
+            "Take half of train.rank, as its paper does, or none.",
+        )
 
 
 def _configure(chosen: Mapping[str, list[str]], spec: AdapterSpec) -> dict[str, PeftConfig]:

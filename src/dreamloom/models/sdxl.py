@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,6 +27,7 @@ from dreamloom.models.base import (
     BaseIdentity,
     Checkpointing,
     Conditioning,
+    DropoutSeeds,
     Framing,
     Latents,
     MemoryOptions,
@@ -39,14 +39,20 @@ from dreamloom.models.base import (
 from dreamloom.models.channels_last import fastest_layout
 from dreamloom.models.fuse_adapters import fused_adapters, locate
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
+from dreamloom.models.guidance import guidance_options
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
-from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, peft_branches
+from dreamloom.models.lora_branches import (
+    ScheduledBranches,
+    follow_timesteps,
+    lora_branches,
+    peft_branches,
+)
 from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
 from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.prompts import PromptEncoder, SDXLConditioning, split_alike
 from dreamloom.models.quantized_layers import quantize_linears
-from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
+from dreamloom.models.sampling_shortcuts import reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import check_steps, list_schedulers, make_scheduler
 from dreamloom.models.token_embeddings import (
@@ -221,6 +227,7 @@ class SDXLModel:
         timesteps: Int[Tensor, " images"],
         conditioning: Conditioning,
         framings: Sequence[Framing],
+        dropout: DropoutSeeds | None = None,
     ) -> Float[Tensor, "images channels height width"]:
         """Predict the target for each image, each with its own size and crop."""
         if not isinstance(conditioning, SDXLConditioning):
@@ -236,13 +243,15 @@ class SDXLModel:
             ),
             noisy.device,
         )
-        predicted: Tensor = self._pipeline.unet(
-            noisy.to(self.runtime.dtype),
-            self._noise.model_timesteps(timesteps),
-            encoder_hidden_states=conditioning.tokens,
-            added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
-            return_dict=False,
-        )[0]
+        masks = self._attached.masks if self._attached is not None else None
+        with masks.dropping(dropout) if masks and dropout else nullcontext():
+            predicted: Tensor = self._pipeline.unet(
+                noisy.to(self.runtime.dtype),
+                self._noise.model_timesteps(timesteps),
+                encoder_hidden_states=conditioning.tokens,
+                added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
+                return_dict=False,
+            )[0]
         return predicted
 
     def attach_adapter(
@@ -256,7 +265,8 @@ class SDXLModel:
         trained_encoders = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
         self._offload.load("unet", *trained_encoders, exclusive=True)
         words = start_embeddings(self._pipeline, spec.tokens)
-        self._attached = AttachedAdapter(self._components, spec, compiled)
+        timesteps = self.train_timesteps
+        self._attached = AttachedAdapter(self._components, spec, compiled, timesteps)
         weights = list(self._attached.weights)
         try:
             if words:
@@ -266,7 +276,9 @@ class SDXLModel:
             self.detach_adapter()
             raise
         self._prompts = PromptEncoder(self._pipeline, self.runtime.device)
-        set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing)
+        masks = self._attached.masks
+        recompute = masks.checkpoint if masks else None
+        set_gradient_checkpointing(self._pipeline.unet, gradient_checkpointing, recompute)
         return weights
 
     def load_adapter(self, adapter: Adapter) -> None:
@@ -321,8 +333,9 @@ class SDXLModel:
         A float32 model takes plain weights' changes into its own. A half-precision one would
         round small changes away, and one stored in fewer bits has no weights to write into, so
         there they stay beside the weights, as everywhere do those that follow the steps of a
-        drawing.
+        drawing, or its timesteps.
         """
+        parts = follow_timesteps(parts)
         scheduled = [(a, one) for a, one in parts if isinstance(one, LoraSchedule)]
         plain = [(a, weight) for a, weight in parts if not isinstance(weight, LoraSchedule)]
         strongest = [(a, one.curve.strongest) for a, one in scheduled] + plain
@@ -395,7 +408,7 @@ class SDXLModel:
                 drawn, numbers = [], []
                 for some in batches[start : start + at_once]:
                     chosen = encoded.take(torch.tensor([rows[number] for number in some]))
-                    guidance = self._guidance_options(chosen, negative, sampler)
+                    guidance = guidance_options(chosen, negative, sampler)
                     seeds = [shots[number].seed for number in some]
                     drawn.append(self._denoise(seeds, chosen, sampler, size_px, guidance))
                     numbers += some
@@ -459,33 +472,6 @@ class SDXLModel:
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
-
-    def _guidance_options(
-        self, chosen: SDXLConditioning, negative: SDXLConditioning | None, sampler: Sampler
-    ) -> dict[str, Any]:
-        """Say how the pipeline must be called for prompts and a sampler's guidance."""
-        if sampler.guidance <= 1:
-            return {"prompt_embeds": chosen.tokens, "guidance_scale": sampler.guidance}
-        if negative is None:
-            negative = SDXLConditioning(
-                torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
-            )
-        else:
-            negative = negative.take(torch.zeros(len(chosen), dtype=torch.int64))
-        # Both halves go through the U-Net together.
-        length = math.lcm(chosen.tokens.shape[1], negative.tokens.shape[1])
-        negative = negative.aligned(length)
-        halves = {
-            "prompt_embeds": chosen.aligned(length).tokens,
-            "negative_prompt_embeds": negative.tokens,
-            "negative_pooled_prompt_embeds": negative.pooled,
-        }
-        if sampler.guidance_interval == (0.0, 1.0):
-            return {"guidance_scale": sampler.guidance, **halves}
-        part = IntervalGuidance(
-            sampler.guidance, sampler.guidance_interval, negative.tokens, negative.pooled
-        )
-        return {**part.options(), **halves}
 
     def _encode_negative(self, sampler: Sampler) -> SDXLConditioning | None:
         """Encode the prompt of guidance's unconditional half; None where zeros take its place.

@@ -36,6 +36,7 @@ from dreamloom.training.validation_samples import ValidationSampler
 _WARM_UPDATES = 3
 # Seeds of validation: no update has a negative number.
 _VALIDATION_DRAWS = (-1, -2, -3, -4)
+_DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def run_training_loop(
                     terms.append(torch.stack(loss.terms).detach())
                     errors += found
             added = torch.stack(terms).sum(dim=0)  # total, the subject's and, with any, the prior's
+            # Once an update, over however many passes and processes it is spread.
+            added[0] += trainable.add_penalty(processes.is_main)
             if processes.count > 1:
                 processes.add_up([*trainable.gradients(), added])
             are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))
@@ -177,6 +180,7 @@ def _validate(
         update={
             "objective": config.objective.model_copy(update=robust),
             "priors": config.priors.model_copy(update={"kind": "none"}),
+            "adapter": config.adapter.model_copy(update=dict.fromkeys(_DROPOUTS, 0.0)),
         }
     )
     with trainable.finished():

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from dreamloom.core.device import generator_for
+from dreamloom.core.device import seed_for
 
 TimestepKind = Literal["uniform", "logit_normal", "mode", "cubic"]
 """How timesteps are drawn; see `draw_timesteps`."""
@@ -42,13 +42,17 @@ class Rng:
     is_prior: Bool[Tensor, " images"]
     numbers: Int[Tensor, " images"]
 
-    def generators(self, purpose: str) -> list[Generator]:
-        """Make one CPU generator for each image."""
+    def seeds(self, purpose: str) -> list[int]:
+        """Make one seed for each image."""
         pairs = zip(self.is_prior.tolist(), self.numbers.tolist(), strict=True)
         return [
-            generator_for(self.seed, f"{purpose} of class" if prior else purpose, self.update, n)
-            for prior, n in pairs
+            seed_for(self.seed, f"{purpose} of class" if prior else purpose, self.update, number)
+            for prior, number in pairs
         ]
+
+    def generators(self, purpose: str) -> list[Generator]:
+        """Make one CPU generator for each image."""
+        return [Generator("cpu").manual_seed(seed) for seed in self.seeds(purpose)]
 
 
 def draw_normal(rng: Rng, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "images ..."]:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import send
-from dreamloom.models.base import Framing, Latents, Model
+from dreamloom.core.device import seed_for, send
+from dreamloom.models.base import DropoutSeeds, Framing, Latents, Model
 from dreamloom.training.batches import Batch, BatchShare, Sample, TrainingBatches
 from dreamloom.training.losses import (
     LossParts,
@@ -156,7 +156,11 @@ def measure_batch(
     elif keeps_predictions(config):
         target = _keep_predictions(model, batches, batch, noisy, target, timesteps, config)
     prediction = model.predict(
-        noisy, timesteps, batches.conditioning(batch.prompts), batch.framings
+        noisy,
+        timesteps,
+        batches.conditioning(batch.prompts),
+        batch.framings,
+        **_drop_out(config, batch, update),
     )
     snr = model.snr(timesteps)
     values = image_errors(
@@ -179,6 +183,17 @@ def measure_batch(
         raise ValueError("settings must be resolved before training")
     weights = timestep_weights(settings.weighting, snr, model.prediction, gamma=settings.snr_gamma)
     return BatchErrors(batch.samples, values, weights)
+
+
+def _drop_out(config: LoomConfig, batch: Batch, update: int) -> dict[str, DropoutSeeds]:
+    """Say from which seeds a pass drops parts of the adapter out, if it does."""
+    adapter = config.adapter
+    if not (adapter.dropout or adapter.rank_dropout or adapter.module_dropout):
+        return {}
+    numbers = torch.tensor([sample.number for sample in batch.samples])
+    images = Rng(config.seed, update, batch.is_prior, numbers).seeds("dropout")
+    of_update = seed_for(config.seed, "module dropout", update)
+    return {"dropout": DropoutSeeds(tuple(images), of_update)}
 
 
 def _remember(

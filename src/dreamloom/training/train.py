@@ -37,6 +37,7 @@ from dreamloom.training.loop import TrainContext, list_samples, run_training_loo
 from dreamloom.training.optimizers import doubt_rates
 from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
 from dreamloom.training.trainable_adapter import TrainableAdapter
+from dreamloom.training.update_norms import refuse_unfit_norms
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
 
 _LEAST_COMPILED = 500
@@ -246,6 +247,10 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
         init=kind.init_lora_weights,
         text_encoders=kind.text_encoders,
         tokens=kind.placeholder_tokens,
+        dropout=kind.dropout,
+        rank_dropout=kind.rank_dropout,
+        module_dropout=kind.module_dropout,
+        t_lora_min_rank=kind.t_lora_min_rank,
     )
     on_gpu = model.runtime.device.type == "cuda"
     levels = config.memory.gradient_checkpointing
@@ -257,10 +262,12 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
             f"train.compile = blocks is for adapters of kind lora, not {kind.kind}.",
             "Set train.compile=off, or adapter.kind=lora.",
         )
+    refuse_unfit_norms(config)
     compiled = settings.compile == "blocks"
     if settings.compile == "auto":
         # Below that, compiling takes longer than it saves.
-        compiled = kind.kind == "lora" and settings.steps >= _LEAST_COMPILED and on_gpu
+        can_be = kind.kind == "lora" and not spec.has_masks
+        compiled = can_be and settings.steps >= _LEAST_COMPILED and on_gpu
     weights = model.attach_adapter(spec, levels, compiled)
     if settings.init_adapter:
         try:

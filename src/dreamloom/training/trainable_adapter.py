@@ -28,6 +28,7 @@ from dreamloom.training.optimizers import (
     make_optimizer,
     usable_optimizer,
 )
+from dreamloom.training.update_norms import limit_norms, pair_factors, sum_squared_norms
 
 # The scale begins at 2^16 and halves with each update that overflows; at 1 there is no help left.
 _MOST_SKIPPED = 16
@@ -58,6 +59,7 @@ class TrainableAdapter:
         self._settings = settings
         self._observe = observe
         self.parameters: list[Parameter] = [p for one in weights for p in one.parameters]
+        self._pairs = pair_factors(weights)
         name, note = usable_optimizer(settings.optimizer, runtime.device)
         if note:
             observe(Note("train", note, warning=True))
@@ -120,6 +122,18 @@ class TrainableAdapter:
         """Add one batch's gradient."""
         self._scaler.scale(loss).backward()
 
+    def add_penalty(self, is_counted: bool = True) -> Tensor | float:
+        """Add the gradient of what the updates' size costs; return that term of the loss.
+
+        Args:
+            is_counted: Whether this process counts it; another one does if not.
+        """
+        if not self._settings.update_penalty or not is_counted:
+            return 0.0
+        penalty = self._settings.update_penalty * sum_squared_norms(self._pairs)
+        self.backward(penalty)
+        return penalty.detach()
+
     def gradients(self) -> list[Tensor]:
         """The gradients gathered so far, in an order that is the same in every process."""
         if isinstance(self.optimizer, FlatAdamW):
@@ -165,9 +179,14 @@ class TrainableAdapter:
                 self.parameters, self._settings.max_grad_norm, norm
             )
             self.optimizer.step()
+        self._limit_norms()
         if self.average:
             self.average.update()
         return norm
+
+    def _limit_norms(self) -> None:
+        if self._settings.scale_weight_norms is not None:
+            limit_norms(self._pairs, self._settings.scale_weight_norms)
 
     def refuse_broken(self, update: int, norm: float, name_photos: Callable[[], str]) -> None:
         """Say that a gradient was not finite; in fp16 that may be mended by itself.
@@ -199,6 +218,9 @@ class TrainableAdapter:
     def finished(self) -> Iterator[None]:
         """Use the weights as they would be saved now: the average, where there is one."""
         with weights_to_use(self.optimizer, self.average):
+            if self.average:
+                # The product of averages is not the average of products.
+                self._limit_norms()
             yield
 
 

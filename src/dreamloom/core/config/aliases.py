@@ -53,6 +53,12 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "photos.caption_tag_dropout_rate": (0.0,),
     "objective.multires_noise_iterations": (0,),
     "objective.multires_noise_discount": (0.3,),
+    "train.scale_weight_norms": (None,),
+    "train.update_penalty": (0.0,),
+    "adapter.dropout": (0.0,),
+    "adapter.rank_dropout": (0.0,),
+    "adapter.module_dropout": (0.0,),
+    "adapter.t_lora_min_rank": (None,),
 }
 # Settings that came later, with those that did for both until then: alike, they say nothing new.
 _PARTED = {"train.text_encoder_2_learning_rate": "train.text_learning_rate"}

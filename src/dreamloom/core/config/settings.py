@@ -27,6 +27,7 @@ PriorKind = Literal["generated", "folder", "base", "none"]
 _AboveZero = Annotated[float, Field(gt=0)]
 _Guidance = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Dropped = Annotated[float, Field(ge=0, lt=1)]
 _OrNone = BeforeValidator(lambda value: None if value == NONE else value)
 
 
@@ -173,6 +174,10 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _OrNone] = None
     """Decay of the adapter's moving average (EMA), which is then saved; none saves the last."""
+    scale_weight_norms: Annotated[Annotated[float, Field(gt=0)] | None, _OrNone] = None
+    """Largest Frobenius norm of a layer's update; longer ones are scaled back; none: no limit."""
+    update_penalty: float = Field(0.0, ge=0)
+    """Weight of the updates' squared Frobenius norms in the loss; 0 leaves them out."""
     compile: Auto | Literal["off", "blocks"] = "off"
     """blocks compiles what repeats: the U-Net's blocks, on a processor the text encoders', too;
     auto does so on GPUs from 500 steps on."""
@@ -224,6 +229,14 @@ class AdapterConfig(Section):
     number), olora, orthogonal."""
     loraplus_lr_ratio: float = Field(1.0, gt=0)
     """The up factors' learning rate over that of the down factors (LoRA+ advises 16)."""
+    dropout: _Dropped = 0.0
+    """Share of what the denoiser's up factors are given that each update leaves out (dropout)."""
+    rank_dropout: _Dropped = 0.0
+    """Share of the ranks that each update leaves out, drawn for each layer and image."""
+    module_dropout: _Dropped = 0.0
+    """Share of the layers whose change each update leaves out."""
+    t_lora_min_rank: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """T-LoRA: ranks that count in pure noise, more as it clears; none lets all count everywhere."""
     text_encoders: bool = False
     """Teach both text encoders too."""
     placeholder_tokens: dict[str, str] = Field(default_factory=dict)

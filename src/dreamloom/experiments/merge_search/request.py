@@ -98,6 +98,12 @@ def read_parts(request: SearchRequest) -> tuple[Adapter, Adapter]:
     subject, style = (read_adapter(path) for path in request.files)
     for path, adapter in zip(request.files, (subject, style), strict=True):
         refuse_other_kinds(adapter, str(path), "can be merged")
+        if adapter.t_lora_min_rank is not None:
+            raise AdapterError(
+                f"{path} is a T-LoRA, fewer of whose ranks count in noise; a merge applies all of "
+                "them, so what the search draws would not be what it writes.",
+                "Draw with both files instead: dreamloom generate --adapter A --adapter B.",
+            )
         if request.by_block and not has_blocks(adapter):
             raise ConfigError(
                 f"{path} does not change layers in down, mid and up blocks alike.",

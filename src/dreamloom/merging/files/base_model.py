@@ -85,6 +85,8 @@ def ask_base(
     from dreamloom.models.session import open_base
 
     model = open_base(base, pick_runtime(question.device))
+    # What is merged counts at every timestep, so what is asked of the base does.
+    adapters = [adapter.at_full_rank() for adapter in adapters]
     preparation = prepare_merge(model, adapters, request, question.prompts, question.joint, observe)
     assert preparation is not None
     asked = preparation.prompts

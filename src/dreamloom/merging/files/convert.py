@@ -12,7 +12,7 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.data.image_io import open_upright
-from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.adapter import Adapter, note_lost_timesteps
 from dreamloom.lora.conversion import approximate_dora, as_lora, equal_ranks
 from dreamloom.lora.folders import WEIGHTS, hash_adapter
 from dreamloom.lora.reading import read_adapter, read_adapter_file
@@ -107,6 +107,9 @@ def resize_adapter(
     observe(StageStarted("resize", str(source)))
     with measure_effort() as effort:
         adapter = as_lora(read_adapter(source))
+        for text in note_lost_timesteps(adapter, str(source), "what it is cut to"):
+            observe(Note("resize", text, warning=True))
+        adapter = adapter.at_full_rank()
         refuse_format(adapter.layers, adapter.metadata, format)
         precision = precision or find_precision(source)
         combined = combine(
@@ -186,6 +189,10 @@ def convert_file(
             stored = replace(adapter, layers={}, peft=found.product)
             # PEFT's form of it wants settings that LyCORIS' file does not tell.
             adapter = adapter if choose_format(stored) == "peft" and format == "auto" else stored
+        if form.has_equal_ranks and len(set(adapter.ranks.values())) > 1:
+            for text in note_lost_timesteps(adapter, str(source), "with equal ranks the file"):
+                observe(Note("convert", text, warning=True))
+            adapter = adapter.at_full_rank()
         if form.has_equal_ranks:
             adapter = equal_ranks(as_lora(adapter))
         if form.thumbnail is not None:

@@ -16,7 +16,7 @@ from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, BaseModelError, RunFolderError
 from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import atomic_folder, atomic_path, explain_write_errors
-from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.adapter import Adapter, note_lost_timesteps
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.sdxl_layers import COMPONENTS, respell_text
 from dreamloom.merging.factors import frobenius
@@ -200,6 +200,8 @@ def _warn(loaded: Loaded, weights: BaseWeights, observe: Observer) -> None:
         if made_of and made_of not in own:
             made_for = adapter.metadata.get("dreamloom.base", "another base model")
             text = f"{part.path} was made for other weights than these: those of {made_for}."
+            observe(Note("bake", text, True))
+        for text in note_lost_timesteps(adapter, str(part.path), "the checkpoint"):
             observe(Note("bake", text, True))
         if adapter.tokens:
             words = ", ".join(adapter.tokens)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dreamloom.core.device import measure_effort
 from dreamloom.core.errors import AdapterError, ConfigError, RunFolderError
-from dreamloom.core.events import Observer, Progress, StageDone, StageStarted, silent
+from dreamloom.core.events import Note, Observer, Progress, StageDone, StageStarted, silent
 from dreamloom.core.run_folder import Record, RunFolder, library_versions
-from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.adapter import Adapter, note_lost_timesteps
 from dreamloom.lora.base_names import publish_base
 from dreamloom.lora.folders import hash_adapter
 from dreamloom.lora.modelspec import join_descriptions
@@ -79,6 +79,9 @@ def carry_out(
     observe(StageStarted("merge", count_adapters(recipe.parts)))
     with measure_effort() as effort:
         loaded = load_parts(recipe.parts)
+        for part, adapter in zip(loaded.parts, loaded.adapters, strict=True):
+            for text in note_lost_timesteps(adapter, str(part.path), "the merge"):
+                observe(Note("merge", text, warning=True))
         inherited = _inherit_metadata(loaded.adapters)
         names = {name for adapter in loaded.adapters for name in adapter.layers}
         refuse_format(sorted(names), inherited, recipe.format)
