@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -39,6 +38,7 @@ from dreamloom.models.base import (
 from dreamloom.models.channels_last import fastest_layout
 from dreamloom.models.fuse_adapters import fused_adapters, locate
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
+from dreamloom.models.guidance import guidance_options, scaling_unconditional
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import ScheduledBranches, lora_branches, peft_branches
 from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
@@ -46,7 +46,7 @@ from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.prompts import PromptEncoder, SDXLConditioning, split_alike
 from dreamloom.models.quantized_layers import quantize_linears
-from dreamloom.models.sampling_shortcuts import IntervalGuidance, reusing_deep_levels
+from dreamloom.models.sampling_shortcuts import reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
 from dreamloom.models.schedulers import check_steps, list_schedulers, make_scheduler
 from dreamloom.models.token_embeddings import (
@@ -395,7 +395,7 @@ class SDXLModel:
                 drawn, numbers = [], []
                 for some in batches[start : start + at_once]:
                     chosen = encoded.take(torch.tensor([rows[number] for number in some]))
-                    guidance = self._guidance_options(chosen, negative, sampler)
+                    guidance = guidance_options(chosen, negative, sampler)
                     seeds = [shots[number].seed for number in some]
                     drawn.append(self._denoise(seeds, chosen, sampler, size_px, guidance))
                     numbers += some
@@ -416,6 +416,7 @@ class SDXLModel:
         with (
             self._schedules.followed(),
             reusing_deep_levels(self._pipeline, sampler.cache_interval),
+            scaling_unconditional(self._pipeline, sampler.cfg_zero_star),
         ):
             # Original and target size, which SDXL is told, are those of the picture.
             latents: Tensor = self._pipeline(
@@ -459,33 +460,6 @@ class SDXLModel:
         vae = self._pipeline.vae
         pixels: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return pixels
-
-    def _guidance_options(
-        self, chosen: SDXLConditioning, negative: SDXLConditioning | None, sampler: Sampler
-    ) -> dict[str, Any]:
-        """Say how the pipeline must be called for prompts and a sampler's guidance."""
-        if sampler.guidance <= 1:
-            return {"prompt_embeds": chosen.tokens, "guidance_scale": sampler.guidance}
-        if negative is None:
-            negative = SDXLConditioning(
-                torch.zeros_like(chosen.tokens), torch.zeros_like(chosen.pooled)
-            )
-        else:
-            negative = negative.take(torch.zeros(len(chosen), dtype=torch.int64))
-        # Both halves go through the U-Net together.
-        length = math.lcm(chosen.tokens.shape[1], negative.tokens.shape[1])
-        negative = negative.aligned(length)
-        halves = {
-            "prompt_embeds": chosen.aligned(length).tokens,
-            "negative_prompt_embeds": negative.tokens,
-            "negative_pooled_prompt_embeds": negative.pooled,
-        }
-        if sampler.guidance_interval == (0.0, 1.0):
-            return {"guidance_scale": sampler.guidance, **halves}
-        part = IntervalGuidance(
-            sampler.guidance, sampler.guidance_interval, negative.tokens, negative.pooled
-        )
-        return {**part.options(), **halves}
 
     def _encode_negative(self, sampler: Sampler) -> SDXLConditioning | None:
         """Encode the prompt of guidance's unconditional half; None where zeros take its place.

@@ -43,6 +43,9 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
     "train.prior_target": ("images", "auto"),
     "priors.prompts": ((), [], "auto"),
+    "generate.guidance_rescale": (0.0,),
+    "generate.cfg_zero_star": (False,),
+    "generate.conditional_only": (False,),
 }
 
 _EARLIER_VALUES = {"train.save_memory": {True: "full", False: "none"}}

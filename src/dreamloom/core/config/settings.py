@@ -303,14 +303,7 @@ class ValidationConfig(Section):
 LARGEST_SEED = 2**64 - 1
 """What a generator of random numbers takes at most."""
 
-_ADDED_LATER = {
-    "guidance_interval",
-    "cache_interval",
-    "negative_prompt",
-    "prompt_weights",
-    "width_px",
-    "height_px",
-}
+_FROM_THE_FIRST = {"schedulers", "steps", "guidance", "images_per_prompt", "first_seed"}
 
 
 class GenerateConfig(Section):
@@ -323,12 +316,12 @@ class GenerateConfig(Section):
         Settings are remembered with these named only where they are set, so that what was drawn
         before they were there is known again.
         """
-        return self.model_dump(include=_ADDED_LATER, exclude_defaults=True)
+        return self.model_dump(exclude={"batch", *_FROM_THE_FIRST}, exclude_defaults=True)
 
     @property
     def drawn_with(self) -> dict[str, Any]:
         """Everything that a picture depends on."""
-        return self.model_dump(exclude={"batch", *_ADDED_LATER}) | self.unusual
+        return self.model_dump(include=_FROM_THE_FIRST) | self.unusual
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
@@ -338,6 +331,13 @@ class GenerateConfig(Section):
     """Classifier-free guidance; auto takes the base model's own."""
     guidance_interval: _Part = (0.0, 1.0)
     """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
+    guidance_rescale: _Share = 0.0
+    """How far a guided prediction is scaled back to the spread of the unguided one; 0 not at all.
+    It keeps strong guidance from washing out colours."""
+    cfg_zero_star: bool = False
+    """Scale guidance's unconditional half to fit the other one best (CFG-Zero*)."""
+    conditional_only: bool = False
+    """Keep adapters out of guidance's unconditional half."""
     cache_interval: int = Field(1, ge=1)
     """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
     negative_prompt: Annotated[str, AfterValidator(_refuse_blanks)] = ""
