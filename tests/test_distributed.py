@@ -33,6 +33,7 @@ _COMMON = [
     # AdamW's first step has full length however small a number's gradient: rounding alone would
     # turn the sign of the smallest ones. Adafactor divides by a mean over rows and columns.
     *("--set", "train.optimizer=adafactor"),
+    *("--set", "train.log_gradient_noise=true"),
 ]
 
 
@@ -71,11 +72,15 @@ def test_two_processes_at_half_the_batch_do_the_update_of_one(
     (alone,), (together,) = (losses(folder / name) for name in ("one", "two"))
     for term in ("total", "subject", "prior"):
         assert together[term] == pytest.approx(alone[term], rel=1e-5)
+    # The two processes' gradients tell their noise at once; one gradient alone does not.
+    assert losses(folder / "one", "GradientNoiseMeasured") == []
+    (noise,) = losses(folder / "two", "GradientNoiseMeasured")
+    assert noise["signal_to_noise"] >= 0
 
 
-def losses(run: Path) -> list[dict[str, float]]:
+def losses(run: Path, event: str = "LossLogged") -> list[dict[str, float]]:
     lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return [event for event in lines if event["event"] == "LossLogged"]
+    return [one for one in lines if one["event"] == event]
 
 
 def test_the_gradients_of_shares_add_up_to_that_of_the_whole(

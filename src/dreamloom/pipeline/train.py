@@ -15,7 +15,7 @@ from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.distributed import join_processes
-from dreamloom.core.errors import RunFolderError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Observer, silent, tee
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -32,6 +32,7 @@ from dreamloom.data.class_images import draw_class_images, load_class_images, ma
 from dreamloom.data.photos.check import judge_captions
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
@@ -192,8 +193,28 @@ def prepare_run(
         if config.train.compile == "blocks":
             observe(Note("train", "blocks are compiled, which takes a while for the first time"))
         check_training(model, captions, config)
+        _check_judged(config, model)
     with join_processes().main_first():
         return open_run(out, resolve_defaults(fitted.lasting, model)), model, config
+
+
+def _check_judged(config: LoomConfig, model: Model) -> None:
+    """Refuse to end a training by scores whose encoder is not on this machine.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if config.validation.patience is None:
+        return
+    name = model.identity.name
+    encoder = pick_encoders(config.evaluate.encoders, name, config.device).identity
+    if isinstance(encoder, Missing):
+        raise ConfigError(
+            f"validation.patience = {config.validation.patience} ends a training by the scores, "
+            f"but nothing here can tell who is shown: {encoder.reason}.",
+            "'dreamloom models list' shows the encoders and how to get them; or set "
+            "validation.patience=none.",
+        )
 
 
 def _read_captions(run: RunFolder, folder: Path) -> list[str]:

@@ -121,6 +121,11 @@ class TrainableAdapter:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
+    @property
+    def loss_scale(self) -> float:
+        """By what the loss, and so the gradients gathered, are multiplied: 1 but in fp16."""
+        return float(self._scaler.get_scale())
+
     def clip_and_step(self, are_finite: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
         """Change the weights once, unless an error or the gradient is not finite.
 

@@ -43,6 +43,8 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
     "train.prior_target": ("images", "auto"),
     "priors.prompts": ((), [], "auto"),
+    "train.log_gradient_noise": (False,),
+    "validation.patience": (None,),
     "generate.guidance_rescale": (0.0,),
     "generate.cfg_zero_star": (False,),
     "generate.conditional_only": (False,),

@@ -197,6 +197,8 @@ class TrainConfig(Section):
     auto does so on GPUs from 500 steps on."""
     checkpointing_steps: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    log_gradient_noise: bool = False
+    """Tell the gradient's signal-to-noise ratio and noise scale with the loss."""
 
 
 class MemoryConfig(Section):
@@ -296,6 +298,8 @@ class ValidationConfig(Section):
     """Photos that are not trained on, from the end of the list, to validate with."""
     scores: bool = True
     """Score the pictures at each validation, where encoders are at hand."""
+    patience: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """End once so many validations in a row scored no better than an earlier one; none never."""
     tracker: str = "auto"
     """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
 
@@ -385,6 +389,7 @@ NOT_TRAINED = (
     "generate.",
     "evaluate.",
     "train.checkpointing_steps",
+    "train.log_gradient_noise",
     "memory.limit",
     "memory.gradient_checkpointing",
     "memory.micro_batch_size",
