@@ -35,11 +35,11 @@ from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
+from dreamloom.evaluation.scoring import Floor, PartedPhotos, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run
 from dreamloom.models.base import Model
 from dreamloom.pipeline.score import _list_class_images
-from dreamloom.pipeline.score_set import evaluation_options
+from dreamloom.pipeline.score_set import evaluation_options, name_held_out
 from dreamloom.pipeline.session import check_names, open_session, resolve_defaults
 from dreamloom.pipeline.subject import (
     check_class_images,
@@ -287,6 +287,7 @@ def _taught_words(config: LoomConfig) -> list[str]:
 def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreImages:
     """Make what scores the pictures that are drawn while a training of the run goes on."""
     encoders: Encoders | None = None
+    held_out = name_held_out(photos, config.validation.held_out_photos)
 
     def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
         nonlocal encoders
@@ -295,7 +296,7 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreIma
             encoders = pick_encoders(config.evaluate.encoders, images.base_name, config.device)
         return evaluate_images(
             images,
-            photos,
+            PartedPhotos(photos, held_out),
             floor=Floor(floor, _list_class_images(run)) if floor else None,
             subject=SubjectWords(config.subject.phrase, config.subject.class_noun),
             options=evaluation_options(config.evaluate),
