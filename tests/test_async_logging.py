@@ -66,6 +66,15 @@ def test_on_the_processor_an_update_is_told_at_once() -> None:
     assert told[1].samples == 2
 
 
+def test_the_gradients_noise_travels_where_it_was_asked_for() -> None:
+    told: list[StepOutcome] = []
+    loss_log, three = AsyncLossLog(CPU, told.append), torch.tensor([1.0, 0.5, 0.5])
+    args = (0.1, CARDS, torch.tensor([True, True]), three, torch.tensor(3.0))
+    loss_log.write(0, *args)
+    loss_log.write(1, *args, torch.tensor(7.0))
+    assert [(one.norm, one.noise, one.total) for one in told] == [(3.0, None, 1.0), (3.0, 7.0, 1.0)]
+
+
 def test_numbers_that_travel_are_read_in_order_and_not_too_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -43,6 +43,7 @@ def run(words: list[str]) -> None:
 
 
 # What is drawn for each image, and what counts once an update; the first update has no change yet.
+_NOISY = ["--set", "train.log_gradient_noise=true"]
 _REGULARISED = [
     *("--set", "train.steps=2", "--set", "train.update_penalty=1"),
     *("--set", "train.scale_weight_norms=0.02", "--set", "adapter.t_lora_min_rank=1"),
@@ -52,7 +53,9 @@ _REGULARISED = [
 
 
 @pytest.mark.parametrize(
-    "settings", [[], pytest.param(_REGULARISED, marks=pytest.mark.slow)], ids=["plain", "bounded"]
+    "settings",
+    [_NOISY, pytest.param(_REGULARISED, marks=pytest.mark.slow)],
+    ids=["plain", "bounded"],
 )
 def test_two_processes_at_half_the_batch_do_the_update_of_one(
     tiny_sdxl: Path, tmp_path: Path, settings: list[str]
@@ -78,11 +81,16 @@ def test_two_processes_at_half_the_batch_do_the_update_of_one(
     for alone, together in zip(*(losses(folder / name) for name in ("one", "two")), strict=True):
         for term in ("total", "subject", "prior"):
             assert together[term] == pytest.approx(alone[term], rel=1e-5)
+    # The two processes' gradients tell their noise at once; one gradient alone does not.
+    if settings is _NOISY:
+        assert losses(folder / "one", "GradientNoiseMeasured") == []
+        (noise,) = losses(folder / "two", "GradientNoiseMeasured")
+        assert noise["signal_to_noise"] >= 0
 
 
-def losses(run: Path) -> list[dict[str, float]]:
+def losses(run: Path, event: str = "LossLogged") -> list[dict[str, float]]:
     lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return [event for event in lines if event["event"] == "LossLogged"]
+    return [one for one in lines if one["event"] == event]
 
 
 def test_the_gradients_of_shares_add_up_to_that_of_the_whole(

@@ -742,6 +742,12 @@ def refuse(request: SearchRequest, error: type[Exception], problem: str, **chang
     assert not request.out.exists()
 
 
+def test_a_search_refuses_to_keep_adapters_out_of_one_half_of_guidance(tmp_path) -> None:
+    request = make_request(tmp_path, tmp_path / "out")
+    problem = "draws what one merged file would"
+    refuse(request, ConfigError, problem, **{"generate.conditional_only": True})
+
+
 def test_bad_requests_are_refused_in_a_sentence_and_nothing_is_written(
     model, taught, tmp_path
 ) -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import LossLogged, Note, Validated, ValidationSampled
+from dreamloom.core.events import (
+    GradientNoiseMeasured,
+    LossLogged,
+    Note,
+    Validated,
+    ValidationSampled,
+)
 from dreamloom.training.trackers import choose_tracker, describe, track
 
 
@@ -17,6 +23,9 @@ def test_figures_go_by_name_and_update() -> None:
     assert "loss/prior" not in describe(LossLogged(3, 1.0, 1.0, None, 1e-4))[0]
     assert describe(Validated(5, 0.2, held_out=True)) == ({"validation/held-out photos": 0.2}, 5)
     assert describe(ValidationSampled(5, "x", {"identity": 0.5})) == ({"score/identity": 0.5}, 5)
+    noise = {"gradient/signal_to_noise": 0.5, "gradient/noise_scale": 8.0}
+    assert describe(GradientNoiseMeasured(4, 0.5, 8.0)) == (noise, 4)
+    assert describe(GradientNoiseMeasured(4, None, None)) == ({}, 4)
     assert describe(Note("train", "text")) == ({}, 0)
 
 

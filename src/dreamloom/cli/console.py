@@ -244,9 +244,9 @@ def show_scorecard(card: Scorecard) -> None:
         _print(f"[yellow]{escape(text)}[/yellow]")
     for text in card.findings:
         _print(escape(text))
-    rows = [(name, *score.cells()) for name, score in card.scores.items()]
+    rows = [(name, *score.cells()) for name, score in card.all_scores.items()]
     _print(_table(("score", *_SCORE_HEAD), rows))
-    for name, score in card.scores.items():
+    for name, score in card.all_scores.items():
         if score.value is None and score.note:
             _print_aside(f"{name} is not measured: {score.note.removeprefix('not measured: ')}")
         elif score.note:

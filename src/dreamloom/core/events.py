@@ -55,6 +55,19 @@ class LossLogged:
 
 
 @dataclass(frozen=True)
+class GradientNoiseMeasured:
+    """How noisy the gradients are, as of an update.
+
+    ``signal_to_noise`` is of the update's own gradient, ``noise_scale`` the simple noise scale in
+    photos; None where it cannot be told.
+    """
+
+    update: int
+    signal_to_noise: float | None
+    noise_scale: float | None
+
+
+@dataclass(frozen=True)
 class Validated:
     """The loss with fixed noise after some updates; ``held_out`` tells whose photos it is of."""
 
@@ -87,6 +100,7 @@ Event: TypeAlias = (
     | Progress
     | Note
     | LossLogged
+    | GradientNoiseMeasured
     | Validated
     | ValidationSampled
     | StageDone

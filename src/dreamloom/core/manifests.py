@@ -221,6 +221,10 @@ class Picture(ClosedModel):
     """Whether weights that are written in the prompts were read."""
     size_px: tuple[int, int] | None = None
     """Height and width, where they were asked for; else its set's resolution, a square."""
+    guidance_rescale: float = 0.0
+    """How far guided predictions were scaled back to the spread of the unguided ones."""
+    cfg_zero_star: bool = False
+    """Whether the unconditional half was scaled to fit the other."""
 
     @model_serializer(mode="wrap")
     def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -233,6 +237,8 @@ class Picture(ClosedModel):
             "negative_prompt",
             "prompt_weights",
             "size_px",
+            "guidance_rescale",
+            "cfg_zero_star",
         )
 
     @property
@@ -241,6 +247,10 @@ class Picture(ClosedModel):
         words = [self.scheduler.upper(), f"{self.steps} steps", f"guidance {self.guidance:g}"]
         if self.guidance_interval != (0.0, 1.0):
             words[-1] += " from {:g} to {:g}".format(*self.guidance_interval)
+        if self.guidance_rescale:
+            words.append(f"rescaled by {self.guidance_rescale:g}")
+        if self.cfg_zero_star:
+            words.append("CFG-Zero*")
         if self.cache_interval > 1:
             words.append(f"deep levels every {self.cache_interval} steps")
         if self.size_px:

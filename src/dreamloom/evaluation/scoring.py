@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,19 @@ class EvaluationOptions:
     detectors: bool | Literal["experimental"] = True
     resamples: int = 2000
     confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class PartedPhotos:
+    """The subject's photos, of which some were held out from training.
+
+    Args:
+        photos: All of them.
+        held_out: The hashes of the files of those that were held out.
+    """
+
+    photos: PhotoSet
+    held_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,7 @@ def refuse_drawn_photos(folder: Path) -> None:
 
 def evaluate_images(
     images: ImageSet,
-    photos: PhotoSet,
+    photos: PhotoSet | PartedPhotos,
     *,
     subject: SubjectWords,
     floor: ImageSet | Floor | None = None,
@@ -175,7 +188,7 @@ def evaluate_images(
 
     Args:
         images: The pictures, with prompts and seeds.
-        photos: The subject's photos, prepared.
+        photos: The subject's photos, prepared, alone or with which were held out from training.
         subject: Its phrase is replaced by its class noun in the text that pictures are compared
             with: encoders cannot know the phrase.
         floor: The base model's pictures of the same prompts, seeds, schedulers and steps, alone or
@@ -193,9 +206,13 @@ def evaluate_images(
         EvaluationError: If there is no picture or no photo, or a picture's file is gone.
         PhotoError: If a picture cannot be read.
     """
+    parted = photos if isinstance(photos, PartedPhotos) else PartedPhotos(photos)
+    photos = parted.photos
     require_pictures(images, photos, floor)
     encoders = encoders or pick_encoders(options.encoders, images.base_name)
     evidence = _look_at(images, photos, floor, subject, encoders, observe, stage)
+    held = tuple(photo.source_sha256 in parted.held_out for photo in photos.photos)
+    evidence = replace(evidence, held_out=held)
     flaggings: tuple[Flagging, ...] = ()
     if options.detectors:
         wanted = [

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,13 +173,14 @@ def generate_images(
             prompt.
     """
     name, role, purpose = name if isinstance(name, SetName) else SetName(name)
+    composition = settle_composition(composition, active, config)
     adapters = check_request(model, prompts, config, active, name, composition)
     stage = f"generate-{name}"
     listed = _list_adapters(active, composition)
     inputs = {
         "base": model.identity.fingerprint,
         **_name_inputs(prompts, listed),
-        "settings": fingerprint(config.drawn_with),
+        "settings": _fingerprint_settings(config),
     }
     folder = run.images / name
     if run.finished(stage, inputs):
@@ -232,6 +233,23 @@ def generate_images(
     (folder / JOURNAL).unlink(missing_ok=True)
     observe(StageDone(stage, effort.seconds, str(folder)))
     return images
+
+
+def settle_composition(
+    composition: Composition, active: Sequence[ActiveAdapter], config: GenerateConfig
+) -> Composition:
+    """Keep adapters out of the unconditional half where the settings say so.
+
+    The base model, which has none, is drawn as ever.
+    """
+    is_kept_out = config.conditional_only and bool(active)
+    return replace(composition, conditional_only=True) if is_kept_out else composition
+
+
+def _fingerprint_settings(config: GenerateConfig) -> str:
+    """Fingerprint what pictures depend on, but for what is said of each adapter."""
+    own = {name: v for name, v in config.drawn_with.items() if name != "conditional_only"}
+    return fingerprint(own)
 
 
 def _list_adapters(
@@ -313,12 +331,8 @@ def check_request(
         model.check_sampler(scheduler, steps)
     check_set_name(name)
     _check_size(model, config)
-    if config.negative_prompt and float(config.guidance) <= 1:
-        raise ConfigError(
-            f"At a guidance of {float(config.guidance):g} a negative prompt would change nothing.",
-            "Raise --guidance above 1, or leave --negative-prompt out.",
-        )
-    _check_composition(composition, active, config)
+    _check_guidance(config)
+    _check_composition(settle_composition(composition, active, config), active, config)
     for part, adapter in zip(active, adapters, strict=True):
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
@@ -341,6 +355,8 @@ def make_sampler(model: Model, config: GenerateConfig, scheduler: str, steps: in
         config.negative_prompt,
         config.prompt_weights,
         None if (height, width) == (own, own) else (height, width),
+        config.guidance_rescale,
+        config.cfg_zero_star,
     )
 
 
@@ -353,6 +369,22 @@ def _check_size(model: Model, config: GenerateConfig) -> None:
             raise ConfigError(
                 f"generate.{name} = {side} does not fit {model.identity.name}.",
                 f"Take a multiple of {grid_px}, such as {nearest}.",
+            )
+
+
+def _check_guidance(config: GenerateConfig) -> None:
+    """Refuse what is about guidance where there is none."""
+    if float(config.guidance) > 1:
+        return
+    for what, is_asked, name in (
+        ("a negative prompt", config.negative_prompt, "--negative-prompt"),
+        ("rescaling", config.guidance_rescale, "generate.guidance_rescale"),
+        ("CFG-Zero*", config.cfg_zero_star, "generate.cfg_zero_star"),
+    ):
+        if is_asked:
+            raise ConfigError(
+                f"At a guidance of {float(config.guidance):g} {what} would change nothing.",
+                f"Raise --guidance above 1, or leave {name} out.",
             )
 
 

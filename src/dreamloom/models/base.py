@@ -182,6 +182,9 @@ class Sampler:
         prompt_weights: Whether weights that are written in prompts are read; see `prompt_weights`.
         size_px: Height and width of the picture, multiples of `Model.pixels_per_latent`; None
             takes the model's own.
+        guidance_rescale: How far a guided prediction is scaled to the deviation of the conditional
+            one: 0 not at all, 1 wholly.
+        cfg_zero_star: Whether the unconditional half is scaled to fit the other; see `guidance`.
     """
 
     scheduler: str
@@ -192,6 +195,8 @@ class Sampler:
     negative_prompt: str = ""
     prompt_weights: bool = False
     size_px: tuple[int, int] | None = None
+    guidance_rescale: float = 0.0
+    cfg_zero_star: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from dreamloom.models.base import (
 from dreamloom.models.channels_last import fastest_layout
 from dreamloom.models.fuse_adapters import fused_adapters, locate
 from dreamloom.models.gradient_checkpointing import set_gradient_checkpointing
-from dreamloom.models.guidance import guidance_options
+from dreamloom.models.guidance import guidance_options, scaling_unconditional
 from dreamloom.models.loading import CHECKPOINT_SUFFIXES, load_source
 from dreamloom.models.lora_branches import (
     ScheduledBranches,
@@ -429,6 +429,7 @@ class SDXLModel:
         with (
             self._schedules.followed(),
             reusing_deep_levels(self._pipeline, sampler.cache_interval),
+            scaling_unconditional(self._pipeline, sampler.cfg_zero_star),
         ):
             # Original and target size, which SDXL is told, are those of the picture.
             latents: Tensor = self._pipeline(

@@ -21,6 +21,7 @@ from dreamloom.inference.generate import (
     parse_active_adapter,
     read_composition,
     refuse_other_set,
+    settle_composition,
 )
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory.fit import fit_drawing
@@ -112,7 +113,9 @@ def draw(
         RunFolderError: If ``out`` holds other files, or a set of that name drawn otherwise.
     """
     active = [parse_active_adapter(text) for text in request.adapters]
-    composition = read_composition(request.compose, request.conditional_only)
+    composition = settle_composition(
+        read_composition(request.compose, request.conditional_only), active, config.generate
+    )
     check_set_name(request.name)
     check_names(config)
     headers = [read_adapter(part.path).metadata for part in active]

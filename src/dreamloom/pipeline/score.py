@@ -8,20 +8,25 @@ from tempfile import TemporaryDirectory
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
+from dreamloom.core.manifests import (
+    MANIFEST,
+    ImageSet,
+    read_class_image_set,
+)
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import (
     Floor,
+    PartedPhotos,
     evaluate_images,
     list_pictures,
     pick_encoders,
     read_pictures,
     refuse_drawn_photos,
 )
-from dreamloom.pipeline.score_set import evaluate_run, evaluation_options
+from dreamloom.pipeline.score_set import evaluate_run, evaluation_options, name_held_out
 from dreamloom.pipeline.subject import refuse_shared_files, require_noun
 
 # Pictures of unknown size are compared with photos of this size.
@@ -76,9 +81,11 @@ def score(
                 encoders=encoders,
                 observe=tee(observe, run.observer()),
             )
+        # Outside a run only the settings can say it.
+        held_out = name_held_out(photos, config.validation.held_out_photos)
         return evaluate_images(
             pictures,
-            photos,
+            PartedPhotos(photos, held_out),
             subject=SubjectWords(subject.phrase, subject.class_noun),
             floor=beneath,
             options=evaluation_options(settings),

@@ -7,10 +7,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.events import Note, Observer, StageDone, StageSkipped, StageStarted, silent
-from dreamloom.core.manifests import ImageSet, PhotoSet
+from dreamloom.core.manifests import MANIFEST, ImageSet, PhotoSet, read_photo_set
 from dreamloom.core.run_folder import Record, RunFolder, fingerprint, write_json
 from dreamloom.evaluation.encoders.base import Encoders
 from dreamloom.evaluation.metrics.measures import SubjectWords
@@ -19,6 +20,7 @@ from dreamloom.evaluation.scoring import (
     STAGE,
     EvaluationOptions,
     Floor,
+    PartedPhotos,
     evaluate_images,
     pick_encoders,
     require_pictures,
@@ -63,6 +65,7 @@ def evaluate_run(
     key = images.folder.name
     stage = f"{STAGE}-{key}"
     require_pictures(images, photos, floor)
+    held_out = find_held_out(run, photos)
     loaded = encoders or pick_encoders(config.encoders, images.base_name)
     inputs = {
         "images": images.fingerprint,
@@ -70,6 +73,8 @@ def evaluate_run(
         "floor": floor.fingerprint if floor else "none",
         "encoders": fingerprint(loaded.keys()),
         "settings": fingerprint(config, subject, key),
+        # Scores of before, which know of none, stay valid where none was held out.
+        **({"held-out photos": fingerprint(sorted(held_out))} if held_out else {}),
     }
     # The file of scores is shared by all sets; the card's own fingerprint says whether it holds.
     record, known = run.read_record(stage), read_scorecards(run).get(key)
@@ -81,7 +86,7 @@ def evaluate_run(
     with measure_effort() as effort:
         card = evaluate_images(
             images,
-            photos,
+            PartedPhotos(photos, held_out),
             subject=SubjectWords(subject.phrase, subject.class_noun),
             floor=floor,
             options=evaluation_options(config),
@@ -109,6 +114,21 @@ def evaluate_run(
     )
     observe(StageDone(stage, effort.seconds, str(run.scores)))
     return card
+
+
+def name_held_out(photos: PhotoSet, count: int) -> frozenset[str]:
+    """Name the photos that a training holds out, by the hashes of their files: the last ones."""
+    first = max(0, len(photos.photos) - count)
+    return frozenset(photo.source_sha256 for photo in photos.photos[first:])
+
+
+def find_held_out(run: RunFolder, photos: PhotoSet) -> frozenset[str]:
+    """Find which photos a run's training held out; none where it has no settings or photos."""
+    if not (run.settings_file.is_file() and (run.photos / MANIFEST).is_file()):
+        return frozenset()
+    count = load_config(file=run.settings_file).validation.held_out_photos
+    held_out = name_held_out(read_photo_set(run.photos), count)
+    return held_out & {photo.source_sha256 for photo in photos.photos}
 
 
 def read_scorecards(run: RunFolder) -> dict[str, Scorecard]:

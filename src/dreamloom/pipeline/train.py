@@ -16,7 +16,7 @@ from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.distributed import join_processes
-from dreamloom.core.errors import RunFolderError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.events import Note, Observer, silent, tee
 from dreamloom.core.manifests import (
     MANIFEST,
@@ -33,13 +33,14 @@ from dreamloom.data.class_images import draw_class_images, load_class_images, ma
 from dreamloom.data.photos.check import judge_captions
 from dreamloom.data.photos.prepare import fingerprint_photos, load_photos
 from dreamloom.evaluation.encoders.base import Encoders
+from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.scoring import Floor, evaluate_images, pick_encoders
+from dreamloom.evaluation.scoring import Floor, PartedPhotos, evaluate_images, pick_encoders
 from dreamloom.memory.fit import fit_run
 from dreamloom.models.base import Model
 from dreamloom.pipeline.score import _list_class_images
-from dreamloom.pipeline.score_set import evaluation_options
+from dreamloom.pipeline.score_set import evaluation_options, name_held_out
 from dreamloom.pipeline.session import check_names, open_session, resolve_defaults
 from dreamloom.pipeline.subject import (
     check_class_images,
@@ -196,8 +197,28 @@ def prepare_run(
         if config.train.compile == "blocks":
             observe(Note("train", "blocks are compiled, which takes a while for the first time"))
         check_training(model, captions, config)
+        _check_judged(config, model)
     with join_processes().main_first():
         return open_run(out, resolve_defaults(fitted.lasting, model)), model, config
+
+
+def _check_judged(config: LoomConfig, model: Model) -> None:
+    """Refuse to end a training by scores whose encoder is not on this machine.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if config.validation.patience is None:
+        return
+    name = model.identity.name
+    encoder = pick_encoders(config.evaluate.encoders, name, config.device).identity
+    if isinstance(encoder, Missing):
+        raise ConfigError(
+            f"validation.patience = {config.validation.patience} ends a training by the scores, "
+            f"but nothing here can tell who is shown: {encoder.reason}.",
+            "'dreamloom models list' shows the encoders and how to get them; or set "
+            "validation.patience=none.",
+        )
 
 
 def _read_captions(run: RunFolder, folder: Path, config: LoomConfig) -> list[str]:
@@ -274,6 +295,7 @@ def train_subject(
 def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreImages:
     """Make what scores the pictures that are drawn while a training of the run goes on."""
     encoders: Encoders | None = None
+    held_out = name_held_out(photos, config.validation.held_out_photos)
 
     def judge(images: ImageSet, floor: ImageSet | None) -> Scorecard:
         nonlocal encoders
@@ -282,7 +304,7 @@ def make_judge(photos: PhotoSet, config: LoomConfig, run: RunFolder) -> ScoreIma
             encoders = pick_encoders(config.evaluate.encoders, images.base_name, config.device)
         return evaluate_images(
             images,
-            photos,
+            PartedPhotos(photos, held_out),
             floor=Floor(floor, _list_class_images(run)) if floor else None,
             subject=SubjectWords(config.subject.phrase, config.subject.class_noun),
             options=evaluation_options(config.evaluate),

@@ -135,7 +135,7 @@ class Story:
         found = self.summary_scores()
         for name, card in self.cards.items():
             if self.place(name).purpose != "table":
-                found[name] = card.scores
+                found[name] = card.all_scores
         return {name: found[name] for name in sorted(found, key=order_of) if found[name]}
 
     def summary_scores(self) -> dict[str, dict[str, Score]]:

@@ -26,6 +26,7 @@ class StepOutcome:
         subject: Its part from the photos.
         prior: Its part from class images; None without.
         norm: The gradient's norm before it was clipped.
+        noise: What `GradientNoise.finish_update` gave; None where nobody asked.
     """
 
     update: int
@@ -36,6 +37,7 @@ class StepOutcome:
     subject: float
     prior: float | None
     norm: float
+    noise: float | None = None
 
 
 @dataclass
@@ -47,6 +49,7 @@ class _Line:
     samples: Sequence[Sample]
     numbers: Tensor
     ready: torch.cuda.Event | None
+    has_noise: bool
 
 
 class AsyncLossLog:
@@ -77,6 +80,7 @@ class AsyncLossLog:
         are_finite: Bool[Tensor, " samples"],
         terms: Float[Tensor, " terms"],
         norm: Float[Tensor, ""],
+        noise: Float[Tensor, ""] | None = None,
     ) -> None:
         """Write an update down, and hand on what has arrived.
 
@@ -87,15 +91,17 @@ class AsyncLossLog:
             are_finite: Whether each sample's error is.
             terms: Total loss, subject's and, where there is one, prior's.
             norm: The gradient's norm.
+            noise: From `GradientNoise.finish_update`, where it is asked for.
         """
-        numbers = torch.cat([norm.reshape(1).float(), terms.float(), are_finite.float()])
+        singles = [one.reshape(1).float() for one in (norm, noise) if one is not None]
+        numbers = torch.cat([*singles, terms.float(), are_finite.float()])
         ready = None
         if self._travels:
             arriving = torch.empty(numbers.shape, pin_memory=True)
             numbers = arriving.copy_(numbers, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self._lines.append(_Line(update, rate, samples, numbers, ready))
+        self._lines.append(_Line(update, rate, samples, numbers, ready, noise is not None))
         while self._lines:
             ready = self._lines[0].ready
             if len(self._lines) <= self._behind and not (ready is not None and ready.query()):
@@ -112,6 +118,7 @@ class AsyncLossLog:
         if line.ready is not None:
             line.ready.synchronize()
         norm, *rest = line.numbers.tolist()
+        noise = rest.pop(0) if line.has_noise else None
         terms, finite = rest[: -len(line.samples)], rest[-len(line.samples) :]
         self._hand_on(
             StepOutcome(
@@ -123,5 +130,6 @@ class AsyncLossLog:
                 subject=terms[1],
                 prior=terms[2] if len(terms) > 2 else None,
                 norm=norm,
+                noise=noise,
             )
         )

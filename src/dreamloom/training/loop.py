@@ -17,11 +17,18 @@ from torch import Tensor
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import TrainingError
-from dreamloom.core.events import LossLogged, Observer, Progress, Validated
+from dreamloom.core.events import (
+    GradientNoiseMeasured,
+    LossLogged,
+    Observer,
+    Progress,
+    Validated,
+)
 from dreamloom.models.base import Model
 from dreamloom.training.async_logging import AsyncLossLog, StepOutcome
 from dreamloom.training.batches import BatchShare, Sample, TrainingBatches
 from dreamloom.training.checkpoints import Checkpoints
+from dreamloom.training.gradient_noise import GradientNoise, NoiseEstimate
 from dreamloom.training.step import (
     BatchErrors,
     add_up_errors,
@@ -59,6 +66,23 @@ class TrainContext:
         return self.shares()[self.processes.index :: self.processes.count]
 
 
+@dataclass(frozen=True)
+class LoopResult:
+    """What a training came to.
+
+    Args:
+        updates_done: How many updates there were.
+        losses: The losses of all that are known.
+        why_stopped: Why it ended before its last update; empty where it did not.
+        noise: What is known of its gradients' noise; None where nobody asked.
+    """
+
+    updates_done: int
+    losses: list[float]
+    why_stopped: str = ""
+    noise: NoiseEstimate | None = None
+
+
 def run_training_loop(
     context: TrainContext,
     trainable: TrainableAdapter,
@@ -66,21 +90,29 @@ def run_training_loop(
     validation: ValidationSampler,
     first: int,
     earlier: Sequence[float] = (),
-) -> list[float]:
-    """Do the updates from ``first`` to the last; return the losses of all, ``earlier`` ones too.
+) -> LoopResult:
+    """Do the updates from ``first`` to the last; ``earlier`` are the losses of those before.
 
     Raises:
         TrainingError: If a loss or gradient is not finite, or somebody asked to stop.
     """
-    model, batches, config = context.model, context.batches, context.config
-    processes, steps = context.processes, config.train.steps
+    model, config, processes = context.model, context.config, context.processes
+    steps = config.train.steps
     losses, began = list(earlier), time.perf_counter()
+    batches_in_all = config.train.gradient_accumulation_steps * processes.count
+    noise = GradientNoise(batches_in_all, config.train.log_gradient_noise)
 
     def report(outcome: StepOutcome) -> None:
         _refuse_broken(context, trainable, outcome)
         losses.append(outcome.total)
         done_here = len(losses) - len(earlier)
-        _report_progress(context, outcome, (time.perf_counter() - began) / done_here)
+        _report_progress(context, outcome, (time.perf_counter() - began) / done_here, noise)
+
+    def save(done: int) -> None:
+        loss_log.flush()
+        if processes.is_main:
+            checkpoints.save(done, losses)
+        processes.wait()
 
     loss_log = AsyncLossLog(model.runtime.device, report)
     with _watch_for_stop() as stop_asked, _without_garbage_searches():
@@ -89,35 +121,24 @@ def run_training_loop(
                 gc.freeze()
             if validation.is_due(update):
                 loss_log.flush()
-                _validate(context, trainable, validation, update)
+                if why_stopped := _validate(context, trainable, validation, update):
+                    save(update)
+                    return LoopResult(update, losses, why_stopped, noise.latest)
             trainable.set_rates(update)
             trainable.zero_grad()
-            errors, terms = list[BatchErrors](), list[Tensor]()
-            for share in context.own_shares():
-                drawn = batches.make_batches(update, share)
-                for one_pass in split_passes(drawn, config.memory.micro_batch_size):
-                    found = [measure_batch(model, batches, one, update, config) for one in one_pass]
-                    loss = add_up_errors(found, config, batches, share)
-                    trainable.backward(loss.total)
-                    terms.append(torch.stack(loss.terms).detach())
-                    errors += found
-            added = torch.stack(terms).sum(dim=0)  # total, the subject's and, with any, the prior's
-            # Once an update, over however many passes and processes it is spread.
-            added[0] += trainable.add_penalty(processes.is_main)
-            if processes.count > 1:
-                processes.add_up([*trainable.gradients(), added])
-            are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))
-            norm = trainable.clip_and_step(are_finite)
-            seen = tuple(sample for one in errors for sample in one.samples)
-            loss_log.write(update, trainable.rate, seen, are_finite, added, norm)
+            made = _compute_gradient(context, trainable, update, noise)
+            square = noise.finish_update(trainable)
+            # Each process adds it to the sum over all.
+            made.terms[0] += trainable.add_penalty()
+            norm = trainable.clip_and_step(made.are_finite)
+            loss_log.write(
+                update, trainable.rate, made.samples, made.are_finite, made.terms, norm, square
+            )
             done = update + 1
             stop = processes.any_says(stop_asked.is_set(), model.runtime.device)
             # The last one too: what comes after it can fail for want of room on the disk.
             if stop or done % config.train.checkpointing_steps == 0 or done == steps:
-                loss_log.flush()
-                if processes.is_main:
-                    checkpoints.save(done, losses)
-                processes.wait()
+                save(done)
             if stop:
                 raise TrainingError(
                     f"Stopped after update {done} of {steps}; nothing is lost.",
@@ -125,7 +146,44 @@ def run_training_loop(
                 )
     if validation.is_due(steps):
         _validate(context, trainable, validation, steps)
-    return losses
+    return LoopResult(max(first, steps), losses, noise=noise.latest)
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """What an update's gradient was computed from.
+
+    Args:
+        terms: Its loss over all processes: total, the subject's and, with any, the prior's.
+        are_finite: Whether each sample's error is.
+        samples: The samples of this process.
+    """
+
+    terms: Tensor
+    are_finite: Tensor
+    samples: tuple[Sample, ...]
+
+
+def _compute_gradient(
+    context: TrainContext, trainable: TrainableAdapter, update: int, noise: GradientNoise
+) -> _Gradient:
+    """Add up the gradient of an update over its batches and all processes."""
+    model, batches, config = context.model, context.batches, context.config
+    errors, terms, shares = list[BatchErrors](), list[Tensor](), context.own_shares()
+    for number, share in enumerate(shares, start=1):
+        drawn = batches.make_batches(update, share)
+        for one_pass in split_passes(drawn, config.memory.micro_batch_size):
+            found = [measure_batch(model, batches, one, update, config) for one in one_pass]
+            loss = add_up_errors(found, config, batches, share)
+            trainable.backward(loss.total)
+            terms.append(torch.stack(loss.terms).detach())
+            errors += found
+        noise.add_batch(trainable, more=number < len(shares))
+    added = torch.stack(terms).sum(dim=0)
+    if context.processes.count > 1:
+        context.processes.add_up([*trainable.gradients(), added, *noise.sums])
+    are_finite = torch.isfinite(torch.cat([one.values.detach() for one in errors]))
+    return _Gradient(added, are_finite, tuple(s for one in errors for s in one.samples))
 
 
 def _refuse_broken(
@@ -164,12 +222,16 @@ def list_samples(context: TrainContext) -> list[Sample]:
 
 def _validate(
     context: TrainContext, trainable: TrainableAdapter, validation: ValidationSampler, update: int
-) -> None:
+) -> str:
     """Measure the error on the photos' centres and draw validation samples after some updates.
 
     No update draws the noise of validation, and each validation the same, so that the values of
     one run may be compared; what only makes training robust is left out. The photos are the
     held-out ones, where there are any.
+
+    Returns:
+        Why the training should end here, see `ValidationSampler.find_reason_to_stop`; empty where
+        it should not.
     """
     model, batches, config = context.model, context.batches, context.config
     robust = {
@@ -196,16 +258,40 @@ def _validate(
             validation.run_validation(update)
     model.release_encoders()
     context.processes.wait()
+    if config.validation.patience is None or update == config.train.steps:
+        return ""
+    reason = validation.find_reason_to_stop(update) if context.processes.is_main else ""
+    ends = context.processes.any_says(bool(reason), model.runtime.device)
+    return reason or ("the first process ended it" if ends else "")
 
 
-def _report_progress(context: TrainContext, outcome: StepOutcome, step_seconds: float) -> None:
+def _report_progress(
+    context: TrainContext, outcome: StepOutcome, step_seconds: float, noise: GradientNoise
+) -> None:
     device, updates = context.model.runtime.device, context.config.train.steps
     done = outcome.update + 1
     context.observe(LossLogged(done, outcome.total, outcome.subject, outcome.prior, outcome.rate))
     values = {"loss": outcome.total, "s/update": step_seconds}
+    if estimate := noise.read(outcome.norm, outcome.noise):
+        told = describe_noise(estimate, noise.batches, context.config)
+        context.observe(GradientNoiseMeasured(done, *told))
+        names = ("SNR", "noise scale")
+        values |= {n: v for n, v in zip(names, told, strict=True) if v is not None}
     if device.type == "cuda":
         values["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
     context.observe(Progress("train", "teaching", done, updates, values))
+
+
+def describe_noise(
+    estimate: NoiseEstimate, batches: int, config: LoomConfig
+) -> tuple[float | None, float | None]:
+    """Give an update's signal-to-noise ratio, and the noise scale in photos.
+
+    Each photo comes with its share of class images, which are no photos of their own.
+    """
+    scale = estimate.noise_scale
+    in_photos = None if scale is None else scale * config.train.batch_photos
+    return estimate.signal_to_noise(batches), in_photos
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dreamloom.lora.modelspec import describe_base, describe_captions, make_mode
 from dreamloom.models.base import Model
 
 # What changes how long a run takes, or what is told of it, but not what comes out.
-_FREE = {"checkpointing_steps", "compile", "init_adapter"}
+_FREE = {"checkpointing_steps", "compile", "init_adapter", "log_gradient_noise"}
 # How a photo's prompt is varied; how photos are cut is part of their own fingerprint.
 _CAPTIONS = {"caption_lines", "shuffle_caption", "keep_tokens", "caption_tag_dropout_rate"}
 # The name of the adapter that a training began from, among its inputs.
@@ -56,6 +56,18 @@ def name_inputs(
         # What counts is what is in the file, and not where it lies.
         **({INIT_ADAPTER: hash_adapter(Path(init_adapter))} if init_adapter else {}),
     }
+
+
+def name_early_stop(config: LoomConfig) -> dict[str, str]:
+    """Fingerprint what decides after how many updates a training ends; nothing where all are done.
+
+    Up to there it is the training that it would be without, so checkpoints do not depend on it.
+    """
+    settings = config.validation
+    if settings.patience is None:
+        return {}
+    looked_at = settings.every, settings.prompts, settings.images, settings.steps
+    return {"early stop": fingerprint(settings.patience, *looked_at)}
 
 
 def refuse_other_run(run: RunFolder, inputs: dict[str, str]) -> None:

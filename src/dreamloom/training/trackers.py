@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import Event, LossLogged, Observer, Validated, ValidationSampled, silent
+from dreamloom.core.events import (
+    Event,
+    GradientNoiseMeasured,
+    LossLogged,
+    Observer,
+    Validated,
+    ValidationSampled,
+    silent,
+)
 from dreamloom.core.toml_files import offer
 
 AUTO, NONE = "auto", "none"
@@ -88,6 +96,9 @@ def describe(event: Event) -> tuple[dict[str, float], int]:
         case LossLogged(update, total, subject, prior, rate):
             values = {"loss/total": total, "loss/subject": subject, "learning_rate": rate}
             return values | ({} if prior is None else {"loss/prior": prior}), update
+        case GradientNoiseMeasured(update, signal_to_noise, noise_scale):
+            noise = {"signal_to_noise": signal_to_noise, "noise_scale": noise_scale}
+            return {f"gradient/{name}": v for name, v in noise.items() if v is not None}, update
         case Validated(update, loss, held_out):
             photos = "held-out photos" if held_out else "photos"
             return {f"validation/{photos}": loss}, update

@@ -33,9 +33,16 @@ from dreamloom.training.batches import BatchPlan, prepare_batches
 from dreamloom.training.caption_variants import CaptionPlan
 from dreamloom.training.checkpoints import Checkpoints
 from dreamloom.training.latent_cache import LatentStore
-from dreamloom.training.loop import TrainContext, list_samples, run_training_loop, tail_mean
+from dreamloom.training.loop import (
+    LoopResult,
+    TrainContext,
+    describe_noise,
+    list_samples,
+    run_training_loop,
+    tail_mean,
+)
 from dreamloom.training.optimizers import doubt_rates
-from dreamloom.training.provenance import name_inputs, refuse_other_run, sign
+from dreamloom.training.provenance import name_early_stop, name_inputs, refuse_other_run, sign
 from dreamloom.training.trainable_adapter import TrainableAdapter
 from dreamloom.training.update_norms import refuse_unfit_norms
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
@@ -44,6 +51,8 @@ _LEAST_COMPILED = 500
 # Weights of SDXL are some hundredths, of which half precision keeps about 1e-5.
 _IDLE = 1e-7
 _INIT = {"init_adapter"}
+# With fewer photos there is no lift of identity.
+_LEAST_SCORED = 3
 
 
 def train_adapter(
@@ -78,11 +87,14 @@ def train_adapter(
     """
     processes = join_processes()
     inputs = name_inputs(model, photos, priors, config, processes)
-    finished = run.finished("train", inputs)
+    # What ends a training early changes nothing of an unfinished one.
+    results_from = {**inputs, **name_early_stop(config)}
+    finished = run.finished("train", results_from)
     if finished:
         observe(StageSkipped("train", "already trained"))
         return finished
-    refuse_other_run(run, inputs)
+    refuse_other_run(run, results_from)
+    _check_patience(config, len(photos.photos), is_judged=judge is not None)
     _announce(config, observe)
     with measure_effort(model.runtime) as effort:
         model.set_zero_terminal_snr(config.objective.zero_terminal_snr)
@@ -123,7 +135,7 @@ def train_adapter(
             resumed = checkpoints.resume()
             if resumed.note:
                 observe(Note("train", resumed.note))
-            losses = run_training_loop(
+            result = run_training_loop(
                 context, trainable, checkpoints, validation, resumed.updates_done, resumed.losses
             )
             with trainable.finished():
@@ -131,11 +143,11 @@ def train_adapter(
         finally:
             model.detach_adapter()
         _note_idle(adapter, config, observe)
-        adapter = signed(adapter)
+        adapter = _tell_stop(signed(adapter), result, config, observe)
         if processes.is_main:
             _write(run, adapter, config)
         processes.wait()
-    record = _make_record(context, validation, inputs, adapter, losses, effort)
+    record = _make_record(context, validation, results_from, adapter, result, effort)
     if processes.is_main:
         run.write_record(record)
         checkpoints.clear()
@@ -183,6 +195,13 @@ def check_training(model: Model, captions: Sequence[str], config: LoomConfig) ->
         AdapterError: If the adapter could not be written as asked.
     """
     _check_held_out(config, len(captions))
+    _check_patience(config, len(captions))
+    if config.train.log_gradient_noise and config.train.update_penalty:
+        raise ConfigError(
+            "train.log_gradient_noise measures how much pictures' gradients differ, and "
+            "train.update_penalty adds one of its own to them.",
+            "Set one of the two off: log_gradient_noise=false, or update_penalty=0.",
+        )
     objective, side = config.objective, config.photos.resolution_px
     low, high = (round(model.train_timesteps * share) for share in objective.timestep_range)
     if low >= high:
@@ -318,6 +337,47 @@ def _check_held_out(config: LoomConfig, photos: int) -> None:
         )
 
 
+def _check_patience(config: LoomConfig, photos: int, *, is_judged: bool = True) -> None:
+    """Refuse to wait for better scores where there will be none.
+
+    Raises:
+        ConfigError: If so.
+    """
+    settings = config.validation
+    if settings.patience is None:
+        return
+    given = f"validation.patience = {settings.patience} ends a training by the scores"
+    if settings.every is None:
+        raise ConfigError(
+            f"{given}, but nothing is ever validated.",
+            "Set validation.every, such as 50, or validation.patience=none.",
+        )
+    if not (settings.scores and is_judged):
+        raise ConfigError(
+            f"{given}, but nothing is scored while it runs.",
+            "Set validation.scores=true, or validation.patience=none.",
+        )
+    if photos < _LEAST_SCORED:
+        raise ConfigError(
+            f"{given}, which take {_LEAST_SCORED} photos or more; there are {photos}.",
+            "Add photos, or set validation.patience=none.",
+        )
+
+
+def _tell_stop(
+    adapter: Adapter, result: LoopResult, config: LoomConfig, observe: Observer
+) -> Adapter:
+    """Say that a training ended early, where it did, in its adapter's header too."""
+    if not result.why_stopped:
+        return adapter
+    text = (
+        f"ended after update {result.updates_done} of {config.train.steps}: {result.why_stopped}, "
+        f"and validation.patience is {config.validation.patience}"
+    )
+    observe(Note("train", text))
+    return adapter.with_metadata(ss_steps=str(result.updates_done))
+
+
 def _note_idle(adapter: Adapter, config: LoomConfig, observe: Observer) -> None:
     """Say so where an adapter hardly changes anything: that is no success."""
     # Other kinds than LoRA have no norm without the base.
@@ -352,20 +412,27 @@ def _make_record(
     validation: ValidationSampler,
     inputs: dict[str, str],
     adapter: Adapter,
-    losses: list[float],
+    result: LoopResult,
     effort: Effort,
 ) -> Record:
     model, config, run = context.model, context.config, validation.run
     settings, processes = config.train, context.processes.count
     per_update = settings.batch_photos * settings.gradient_accumulation_steps * processes
     results: dict[str, object] = {
-        "updates": settings.steps,
-        "photo_exposures": settings.steps * per_update,
+        "updates": result.updates_done,
+        "photo_exposures": result.updates_done * per_update,
         "class_images": len(context.batches.priors),
         "parameters": adapter.parameters,
         "processes": processes,
-        "mean_loss_last_tenth": tail_mean(losses),
+        "mean_loss_last_tenth": tail_mean(result.losses),
     }
+    if result.why_stopped:
+        results["stopped"] = {"update": result.updates_done, "why": result.why_stopped}
+    if result.noise:
+        batches = settings.gradient_accumulation_steps * processes
+        told = describe_noise(result.noise, batches, config)
+        names = ("signal_to_noise", "noise_scale_photos")
+        results["gradient_noise"] = dict(zip(names, told, strict=True))
     recommended = validation.recommend()
     if recommended:
         results["recommended"] = {"update": recommended.update, "why": recommended.why}

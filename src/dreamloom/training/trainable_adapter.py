@@ -122,13 +122,9 @@ class TrainableAdapter:
         """Add one batch's gradient."""
         self._scaler.scale(loss).backward()
 
-    def add_penalty(self, is_counted: bool = True) -> Tensor | float:
-        """Add the gradient of what the updates' size costs; return that term of the loss.
-
-        Args:
-            is_counted: Whether this process counts it; another one does if not.
-        """
-        if not self._settings.update_penalty or not is_counted:
+    def add_penalty(self) -> Tensor | float:
+        """Add the gradient of what the updates' size costs; return that term of the loss."""
+        if not self._settings.update_penalty:
             return 0.0
         penalty = self._settings.update_penalty * sum_squared_norms(self._pairs)
         self.backward(penalty)
@@ -143,6 +139,11 @@ class TrainableAdapter:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    @property
+    def loss_scale(self) -> float:
+        """By what the loss, and so the gradients gathered, are multiplied: 1 but in fp16."""
+        return float(self._scaler.get_scale())
 
     def clip_and_step(self, are_finite: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
         """Change the weights once, unless an error or the gradient is not finite.

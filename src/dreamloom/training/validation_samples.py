@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dreamloom.core.config.settings import LoomConfig
+from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.run_folder import RunFolder, atomic_folder, write_json
@@ -92,11 +93,49 @@ class ValidationSampler:
                 folder.rename(gone)
                 shutil.rmtree(gone)
 
-    def recommend(self) -> Recommendation | None:
-        """Say which of the adapters that were kept is best; None where nothing was scored."""
+    def find_reason_to_stop(self, updates_done: int) -> str:
+        """Say why a training should end after a validation, by its patience; empty if it shouldn't.
+
+        That is where so many validations in a row brought no adapter that would be recommended
+        instead. It depends on what was found up to there alone, so that a training that goes on
+        from a checkpoint ends where it would have ended.
+
+        Raises:
+            TrainingError: If the validation has no score to go by.
+        """
+        settings = self.config.validation
+        if settings.patience is None or settings.every is None or not updates_done:
+            return ""
+        best = self.recommend(updates_done)
+        if best is None:
+            raise TrainingError(
+                f"validation.patience = {settings.patience} goes by the scores, and the validation "
+                f"after update {updates_done} has none: {self._say_why_unscored(updates_done)}.",
+                "Mend that and run the same command again, or train with validation.patience=none "
+                "into another --out.",
+            )
+        waited = (updates_done - best.update) // settings.every
+        if waited < settings.patience:
+            return ""
+        count = "1 validation" if waited == 1 else f"{waited} validations in a row"
+        return f"{count} brought no better adapter than that after update {best.update}"
+
+    def _say_why_unscored(self, updates_done: int) -> str:
+        card = json.loads((self._folder(updates_done) / _SCORES).read_text(encoding="utf-8"))
+        identity = Scorecard.model_validate(card).scores.get("identity") if card else None
+        if identity is None:
+            return "nothing judged its pictures"
+        return identity.reason or "there is no lift of identity"
+
+    def recommend(self, last: int | None = None) -> Recommendation | None:
+        """Say which of the adapters that were kept is best; None where nothing was scored.
+
+        Args:
+            last: The update after which none is looked at; None looks at all.
+        """
         candidates = []
         for folder in sorted(self.run.validation_samples.glob("[0-9]*")):
-            if not (folder / _ADAPTER).is_file():
+            if not (folder / _ADAPTER).is_file() or (last is not None and int(folder.name) > last):
                 continue
             known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
             if known is None:

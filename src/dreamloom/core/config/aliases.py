@@ -59,6 +59,11 @@ _LATER: Mapping[str, Sequence[Any]] = {
     "adapter.rank_dropout": (0.0,),
     "adapter.module_dropout": (0.0,),
     "adapter.t_lora_min_rank": (None,),
+    "train.log_gradient_noise": (False,),
+    "validation.patience": (None,),
+    "generate.guidance_rescale": (0.0,),
+    "generate.cfg_zero_star": (False,),
+    "generate.conditional_only": (False,),
 }
 # Settings that came later, with those that did for both until then: alike, they say nothing new.
 _PARTED = {"train.text_encoder_2_learning_rate": "train.text_learning_rate"}

@@ -131,9 +131,8 @@ class TrainConfig(Section):
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
     prior_target: Auto | Literal["images", "base_prediction", "guided_prediction"] = "auto"
-    """What class images are trained towards: the images themselves (DreamBooth's), what the base
-    model predicts of them (prior prediction), or what it draws of them at priors.guidance; auto
-    takes the base model's own advice."""
+    """What class images are trained towards: themselves (DreamBooth's), the base model's prediction
+    of them, or what it draws of them at priors.guidance; auto takes the base model's advice."""
     caption_dropout: Auto | _Share = "auto"
     """Share of photos and class images that are trained without their prompt; auto takes the base
     model's own advice."""
@@ -183,6 +182,8 @@ class TrainConfig(Section):
     auto does so on GPUs from 500 steps on."""
     checkpointing_steps: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    log_gradient_noise: bool = False
+    """Tell the gradient's signal-to-noise ratio and noise scale with the loss."""
 
 
 class MemoryConfig(Section):
@@ -295,6 +296,8 @@ class ValidationConfig(Section):
     """Photos that are not trained on, from the end of the list, to validate with."""
     scores: bool = True
     """Score the pictures at each validation, where encoders are at hand."""
+    patience: Annotated[Annotated[int, Field(ge=1)] | None, _OrNone] = None
+    """End once so many validations in a row scored no better than an earlier one; none never."""
     tracker: str = "auto"
     """Where curves go too: tensorboard (auto, if installed), wandb and others, or none."""
 
@@ -302,14 +305,7 @@ class ValidationConfig(Section):
 LARGEST_SEED = 2**64 - 1
 """What a generator of random numbers takes at most."""
 
-_ADDED_LATER = {
-    "guidance_interval",
-    "cache_interval",
-    "negative_prompt",
-    "prompt_weights",
-    "width_px",
-    "height_px",
-}
+_FROM_THE_FIRST = {"schedulers", "steps", "guidance", "images_per_prompt", "first_seed"}
 
 
 class GenerateConfig(Section):
@@ -322,12 +318,12 @@ class GenerateConfig(Section):
         Settings are remembered with these named only where they are set, so that what was drawn
         before they were there is known again.
         """
-        return self.model_dump(include=_ADDED_LATER, exclude_defaults=True)
+        return self.model_dump(exclude={"batch", *_FROM_THE_FIRST}, exclude_defaults=True)
 
     @property
     def drawn_with(self) -> dict[str, Any]:
         """Everything that a picture depends on."""
-        return self.model_dump(exclude={"batch", *_ADDED_LATER}) | self.unusual
+        return self.model_dump(include=_FROM_THE_FIRST) | self.unusual
 
     schedulers: tuple[str, ...] = Field(("ddim",), min_length=1)
     """Names of schedulers: ddim, ddpm, pndm, euler, euler_a, dpm++, dpm++karras, unipc, heun."""
@@ -337,6 +333,13 @@ class GenerateConfig(Section):
     """Classifier-free guidance; auto takes the base model's own."""
     guidance_interval: _Part = (0.0, 1.0)
     """Part of the drawing that is guided, from 0, its first step, to 1; the rest costs half."""
+    guidance_rescale: _Share = 0.0
+    """How far a guided prediction is scaled back to the spread of the unguided one; 0 not at all.
+    It keeps strong guidance from washing out colours."""
+    cfg_zero_star: bool = False
+    """Scale guidance's unconditional half to fit the other one best (CFG-Zero*)."""
+    conditional_only: bool = False
+    """Keep adapters out of guidance's unconditional half."""
     cache_interval: int = Field(1, ge=1)
     """Steps from one computing of the U-Net's deep levels to the next (DeepCache); 1 for each."""
     negative_prompt: Annotated[str, AfterValidator(refuse_blanks)] = ""
@@ -384,6 +387,7 @@ NOT_TRAINED = (
     "generate.",
     "evaluate.",
     "train.checkpointing_steps",
+    "train.log_gradient_noise",
     "memory.limit",
     "memory.gradient_checkpointing",
     "memory.micro_batch_size",

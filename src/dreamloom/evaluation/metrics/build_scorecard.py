@@ -10,6 +10,7 @@ import numpy as np
 from dreamloom.core.manifests import PhotoSet
 from dreamloom.evaluation.detectors.flagging import Flagging
 from dreamloom.evaluation.encoders.store import Missing
+from dreamloom.evaluation.metrics.copy_paste import find_copy_paste, score_copy_paste
 from dreamloom.evaluation.metrics.evaluator import Evaluator
 from dreamloom.evaluation.metrics.evidence import Evidence
 from dreamloom.evaluation.metrics.measures import MEASURE
@@ -40,9 +41,12 @@ def build_scorecard(
     ceilings = evaluator.ceilings()
     listed = _list_pictures(evaluator, [photo.source for photo in photos.photos])
     alarms = find_alarms(evidence, scores, ceilings, listed)
+    copy_paste = score_copy_paste(evidence, evaluator.resamples, evaluator.confidence)
+    alarms += [text for text in [find_copy_paste(copy_paste)] if text]
     warning = _warning(evidence)
     if warning:
         scores = {name: _doubt(score) for name, score in scores.items()}
+        copy_paste = _doubt(copy_paste)
     return Scorecard(
         warning=warning,
         alarms=(*alarms, *_breakdowns(evidence)),
@@ -72,6 +76,7 @@ def build_scorecard(
         confidence=evaluator.confidence,
         resamples=evaluator.resamples,
         pictures=listed,
+        copy_paste=copy_paste,
     )
 
 

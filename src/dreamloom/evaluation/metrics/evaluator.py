@@ -50,12 +50,12 @@ class Evaluator:
         for measure in self.evidence.measures:
             looked_at = [row for row in rows if self.evidence.roles[row] in measure.roles]
             if looked_at:
-                found[measure.name] = self._score(measure, looked_at)
+                found[measure.name] = self.score_measure(measure, looked_at)
             elif whole:
                 found[measure.name] = Score(note=f"not measured: {_ABSENT[measure.roles[0]]}")
         return found
 
-    def _score(self, measure: Measure, rows: Sequence[int]) -> Score:
+    def score_measure(self, measure: Measure, rows: Sequence[int]) -> Score:
         """Score pictures, and put the score between its floor and its ceiling."""
         values = self.values[measure.name]
         if isinstance(values, str):

@@ -38,6 +38,7 @@ class Evidence:
         below_units: The noise, or the stranger, behind each of the floor's pictures: pictures of
             one noise mostly show one person.
         encoders: The encoders.
+        held_out: Of each photo, whether it was held out from training; nothing where nobody knows.
     """
 
     pictures: Sequence[Picture]
@@ -53,6 +54,7 @@ class Evidence:
     below_roles: Sequence[PictureRole]
     below_units: Sequence[str]
     encoders: Encoders
+    held_out: Sequence[bool] = ()
 
     @cached_property
     def measures(self) -> list[Measure]:

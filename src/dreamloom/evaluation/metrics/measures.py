@@ -139,6 +139,7 @@ MEASURE = {measure.name: measure for measure in MEASURES}
 
 LABELS = {
     **{measure.name: measure.label for measure in MEASURES},
+    "copy_paste": "Copy-paste",
     "identity_retention": "Subject kept",
     "style_retention": "Style kept",
 }
@@ -146,6 +147,8 @@ LABELS = {
 
 MEANINGS = {
     **{measure.name: measure.meaning for measure in MEASURES},
+    "copy_paste": "how much nearer pictures are to taught photos than to held-out ones; its "
+    "ceiling is what the photos alone can make of it; less is better",
     "identity_retention": "how much of the subject a merge has kept",
     "style_retention": "how much of the style a merge has kept",
 }

@@ -136,3 +136,19 @@ class Scorecard(_Listed):
     confidence: float
     resamples: int
     pictures: tuple[PictureScores, ...]
+    copy_paste: Score | None = None
+    """How much nearer pictures are to taught photos than to held-out ones; the ceiling is what the
+    photos themselves make of it. Cards of before have none."""
+
+    @property
+    def all_scores(self) -> dict[str, Score]:
+        """The scores by name, with that of the held-out photos."""
+        return self.scores | ({} if self.copy_paste is None else {"copy_paste": self.copy_paste})
+
+    @model_serializer(mode="wrap")
+    def _leave_plain(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # A card of before is written, and so fingerprinted, as it was.
+        written = write(self)
+        if self.copy_paste is None:
+            written.pop("copy_paste", None)
+        return written

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
-from dreamloom.core.errors import RunFolderError
+from dreamloom.core.errors import ConfigError, RunFolderError
 from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import Encoders
@@ -83,6 +83,12 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     Raises:
         DreamLoomError: See `running.run_search`.
     """
+    if config.generate.conditional_only:
+        raise ConfigError(
+            "generate.conditional_only keeps adapters out of one half of guidance, and a search "
+            "draws what one merged file would.",
+            "Set generate.conditional_only=false.",
+        )
     parts = read_parts(request)
     config = choose_base(config, [part.metadata for part in parts])
     words = find_words(request, config, parts)

@@ -118,6 +118,12 @@ class Study(Section):
         if arm.steps:
             given["generate.steps"] = (arm.steps,)
         config = load_config(overrides=given)
+        if config.validation.patience is not None:
+            raise ConfigError(
+                "A study trains every arm to its end, to compare them at equal exposure, so "
+                f"validation.patience = {config.validation.patience} has no place.",
+                "Set validation.patience to none.",
+            )
         every = self._validate_every(config.train.steps)
         if every is None:
             return config
