@@ -107,8 +107,9 @@ class Reference:
         prompt = prompts[1] if sample.is_prior or as_class else prompts[0]
         time_ids = torch.tensor([self.time_ids(sample)]).float()
         by_base = self.config.train.prior_target != "images"
+        kept = self.config.train.prior_target == "base_prediction" and sample.drops_caption
         prompt = None if sample.drops_caption else prompt
-        if as_class or (by_base and sample.is_prior):
+        if as_class or kept or (by_base and sample.is_prior):
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
         if self.config.train.prior_target == "guided_prediction" and sample.is_prior and prompt:
             g, arguments = self.config.priors.guidance, (noisy, timestep, None, time_ids)

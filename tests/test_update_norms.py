@@ -24,6 +24,7 @@ from dreamloom.training.update_norms import (
     FactorPair,
     limit_norms,
     pair_factors,
+    scaled_updates,
     sum_squared_norms,
 )
 from studio_set import claimed, small_config
@@ -234,6 +235,74 @@ def test_what_has_no_such_norm_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_training(model, ["", ""], small_config(model, **settings))
+
+
+def test_scaled_updates_are_that_much_smaller_and_come_back_bit_for_bit(
+    pairs: list[FactorPair],
+) -> None:
+    before = [(pair.down.detach().clone(), pair.up.detach().clone()) for pair in pairs]
+    whole = [multiply_out(pair) for pair in pairs]
+    with scaled_updates(pairs, 0.7):
+        for pair, update in zip(pairs, whole, strict=True):
+            torch.testing.assert_close(multiply_out(pair), 0.7 * update)
+    for pair, (down, up) in zip(pairs, before, strict=True):
+        assert torch.equal(pair.down, down)
+        assert torch.equal(pair.up, up)
+
+
+def test_a_finished_adapter_is_scaled_and_its_training_is_not(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    adapters, losses = [], []
+    for scale in (1.0, 0.5):
+        told: list[object] = []
+        run = claimed(tmp_path / str(scale))
+        config = small_config(model, train__final_scale=scale, train__steps=2)
+        train_adapter(run, model, *sets, config, told.append)
+        adapters.append(read_adapter(run.adapter))
+        losses.append([event.total for event in told if isinstance(event, LossLogged)])
+    assert losses[0] == losses[1]
+    whole, half = (one.layers for one in adapters)
+    assert whole.keys() == half.keys()
+    for name, layer in whole.items():
+        torch.testing.assert_close(
+            half[name].up.flatten(1) @ half[name].down.flatten(1),
+            0.5 * layer.up.flatten(1) @ layer.down.flatten(1),
+        )
+
+
+def test_the_scale_is_advised_only_where_guidance_has_something_to_multiply() -> None:
+    advice = {
+        **{"resolution_px": 64, "guidance": 4.0, "learning_rate": 1e-3},
+        **{"target_modules": "attention", "prior_target": "base_prediction", "final_scale": 0.7},
+    }
+
+    def scale(*sets: str) -> object:
+        return load_config(sets=list(sets)).resolve(advice).train.final_scale
+
+    assert scale() == 0.7
+    assert scale("train.final_scale=0.9", "priors.kind=none") == 0.9
+    for plain in (
+        "priors.kind=none",
+        "priors.kind=base",
+        "train.prior_weight=0",
+        "train.prior_target=images",
+        "adapter.kind=dora",
+        "adapter.init_lora_weights=pissa",
+    ):
+        assert scale(plain) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"adapter__kind": "dora"}, {"adapter__kind": "loha"}, {"adapter__init_lora_weights": "pissa"}],
+)
+def test_a_scale_is_refused_where_the_factors_are_not_the_update(
+    model: Model, settings: dict[str, object]
+) -> None:
+    config = small_config(model, train__final_scale=0.7, **settings)
+    with pytest.raises(ConfigError, match=r"train\.final_scale = 0\.7 scales a LoRA's factors"):
+        check_training(model, ["", ""], config)
 
 
 def test_settings_that_limit_nothing_are_no_part_of_a_fingerprint() -> None:

@@ -223,6 +223,7 @@ class Advice:
         choose_class_prompts: From a class noun to more prompts for class images.
         caption_dropout: Share of pictures that are trained without their prompt.
         prior_target: What class images are trained towards.
+        final_scale: What a finished adapter is multiplied by where they are kept at predictions.
     """
 
     resolution_px: int
@@ -233,6 +234,7 @@ class Advice:
     choose_class_prompts: Callable[[str], tuple[str, ...]] = lambda _: ()
     caption_dropout: float = 0.0
     prior_target: PriorTarget = "images"
+    final_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,6 @@ def remembers_by_base(config: LoomConfig) -> bool:
     return config.priors.kind == "base" and config.train.prior_weight > 0
 
 
-def keeps_predictions(config: LoomConfig) -> bool:
-    """Say whether class images are trained towards what the base model predicts of them."""
-    has_images = config.priors.kind in ("generated", "folder") and config.train.prior_weight > 0
-    return has_images and config.train.prior_target != "images"
-
-
 def measure_batch(
     model: Model,
     batches: TrainingBatches,
@@ -153,7 +147,7 @@ def measure_batch(
     target = model.target(latents, noise, timesteps)
     if remembers_by_base(config):
         batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
-    elif keeps_predictions(config):
+    elif config.keeps_predictions:
         target = _keep_predictions(model, batches, batch, noisy, target, timesteps, config)
     prediction = model.predict(
         noisy,
@@ -236,21 +230,27 @@ def _keep_predictions(
     """Let the base model say what is right for class images.
 
     A class image's own noise is one draw of what the base model knows on average: trained towards
-    it, an adapter learns the few images that there are by heart, and forgets the others.
+    it, an adapter learns the few images that there are by heart, and forgets the others. With
+    ``base_prediction`` photos without their caption are kept, too.
 
     Guidance g draws from g c − (g − 1) u, with c predicted for the prompt and u for none. Photos
     without their caption move u towards the subject, and guidance moves the class away from it by
     g − 1 times as much. So with ``guided_prediction`` the target of c is c₀ + (1 − 1/g) (u − u₀),
     with c₀ and u₀ the base model's: then the class is drawn as the base model draws it.
     """
-    rows = [row for row, sample in enumerate(batch.samples) if sample.is_prior]
+    is_guided = config.train.prior_target == "guided_prediction"
+    rows = [
+        row
+        for row, sample in enumerate(batch.samples)
+        if sample.is_prior or (sample.drops_caption and not is_guided)
+    ]
     if not rows:
         return target
     some = noisy[rows], timesteps[rows], tuple(batch.framings[row] for row in rows)
     prompts = tuple(batch.prompts[row] for row in rows)
     kept = _predict_untaught(model, batches, some, prompts)
     guidance = float(config.priors.guidance)
-    if config.train.prior_target == "guided_prediction" and guidance > 1:
+    if is_guided and guidance > 1:
         none = ("",) * len(rows)
         moved = _predict(model, batches, some, none) - _predict_untaught(model, batches, some, none)
         has_prompt = torch.tensor([bool(text) for text in prompts], device=moved.device)

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Parameter
 
-from dreamloom.core.config.settings import LoomConfig, TrainConfig
+from dreamloom.core.config.settings import LoomConfig
+from dreamloom.core.config.training import TrainConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import ConfigError, TrainingError
 from dreamloom.core.events import Note, Observer
@@ -28,7 +29,12 @@ from dreamloom.training.optimizers import (
     make_optimizer,
     usable_optimizer,
 )
-from dreamloom.training.update_norms import limit_norms, pair_factors, sum_squared_norms
+from dreamloom.training.update_norms import (
+    limit_norms,
+    pair_factors,
+    scaled_updates,
+    sum_squared_norms,
+)
 
 # The scale begins at 2^16 and halves with each update that overflows; at 1 there is no help left.
 _MOST_SKIPPED = 16
@@ -217,12 +223,13 @@ class TrainableAdapter:
 
     @contextmanager
     def finished(self) -> Iterator[None]:
-        """Use the weights as they would be saved now: the average, where there is one."""
+        """Use the weights as they would be saved now: the average, if there is one, and scaled."""
         with weights_to_use(self.optimizer, self.average):
             if self.average:
                 # The product of averages is not the average of products.
                 self._limit_norms()
-            yield
+            with scaled_updates(self._pairs, float(self._settings.final_scale)):
+                yield
 
 
 def assign_rates(weights: Sequence[WeightGroup], settings: TrainConfig) -> dict[Parameter, float]:

@@ -6,7 +6,8 @@ the rank's size: ‖s B A‖² = s² ⟨BᵀB, A Aᵀ⟩.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +85,41 @@ def limit_norms(pairs: Sequence[FactorPair], limit: float) -> None:
         torch._foreach_mul_(of_pairs, factors)
 
 
+@contextmanager
+def scaled_updates(pairs: Sequence[FactorPair], factor: float) -> Iterator[None]:
+    """Multiply the updates by a factor for a block; after it they are what they were, bit for bit.
+
+    A training reaches its loss at weight 1 and without guidance. Guidance multiplies the change of
+    what is predicted for a prompt, and not of what is predicted for none: where the latter is kept,
+    an adapter at weight 1 shows its subject that much too strongly, and overrules other words.
+    """
+    if factor == 1:
+        yield
+        return
+    ups = [pair.up.data for pair in pairs]
+    before = [up.clone() for up in ups]
+    torch._foreach_mul_(ups, factor)
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(ups, before)
+
+
 def refuse_unfit_norms(config: LoomConfig) -> None:
-    """Refuse a limit or a price of updates whose norm the factors do not tell.
+    """Refuse a limit, a price or a scale of updates that the factors do not tell.
 
     Raises:
         ConfigError: If the adapter is no LoRA, begins with a part of the base, or its optimizer
-            averages weights that would be scaled.
+            averages weights that would be limited.
     """
     settings, adapter = config.train, config.adapter
+    if settings.final_scale not in ("auto", 1) and (adapter.kind != "lora" or adapter.splits_base):
+        begins = f" that begins with {adapter.init_lora_weights}" if adapter.kind == "lora" else ""
+        raise ConfigError(
+            f"train.final_scale = {settings.final_scale} scales a LoRA's factors, and a "
+            f"{adapter.kind}{begins} has none that are its update.",
+            "Set train.final_scale=1, and the adapter's weight where it is drawn with.",
+        )
     asked = {
         f"train.scale_weight_norms = {settings.scale_weight_norms}": settings.scale_weight_norms,
         f"train.update_penalty = {settings.update_penalty:g}": settings.update_penalty,

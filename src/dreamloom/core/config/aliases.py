@@ -42,6 +42,7 @@ _EARLIER = {today: earlier for earlier, today in RENAMED.items()}
 _LATER: Mapping[str, Sequence[Any]] = {
     "train.caption_dropout": (0.0, "auto"),
     "train.prior_target": ("images", "auto"),
+    "train.final_scale": (1.0, "auto"),
     "train.text_encoder_2_learning_rate": ("auto",),
     "train.learning_rate_pattern": ({},),
     "train.lr_num_cycles": (3,),
