@@ -106,16 +106,10 @@ class Reference:
         prompts = self.batches.prompts
         prompt = prompts[1] if sample.is_prior or as_class else prompts[0]
         time_ids = torch.tensor([self.time_ids(sample)]).float()
-        by_base = self.config.train.prior_target != "images"
-        kept = self.config.train.prior_target == "base_prediction" and sample.drops_caption
+        by_base = self.config.train.prior_target == "base_prediction"
         prompt = None if sample.drops_caption else prompt
-        if as_class or kept or (by_base and sample.is_prior):
+        if as_class or (by_base and (sample.is_prior or sample.drops_caption)):
             target = self.predict(self.untaught, noisy, timestep, prompt, time_ids)
-        if self.config.train.prior_target == "guided_prediction" and sample.is_prior and prompt:
-            g, arguments = self.config.priors.guidance, (noisy, timestep, None, time_ids)
-            without = [self.predict(one, *arguments) for one in (self.taught, self.untaught)]
-            # What the adapter must predict for g c - (g - 1) u to be what it is without it.
-            target = (g * target - (g - 1) * without[1] + (g - 1) * without[0]) / g
         guess = self.predict(self.taught, noisy, timestep, prompt, time_ids)
         kept = self.schedule.alphas_cumprod[timestep].item()
         return (guess - target).square().mean().item(), kept / (1 - kept)
@@ -160,12 +154,12 @@ class Reference:
         return subject, np.mean(priors) if priors else None
 
 
-@pytest.mark.parametrize("kind", ["generated", "predicted", "guided", "base", "none"])
+@pytest.mark.parametrize("kind", ["generated", "predicted", "base", "none"])
 @pytest.mark.parametrize(("batch", "weighting"), [(1, "none"), (3, "min_snr")])
 def test_the_loss_is_the_one_of_the_equations(
     studio: Studio, kind: str, batch: int, weighting: str
 ) -> None:
-    targets = {"predicted": "base_prediction", "guided": "guided_prediction"}
+    targets = {"predicted": "base_prediction"}
     config = small_config(
         studio.model,
         priors__kind="generated" if kind in targets else kind,

@@ -31,9 +31,8 @@ lowest, the lowest alone, or all."""
 Weighting = Literal["none", "min_snr", "soft_min_snr", "debiased", "p2"]
 """How timesteps are weighed against each other; see `timestep_weights`."""
 
-PriorTarget = Literal["images", "base_prediction", "guided_prediction"]
-"""What class images are trained towards: themselves, what the base model predicts of them, or what
-guidance makes of that; see `training.step.keep_predictions`."""
+PriorTarget = Literal["images", "base_prediction"]
+"""What class images are trained towards: themselves, or what the base model predicts of them."""
 
 WeightRole = Literal["down", "up", "other", "text down", "text up", "text other", "tokens"]
 """What a trained weight does; `WeightGroup` says more."""

@@ -173,6 +173,8 @@ class SDXLModel:
                 weighting="debiased",
                 choose_class_prompts=choose_class_prompts,
                 caption_dropout=0.15,
+                prior_target="base_prediction",
+                final_scale=0.7,
             )
         return Advice(resolution_px, guidance=5.0, learning_rate=1e-4, target_modules="attention")
 

@@ -98,7 +98,6 @@ class BatchPlan:
         held_out: How many photos, from the end of the list, are not trained on.
         caption_dropout: The share of pictures that are trained without their prompt.
         captions: How photos' prompts are varied.
-        asks_unconditional: Whether the empty prompt is encoded though no caption is dropped.
     """
 
     seed: int
@@ -106,7 +105,6 @@ class BatchPlan:
     held_out: int = 0
     caption_dropout: float = 0.0
     captions: CaptionPlan = AS_WRITTEN
-    asks_unconditional: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class TrainingBatches:
             for photo in (*self.photos, *self.held_out)
             for line in list_lines(photo.caption or self.prompts[0], self.plan.captions)
         )
-        none = ("",) if self.plan.caption_dropout or self.plan.asks_unconditional else ()
+        none = ("",) if self.plan.caption_dropout else ()
         return tuple(dict.fromkeys([*self.prompts, *captions, *self.prior_prompts, *none]))
 
     @cached_property

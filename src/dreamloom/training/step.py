@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,9 +29,6 @@ from dreamloom.training.noise import (
     draw_timesteps,
     perturb_noise,
 )
-
-_Noisy: TypeAlias = tuple[Tensor, Tensor, tuple[Framing, ...]]
-"""Noisy latents, their timesteps and framings."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def measure_batch(
     if remembers_by_base(config):
         batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
     elif config.keeps_predictions:
-        target = _keep_predictions(model, batches, batch, noisy, target, timesteps, config)
+        target = _keep_predictions(model, batches, batch, noisy, target, timesteps)
     prediction = model.predict(
         noisy,
         timesteps,
@@ -200,8 +197,8 @@ def _remember(
 ) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Add the same noisy photos under the class prompt; the base model says what is right there."""
     prompts = (batches.prompts[1],) * len(batch.samples)
-    some = noisy, timesteps, batch.framings
-    remembered = _predict_untaught(model, batches, some, prompts).to(target.dtype)
+    remembered = _predict_untaught(model, batches, noisy, timesteps, prompts, batch.framings)
+    remembered = remembered.to(target.dtype)
     doubled = replace(
         batch,
         samples=(
@@ -225,51 +222,40 @@ def _keep_predictions(
     noisy: Tensor,
     target: Tensor,
     timesteps: Tensor,
-    config: LoomConfig,
 ) -> Tensor:
-    """Let the base model say what is right for class images.
+    """Let the base model say what is right for class images, and for whatever has no caption.
 
     A class image's own noise is one draw of what the base model knows on average: trained towards
-    it, an adapter learns the few images that there are by heart, and forgets the others. With
-    ``base_prediction`` photos without their caption are kept, too.
-
-    Guidance g draws from g c − (g − 1) u, with c predicted for the prompt and u for none. Photos
-    without their caption move u towards the subject, and guidance moves the class away from it by
-    g − 1 times as much. So with ``guided_prediction`` the target of c is c₀ + (1 − 1/g) (u − u₀),
-    with c₀ and u₀ the base model's: then the class is drawn as the base model draws it.
+    it, an adapter learns the few images that there are by heart, and forgets the others. And what
+    is predicted for no prompt is subtracted from every picture that guidance draws: moved towards
+    the subject, it moves the class away from it.
     """
-    is_guided = config.train.prior_target == "guided_prediction"
     rows = [
-        row
-        for row, sample in enumerate(batch.samples)
-        if sample.is_prior or (sample.drops_caption and not is_guided)
+        row for row, sample in enumerate(batch.samples) if sample.is_prior or sample.drops_caption
     ]
     if not rows:
         return target
-    some = noisy[rows], timesteps[rows], tuple(batch.framings[row] for row in rows)
-    prompts = tuple(batch.prompts[row] for row in rows)
-    kept = _predict_untaught(model, batches, some, prompts)
-    guidance = float(config.priors.guidance)
-    if is_guided and guidance > 1:
-        none = ("",) * len(rows)
-        moved = _predict(model, batches, some, none) - _predict_untaught(model, batches, some, none)
-        has_prompt = torch.tensor([bool(text) for text in prompts], device=moved.device)
-        kept = kept + (1 - 1 / guidance) * moved * has_prompt[:, None, None, None]
+    kept = _predict_untaught(
+        model,
+        batches,
+        noisy[rows],
+        timesteps[rows],
+        tuple(batch.prompts[row] for row in rows),
+        tuple(batch.framings[row] for row in rows),
+    )
     target = target.clone()
     target[rows] = kept.to(target.dtype)
     return target
 
 
 @torch.no_grad()
-def _predict(
-    model: Model, batches: TrainingBatches, some: _Noisy, prompts: tuple[str, ...]
-) -> Tensor:
-    noisy, timesteps, framings = some
-    return model.predict(noisy, timesteps, batches.conditioning(prompts), framings)
-
-
 def _predict_untaught(
-    model: Model, batches: TrainingBatches, some: _Noisy, prompts: tuple[str, ...]
+    model: Model,
+    batches: TrainingBatches,
+    noisy: Tensor,
+    timesteps: Tensor,
+    prompts: tuple[str, ...],
+    framings: tuple[Framing, ...],
 ) -> Tensor:
     with model.disable_adapter():
-        return _predict(model, batches, some, prompts)
+        return model.predict(noisy, timesteps, batches.conditioning(prompts), framings)

@@ -168,8 +168,7 @@ def plan_batches(config: LoomConfig) -> BatchPlan:
         words=tuple(config.taught_words()),
     )
     held_out, dropout = config.validation.held_out_photos, float(config.train.caption_dropout)
-    guided = config.train.prior_target == "guided_prediction"
-    return BatchPlan(config.seed, photos.flip, held_out, dropout, captions, guided)
+    return BatchPlan(config.seed, photos.flip, held_out, dropout, captions)
 
 
 def _announce(config: LoomConfig, observe: Observer) -> None:

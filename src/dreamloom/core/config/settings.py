@@ -234,7 +234,7 @@ class LoomConfig(Section):
     def keeps_predictions(self) -> bool:
         """Whether class images are trained towards what the base model makes of them."""
         has_images = self.priors.kind in ("generated", "folder") and self.train.prior_weight > 0
-        return has_images and self.train.prior_target in ("base_prediction", "guided_prediction")
+        return has_images and self.train.prior_target == "base_prediction"
 
     def photo_prompt(self) -> str:
         """The prompt that photos are trained with."""

@@ -26,9 +26,9 @@ class TrainConfig(Section):
     """Batches whose gradients are added up for one optimizer step."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of the class images' loss (DreamBooth's lambda)."""
-    prior_target: Auto | Literal["images", "base_prediction", "guided_prediction"] = "auto"
-    """What class images are trained towards: themselves (DreamBooth's), the base model's prediction
-    of them, or what it draws of them at priors.guidance; auto takes the base model's advice."""
+    prior_target: Auto | Literal["images", "base_prediction"] = "auto"
+    """What class images are trained towards: themselves (DreamBooth's), or what the base model
+    predicts of them (prior prediction); auto takes the base model's own advice."""
     caption_dropout: Auto | Share = "auto"
     """Share of photos and class images that are trained without their prompt; auto takes the base
     model's own advice."""
