@@ -395,7 +395,11 @@ def test_advice_changes_nothing_that_was_chosen():
             *("train.text_learning_rate=0.1", "train.token_learning_rate=0.2"),
             "train.text_encoder_2_learning_rate=0.3",
             *("photos.shape=buckets", "objective.weighting=p2", "priors.prompts=[]"),
-            *("train.caption_dropout=0.3", "train.prior_target=base_prediction"),
+            *(
+                "train.caption_dropout=0.3",
+                "train.prior_target=base_prediction",
+                "train.final_scale=0.5",
+            ),
         ]
     )
     assert chosen.resolve(ADVICE) == chosen

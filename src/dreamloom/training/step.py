@@ -158,14 +158,7 @@ def measure_batch(
         prediction,
         target,
         settings.loss,
-        deltas=huber_deltas(
-            settings.huber_schedule,
-            settings.huber_delta,
-            timesteps / (model.train_timesteps - 1),
-            snr,
-        )
-        if settings.loss in ("huber", "smooth_l1")
-        else None,
+        deltas=_find_deltas(config, timesteps / (model.train_timesteps - 1), snr),
         place_weights=subject_weights(batch.masks, settings.background_weight)
         if batch.masks is not None
         else None,
@@ -174,6 +167,14 @@ def measure_batch(
         raise ValueError("settings must be resolved before training")
     weights = timestep_weights(settings.weighting, snr, model.prediction, gamma=settings.snr_gamma)
     return BatchErrors(batch.samples, values, weights)
+
+
+def _find_deltas(config: LoomConfig, noise_shares: Tensor, snr: Tensor) -> Tensor | None:
+    """Say where errors turn from squares to absolute values, if the loss is one that does."""
+    settings = config.objective
+    if settings.loss not in ("huber", "smooth_l1"):
+        return None
+    return huber_deltas(settings.huber_schedule, settings.huber_delta, noise_shares, snr)
 
 
 def _drop_out(config: LoomConfig, batch: Batch, update: int) -> dict[str, DropoutSeeds]:
