@@ -95,5 +95,5 @@ def test_the_table_has_every_factor_way_and_run():
     told = search.tell_results(plan, values)
     assert told.startswith("23 of 24 runs, 2 persons.")
     assert all(f"| {factor.name} |" in told for factor in search.FACTORS)
-    assert "| guidance 2.5, weight 0.8 |" in told
+    assert "| guidance 2.5, weight 0.7 |" in told
     assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 4 + 3 + 23

@@ -88,8 +88,11 @@ class Way:
         return f"{self.guidance:g}-{round(100 * self.weight)}"
 
 
-WAYS = (Way(), Way(weight=0.8), Way(guidance=2.5), Way(guidance=2.5, weight=0.8))
-"""How each adapter draws; the first is how the built-in model is drawn with."""
+WAYS = (Way(), Way(weight=0.7), Way(guidance=2.5), Way(guidance=2.5, weight=0.7))
+"""How each adapter draws; effects of settings are told for the first."""
+
+UNSCALED = ("train.final_scale=1",)
+"""Set in all runs: an adapter's weight is a way of drawing here."""
 
 _RESULT = "measured.json"
 _PHOTOS, _HELD_OUT, _STEPS = 6, 24, 25
@@ -327,7 +330,7 @@ def _class_folder(work: Path, config: LoomConfig) -> Path:
 def main(work: Path, persons: int, threads: int, half: bool, tell: bool) -> None:
     """Search for settings by a designed study, and write its table."""
     design = tuple(tuple(row) for row in make_design(not half).tolist())
-    plan = SearchPlan("standard", design, persons)
+    plan = SearchPlan("standard", design, persons, sets=UNSCALED)
     try:
         if not tell:
             with watch() as observe, open_pool(threads) as pool:
