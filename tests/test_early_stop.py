@@ -167,6 +167,7 @@ def test_a_validation_without_a_score_is_refused(sampler: Callable[..., str]) ->
         ({"validation__every": None}, True, "but nothing is ever validated"),
         ({"validation__scores": False}, True, "but nothing is scored while it runs"),
         ({}, False, "but nothing is scored while it runs"),
+        ({"validation__keep": 2}, True, "but validation.keep = 2 lets some go"),
     ],
 )
 def test_patience_without_scores_is_refused(

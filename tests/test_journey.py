@@ -225,6 +225,26 @@ def test_resume_takes_the_runs_own_settings(
     assert again == config
 
 
+def test_a_run_of_before_there_were_settings_goes_on_as_it_was_begun(
+    tiny_sdxl: Path, photos: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    """The base model's advice may have changed since; the run's settings have not."""
+    later = {"train.prior_target": "images", "train.final_scale": 1.0, "train.caption_dropout": 0.0}
+    given = {"base": str(tiny_sdxl), **SMALL, "priors.prompts": (), **later}
+    run, model, begun = prepare_run(tmp_path / "run", load_config(overrides=given), runtime, photos)
+    lines = run.settings_file.read_text().splitlines()
+    names = tuple(name.partition(".")[2] for name in later)
+    run.settings_file.write_text("\n".join(one for one in lines if not one.startswith(names)))
+    _, _, again = prepare_run(run.path, load_config(), runtime, photos, resume=True)
+    assert again == begun
+    advised = load_config(overrides={name: v for name, v in given.items() if name not in later})
+    assert resolve_defaults(advised, model).train.final_scale == 0.7
+    with pytest.raises(
+        RunFolderError, match=r"train\.prior_target is 'images' there and 'base_pre"
+    ):
+        prepare_run(run.path, advised, runtime, photos)
+
+
 def test_settling_leaves_nothing_automatic(tiny_sdxl: Path, runtime: Runtime) -> None:
     model = load_model(str(tiny_sdxl), runtime)
     config = resolve_defaults(load_config(), model)

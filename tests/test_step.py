@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model
 from dreamloom.models.families import load_model
 from dreamloom.training.batches import Sample, TrainingBatches
-from dreamloom.training.step import share_update
+from dreamloom.training.step import measure_batch, share_update
 from studio_set import compute_loss, make_lesson, make_sets, small_config
 
 UPDATE = 2
@@ -185,3 +185,25 @@ def test_the_loss_is_the_one_of_the_equations(
         close = 3e-5 if kind in ("base", *targets) else 1e-5
         assert mine.prior.item() == pytest.approx(prior, rel=close)
         assert mine.total.item() == pytest.approx(subject + 0.7 * prior, rel=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_what_is_kept_is_kept_outside_the_subject_as_well(studio: Studio, dropout: float) -> None:
+    config = small_config(
+        studio.model,
+        priors__kind="generated",
+        train__prior_target="base_prediction",
+        train__caption_dropout=dropout,
+        objective__background_weight=0.0,
+    )
+    batches = make_lesson(studio.model, studio.photos, studio.priors, config)
+    (batch,) = batches.make_batches(UPDATE, share_update(config, batches))
+    masks = torch.zeros(len(batch.samples), *batch.latents.mean.shape[-2:])
+    masks[:, 2:5, 1:4] = 1
+    plain, masked = (
+        measure_batch(studio.model, batches, replace(batch, masks=one), UPDATE, config).values
+        for one in (None, masks)
+    )
+    kept = batch.is_prior | (dropout == 1)
+    torch.testing.assert_close(plain[kept], masked[kept])
+    assert not torch.isclose(plain[~kept], masked[~kept]).any()

@@ -18,6 +18,7 @@ from dreamloom.lora.adapter import Adapter, Layer
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import AdapterSpec, Model, WeightGroup
+from dreamloom.training.provenance import read_final_scale
 from dreamloom.training.train import check_training, train_adapter
 from dreamloom.training.trainable_adapter import TrainableAdapter
 from dreamloom.training.update_norms import (
@@ -271,10 +272,30 @@ def test_a_finished_adapter_is_scaled_and_its_training_is_not(
         )
 
 
+def test_who_begins_from_a_scaled_adapter_begins_from_what_was_trained(
+    model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
+) -> None:
+    first, still = claimed(tmp_path / "first"), claimed(tmp_path / "still")
+    train_adapter(first, model, *sets, small_config(model, train__final_scale=0.5, train__steps=1))
+    idle = {"train__learning_rate": 1e-12, "train__weight_decay": 0, "train__steps": 1}
+    config = small_config(
+        model, train__init_adapter=str(first.adapter), train__final_scale=0.5, **idle
+    )
+    train_adapter(still, model, *sets, config)
+    before, after = (read_adapter(run.adapter) for run in (first, still))
+    assert before.norm() > 0
+    assert after.norm() == pytest.approx(before.norm(), rel=1e-5)
+    # A header that says nonsense scales nothing.
+    for text in ("nonsense", '{"final_scale": 0}', '{"final_scale": "x"}', "[]", "null"):
+        assert read_final_scale(before.with_metadata(**{"dreamloom.settings": text})) == 1.0
+    assert read_final_scale(before) == 0.5
+
+
 def test_the_scale_is_advised_only_where_guidance_has_something_to_multiply() -> None:
     advice = {
         **{"resolution_px": 64, "guidance": 4.0, "learning_rate": 1e-3},
         **{"target_modules": "attention", "prior_target": "base_prediction", "final_scale": 0.7},
+        "caption_dropout": 0.1,
     }
 
     def scale(*sets: str) -> object:
@@ -287,6 +308,7 @@ def test_the_scale_is_advised_only_where_guidance_has_something_to_multiply() ->
         "priors.kind=base",
         "train.prior_weight=0",
         "train.prior_target=images",
+        "train.caption_dropout=0",
         "adapter.kind=dora",
         "adapter.init_lora_weights=pissa",
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.loading import load_run_settings
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate
 from dreamloom.core.run_folder import RunFolder
@@ -91,7 +91,7 @@ def _is_small(base: str, memory: DeviceMemory) -> bool:
 def _go_on_as_begun(run: RunFolder, config: LoomConfig) -> LoomConfig:
     if config.memory.base_quantization != "auto" or not run.settings_file.is_file():
         return config
-    begun = load_config(file=run.settings_file)
+    begun = load_run_settings(run.settings_file)
     if begun.memory.base_quantization == "auto":
         return config
     config = _with_base(config, begun.memory.base_quantization)

@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.loading import load_run_settings
 from dreamloom.core.config.settings import EvaluateConfig, SubjectConfig
 from dreamloom.core.device import measure_effort
 from dreamloom.core.events import Note, Observer, StageDone, StageSkipped, StageStarted, silent
@@ -126,7 +126,7 @@ def find_held_out(run: RunFolder, photos: PhotoSet) -> frozenset[str]:
     """Find which photos a run's training held out; none where it has no settings or photos."""
     if not (run.settings_file.is_file() and (run.photos / MANIFEST).is_file()):
         return frozenset()
-    count = load_config(file=run.settings_file).validation.held_out_photos
+    count = load_run_settings(run.settings_file).validation.held_out_photos
     held_out = name_held_out(read_photo_set(run.photos), count)
     return held_out & {photo.source_sha256 for photo in photos.photos}
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from dreamloom.core.config.aliases import is_as_before
-from dreamloom.core.config.loading import load_config, to_toml
+from dreamloom.core.config.loading import load_run_settings, to_toml
 from dreamloom.core.config.settings import NOT_TRAINED, LoomConfig, PriorsConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.distributed import join_processes
@@ -70,7 +70,7 @@ def open_run(out: Path, config: LoomConfig) -> RunFolder:
     run = RunFolder(out)
     run.claim()
     if run.settings_file.is_file():
-        differing = name_differences(load_config(file=run.settings_file), config)
+        differing = name_differences(load_run_settings(run.settings_file), config)
         if differing:
             raise RunFolderError(
                 f"{out} already holds another run: {'; '.join(differing[:4])}.",
@@ -102,7 +102,7 @@ def take_up(run: RunFolder, given: LoomConfig) -> LoomConfig:
     Raises:
         RunFolderError: If a setting was given that the run was begun without.
     """
-    own, asked = load_config(file=run.settings_file), given.flat()
+    own, asked = load_run_settings(run.settings_file), given.flat()
     before = own.flat()
     told = [name for name in _list_given(given) if asked[name] != "auto"]
     differing = [
@@ -235,7 +235,7 @@ def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model
     if not (run.photos / MANIFEST).is_file():
         return
     # As the run reads captions; another reading is named with the other settings that differ.
-    known = load_config(file=run.settings_file) if run.settings_file.is_file() else config
+    known = load_run_settings(run.settings_file) if run.settings_file.is_file() else config
     keep_lines = known.photos.chooses_lines
     new = fingerprint_photos(folder, *_name_crops(config, model), keep_lines=keep_lines)
     if read_photo_set(run.photos).fingerprint != new:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
-from dreamloom.core.config.loading import load_config
+from dreamloom.core.config.loading import load_run_settings
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError, RunFolderError
 from dreamloom.core.manifests import (
@@ -253,7 +253,7 @@ def _try_config(run: RunFolder, damage: list[str]) -> LoomConfig | None:
     if not run.settings_file.is_file():
         return None
     try:
-        return load_config(file=run.settings_file)
+        return load_run_settings(run.settings_file)
     except DreamLoomError:
         damage.append(f"The settings in {run.path.name}/loom.toml cannot be read.")
         return None

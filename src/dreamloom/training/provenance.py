@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def sign(
     return signed.with_metadata(**modelspec)
 
 
+def read_final_scale(adapter: Adapter) -> float:
+    """Read by what a finished training of ours multiplied its adapter; 1 where nothing says so."""
+    try:
+        settings = json.loads(adapter.metadata.get("dreamloom.settings", "{}"))
+        scale = float(settings.get("final_scale", 1.0))
+    except (ValueError, TypeError, AttributeError):
+        return 1.0
+    is_own = adapter.metadata.get("dreamloom.kind") == "subject"
+    return scale if is_own and math.isfinite(scale) and scale > 0 else 1.0
+
+
 def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> dict[str, str]:
     """Tell of the training in the header entries of kohya's trainer, by which tools list a file."""
     train, side = config.train, photos.resolution_px
@@ -157,7 +169,9 @@ def _describe_for_kohya(model: Model, photos: PhotoSet, config: LoomConfig) -> d
         "ss_prior_loss_weight": train.prior_weight,
         "ss_noise_offset": config.objective.noise_offset,
         "ss_multires_noise_iterations": config.objective.multires_noise_iterations or None,
-        "ss_multires_noise_discount": config.objective.multires_noise_discount,
+        "ss_multires_noise_discount": config.objective.multires_noise_discount
+        if config.objective.multires_noise_iterations
+        else None,
         "ss_shuffle_caption": config.photos.shuffle_caption,
         "ss_keep_tokens": config.photos.keep_tokens,
         "ss_caption_tag_dropout_rate": config.photos.caption_tag_dropout_rate,

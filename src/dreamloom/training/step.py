@@ -145,7 +145,7 @@ def measure_batch(
     if remembers_by_base(config):
         batch, noisy, target, timesteps = _remember(model, batches, batch, noisy, target, timesteps)
     elif config.keeps_predictions:
-        target = _keep_predictions(model, batches, batch, noisy, target, timesteps)
+        batch, target = _keep_predictions(model, batches, batch, noisy, target, timesteps)
     prediction = model.predict(
         noisy,
         timesteps,
@@ -223,7 +223,7 @@ def _keep_predictions(
     noisy: Tensor,
     target: Tensor,
     timesteps: Tensor,
-) -> Tensor:
+) -> tuple[Batch, Tensor]:
     """Let the base model say what is right for class images, and for whatever has no caption.
 
     A class image's own noise is one draw of what the base model knows on average: trained towards
@@ -235,7 +235,7 @@ def _keep_predictions(
         row for row, sample in enumerate(batch.samples) if sample.is_prior or sample.drops_caption
     ]
     if not rows:
-        return target
+        return batch, target
     kept = _predict_untaught(
         model,
         batches,
@@ -246,7 +246,12 @@ def _keep_predictions(
     )
     target = target.clone()
     target[rows] = kept.to(target.dtype)
-    return target
+    if batch.masks is not None:
+        # What lies outside the subject is to be kept as well.
+        masks = batch.masks.clone()
+        masks[rows] = 1
+        batch = replace(batch, masks=masks)
+    return batch, target
 
 
 @torch.no_grad()

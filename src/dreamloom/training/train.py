@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,13 @@ from dreamloom.training.loop import (
     tail_mean,
 )
 from dreamloom.training.optimizers import doubt_rates
-from dreamloom.training.provenance import name_early_stop, name_inputs, refuse_other_run, sign
+from dreamloom.training.provenance import (
+    name_early_stop,
+    name_inputs,
+    read_final_scale,
+    refuse_other_run,
+    sign,
+)
 from dreamloom.training.trainable_adapter import TrainableAdapter
 from dreamloom.training.update_norms import refuse_unfit_norms
 from dreamloom.training.validation_samples import ScoreImages, ValidationSampler
@@ -308,7 +315,12 @@ def _begin_from(file: str, model: Model, config: LoomConfig) -> None:
             f"{wanted}.",
             f"Set objective.zero_terminal_snr={known}, or leave --from out.",
         )
-    model.load_adapter(adapter)
+    scale = read_final_scale(adapter)
+    layers = {
+        name: replace(layer, up=layer.up / scale) if scale != 1 else layer
+        for name, layer in adapter.layers.items()
+    }
+    model.load_adapter(replace(adapter, layers=layers))
 
 
 def _note_prompts(context: TrainContext) -> None:
@@ -355,6 +367,11 @@ def _check_patience(config: LoomConfig, photos: int, *, is_judged: bool = True) 
         raise ConfigError(
             f"{given}, but nothing is scored while it runs.",
             "Set validation.scores=true, or validation.patience=none.",
+        )
+    if settings.keep is not None:
+        raise ConfigError(
+            f"{given} of all of them, but validation.keep = {settings.keep} lets some go.",
+            "Set validation.keep=none, or validation.patience=none.",
         )
     if photos < _LEAST_SCORED:
         raise ConfigError(

@@ -128,6 +128,11 @@ def use_earlier_names(values: Mapping[str, Any], group: str = "") -> dict[str, A
     }
 
 
+def values_of_before() -> dict[str, Any]:
+    """Give the settings that came later the values that mean what was done without them."""
+    return {name: values[0] for name, values in _LATER.items()}
+
+
 def is_as_before(name: str, values: Mapping[str, Any]) -> bool:
     """Say whether a setting came later and means what was done without it.
 

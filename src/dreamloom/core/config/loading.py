@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamloom.core.config.aliases import RENAMED, list_earlier_names, use_current_names
+from dreamloom.core.config.aliases import (
+    RENAMED,
+    list_earlier_names,
+    use_current_names,
+    values_of_before,
+)
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Note, Observer, silent
@@ -73,6 +78,21 @@ def load_config(
     _merge(values, {**PRESETS[preset], "preset": preset})
     _merge(values, asked)
     return check_section(LoomConfig, values)
+
+
+def load_run_settings(file: Path) -> LoomConfig:
+    """Read the settings that a run wrote; what it does not name means what was done before.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    written = read_toml(file, "settings file")
+    earlier = {
+        name: value
+        for name, value in values_of_before().items()
+        if name.partition(".")[2] not in written.get(name.partition(".")[0], {})
+    }
+    return load_config(file=file, overrides=earlier)
 
 
 def _put_together(sources: Sequence[Mapping[str, Any]], observe: Observer) -> dict[str, Any]:

@@ -231,10 +231,14 @@ class LoomConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
+    def has_class_images(self) -> bool:
+        """Whether there are class images, and they are trained on."""
+        return self.priors.kind in ("generated", "folder") and self.train.prior_weight > 0
+
+    @property
     def keeps_predictions(self) -> bool:
         """Whether class images are trained towards what the base model makes of them."""
-        has_images = self.priors.kind in ("generated", "folder") and self.train.prior_weight > 0
-        return has_images and self.train.prior_target == "base_prediction"
+        return self.has_class_images and self.train.prior_target == "base_prediction"
 
     def photo_prompt(self) -> str:
         """The prompt that photos are trained with."""
@@ -298,7 +302,9 @@ class LoomConfig(Section):
                 "token_learning_rate": rate * advice.get("token_rate_share", 10.0),
                 "target_modules": advice["target_modules"],
                 "caption_dropout": advice.get("caption_dropout", 0.0),
-                "prior_target": advice.get("prior_target", "images"),
+                "prior_target": advice.get("prior_target", "images")
+                if self.has_class_images
+                else "images",
                 "alpha": float(self.train.rank),
             },
             "objective": {"weighting": advice.get("weighting", "none")},
@@ -314,7 +320,9 @@ class LoomConfig(Section):
         resolved = self.model_copy(update=changed)
         if self.train.final_scale != "auto":
             return resolved
-        scale = advice.get("final_scale", 1.0) if resolved.keeps_predictions else 1.0
-        plain = self.adapter.kind == "lora" and not self.adapter.splits_base
-        train = resolved.train.model_copy(update={"final_scale": scale if plain else 1.0})
+        # Where what is predicted without a prompt is kept, guidance multiplies all that is taught.
+        is_kept = resolved.keeps_predictions and float(resolved.train.caption_dropout) > 0
+        is_plain = self.adapter.kind == "lora" and not self.adapter.splits_base
+        scale = advice.get("final_scale", 1.0) if is_kept and is_plain else 1.0
+        train = resolved.train.model_copy(update={"final_scale": scale})
         return resolved.model_copy(update={"train": train})
