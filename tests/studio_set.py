@@ -41,6 +41,8 @@ def small_config(model: Model, **overrides: object) -> LoomConfig:
         "train.batch_priors": 2,
         "train.warmup_steps": 1,
         "train.caption_dropout": 0.0,
+        "train.prior_target": "images",
+        "train.final_scale": 1.0,
         "priors.count": 3,
         "priors.steps": 2,
         "priors.prompts": (),

@@ -162,6 +162,7 @@ def test_the_average_that_is_saved_is_limited_and_the_weights_come_back() -> Non
             "train.token_learning_rate": 1e-9,
             "train.ema_decay": 0.5,
             "train.scale_weight_norms": 1.0,
+            "train.final_scale": 1.0,
         }
     )
     groups = [WeightGroup("down", (down,)), WeightGroup("up", (up,), scales=(1.0,))]
