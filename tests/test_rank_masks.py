@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, linear
 
 from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.loading import load_config
-from dreamloom.core.device import Runtime, generator_for, pick_runtime, seed_for
+from dreamloom.core.device import Runtime, generator_for, seed_for
 from dreamloom.core.errors import AdapterError, ConfigError
 from dreamloom.core.events import Event, LossLogged, Note
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
@@ -52,8 +52,7 @@ TIMES = torch.tensor([0, 430, 999])
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_sdxl: Path) -> SDXLModel:
-    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+def tiny(model: object) -> SDXLModel:
     assert isinstance(model, SDXLModel)
     return model
 

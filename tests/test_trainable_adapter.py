@@ -2,18 +2,15 @@
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import silent
 from dreamloom.lora.patterns import matches
 from dreamloom.models.base import AdapterSpec, WeightGroup
-from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLModel
 from dreamloom.training.train import check_training
 from dreamloom.training.trainable_adapter import TrainableAdapter
@@ -28,8 +25,7 @@ RATES = {
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_sdxl: Path) -> SDXLModel:
-    model = load_model(str(tiny_sdxl), pick_runtime("cpu"))
+def tiny(model: object) -> SDXLModel:
     assert isinstance(model, SDXLModel)
     return model
 

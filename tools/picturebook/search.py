@@ -224,10 +224,7 @@ def measure(
         identity lift there; ΔE of the portraits' colour, as a multiple of drawings' own spread;
         log2 of their sharpness beside drawings'; the class's spread and distance from the base's.
     """
-    shown = {
-        name: base[name] if name.startswith("class") else pair_up(own[name], base[name])
-        for name in own
-    }
+    shown = {name: pair_up(own[name], base[name]) for name in own}
     asked = {subject.word(ask): ask.wanted for ask in ASKED}
     against = {
         subject.word(ask): {ask.contradicts: ask.changed[ask.contradicts]} for ask in subject.asks
@@ -312,8 +309,8 @@ def _read(run: Path, name: str) -> ImageSet:
 
 
 def _run_folder(work: Path, row: Sequence[int], person: int) -> Path:
-    levels = "".join("+" if level > 0 else "-" for level in row)
-    return work / "runs" / levels.replace("+", "1").replace("-", "0") / str(person)
+    levels = "".join("1" if level > 0 else "0" for level in row)
+    return work / "runs" / levels / str(person)
 
 
 def _class_folder(work: Path, config: LoomConfig) -> Path:

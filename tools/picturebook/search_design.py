@@ -74,12 +74,11 @@ def make_design(folded: bool = True) -> Int[np.ndarray, "runs 11"]:
 
 def settings_of(row: Sequence[int], factors: Sequence[Factor]) -> tuple[str, ...]:
     """List what ``--set`` is given for one run of the design."""
-    pairs = zip(row, factors, strict=False)
-    return tuple(one for level, factor in pairs for one in _level(factor, level))
-
-
-def _level(factor: Factor, level: int) -> tuple[str, ...]:
-    return factor.high if level > 0 else factor.low
+    return tuple(
+        one
+        for level, factor in zip(row, factors, strict=False)
+        for one in (factor.high if level > 0 else factor.low)
+    )
 
 
 def estimate_effects(

@@ -8,11 +8,7 @@ from tempfile import TemporaryDirectory
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.events import Observer, silent, tee
-from dreamloom.core.manifests import (
-    MANIFEST,
-    ImageSet,
-    read_class_image_set,
-)
+from dreamloom.core.manifests import MANIFEST, ImageSet, read_class_image_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.metrics.measures import SubjectWords
