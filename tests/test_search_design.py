@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamloom.inference.generate import check_set_name
 from tools.picturebook import search
 from tools.picturebook.search_design import Factor, estimate_effects, make_design, settings_of
 
@@ -67,7 +68,7 @@ def test_too_few_runs_are_refused():
 def plan() -> search.SearchPlan:
     tiny = ("train.steps=2", "priors.count=2", "priors.steps=2", "train.batch_photos=1")
     design = tuple(tuple(row) for row in make_design(False)[[0, 11]].tolist())
-    return search.SearchPlan("quick", design, 1, search.WAYS[:2], tiny)
+    return search.SearchPlan("quick", design, 1, (search.WAYS[0], search.WAYS[-1]), tiny)
 
 
 @pytest.mark.slow  # teaches two adapters and draws a hundred pictures
@@ -87,6 +88,13 @@ def test_a_search_measures_every_run_and_is_gone_on_with(
     assert (search.read_results(tmp_path, plan) == values).all()
 
 
+def test_the_sets_of_every_way_can_be_named_so():
+    names = [way.name for way in search.WAYS]
+    for name in names:
+        check_set_name(name)
+    assert len({*names}) == len(names)
+
+
 def test_the_table_has_every_factor_way_and_run():
     design = tuple(tuple(row) for row in make_design().tolist())
     plan = search.SearchPlan("standard", design, 2)
@@ -96,4 +104,4 @@ def test_the_table_has_every_factor_way_and_run():
     assert told.startswith("23 of 24 runs, 2 persons.")
     assert all(f"| {factor.name} |" in told for factor in search.FACTORS)
     assert "| guidance 2.5, weight 0.7 |" in told
-    assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 4 + 3 + 23
+    assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 5 + 3 + 23

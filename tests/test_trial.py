@@ -493,7 +493,8 @@ def test_the_base_model_draws_all_that_adapters_draw_for_more_people_too(tried):
         pictures = read_image_set(work / run / "images" / name).pictures
         return {(picture.prompt, picture.seed) for picture in pictures}
 
-    for name in ("portrait", "asked", "class", "class-asked", "others"):
+    assert plan_of("base", "portrait-0") == plan_of("subject-0/with_prior", "portrait")
+    for name in ("asked", "class", "class-asked", "others"):
         assert plan_of("base", name) == plan_of("subject-0/with_prior", name)
     drawn = {prompt for prompt, _ in plan_of("base", "contradicting")}
     for somebody in trial_people.choose_people(trial.MOST_SUBJECTS):

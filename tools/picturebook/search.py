@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -77,18 +77,32 @@ MEASURES = ("identity", "lost", "contradicted", "kept", "colour", "sharpness", "
 
 @dataclass(frozen=True)
 class Way:
-    """A way of drawing with an adapter: its guidance and the adapter's weight."""
+    """A way of drawing with an adapter: guidance, how much it is rescaled, the adapter's weight."""
 
     guidance: float = 4.0
     weight: float = 1.0
+    rescale: float = 0.0
 
     @property
     def name(self) -> str:
-        """The end of the names of its sets."""
-        return f"{self.guidance:g}-{round(100 * self.weight)}"
+        """The end of the names of its sets: all three in hundredths."""
+        shares = (self.guidance, self.weight, self.rescale)
+        return "-".join(f"{round(100 * share)}" for share in shares)
+
+    @property
+    def words(self) -> str:
+        """What the table says."""
+        rescale = f", rescale {self.rescale:g}" if self.rescale else ""
+        return f"guidance {self.guidance:g}, weight {self.weight:g}{rescale}"
 
 
-WAYS = (Way(), Way(weight=0.7), Way(guidance=2.5), Way(guidance=2.5, weight=0.7))
+WAYS = (
+    Way(),
+    Way(weight=0.7),
+    Way(guidance=2.5),
+    Way(guidance=2.5, weight=0.7),
+    Way(weight=0.7, rescale=0.7),
+)
 """How each adapter draws; effects of settings are told for the first."""
 
 UNSCALED = ("train.final_scale=1",)
@@ -160,10 +174,10 @@ def draw_class_images(work: Path, plan: SearchPlan, row: Sequence[int]) -> None:
 
 
 def draw_base(work: Path, plan: SearchPlan) -> None:
-    """Draw with the base model what any adapter draws, once for each guidance."""
+    """Draw with the base model what any adapter draws, once for each guidance and rescale."""
     asks = contradicting_anybody(choose_people(plan.persons))
-    for guidance in {way.guidance: None for way in plan.ways}:
-        draw_sets(open_run(work / "base", plan.config()), plan, Way(guidance), asks, None)
+    for way in {replace(way, weight=1.0): None for way in plan.ways}:
+        draw_sets(open_run(work / "base", plan.config()), plan, way, asks, None)
 
 
 def try_settings(work: Path, plan: SearchPlan, row: Sequence[int], person: int) -> None:
@@ -180,7 +194,8 @@ def try_settings(work: Path, plan: SearchPlan, row: Sequence[int], person: int) 
     found = {}
     for way in plan.ways:
         own = draw_sets(run, plan, way, subject.asks, run.adapter)
-        base = {name: _read(work / "base", f"{name}-{Way(way.guidance).name}") for name in own}
+        below = replace(way, weight=1.0).name
+        base = {name: _read(work / "base", f"{name}-{below}") for name in own}
         found[way.name] = measure(subject, own, base)
     write_json(folder / _RESULT, found)
 
@@ -204,6 +219,7 @@ def draw_sets(
         settings = config.generate.model_copy(
             update={
                 "guidance": way.guidance,
+                "guidance_rescale": way.rescale,
                 "steps": (_STEPS,),
                 "images_per_prompt": _EACH[name],
             }
@@ -279,7 +295,7 @@ def tell_results(plan: SearchPlan, values: Float[np.ndarray, "runs persons ways 
     lines += ["", *_start_table("way of drawing")]
     for place, way in enumerate(plan.ways):
         means = values[:, :, place].mean(axis=(0, 1))
-        lines.append(_row(f"guidance {way.guidance:g}, weight {way.weight:g}", _round(means)))
+        lines.append(_row(way.words, _round(means)))
     lines += ["", *_start_table("run: what is high")]
     for row, found in zip(design, values[:, :, 0].mean(axis=1), strict=True):
         high = [name for name, level in zip(names, row, strict=False) if level > 0]

@@ -178,7 +178,9 @@ def draw_base(work: Path, plan: TrialPlan) -> None:
     """Draw with the base model whatever any of the adapters draws."""
     model, config = _prepare(plan)
     artist = _Artist(open_run(_base_folder(work), config), model, config, plan)
-    artist.draw_subject(contradicting_anybody(choose_people(MOST_SUBJECTS)))
+    for number in range(plan.subjects):
+        artist.draw_portraits(_portraits_of(number), number)
+    artist.draw_asked(contradicting_anybody(choose_people(MOST_SUBJECTS)))
     artist.draw_class()
     artist.draw_others()
 
@@ -206,11 +208,12 @@ def train_and_draw(work: Path, plan: TrialPlan, number: int, how: str) -> None:
     asks = contradicting(choose_people(plan.subjects)[number])
     # An adapter that was trained without class images is here for its leakage and its front.
     if how == WITH:
-        artist.draw_subject(asks)
+        artist.draw_portraits("portrait", number)
+        artist.draw_asked(asks)
         artist.draw_others()
     artist.draw_class()
     for weight in plan.front:
-        artist.draw_front(asks, weight)
+        artist.draw_front(asks, weight, number)
 
 
 @dataclass(frozen=True)
@@ -222,10 +225,20 @@ class _Artist:
     config: LoomConfig
     plan: TrialPlan
 
-    def draw_subject(self, asks: Sequence[Ask]) -> None:
-        """Draw portraits and what is asked for."""
-        generate, plan = self.config.generate, self.plan
-        self._draw("portrait", [PORTRAIT], generate.images_per_prompt, generate.steps)
+    def draw_portraits(self, name: str, number: int, weight: float = 1.0, part: int = 1) -> None:
+        """Draw portraits, or one part of so many, from seeds that no other subject's have.
+
+        A seed says much about a picture: of the base model's portraits from the seeds 0 to 7,
+        three wear blue. Were the same eight drawn of everybody, all would share that chance.
+        """
+        generate = self.config.generate
+        each = generate.images_per_prompt
+        steps = generate.steps if part == 1 else (self.plan.steps,)
+        self._draw(name, [PORTRAIT], max(1, each // part), steps, weight, number * each)
+
+    def draw_asked(self, asks: Sequence[Ask]) -> None:
+        """Draw what is asked for."""
+        plan = self.plan
         self._draw("asked", [ask.text for ask in ASKED], plan.asked_each)
         self._draw("contradicting", [ask.text for ask in asks], plan.contradicting_each)
 
@@ -238,11 +251,10 @@ class _Artist:
         self._draw("class-asked", CLASS_ASKED, self.plan.class_asked_each)
         self._draw("others", [*OTHERS.values()], self.plan.others_each)
 
-    def draw_front(self, asks: Sequence[Ask], weight: float) -> None:
+    def draw_front(self, asks: Sequence[Ask], weight: float, number: int) -> None:
         """Draw half as many pictures as else, at another weight of the adapter."""
         plan, draw = self.plan, partial(self._draw, weight=weight)
-        portraits = max(1, self.config.generate.images_per_prompt // 2)
-        draw(_front_set("portrait", weight), [PORTRAIT], portraits)
+        self.draw_portraits(_front_set("portrait", weight), number, weight, part=2)
         half = max(1, plan.asked_each // 2)
         draw(_front_set("asked", weight), [ask.text for ask in ASKED], half)
         half = max(1, plan.contradicting_each // 2)
@@ -255,11 +267,16 @@ class _Artist:
         each: int,
         steps: tuple[int, ...] = (),
         weight: float = 1.0,
+        first_seed: int = 0,
     ) -> None:
         subject = self.config.subject
         words = {"subject": subject.phrase, "class_noun": subject.class_noun}
         settings = self.config.generate.model_copy(
-            update={"images_per_prompt": each, "steps": steps or (self.plan.steps,)}
+            update={
+                "images_per_prompt": each,
+                "first_seed": first_seed,
+                "steps": steps or (self.plan.steps,),
+            }
         )
         adapter = self.run.adapter
         active = [ActiveAdapter(adapter, weight)] if adapter.is_file() else []
@@ -277,17 +294,18 @@ def judge(work: Path, plan: TrialPlan, number: int) -> Outcome:
         plan.held_out,
     )
     base = _base_folder(work)
+    below = Shown(*(_read(base, name) for name in (_portraits_of(number), *Shown.NAMES[1:])))
     runs = {how: _run_folder(work, number, how) for how in plan.ways_of(number)}
     front = {
         how: {weight: _read_shown(run, weight) for weight in plan.front}
-        | {0.0: _read_shown(runs[WITH], plan.front[0]).of_base(_read_shown(base))}
+        | {0.0: _read_shown(runs[WITH], plan.front[0]).of_base(below)}
         for how, run in runs.items()
         if plan.front
     }
     return judge_subject(
         subject,
         (_read_shown(runs[WITH]), _read_beside(runs[WITH])),
-        (_read_shown(base), _read_beside(base)),
+        (below, _read_beside(base)),
         _read(runs[WITHOUT], "class") if WITHOUT in runs else None,
         front,
     )
@@ -304,6 +322,10 @@ def _read_shown(run: Path, weight: float | None = None) -> Shown:
 
 def _read_beside(run: Path) -> Beside:
     return Beside(*(_read(run, name) for name in Beside.NAMES))
+
+
+def _portraits_of(number: int) -> str:
+    return f"portrait-{number}"
 
 
 def _front_set(name: str, weight: float) -> str:
