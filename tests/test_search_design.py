@@ -14,12 +14,22 @@ NAMES = ("rate", "updates", "rank")
 
 
 def test_every_factor_is_high_as_often_as_low_whatever_another_is():
-    for folded in (False, True):
-        design = make_design(folded)
-        assert design.shape == (24 if folded else 12, 11)
-        assert (np.abs(design) == 1).all()
-        assert (design.T @ design == len(design) * np.eye(11)).all()
-        assert (design.sum(axis=0) == 0).all()
+    design = make_design()
+    assert design.shape == (24, 11)
+    for part in (design, design[:12]):
+        assert (np.abs(part) == 1).all()
+        assert (part.T @ part == len(part) * np.eye(11)).all()
+        assert (part.sum(axis=0) == 0).all()
+
+
+def test_each_of_a_pair_is_taught_by_half_of_the_runs_and_with_every_setting():
+    design = tuple(tuple(row) for row in make_design().tolist())
+    plan = search.SearchPlan("standard", design, 2)
+    taught = [plan.taught_by(row) for row in design]
+    for person in range(4):
+        rows = np.array([row for row, who in zip(design, taught, strict=True) if person in who])
+        assert len(rows) == 12
+        assert (rows[:, : len(search.FACTORS)].sum(axis=0) == 0).all()
 
 
 def test_with_its_mirror_image_no_pair_of_factors_passes_for_a_third():
@@ -27,8 +37,8 @@ def test_with_its_mirror_image_no_pair_of_factors_passes_for_a_third():
         pairs = [design[:, a] * design[:, b] for a in range(11) for b in range(a)]
         return max(abs(float(design[:, c] @ pair)) for c in range(11) for pair in pairs)
 
-    assert mixed(make_design(True)) == 0
-    assert mixed(make_design(False)) > 0
+    assert mixed(make_design()) == 0
+    assert mixed(make_design()[:12]) > 0
 
 
 def test_a_run_is_given_the_settings_of_its_levels():
@@ -43,13 +53,14 @@ def test_effects_that_were_put_in_are_found_and_no_others():
     people = np.array([1.0, 3.0])
     noise = rng.normal(0, 0.05, (24, 2))
     values = (design[:, :3] / 2 @ true)[:, None] + people + noise
+    values[design[:, -1] < 0, 1] = np.nan
     effects = estimate_effects(design, values, NAMES)
     assert [effects[name].value for name in NAMES] == pytest.approx(true, abs=0.05)
     assert [effects[name].is_clear for name in NAMES] == [True, True, False]
 
 
 def test_of_nothing_one_effect_in_twenty_is_called_clear():
-    rng, design = np.random.default_rng(1), make_design(False)
+    rng, design = np.random.default_rng(1), make_design()[:12]
     clear = [
         effect.is_clear
         for _ in range(300)
@@ -59,15 +70,15 @@ def test_of_nothing_one_effect_in_twenty_is_called_clear():
 
 
 def test_too_few_runs_are_refused():
-    design = make_design(False)[:2]
-    with pytest.raises(ValueError, match="2 runs of 1 persons say nothing about 3 factors"):
+    design = make_design()[:2]
+    with pytest.raises(ValueError, match="2 trainings say nothing about 3 factors"):
         estimate_effects(design, np.zeros((2, 1)), NAMES)
 
 
 @pytest.fixture
 def plan() -> search.SearchPlan:
     tiny = ("train.steps=2", "priors.count=2", "priors.steps=2", "train.batch_photos=1")
-    design = tuple(tuple(row) for row in make_design(False)[[0, 11]].tolist())
+    design = tuple(tuple(row) for row in make_design()[[0, 11]].tolist())
     return search.SearchPlan("quick", design, 1, (search.WAYS[0], search.WAYS[-1]), tiny)
 
 
@@ -78,14 +89,16 @@ def test_a_search_measures_every_run_and_is_gone_on_with(
     with ThreadPoolExecutor(1) as pool:
         search.run_search(pool, tmp_path, plan)
         values = search.read_results(tmp_path, plan)
-        assert values.shape == (2, 1, 2, len(search.MEASURES))
-        assert np.isfinite(values).all()
-        assert (values[:, :, :, search.MEASURES.index("distance")] > 0).all()
+        assert values.shape == (2, 2, 2, len(search.MEASURES))
+        # Both rows are low in the last column, so both teach the first of the pair.
+        assert np.isfinite(values[:, 0]).all()
+        assert np.isnan(values[:, 1]).all()
+        assert (values[:, 0, :, search.MEASURES.index("distance")] > 0).all()
         missing = search.read_results(tmp_path / "nothing", plan)
         assert np.isnan(missing).all()
         monkeypatch.setattr(search, "train_adapter", None)
         search.run_search(pool, tmp_path, plan)
-    assert (search.read_results(tmp_path, plan) == values).all()
+    np.testing.assert_array_equal(search.read_results(tmp_path, plan), values)
 
 
 def test_the_sets_of_every_way_can_be_named_so():
@@ -97,11 +110,13 @@ def test_the_sets_of_every_way_can_be_named_so():
 
 def test_the_table_has_every_factor_way_and_run():
     design = tuple(tuple(row) for row in make_design().tolist())
-    plan = search.SearchPlan("standard", design, 2)
+    plan = search.SearchPlan("standard", design, 1)
     values = np.random.default_rng(0).normal(size=(24, 2, len(plan.ways), len(search.MEASURES)))
-    values[3, 1] = np.nan
+    for run, row in enumerate(design):
+        values[run, 1 - plan.taught_by(row)[0]] = np.nan
+    values[3] = np.nan
     told = search.tell_results(plan, values)
-    assert told.startswith("23 of 24 runs, 2 persons.")
+    assert told.startswith("23 of 24 runs, each of 1 of 2 persons.")
     assert all(f"| {factor.name} |" in told for factor in search.FACTORS)
     assert "| guidance 2.5, weight 0.7 |" in told
     assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 5 + 3 + 23

@@ -69,7 +69,7 @@ FACTORS = (
     Factor("class images", ("priors.count=48",), ("priors.count=96",)),
     Factor("class prompts", ("priors.prompts=[]",), ()),
 )
-"""What is tried; one column of the design is left to the error."""
+"""What is tried; the design's last column is left, and says who is taught."""
 
 MEASURES = ("identity", "lost", "contradicted", "kept", "colour", "sharpness", "spread", "distance")
 """What is measured, in the table's order; `measure` says what each is."""
@@ -120,16 +120,28 @@ class SearchPlan:
     Args:
         preset: The preset that all runs begin from.
         design: Levels of each run; see `search_design`.
-        persons: How many persons each run teaches.
+        pairs: Of how many pairs of persons each run teaches one.
         ways: How each adapter draws.
         sets: What ``--set`` is given in all runs, above the factors.
     """
 
     preset: Preset
     design: tuple[tuple[int, ...], ...]
-    persons: int
+    pairs: int
     ways: tuple[Way, ...] = WAYS
     sets: tuple[str, ...] = ()
+
+    @property
+    def persons(self) -> int:
+        """How many there are in all."""
+        return 2 * self.pairs
+
+    def taught_by(self, row: Sequence[int]) -> range:
+        """Say whom one run teaches: of each pair the one that its last column says.
+
+        So half of the runs teach each, and every setting is high as often as low among them.
+        """
+        return range(int(row[-1] > 0), self.persons, 2)
 
     def config(self, row: Sequence[int] = ()) -> LoomConfig:
         """Settings of one run, or of none, resolved."""
@@ -156,8 +168,8 @@ def run_search(pool: Executor, work: Path, plan: SearchPlan, observe: Observer =
         job.result()
     jobs = [
         pool.submit(try_settings, work, plan, row, person)
-        for person in range(plan.persons)
         for row in plan.design
+        for person in plan.taught_by(row)
     ]
     for done, job in enumerate(as_completed(jobs), start=1):
         job.result()
@@ -267,11 +279,11 @@ def measure(
 
 
 def read_results(work: Path, plan: SearchPlan) -> Float[np.ndarray, "runs persons ways measures"]:
-    """Read what was measured; not a number where a run is not done yet."""
+    """Read what was measured; not a number where a run does not teach somebody, or not yet."""
     shape = (len(plan.design), plan.persons, len(plan.ways), len(MEASURES))
     values = np.full(shape, np.nan)
     for run, row in enumerate(plan.design):
-        for person in range(plan.persons):
+        for person in plan.taught_by(row):
             file = _run_folder(work, row, person) / _RESULT
             if file.is_file():
                 found = json.loads(file.read_text())
@@ -283,10 +295,12 @@ def read_results(work: Path, plan: SearchPlan) -> Float[np.ndarray, "runs person
 
 def tell_results(plan: SearchPlan, values: Float[np.ndarray, "runs persons ways measures"]) -> str:
     """Write the table of effects, those of the ways of drawing, and every run, in Markdown."""
-    done = ~np.isnan(values).any(axis=(1, 2, 3))
+    taught = (~np.isnan(values)).all(axis=(2, 3)).sum(axis=1)
+    done = taught == plan.pairs
     design, values = np.array(plan.design)[done], values[done]
     names = [factor.name for factor in FACTORS]
-    lines = [f"{len(design)} of {len(done)} runs, {plan.persons} persons.", ""]
+    lines = [f"{len(design)} of {len(done)} runs, each of {plan.pairs} of {plan.persons} persons."]
+    lines.append("")
     lines += _start_table("from low to high")
     by_measure = [
         estimate_effects(design, values[:, :, 0, place], names) for place in range(len(MEASURES))
@@ -294,10 +308,10 @@ def tell_results(plan: SearchPlan, values: Float[np.ndarray, "runs persons ways 
     lines += [_row(name, [_tell(effects[name]) for effects in by_measure]) for name in names]
     lines += ["", *_start_table("way of drawing")]
     for place, way in enumerate(plan.ways):
-        means = values[:, :, place].mean(axis=(0, 1))
+        means = np.nanmean(values[:, :, place], axis=(0, 1))
         lines.append(_row(way.words, _round(means)))
     lines += ["", *_start_table("run: what is high")]
-    for row, found in zip(design, values[:, :, 0].mean(axis=1), strict=True):
+    for row, found in zip(design, np.nanmean(values[:, :, 0], axis=1), strict=True):
         high = [name for name, level in zip(names, row, strict=False) if level > 0]
         lines.append(_row(", ".join(high) or "nothing", _round(found)))
     return "\n".join(lines)
@@ -336,14 +350,19 @@ def _class_folder(work: Path, config: LoomConfig) -> Path:
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Where it lies.")
-@click.option("--persons", type=click.IntRange(1, MOST_SUBJECTS), default=2, show_default=True)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1, MOST_SUBJECTS // 2),
+    default=1,
+    show_default=True,
+    help="Each run teaches one person of each.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--half", is_flag=True, help="12 runs instead of 24.")
 @click.option("--tell", is_flag=True, help="Only write the table of what lies there.")
-def main(work: Path, persons: int, threads: int, half: bool, tell: bool) -> None:
+def main(work: Path, pairs: int, threads: int, tell: bool) -> None:
     """Search for settings by a designed study, and write its table."""
-    design = tuple(tuple(row) for row in make_design(not half).tolist())
-    plan = SearchPlan("standard", design, persons, sets=UNSCALED)
+    design = tuple(tuple(row) for row in make_design().tolist())
+    plan = SearchPlan("standard", design, pairs, sets=UNSCALED)
     try:
         if not tell:
             with watch() as observe, open_pool(threads) as pool:

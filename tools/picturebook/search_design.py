@@ -52,8 +52,8 @@ class Effect:
         return abs(self.value) > self.margin
 
 
-def make_design(folded: bool = True) -> Int[np.ndarray, "runs 11"]:
-    """Make a design of 12 runs for 11 factors, or with its mirror image of 24; −1 is low.
+def make_design() -> Int[np.ndarray, "24 11"]:
+    """Make a design for 11 factors: 12 runs and their mirror image; −1 is low.
 
     In 12 runs a factor's effect is mixed with the common effects of two others; with the mirror
     image beside it, it is not.
@@ -69,7 +69,7 @@ def make_design(folded: bool = True) -> Int[np.ndarray, "runs 11"]:
     """
     rows = [np.roll(_FIRST_ROW, shift) for shift in range(len(_FIRST_ROW))]
     design = np.array([*rows, np.full(len(_FIRST_ROW), -1)])
-    return np.concatenate([design, -design]) if folded else design
+    return np.concatenate([design, -design])
 
 
 def settings_of(row: Sequence[int], factors: Sequence[Factor]) -> tuple[str, ...]:
@@ -92,21 +92,20 @@ def estimate_effects(
     error, whatever it comes from: chance, and settings that act together.
 
     Args:
-        design: Levels, −1 and 1, of each run; columns beyond the names are left to the error.
-        values: The measure, for each run and each person that all runs taught.
+        design: Levels, −1 and 1, of each run; columns beyond the names are not asked about.
+        values: The measure, for each run and person; not a number where it did not teach that one.
         names: Those of the first columns.
 
     Raises:
         ValueError: If the runs are too few for the factors.
     """
-    runs, persons = values.shape
-    levels = np.repeat(design[:, : len(names)], persons, axis=0) / 2
-    groups = np.tile(np.eye(persons), (runs, 1))
-    model = np.concatenate([levels, groups], axis=1)
+    run, person = np.nonzero(~np.isnan(values))
+    levels = design[run, : len(names)] / 2
+    model = np.concatenate([levels, np.eye(values.shape[1])[person]], axis=1)
     freedom = len(model) - int(np.linalg.matrix_rank(model))
     if freedom < 1:
-        raise ValueError(f"{runs} runs of {persons} persons say nothing about {len(names)} factors")
-    flat = values.reshape(-1)
+        raise ValueError(f"{len(run)} trainings say nothing about {len(names)} factors")
+    flat = values[run, person]
     found = np.linalg.lstsq(model, flat, rcond=None)[0]
     variance = float(((flat - model @ found) ** 2).sum() / freedom)
     spread = np.sqrt(variance * np.diag(np.linalg.pinv(model.T @ model)))
