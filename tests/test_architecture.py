@@ -290,7 +290,7 @@ def test_lines_in_long_functions_are_counted():
     ("rule", "broken"),
     [
         (upward_imports, {"models.base": "from dreamloom.training.losses import huber_deltas"}),
-        (upward_imports, {"core.errors": "def f():\n    from dreamloom.cli import console"}),
+        (upward_imports, {"core.errors": "def f():\n    from dreamloom.cli import main"}),
         (upward_imports, {"models.sdxl": "from ..data.photos import check"}),
         (upward_imports, {"lora.x": "import importlib\nimportlib.import_module('dreamloom.cli')"}),
         (upward_imports, {"training.train": "from dreamloom import load_photos"}),

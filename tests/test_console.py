@@ -7,8 +7,6 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
-from dreamloom.cli import console
-from dreamloom.cli.console import watch
 from dreamloom.core.events import (
     LossLogged,
     Note,
@@ -19,6 +17,8 @@ from dreamloom.core.events import (
     Validated,
     ValidationSampled,
 )
+from dreamloom.display import progress
+from dreamloom.display.progress import watch
 
 
 def heard(capsys, *events, quiet=False):
@@ -100,7 +100,7 @@ def test_names_are_shown_as_they_are(capsys, name):
 def screen():
     """A screen of our own, so that its bars can be looked at."""
     bars = Bars(TextColumn("{task.description}"), console=Console(file=io.StringIO()))
-    return console._Screen(bars.console, bars), bars
+    return progress._Screen(bars.console, bars), bars
 
 
 def test_one_bar_moves_per_task(screen):

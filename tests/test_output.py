@@ -9,11 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dreamloom.cli import console
 from dreamloom.cli.main import main
 from dreamloom.cli.output import command_line
-from dreamloom.cli.progress_lines import ProgressLines, say_seconds
 from dreamloom.core.events import Progress, StageStarted
+from dreamloom.display import progress
+from dreamloom.display.progress_lines import ProgressLines, say_seconds
 from dreamloom.lora.writing import write_adapter
 from merges import random_adapter
 from studio_set import make_photos
@@ -199,7 +199,7 @@ def test_times_have_two_units():
 
 def test_the_teller_ends_with_the_work(capsys):
     before = threading.active_count()
-    with console.watch() as observe:
+    with progress.watch() as observe:
         observe(StageStarted("train", "300 updates"))
     assert threading.active_count() == before
     assert capsys.readouterr().err == "train 300 updates\n"
@@ -218,6 +218,6 @@ def test_work_goes_on_when_nobody_reads_of_it(tmp_path):
         def isatty(self) -> bool:
             return False
 
-    screen = console._Screen(console._Patient(file=Closed()), None)
+    screen = progress._Screen(progress._Patient(file=Closed()), None)
     for _ in range(2):
         screen.observe(StageStarted("train", "300 updates"))

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from dreamloom.cli.console import watch
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer
 from dreamloom.core.run_folder import library_versions, write_json
+from dreamloom.display.progress import watch
 from dreamloom.experiments.study.pool import open_pool
 from tools.picturebook.measurements import Row, score_model
 from tools.picturebook.trial import (

@@ -17,7 +17,6 @@ import click
 import numpy as np
 from jaxtyping import Float
 
-from dreamloom.cli.console import watch
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig, Preset
 from dreamloom.core.errors import DreamLoomError
@@ -26,6 +25,7 @@ from dreamloom.core.manifests import ImageSet, read_class_image_set, read_image_
 from dreamloom.core.run_folder import RunFolder, write_json
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
+from dreamloom.display.progress import watch
 from dreamloom.experiments.study.pool import open_pool
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.pipeline.session import resolve_defaults

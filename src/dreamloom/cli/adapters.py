@@ -101,11 +101,13 @@ def merge(
     Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
     with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
     """
-    from dreamloom.cli.adapter_console import format_ranks, show_method, show_methods
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.adapters import format_ranks, render_method, render_methods
+    from dreamloom.display.layout import say, show
+    from dreamloom.display.progress import watch
 
     if list_methods:
-        return show_method(given["method"]) if given["method"] else show_methods()
+        named = given["method"]
+        return show(render_method(named) if named else render_methods())
     if verify and out is None and len(parts) == 1:
         return _verify(quiet, Path(parts[0]), inputs, given, json_target)
     if not parts or out is None:
@@ -122,7 +124,7 @@ def merge(
         files = [part.path for part in recipe.parts]
         verified = verify_merge(out, inputs, files, observe=observe) if verify else None
 
-    def show() -> None:
+    def tell() -> None:
         adapter = combined.adapter
         what = f"{len(adapter.layers)} layers, {format_ranks(adapter.ranks.values())}"
         lost = f", {combined.error:.2%} off the uncut merge" if combined.error > 0 else ""
@@ -139,7 +141,7 @@ def merge(
         "verified": str(verified) if verified else None,
         "readers": name_readers(out),
     }
-    deliver(made, show, json_target)
+    deliver(made, tell, json_target)
 
 
 def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
@@ -201,7 +203,8 @@ def _verify(
     given: dict[str, Any],
     json_target: str | None,
 ) -> None:
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.layout import say
+    from dreamloom.display.progress import watch
     from dreamloom.merging.files.base_model import Question
     from dreamloom.merging.files.verify import verify_merge
 
@@ -235,7 +238,8 @@ def remix(
     The files it was made from are not needed. Works where the merge was a plain sum at full rank.
     A weight of 0 takes a part out for good. Without weights, lists the parts.
     """
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.layout import say
+    from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.merging.files.reweight import list_parts, parse_changes, remix_merge
 
@@ -271,8 +275,8 @@ def resize(
     quiet: bool, /, file: Path, rank: str, out: Path, json_target: str | None, **given: Any
 ) -> None:
     """Cut an adapter to another rank, as near to FILE as there is."""
-    from dreamloom.cli.adapter_console import show_cut
-    from dreamloom.cli.console import watch
+    from dreamloom.cli.sentences import show_cut
+    from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers
     from dreamloom.merging.files.convert import resize_adapter
     from dreamloom.merging.ranks import parse_rank
@@ -316,7 +320,8 @@ def convert(
     **given: Any,
 ) -> None:
     """Write an adapter in another format, with the same change."""
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.layout import say
+    from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.merging.files.convert import FileForm, convert_file
     from dreamloom.merging.ranks import parse_rank
@@ -360,8 +365,8 @@ def extract(
 
     Both are models: a name such as sdxl, a folder in diffusers' layout, or a checkpoint.
     """
-    from dreamloom.cli.adapter_console import show_extracted
-    from dreamloom.cli.console import watch
+    from dreamloom.cli.sentences import show_extracted
+    from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers
     from dreamloom.merging.files.convert import extract_file
     from dreamloom.merging.ranks import parse_rank
@@ -394,7 +399,8 @@ def bake(
     It is laid out as the base: a folder if that is one, otherwise a .safetensors file. Each FILE
     may have a weight W, 1 if not.
     """
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.layout import say
+    from dreamloom.display.progress import watch
     from dreamloom.merging.files.fuse import fuse_into_checkpoint
     from dreamloom.merging.files.recipe import parse_part
 
@@ -419,9 +425,10 @@ def diagnose(
     quiet: bool, /, one: str, other: str, json_target: str | None, picture: Path | None
 ) -> None:
     """Say what adapters A and B have in common, and how to merge."""
-    from dreamloom.cli.adapter_console import show_diagnosis
-    from dreamloom.cli.console import watch
     from dreamloom.core.run_folder import atomic_path
+    from dreamloom.display.adapters import render_diagnosis
+    from dreamloom.display.layout import show
+    from dreamloom.display.progress import watch
     from dreamloom.merging.diagnose.picture import draw_diagnosis
     from dreamloom.merging.files.inspect import diagnose_files
     from dreamloom.merging.files.recipe import parse_part
@@ -433,7 +440,7 @@ def diagnose(
     if picture:
         with atomic_path(picture) as temporary:
             draw_diagnosis(found).save(temporary)
-    deliver(found.as_json(), lambda: show_diagnosis(found), json_target)
+    deliver(found.as_json(), lambda: show(render_diagnosis(found)), json_target)
 
 
 @click.command(cls=LoomCommand)
@@ -441,11 +448,12 @@ def diagnose(
 @json_option
 def inspect(file: Path, json_target: str | None) -> None:
     """Tell what an adapter file holds and how it was made."""
-    from dreamloom.cli.adapter_console import show_inspected
+    from dreamloom.display.adapters import render_inspected
+    from dreamloom.display.layout import show
     from dreamloom.merging.files.inspect import inspect_file
 
     found = inspect_file(file)
-    deliver(found, lambda: show_inspected(found), json_target)
+    deliver(found, lambda: show(render_inspected(found)), json_target)
 
 
 ADAPTER_COMMANDS = (merge, remix, inspect, diagnose, resize, convert, extract, bake)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from dreamloom.cli.output import command_line, deliver
 from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from dreamloom.core.config.settings import LoomConfig
     from dreamloom.core.device import Runtime
 
@@ -69,7 +71,7 @@ def main(ctx: click.Context, debug: bool, quiet: bool) -> None:
 @click.pass_obj
 def demo(quiet: bool, /, out: Path, json_target: str | None, **given: Any) -> None:
     """Run the whole journey on the embedded model, without a GPU."""
-    from dreamloom.cli.console import watch
+    from dreamloom.display.progress import watch
     from dreamloom.experiments.demo import run_demo
 
     config = read_settings(given)
@@ -90,11 +92,12 @@ def demo(quiet: bool, /, out: Path, json_target: str | None, **given: Any) -> No
 @json_option
 def photos(folder: Path, resolution: int, json_target: str | None) -> None:
     """Check photos: what is usable, what is not ideal, what to add."""
-    from dreamloom.cli.console import show_photo_check
     from dreamloom.data.photos.check import check_photos
+    from dreamloom.display.layout import show
+    from dreamloom.display.tables import render_photo_check
 
     check = check_photos(folder, resolution)
-    deliver(check, lambda: show_photo_check(check), json_target)
+    deliver(check, lambda: show(render_photo_check(check)), json_target)
     if not check.usable:
         click.get_current_context().exit(1)
 
@@ -122,7 +125,7 @@ def train(
     **given: Any,
 ) -> None:
     """Teach a base model one subject from the photos in FOLDER."""
-    from dreamloom.cli.console import watch
+    from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers, tell_readers
     from dreamloom.pipeline.subject import require_subject
     from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
@@ -223,7 +226,7 @@ def generate(quiet: bool, /, json_target: str | None, **given: Any) -> None:
     """Draw prompts with adapters, seeds and schedulers."""
     from dataclasses import fields
 
-    from dreamloom.cli.console import watch
+    from dreamloom.display.progress import watch
     from dreamloom.pipeline.draw import GenerateRequest, draw
 
     request = GenerateRequest(
@@ -248,12 +251,15 @@ def packs(name: str | None, json_target: str | None) -> None:
 
     Each prompt stands with what it may change.
     """
-    from dreamloom.cli.console import show_pack, show_packs
     from dreamloom.data.prompts.packs import PACK_NAMES
+    from dreamloom.display.layout import show
+    from dreamloom.display.tables import render_pack, render_packs
     from dreamloom.pipeline.draw import find_pack
 
     found = [find_pack(one) for one in ([name] if name else PACK_NAMES)]
-    deliver(found, lambda: show_pack(found[0]) if name else show_packs(found), json_target)
+    deliver(
+        found, lambda: show(render_pack(found[0]) if name else render_packs(found)), json_target
+    )
 
 
 @main.command()
@@ -270,7 +276,9 @@ def packs(name: str | None, json_target: str | None) -> None:
 @click.pass_obj
 def evaluate(quiet: bool, /, images: Path, json_target: str | None, **given: Any) -> None:
     """Score the pictures in IMAGES against the subject's photos."""
-    from dreamloom.cli.console import show_audit, show_scorecard, watch
+    from dreamloom.display.layout import show
+    from dreamloom.display.progress import watch
+    from dreamloom.display.tables import render_audit, render_scorecard
     from dreamloom.experiments.seed_audit_files import score_as_seed
     from dreamloom.pipeline.score import score
 
@@ -279,14 +287,16 @@ def evaluate(quiet: bool, /, images: Path, json_target: str | None, **given: Any
         raise click.UsageError("--target-text belongs to --as-seed.")
     config = read_settings(given)
     found: Any
-    show: Callable[[Any], None]
+    told: Iterable[RenderableType]
     with watch(quiet) as observe:
         if given["as_seed"]:
-            show, found = show_audit, score_as_seed(images, photos, config, target, floor, observe)
+            found = score_as_seed(images, photos, config, target, floor, observe)
+            told = render_audit(found)
         else:
             others = given["strangers"]
-            show, found = show_scorecard, score(images, photos, config, floor, others, observe)
-    deliver(found, lambda: show(found), json_target)
+            found = score(images, photos, config, floor, others, observe)
+            told = render_scorecard(found)
+    deliver(found, lambda: show(told), json_target)
 
 
 @main.command()
@@ -300,12 +310,13 @@ def compare(first: str, second: str, measures: tuple[str, ...], json_target: str
     A and B are files that 'evaluate --json FILE.json' wrote, or RUN:SET, a run and a set of its
     pictures.
     """
-    from dreamloom.cli.console import show_comparisons
+    from dreamloom.display.layout import show
+    from dreamloom.display.tables import render_comparisons
     from dreamloom.evaluation.compare import compare_cards
     from dreamloom.evaluation.scorecard_files import find_scorecard
 
     compared = compare_cards(find_scorecard(first), find_scorecard(second), measures or None)
-    deliver(compared, lambda: show_comparisons(compared), json_target)
+    deliver(compared, lambda: show(render_comparisons(compared)), json_target)
 
 
 @main.command()
@@ -323,7 +334,9 @@ def retention(quiet: bool, /, merged: Path, json_target: str | None, **given: An
 
     All four folders must hold the same prompts and seeds.
     """
-    from dreamloom.cli.console import show_retention, watch
+    from dreamloom.display.layout import show
+    from dreamloom.display.progress import watch
+    from dreamloom.display.tables import render_retention
     from dreamloom.pipeline.score_merge import score_merge
 
     folders = {name: given[f"{name}_images"] for name in ("base", "subject", "style")}
@@ -331,7 +344,7 @@ def retention(quiet: bool, /, merged: Path, json_target: str | None, **given: An
     config = read_settings(given)
     with watch(quiet) as observe:
         found = score_merge(folders, given["photos_folder"], given["style_photos"], config, observe)
-    deliver(found, lambda: show_retention(found), json_target)
+    deliver(found, lambda: show(render_retention(found)), json_target)
 
 
 @main.command()
@@ -340,7 +353,7 @@ def retention(quiet: bool, /, merged: Path, json_target: str | None, **given: An
 @click.pass_obj
 def report(quiet: bool, /, run: Path, json_target: str | None) -> None:
     """Write RUN/report.html from the run's records."""
-    from dreamloom.cli.console import watch
+    from dreamloom.display.progress import watch
     from dreamloom.report.render import write_report
 
     with watch(quiet) as observe:
@@ -364,7 +377,9 @@ def study(
     quiet: bool, /, file: Path, out: Path | None, on: str, json_target: str | None, **given: Any
 ) -> None:
     """Answer the question in FILE by doing one thing in several ways."""
-    from dreamloom.cli.console import show_findings, watch
+    from dreamloom.display.layout import show
+    from dreamloom.display.progress import watch
+    from dreamloom.display.tables import render_findings
     from dreamloom.experiments.study.question import Changes, read_study
     from dreamloom.experiments.study.run import run_study
 
@@ -373,11 +388,11 @@ def study(
     with watch(quiet) as observe:
         findings = run_study(asked, out, on, observe)
 
-    def show() -> None:
-        show_findings(findings)
+    def tell() -> None:
+        show(render_findings(findings))
         click.echo(f"Everything: {out / 'study.md'}")
 
-    deliver(findings, show, json_target)
+    deliver(findings, tell, json_target)
 
 
 @main.command()
@@ -406,12 +421,13 @@ def models() -> None:
 @json_option
 def models_list(json_target: str | None) -> None:
     """List the models: what for, licence, size, and whether they are here."""
-    from dreamloom.cli.console import show_models
+    from dreamloom.display.layout import show
+    from dreamloom.display.tables import render_models
     from dreamloom.evaluation.encoders.store import list_models
 
     listed = list_models()
     found = [line.as_json() for line in listed]
-    deliver(found, lambda: show_models(listed), json_target)
+    deliver(found, lambda: show(render_models(listed)), json_target)
 
 
 @models.command("fetch")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dreamloom.cli.output import PRINT
+from dreamloom.cli.output import PRINT, print_note
 
 if TYPE_CHECKING:
     from dreamloom.core.config.settings import LoomConfig
@@ -150,7 +150,6 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
     Raises:
         ConfigError: As `load_config`.
     """
-    from dreamloom.cli.console import print_note
     from dreamloom.core.config.loading import load_config
 
     overrides = {

@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 
+from dreamloom.core.events import Event, Note
+
 PRINT = "-"
 """What ``--json`` without a file stands for: standard output."""
 
@@ -119,6 +121,12 @@ def deliver(found: Any, show: Callable[[], None], target: str | None) -> None:
     if target is not None:
         write_json(Path(target), found)
     show()
+
+
+def print_note(event: Event) -> None:
+    """Print a note on the error output, where no picture of the progress is drawn yet."""
+    if isinstance(event, Note):
+        click.echo(f"Note: {event.text}.", err=True)
 
 
 def command_line(*words: object) -> str:

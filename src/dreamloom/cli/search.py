@@ -57,7 +57,8 @@ def search(quiet: bool, /, steps: int | None, json_target: str | None, **given: 
     """
     from dataclasses import fields
 
-    from dreamloom.cli.console import say, watch
+    from dreamloom.display.layout import say
+    from dreamloom.display.progress import watch
     from dreamloom.experiments.merge_search.request import SearchRequest
     from dreamloom.experiments.merge_search.running import run_search
 

@@ -1,56 +1,50 @@
-"""Adapter files as a terminal shows them: methods, ranks, contents, and what two have in common."""
+"""Adapters as tables and lines: merge methods, ranks, contents, and what two have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from rich.console import RenderableType
 from rich.markup import escape
+from rich.text import Text
 
-from dreamloom.cli.console import _print, _print_aside, _table, say
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dreamloom.lora.adapter import Adapter
-    from dreamloom.merging.diagnose.measuring import Diagnosis
-    from dreamloom.merging.extract import Extracted
-    from dreamloom.merging.method import MergeMethod
+from dreamloom.display.layout import aside, table
+from dreamloom.merging.diagnose.advice import give_advice
+from dreamloom.merging.diagnose.measuring import Diagnosis, group_layers
+from dreamloom.merging.method import MergeMethod
+from dreamloom.merging.methods import METHODS, find_method
 
 
-def show_methods() -> None:
-    """Print every merge method with what it does and what it needs."""
-    from dreamloom.merging.methods import METHODS
-
+def render_methods() -> Iterator[RenderableType]:
+    """Lay out every merge method with what it does and what it needs."""
     rows = [
         (f"[bold]{method.name}[/bold]", escape(method.summary) + _describe_needs(method))
         for method in METHODS.values()
     ]
-    _print(_table(("method", "what it does"), rows))
-    _print_aside(
+    yield table(("method", "what it does"), rows)
+    yield from aside(
         "'dreamloom merge --methods --method NAME' tells a method's formula, source and settings."
     )
 
 
-def show_method(name: str) -> None:
-    """Print all of one merge method: its formula, where it comes from, and its settings.
+def render_method(name: str) -> Iterator[RenderableType]:
+    """Lay out all of one merge method: its formula, where it comes from, and its settings.
 
     Raises:
         ConfigError: If there is no such method.
     """
-    from dreamloom.merging.methods import find_method
-
     method = find_method(name)
-    _print(f"[bold]{method.name}[/bold]  {escape(method.summary)}{_describe_needs(method)}")
-    _print(escape(method.formula))
-    _print_aside(method.source)
+    yield f"[bold]{method.name}[/bold]  {escape(method.summary)}{_describe_needs(method)}"
+    yield escape(method.formula)
+    yield from aside(method.source)
     if method.options:
         rows = []
         for option in method.options:
             others = [choice for choice in option.choices if choice != option.default]
             cells = (str(option.default), ", ".join(others), option.description)
             rows.append((f"[bold]{option.name}[/bold]", *map(escape, cells)))
-        _print(_table(("--set", "default", "or", "what it is"), rows))
+        yield table(("--set", "default", "or", "what it is"), rows)
 
 
 def _describe_needs(method: MergeMethod) -> str:
@@ -66,42 +60,14 @@ def _describe_needs(method: MergeMethod) -> str:
     return f"  [dim]({'; '.join(facts)})[/dim]" if facts else ""
 
 
-# From here on an error is more than 0.00%.
-_SHOWN = 5e-5
-
-
-def show_cut(out: Path, adapter: Adapter, error: float, whole: str) -> None:
-    """Print what an adapter that was cut to a rank has become, and how far it is off the whole."""
-    from dreamloom.lora.readers import tell_readers
-
-    lost = f"{error:.2%} off {whole}" if error >= _SHOWN else "nothing lost"
-    ranks = format_ranks(adapter.ranks.values())
-    say(f"The adapter: {out} ({len(adapter.layers)} layers, {ranks}, {lost})")
-    say(tell_readers(out))
-
-
 def format_ranks(of_layers: Iterable[int]) -> str:
     """Say which rank an adapter's layers have: ``rank 16``, or ``ranks 4 to 58``."""
     ranks = sorted(set(of_layers))
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
-def show_extracted(out: Path, found: Extracted) -> None:
-    """Print what of two models' difference an adapter holds."""
-    show_cut(out, found.adapter, found.error, "all that differs")
-    worst = max(found.errors, key=found.errors.__getitem__)
-    if found.errors[worst] >= _SHOWN:
-        _print_aside(f"Worst held: {worst}, {found.errors[worst]:.2%} off.")
-    if found.others:
-        shown = ", ".join(found.others[:3]) + (" …" if len(found.others) > 3 else "")
-        _print(
-            f"[yellow]{len(found.others)} other tensors differ, too, which no adapter changes: "
-            f"{escape(shown)}.[/yellow]"
-        )
-
-
-def show_inspected(found: Mapping[str, Any]) -> None:
-    """Print what an adapter file holds and how it was made."""
+def render_inspected(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out what an adapter file holds and how it was made."""
     stored = ", ".join(
         kind if count == found["layers"] else f"{count} as {kind}"
         for kind, count in found["stored"].items()
@@ -112,57 +78,56 @@ def show_inspected(found: Mapping[str, Any]) -> None:
     facts.append(f"{found['parameters']:,} numbers")
     if found["norm"] is not None:
         facts.append(f"norm {found['norm']:.4g}")
-    _print(f"[bold]{escape(found['file'])}[/bold]  {escape('; '.join(facts))}")
+    yield f"[bold]{escape(found['file'])}[/bold]  {escape('; '.join(facts))}"
     if len(found["components"]) > 1:
         for name, part in found["components"].items():
             share = "" if part["energy"] is None else f", {part['energy']:.1%} of the change"
-            _print(f"  {name}: {part['layers']} layers{share}")
+            yield f"  {name}: {part['layers']} layers{share}"
     if found["readers"]:
-        _print(f"  for {escape(found['readers'])}")
+        yield f"  for {escape(found['readers'])}"
     if found.get("words"):
-        _print(f"  new words: {escape(', '.join(found['words']))}")
+        yield f"  new words: {escape(', '.join(found['words']))}"
     if "recipe" in found:
-        _show_recipe(found)
+        yield from _render_recipe(found)
     metadata = {key: text for key, text in sorted(found["metadata"].items()) if text}
     width = max(map(len, metadata), default=0)
     for key, text in metadata.items():
         line = escape(" ".join(str(text).split()))
-        _print(f"  [dim]{escape(key):<{width}}[/dim]  {line}", no_wrap=True, overflow="ellipsis")
-    _print_aside("--json shows all of it, uncut.")
+        cut = Text.from_markup(f"  [dim]{escape(key):<{width}}[/dim]  {line}", overflow="ellipsis")
+        cut.no_wrap = True
+        yield cut
+    yield from aside("--json shows all of it, uncut.")
 
 
-def _show_recipe(found: Mapping[str, Any]) -> None:
-    """Print how a merged file was made, and whether it is still what was made."""
+def _render_recipe(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out how a merged file was made, and whether it is still what was made."""
     recipe = found["recipe"]
     if recipe is None:
-        _print("  [yellow]merged; its recipe cannot be read[/yellow]")
+        yield "  [yellow]merged; its recipe cannot be read[/yellow]"
         return
     settings = "".join(f", {name} {value}" for name, value in recipe.get("options", {}).items())
-    _print(escape(f"  merged by {recipe['method']}{settings}, rank {recipe['rank']}:"))
+    yield escape(f"  merged by {recipe['method']}{settings}, rank {recipe['rank']}:")
     for part in recipe["parts"]:
         blocks = ", with weights of blocks" if part.get("blocks") else ""
-        _print(escape(f"    {part['name']}={part['weight']:g}  ({part['file']}{blocks})"))
-    _print(
+        yield escape(f"    {part['name']}={part['weight']:g}  ({part['file']}{blocks})")
+    yield (
         "  as it was written; 'dreamloom merge --verify' merges again and compares"
         if found["sealed"]
         else "  [yellow]changed since it was merged: its bytes do not fit its seal[/yellow]"
     )
     if found["sealed"] and found["can_be_remixed"]:
-        _print("  'dreamloom remix' gives its parts other weights")
+        yield "  'dreamloom remix' gives its parts other weights"
 
 
-def show_diagnosis(found: Diagnosis) -> None:
-    """Print what two adapters have to do with each other, block by block, and what to do."""
-    from dreamloom.merging.diagnose.advice import give_advice
-    from dreamloom.merging.diagnose.measuring import group_layers
-
+def render_diagnosis(found: Diagnosis) -> Iterator[RenderableType]:
+    """Lay out what two adapters have to do with each other, block by block, and what to do."""
     one, other = (escape(name) for name in found.names)
     head = ("block", f"‖{one}‖", f"‖{other}‖", "ratio", "cosine", "overlap", "chance")
-    table = _table(head, [])
-    table.columns[0].no_wrap = True
+    blocks = table(head, [])
+    blocks.columns[0].no_wrap = True
     together = ("all", found.together)
     for name, told in (*((g.name, g.together) for g in group_layers(found)), together):
-        table.add_row(
+        blocks.add_row(
             f"[bold]{name}[/bold]" if name == "all" else escape(name),
             *(f"{norm:.3g}" for norm in told.norms),
             "–" if told.ratio is None else f"{told.ratio:.2f}",
@@ -170,15 +135,15 @@ def show_diagnosis(found: Diagnosis) -> None:
             "–" if told.row_overlap is None else f"{told.row_overlap[0]:.0%}",
             "–" if told.row_chance is None else f"{told.row_chance[0]:.0%}",
         )
-    _print(table)
+    yield blocks
     one, other = found.names
     errors = ", ".join(f"{rank}: {error:.1%}" for rank, error in found.together.errors.items())
-    _print_aside(
+    yield from aside(
         f"overlap: how much of {one} lies where {other} looks; chance: of unrelated adapters.",
         f"Error of the sum by rank: {errors}",
     )
     for text in give_advice(found):
-        _print(f"– {escape(text)}")
-    _print_aside(
+        yield f"– {escape(text)}"
+    yield from aside(
         "This is about weights. Which pictures are better, only pictures tell: dreamloom search."
     )
