@@ -118,5 +118,5 @@ def test_the_table_has_every_factor_way_and_run():
     told = search.tell_results(plan, values)
     assert told.startswith("23 of 24 runs, each of 1 of 2 persons.")
     assert all(f"| {factor.name} |" in told for factor in search.FACTORS)
-    assert "| guidance 2.5, weight 0.7 |" in told
-    assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 5 + 3 + 23
+    assert "| guidance 4, weight 0.7, rescale 0.7 |" in told
+    assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 4 + 3 + 23

@@ -1,35 +1,62 @@
 """DreamLoom: teach Stable Diffusion XL a subject, draw it, measure it, merge it.
 
 The names below are the promised ones; each is loaded on first use, so that importing the package
-costs nothing.
+costs nothing. Their results print as tables and show themselves in notebooks.
+
+Example:
+    >>> import dreamloom as dl
+    >>> me = dl.train("my-photos", "rraj person", base="sdxl")  # doctest: +SKIP
+    >>> dl.generate("a photo of {subject} in Rome", adapters=me, out=me.run)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 from dreamloom.core.lazy_names import offer_names
 
-__all__, __getattr__ = offer_names(
-    __name__,
-    {
-        "Adapter": "lora.adapter",
-        "DreamLoomError": "core.errors",
-        "LoomConfig": "core.config.settings",
-        "RunFolder": "core.run_folder",
-        "evaluate_images": "evaluation.scoring",
-        "generate_images": "inference.generate",
-        "load_config": "core.config.loading",
-        "load_model": "models.families",
-        "load_photos": "data.photos.prepare",
-        "make_class_images": "data.class_images",
-        "merge_adapters": "merging.files.merge",
-        "pick_runtime": "core.device",
-        "read_adapter": "lora.reading",
-        "train_adapter": "training.train",
-        "write_adapter": "lora.writing",
-        "write_report": "report.render",
-    },
-)
+# The libraries below us greet every import with advice that is not for our users.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+if TYPE_CHECKING:
+    from dreamloom.api.drawing import generate as generate
+    from dreamloom.api.drawing import side_by_side as side_by_side
+    from dreamloom.api.merging import diagnose as diagnose
+    from dreamloom.api.merging import merge as merge
+    from dreamloom.api.scoring import audit as audit
+    from dreamloom.api.scoring import compare as compare
+    from dreamloom.api.scoring import evaluate as evaluate
+    from dreamloom.api.scoring import retention as retention
+    from dreamloom.api.studies import plan as plan
+    from dreamloom.api.studies import study as study
+    from dreamloom.api.studies import write_report as write_report
+    from dreamloom.api.training import check_photos as check_photos
+    from dreamloom.api.training import example as example
+    from dreamloom.api.training import train as train
+    from dreamloom.core.errors import DreamLoomError as DreamLoomError
+else:
+    __all__, __getattr__ = offer_names(
+        __name__,
+        {
+            "DreamLoomError": "core.errors",
+            "audit": "api.scoring",
+            "check_photos": "api.training",
+            "compare": "api.scoring",
+            "diagnose": "api.merging",
+            "evaluate": "api.scoring",
+            "example": "api.training",
+            "generate": "api.drawing",
+            "merge": "api.merging",
+            "plan": "api.studies",
+            "retention": "api.scoring",
+            "side_by_side": "api.drawing",
+            "study": "api.studies",
+            "train": "api.training",
+            "write_report": "api.studies",
+        },
+    )
 
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return __all__

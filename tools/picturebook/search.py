@@ -100,7 +100,6 @@ WAYS = (
     Way(),
     Way(weight=0.7),
     Way(guidance=2.5),
-    Way(guidance=2.5, weight=0.7),
     Way(weight=0.7, rescale=0.7),
 )
 """How each adapter draws; effects of settings are told for the first."""
@@ -109,7 +108,7 @@ UNSCALED = ("train.final_scale=1",)
 """Set in all runs: an adapter's weight is a way of drawing here."""
 
 _RESULT = "measured.json"
-_PHOTOS, _HELD_OUT, _STEPS = 6, 24, 25
+_PHOTOS, _HELD_OUT, _STEPS = 6, 24, 15
 _EACH = {"portrait": 6, "asked": 1, "contradicting": 2, "class": 8, "class-asked": 2}
 
 

@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from dreamloom.core.config.settings import LoomConfig
     from dreamloom.core.device import Runtime
 
-# The libraries below us greet every import with advice that is not for our users.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
 # Written out, for reading the packs' own list would slow every --help down; a test compares.
 PACKS_HELP = (
     "A list of prompts, may be repeated: person-v1, object-v1, live-v1, class-v1, unrelated-v1, "
@@ -127,24 +123,19 @@ def train(
     """Teach a base model one subject from the photos in FOLDER."""
     from dreamloom.display.progress import watch
     from dreamloom.lora.readers import name_readers, tell_readers
-    from dreamloom.pipeline.subject import require_subject
-    from dreamloom.pipeline.train import name_folder, prepare_run, train_subject
+    from dreamloom.pipeline.train import train_folder
 
     config = read_settings(given)
-    if not resume:
-        require_subject(config)
-    out = out or name_folder(config)
     # Of several processes that a launcher started, the first alone talks.
     is_first = os.environ.get("RANK", "0") == "0"
     with watch(quiet or not is_first) as observe:
-        run, model, config = prepare_run(out, config, _runtime(config), folder, resume, observe)
-        train_subject(run, model, folder, config, observe)
+        run, config, _ = train_folder(folder, config, out, resume, observe)
     if not is_first:
         return
     # Adapters name their base, but not where a folder or a file of it lies.
     base = ("--base", config.base) if Path(config.base).exists() else ()
     words = ("--adapter", run.adapter, *base, "--pack", "seed-v1", "--seeds", 1)
-    following = command_line("dreamloom", "generate", *words, "--name", "first", "--out", out)
+    following = command_line("dreamloom", "generate", *words, "--name", "first", "--out", run.path)
     readers = name_readers(run.adapter)
     made = {"adapter": run.adapter, "run": out, "next": following, "readers": readers}
 

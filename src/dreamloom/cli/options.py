@@ -150,7 +150,7 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
     Raises:
         ConfigError: As `load_config`.
     """
-    from dreamloom.core.config.loading import load_config
+    from dreamloom.core.config.loading import load_config, name_prior
 
     overrides = {
         "preset": given["preset"],
@@ -170,11 +170,8 @@ def read_settings(given: dict[str, Any]) -> LoomConfig:
         "generate.width_px": (given.get("size") or (None, None))[0],
         "generate.height_px": (given.get("size") or (None, None))[1],
     }
-    prior = given.get("prior")
-    if prior in {"generated", "base", "none"}:
-        overrides["priors.kind"] = prior
-    elif prior is not None:
-        overrides |= {"priors.kind": "folder", "priors.folder": prior}
+    if (prior := given.get("prior")) is not None:
+        overrides |= name_prior(prior)
     return load_config(
         file=given["file"], sets=given["sets"], overrides=overrides, observe=print_note
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dreamloom.data.prompts.packs import Pack
     from dreamloom.evaluation.compare import Comparison
     from dreamloom.evaluation.encoders.store import Listed
-    from dreamloom.evaluation.metrics.scorecard import Scorecard
+    from dreamloom.evaluation.metrics.scorecard import Group, Scorecard
     from dreamloom.evaluation.retention import Retention
     from dreamloom.experiments.seed_audit import Audit, AuditScores
     from dreamloom.experiments.study.findings import StudyFindings
@@ -100,6 +100,19 @@ def render_scorecard(card: Scorecard) -> Iterator[RenderableType]:
         yield f"[bold]{escape(flags.label)}[/bold]: {escape(flags.told)}"
     keys = sorted({score.key for score in card.scores.values() if score.key})
     yield from aside(*keys, *card.notes)
+
+
+def render_groups(groups: Sequence[Group], measures: Sequence[str]) -> Iterator[RenderableType]:
+    """Lay out scores of parts of a set, a row for each part and score."""
+    rows = []
+    for group in groups:
+        sampler = f"{group.scheduler}, {group.steps} steps" if group.scheduler else ""
+        named = escape(group.prompt or group.category or sampler)
+        for name in measures:
+            score = group.scores.get(name)
+            cells = score.cells() if score else ["not measured", *5 * [""]]
+            rows.append((named, name, *cells))
+    yield table(("pictures", "score", *_SCORE_HEAD), rows)
 
 
 def render_findings(findings: StudyFindings) -> Iterator[RenderableType]:

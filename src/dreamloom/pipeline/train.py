@@ -47,6 +47,7 @@ from dreamloom.pipeline.subject import (
     check_held_out,
     describe_reading,
     describe_words,
+    require_subject,
     warn_of_photographs,
 )
 from dreamloom.training.trackers import NONE, choose_tracker, track
@@ -243,6 +244,35 @@ def _refuse_other_photos(run: RunFolder, folder: Path, config: LoomConfig, model
             f"{run.path} already holds another run: its photos are not those in {folder}.",
             "Name another --out; the finished run stays as it is.",
         )
+
+
+def train_folder(
+    photos_folder: Path,
+    config: LoomConfig,
+    out: Path | None = None,
+    resume: bool = False,
+    observe: Observer = silent,
+) -> tuple[RunFolder, LoomConfig, Record]:
+    """Go from a folder of photos and settings as given to an adapter; see `prepare_run`.
+
+    Args:
+        photos_folder: The photos.
+        config: Settings as given.
+        out: The run's folder; None names it after the subject.
+        resume: Whether ``out`` must be a run already.
+        observe: Told of progress.
+
+    Returns:
+        The run, its settings without any ``auto``, and the record of its training.
+
+    Raises:
+        ConfigError: If nobody named the subject, too.
+    """
+    if not resume:
+        require_subject(config)
+    runtime, out = pick_runtime(config.device, config.precision), out or name_folder(config)
+    run, model, config = prepare_run(out, config, runtime, photos_folder, resume, observe)
+    return run, config, train_subject(run, model, photos_folder, config, observe)
 
 
 def train_subject(

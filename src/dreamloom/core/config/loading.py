@@ -80,6 +80,17 @@ def load_config(
     return check_section(LoomConfig, values)
 
 
+def name_prior(prior: str) -> dict[str, str]:
+    """Name the settings that say where class images come from.
+
+    Args:
+        prior: ``generated``, ``base`` or ``none``; anything else is a folder of one's own.
+    """
+    if prior in {"generated", "base", "none"}:
+        return {"priors.kind": prior}
+    return {"priors.kind": "folder", "priors.folder": prior}
+
+
 def load_run_settings(file: Path) -> LoomConfig:
     """Read the settings that a run wrote; what it does not name means what was done before.
 
