@@ -269,6 +269,9 @@ BY_HAND: list[Row] = [
     ("search", *WORDS["search"], "--subject", "rraj"),
     ("search", *WORDS["search"], "--subject", "sks dog", "--prompt", "a {subjct}"),
     ("search", *WORDS["search"], "--subject", "sks dog", "--pack", "person"),
+    ("inspect", "user/nobody"),
+    ("inspect", "user/nobody:me.bin"),
+    ("generate", *WORDS["generate"], "--adapter", "user/nobody:0.8"),
 ]
 
 ROWS = list(dict.fromkeys([*rows_of_options(), *rows_of_settings(), *BY_HAND]))

@@ -42,7 +42,8 @@ PACKS_HELP = (
 
 ADAPTER_HELP = (
     "May be repeated. W is its weight, 1 if not given; FILE:1@0,0.4@0.5,0@1 has weights that "
-    "follow the drawing, from its first step (0) to its last (1)."
+    "follow the drawing, from its first step (0) to its last (1). FILE may be one of the hub: "
+    "user/name[@revision][:file.safetensors]."
 )
 COMPOSE_HELP = (
     "How several adapters share a drawing: sum, switch[:STEPS] (they take turns) or "
