@@ -26,6 +26,7 @@ from dreamloom.cli.options import (
     unused_option,
 )
 from dreamloom.cli.output import command_line, deliver
+from dreamloom.cli.push import push
 from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
@@ -461,5 +462,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (*ADAPTER_COMMANDS, search):
+for command in (*ADAPTER_COMMANDS, search, push):
     main.add_command(command)
