@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dreamloom.api.options import list_adapters
 from dreamloom.cli.main import main
 from dreamloom.core.errors import AdapterError
 from dreamloom.inference.generate import ActiveAdapter, parse_active_adapter
@@ -186,6 +187,7 @@ def test_every_command_that_reads_an_adapter_takes_a_name_of_the_hub(
     path = locate_adapter("user/one")
     assert parse_active_adapter("user/one:0.5") == ActiveAdapter(path, 0.5)
     assert parse_part("x=user/one:0.5").path == path
+    assert list_adapters(["user/one", ("user/one@main", 0.5)]) == [(path, 1.0), (path, 0.5)]
     assert json.loads(succeed("inspect", "user/one", "--json"))["layers"] == 1
     succeed("resize", "user/one", "--rank", 1, "-o", "cut.safetensors")
     succeed("convert", "user/one@main", "-o", "same.safetensors")
