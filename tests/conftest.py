@@ -118,6 +118,15 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_sdxl(tmp_path_factory.mktemp("bases") / "tiny-sdxl")
 
 
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Any]:
+    """An empty hub on this machine, which the hub's client asks; see `hub_server.Hub`."""
+    from hub_server import serve_hub
+
+    with serve_hub(str(tmp_path / "hub-cache")) as served:
+        yield served
+
+
 # The rooms are imported late: they must not be loaded before the hook above is in place.
 
 

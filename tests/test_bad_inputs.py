@@ -54,6 +54,7 @@ WORDS = {
     "extract": ("{gone}", "--base", "{gone}", "--rank", "2", "-o", "{merged}"),
     "bake": ("{one}", "--base", "{gone}", "-o", "{merged}"),
     "search": ("{one}", "{two}", "--photos", "{photos}", "--out", "{out}"),
+    "push": ("{run}", "me"),
 }
 Row = tuple[str, ...]
 
@@ -269,6 +270,18 @@ BY_HAND: list[Row] = [
     ("search", *WORDS["search"], "--subject", "rraj"),
     ("search", *WORDS["search"], "--subject", "sks dog", "--prompt", "a {subjct}"),
     ("search", *WORDS["search"], "--subject", "sks dog", "--pack", "person"),
+    ("push", *WORDS["push"]),
+    ("push", "{run}", "a--b"),
+    ("push", "{run}", ""),
+    ("push", *WORDS["push"], "--out", "{out}"),
+    ("push", *WORDS["push"], "--out", "{photos}"),
+    ("push", *WORDS["push"], "--out", "{text}"),
+    ("push", *WORDS["push"], "--out", "{out}", "--public"),
+    ("push", "{gone}", "me", "--out", "{out}"),
+    ("push", "{text}", "me", "--out", "{out}"),
+    ("inspect", "user/nobody"),
+    ("inspect", "user/nobody:me.bin"),
+    ("generate", *WORDS["generate"], "--adapter", "user/nobody:0.8"),
 ]
 
 ROWS = list(dict.fromkeys([*rows_of_options(), *rows_of_settings(), *BY_HAND]))

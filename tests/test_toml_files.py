@@ -52,7 +52,8 @@ def test_a_recipe_says_all_that_the_command_can(tmp_path: Path) -> None:
         (
             "[[parts]]\nweight = 2.0\n",
             "parts.1.file is missing.",
-            "parts.1.file: The adapter's file, from where the recipe lies.",
+            "parts.1.file: The adapter's file, from where the recipe lies; or of the hub, as "
+            "user/name.",
         ),
         ("", "parts is missing.", "parts: The adapters, each in a [[parts]] of its own."),
         (

@@ -16,10 +16,12 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, Note, Observer
 from dreamloom.display.notebook import find_notebook, watch_in_notebook
 from dreamloom.display.progress import watch
+from dreamloom.lora.locating import locate_adapter
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 AdapterLike: TypeAlias = "PathLike | tuple[PathLike, float]"
-"""A file, or a file and its weight; results that are adapters are files, too."""
+"""A file, or a file and its weight; results that are adapters are files, too. One of the hub is
+``user/name``."""
 
 
 class Options(TypedDict, total=False):
@@ -104,6 +106,7 @@ def split_adapter(given: AdapterLike) -> tuple[Path, float]:
     """Read an adapter as its file and its weight, 1 where none is said.
 
     Raises:
+        AdapterError: If it is one of the hub that cannot be fetched; see `locate_adapter`.
         ConfigError: If it is neither a file nor a pair.
     """
     path, weight = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
@@ -111,7 +114,7 @@ def split_adapter(given: AdapterLike) -> tuple[Path, float]:
         raise ConfigError(
             f"{given!r} is no adapter.", "Give a file, or a pair of a file and its weight."
         )
-    return Path(path), float(weight)
+    return locate_adapter(os.fspath(path)), float(weight)
 
 
 def list_adapters(given: AdapterLike | Sequence[AdapterLike]) -> list[tuple[Path, float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dreamloom.cli.options import PATH, LoomCommand, json_option, output_options
+from dreamloom.cli.options import ADAPTER, PATH, LoomCommand, json_option, output_options
 from dreamloom.cli.output import deliver
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def merge(
     """Merge adapters into one file that can be loaded alone.
 
     Each FILE may have a weight W, 1 if not, and a name, by which its weight can be changed later
-    with 'dreamloom remix'. A RECIPE.toml says all of it instead: the parts and how.
+    with 'dreamloom remix'. A FILE may be one of the hub, as user/name. A RECIPE.toml says all of it
+    instead: the parts and how.
     """
     from dreamloom.display.adapters import format_ranks, render_method, render_methods
     from dreamloom.display.layout import say, show
@@ -264,7 +265,7 @@ def remix(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("file", type=PATH)
+@click.argument("file", type=ADAPTER)
 @click.option("--rank", required=True, help=RANK_HELP)
 @format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
@@ -293,7 +294,7 @@ def resize(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("file", type=PATH)
+@click.argument("file", type=ADAPTER)
 @format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
 @click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
@@ -444,7 +445,7 @@ def diagnose(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("file", type=PATH)
+@click.argument("file", type=ADAPTER)
 @json_option
 def inspect(file: Path, json_target: str | None) -> None:
     """Tell what an adapter file holds and how it was made."""

@@ -26,6 +26,7 @@ from dreamloom.cli.options import (
     unused_option,
 )
 from dreamloom.cli.output import command_line, deliver
+from dreamloom.cli.push import push
 from dreamloom.cli.search import search
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ PACKS_HELP = (
 
 ADAPTER_HELP = (
     "May be repeated. W is its weight, 1 if not given; FILE:1@0,0.4@0.5,0@1 has weights that "
-    "follow the drawing, from its first step (0) to its last (1)."
+    "follow the drawing, from its first step (0) to its last (1). FILE may be one of the hub: "
+    "user/name[@revision][:file.safetensors]."
 )
 COMPOSE_HELP = (
     "How several adapters share a drawing: sum, switch[:STEPS] (they take turns) or "
@@ -460,5 +462,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (*ADAPTER_COMMANDS, search):
+for command in (*ADAPTER_COMMANDS, search, push):
     main.add_command(command)

@@ -59,7 +59,22 @@ class Number(click.FloatRange):
         return number
 
 
+class _Adapter(_Path):
+    """An adapter's path; one that the hub has, as user/name, is fetched first."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Find where the adapter lies."""
+        path = super().convert(value, param, ctx)
+        if not isinstance(value, str):
+            return path
+        from dreamloom.lora.locating import locate_adapter
+
+        return locate_adapter(value)
+
+
 PATH = _Path(path_type=Path)
+ADAPTER = _Adapter(path_type=Path)
+"""An adapter that is only read: a file, PEFT's folder, or one of the hub."""
 
 
 class LoomCommand(click.Command):

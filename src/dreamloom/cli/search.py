@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dreamloom.cli.options import (
+    ADAPTER,
     PATH,
     LoomCommand,
     Number,
@@ -18,8 +19,8 @@ from dreamloom.cli.output import deliver
 
 
 @click.command(cls=LoomCommand)
-@click.argument("subject", type=PATH, metavar="A")
-@click.argument("style", type=PATH, metavar="B")
+@click.argument("subject", type=ADAPTER, metavar="A")
+@click.argument("style", type=ADAPTER, metavar="B")
 @click.option("--base", help="The base model; the adapters' own where they say so.")
 @click.option("--photos", type=PATH, required=True, help="The subject's photos.")
 @click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")

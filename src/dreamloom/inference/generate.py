@@ -43,6 +43,7 @@ from dreamloom.core.run_folder import (
 from dreamloom.inference.journal import JOURNAL, Journal, find_drawn, refuse_other_inputs
 from dreamloom.lora.adapter import Adapter, refuse_other_kinds
 from dreamloom.lora.folders import hash_adapter
+from dreamloom.lora.locating import locate_adapter, split_weight
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.lora_schedule import (
@@ -102,24 +103,29 @@ def parse_active_adapter(text: str) -> ActiveAdapter:
 
     Raises:
         ConfigError: If what follows the colon is neither a weight nor a schedule.
+        AdapterError: If it is one of the hub that cannot be fetched; see `locate_adapter`.
     """
-    path, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
-        return ActiveAdapter(Path(text))
+    named, weight = split_weight(text)
     try:
-        if "@" in weight:
-            return ActiveAdapter(Path(path), parse_curve(weight))
-        plain = float(weight)
-        if not math.isfinite(plain):
-            raise ValueError
-        return ActiveAdapter(Path(path), plain)
+        applied = 1.0 if weight is None else _parse_weight(weight)
     except ValueError as error:
+        assert weight is not None
         reason = f": {error}" if "@" in weight else ""
         raise ConfigError(
             f"{text!r} ends in {weight!r}, which is not a weight{reason}.",
             "Write FILE:0.8, or just FILE; or FILE:1@0,0.4@0.5,0@1 for weights over the drawing, "
             "from 0 at its first step to 1 at its last.",
         ) from None
+    return ActiveAdapter(locate_adapter(named), applied)
+
+
+def _parse_weight(text: str) -> float | Curve:
+    if "@" in text:
+        return parse_curve(text)
+    plain = float(text)
+    if not math.isfinite(plain):
+        raise ValueError
+    return plain
 
 
 def read_composition(text: str, conditional_only: bool = False) -> Composition:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from dreamloom.core.config.aliases import use_earlier_names
 from dreamloom.core.config.settings import LoomConfig
@@ -15,6 +14,7 @@ from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.folders import hash_adapter
+from dreamloom.lora.locating import locate_adapter
 from dreamloom.lora.modelspec import describe_base, describe_captions, make_modelspec
 from dreamloom.models.base import Model
 
@@ -55,7 +55,7 @@ def name_inputs(
         "seed": str(config.seed),
         "processes": str(processes.count),
         # What counts is what is in the file, and not where it lies.
-        **({INIT_ADAPTER: hash_adapter(Path(init_adapter))} if init_adapter else {}),
+        **({INIT_ADAPTER: hash_adapter(locate_adapter(init_adapter))} if init_adapter else {}),
     }
 
 

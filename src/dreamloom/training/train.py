@@ -25,6 +25,7 @@ from dreamloom.core.events import (
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
 from dreamloom.core.run_folder import Record, RunFolder, explain_write_errors
 from dreamloom.lora.adapter import Adapter
+from dreamloom.lora.locating import locate_adapter
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.token_embeddings import list_token_files
 from dreamloom.lora.writing import write_adapter
@@ -305,7 +306,7 @@ def _attach(model: Model, config: LoomConfig) -> list[WeightGroup]:
 
 def _begin_from(file: str, model: Model, config: LoomConfig) -> None:
     """Load a finished LoRA into the one that was attached, if it fits."""
-    adapter = read_adapter(Path(file))
+    adapter = read_adapter(locate_adapter(file))
     refuse_other_base(file, adapter, model)
     known = adapter.metadata.get("dreamloom.zero_terminal_snr", "")
     wanted = str(config.objective.zero_terminal_snr).lower()

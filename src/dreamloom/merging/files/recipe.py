@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.toml_files import Section, check_section, read_toml
+from dreamloom.lora.locating import locate_adapter, split_weight
 from dreamloom.lora.writing import FileFormat
 from dreamloom.merging.blocks import read_blocks
 from dreamloom.merging.method import Value
@@ -77,6 +78,7 @@ def parse_part(text: str) -> AdapterPart:
 
     Raises:
         ConfigError: If what follows the colon is not a number.
+        AdapterError: If it is one of the hub that cannot be fetched; see `locate_adapter`.
     """
     named = _NAMED.fullmatch(text)
     if named and not Path(text).is_file() and not Path(text.rpartition(":")[0]).is_file():
@@ -85,15 +87,14 @@ def parse_part(text: str) -> AdapterPart:
 
 
 def _parse_unnamed(text: str) -> AdapterPart:
-    path, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight or Path(text).is_file():
-        return AdapterPart(Path(text))
+    named, weight = split_weight(text)
     try:
-        return AdapterPart(Path(path), float(weight))
+        plain = 1.0 if weight is None else float(weight)
     except ValueError:
         raise ConfigError(
             f"{text!r} ends in {weight!r}, which is not a weight.", "Write FILE:0.8, or just FILE."
         ) from None
+    return AdapterPart(locate_adapter(named), plain)
 
 
 def name_parts(parts: Sequence[AdapterPart]) -> tuple[AdapterPart, ...]:
@@ -194,7 +195,7 @@ class PartForm(Section):
     """A part as a recipe's file names it, in ``[[parts]]``."""
 
     file: str = Field(min_length=1)
-    """The adapter's file, from where the recipe lies."""
+    """The adapter's file, from where the recipe lies; or of the hub, as user/name."""
     weight: float = 1.0
     """How strongly it goes in; negative subtracts."""
     name: str = ""
@@ -236,16 +237,28 @@ def read_recipe(file: Path) -> Recipe:
     """Read a recipe's TOML file; the paths in it start where it lies.
 
     Raises:
+        AdapterError: If a part is one of the hub that cannot be fetched; see `locate_adapter`.
         ConfigError: If it cannot be read, a name is unknown (with the nearest known one), or a
             value is not allowed.
     """
     form = check_section(RecipeForm, read_toml(file, "recipe"))
-    parts = [AdapterPart(file.parent / part.file, **_fields(part, "file")) for part in form.parts]
+    parts = [
+        AdapterPart(_find_beside(file, part.file), **_fields(part, "file")) for part in form.parts
+    ]
     find_method(form.method).read_options(form.options)
     for part in parts:
         read_blocks(part.blocks)
     rest = _fields(form, "parts", "rank")
     return Recipe(name_parts(parts), rank=parse_rank(str(form.rank)), **rest)
+
+
+def _find_beside(recipe: Path, named: str) -> Path:
+    """Find an adapter from where its recipe lies, or else on the hub."""
+    path = recipe.parent / named
+    if path.exists():
+        return path
+    found = locate_adapter(named)
+    return path if found == Path(named) else found
 
 
 def _fields(form: Section, *without: str) -> dict[str, Any]:
