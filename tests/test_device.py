@@ -1,6 +1,7 @@
 """Runtime: the device and precision that were asked for, and dice that can be thrown again."""
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -72,6 +73,18 @@ def test_an_absent_gpu_is_named_with_the_way_out(device):
     with pytest.raises(ConfigError, match=f"--device {device} was asked for, but no CUDA") as error:
         pick_runtime(device)
     assert "--device cpu" in error.value.hint
+
+
+@pytest.mark.parametrize(("emulated", "dtype"), [(True, torch.float16), (False, torch.bfloat16)])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, emulated, dtype):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or not emulated,
+    )
+    assert pick_runtime("cuda:0").dtype == dtype
 
 
 def test_a_gpu_beyond_the_last_is_refused():

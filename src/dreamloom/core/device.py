@@ -67,7 +67,7 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     if precision == "auto":
         precision = "fp32"
         if chosen.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            precision = "bf16" if computes_bf16(chosen) else "fp16"
     if chosen.type == "cpu":
         precision = "fp32" if precision == "fp16" else precision
         # Values below 1e-38 slow CPU kernels tenfold and carry no information here.
@@ -111,6 +111,12 @@ def _find_device(name: str) -> torch.device:
             f"--device {name} was asked for, but there is no Apple GPU here.", "Use --device cpu."
         )
     return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Say whether a CUDA GPU computes in bfloat16 itself; older ones only emulate it, slowly."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def device_memory_bytes(device: torch.device) -> int | None:
