@@ -53,6 +53,7 @@ WORDS = {
     "convert": ("{one}", "-o", "{merged}"),
     "extract": ("{gone}", "--base", "{gone}", "--rank", "2", "-o", "{merged}"),
     "bake": ("{one}", "--base", "{gone}", "-o", "{merged}"),
+    "token": ("rraj person",),
     "search": ("{one}", "{two}", "--photos", "{photos}", "--out", "{out}"),
     "push": ("{run}", "me"),
 }

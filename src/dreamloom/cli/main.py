@@ -28,6 +28,7 @@ from dreamloom.cli.options import (
 from dreamloom.cli.output import command_line, deliver
 from dreamloom.cli.push import push
 from dreamloom.cli.search import search
+from dreamloom.cli.tokens import token
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -462,5 +463,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (*ADAPTER_COMMANDS, search, push):
+for command in (*ADAPTER_COMMANDS, search, push, token):
     main.add_command(command)

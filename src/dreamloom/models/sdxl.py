@@ -60,12 +60,12 @@ from dreamloom.models.token_embeddings import (
     refuse_other_words,
     start_embeddings,
 )
+from dreamloom.models.tokenizers import TEXT_ENCODERS, tokenize_text
 from dreamloom.picturebook.class_prompts import choose_class_prompts
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A UNet with fewer channels than this is a toy: it needs a longer reach and larger steps.
 _FULL_SIZE_CHANNELS = 320
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class SDXLFamily:
@@ -120,7 +120,7 @@ class SDXLModel:
             module.requires_grad_(False).eval()
         if memory_options.quantization != "whole":
             quantize_linears(pipeline.unet, memory_options.quantization, runtime.device)
-            for name in _TEXT_ENCODERS:
+            for name in TEXT_ENCODERS:
                 quantize_linears(self._components[name], "int8", runtime.device)
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
@@ -192,7 +192,7 @@ class SDXLModel:
     ) -> SDXLConditioning:
         """Encode prompts with both text encoders; with gradients only while text is trained."""
         has_gradients = self.trains_text and torch.is_grad_enabled()
-        self._offload.load(*_TEXT_ENCODERS, exclusive=not has_gradients)
+        self._offload.load(*TEXT_ENCODERS, exclusive=not has_gradients)
         with nullcontext() if self.trains_text else torch.no_grad():
             encoded = self._prompt_encoder().encode(prompts, weighted)
         if drop_empty and self._pipeline.config.force_zeros_for_empty_prompt:
@@ -209,7 +209,7 @@ class SDXLModel:
 
     def release_encoders(self) -> None:
         """Move autoencoder and text encoders off the GPU; those that are trained stay."""
-        self._offload.unload("vae", *(() if self.trains_text else _TEXT_ENCODERS))
+        self._offload.unload("vae", *(() if self.trains_text else TEXT_ENCODERS))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mix latents and noise; see `NoiseSchedule`."""
@@ -235,7 +235,7 @@ class SDXLModel:
         if not isinstance(conditioning, SDXLConditioning):
             raise TypeError(f"this family encodes its own prompts, got {type(conditioning)}")
         conditioning = conditioning.aligned()
-        trained_encoders = _TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
+        trained_encoders = TEXT_ENCODERS if self.trains_text and torch.is_grad_enabled() else ()
         self._offload.load("unet", *trained_encoders, exclusive=True)
         height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
         time_ids = send(
@@ -264,7 +264,7 @@ class SDXLModel:
     ) -> list[WeightGroup]:
         """Add a new adapter; ``gradient_checkpointing`` says what the backward pass recomputes."""
         # Adapters are made where the layers lie.
-        trained_encoders = _TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
+        trained_encoders = TEXT_ENCODERS if spec.text_encoders or spec.tokens else ()
         self._offload.load("unet", *trained_encoders, exclusive=True)
         words = start_embeddings(self._pipeline, spec.tokens)
         timesteps = self.train_timesteps
@@ -375,8 +375,7 @@ class SDXLModel:
     def tokenize(self, text: str) -> dict[str, list[str]]:
         """Say what each text encoder's tokenizer makes of a text."""
         tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
-        named = zip(_TEXT_ENCODERS, tokenizers, strict=True)
-        return {name: [t.removesuffix("</w>") for t in one.tokenize(text)] for name, one in named}
+        return tokenize_text(dict(zip(TEXT_ENCODERS, tokenizers, strict=True)), text)
 
     def check_sampler(self, scheduler: str, steps: int) -> None:
         """Refuse what cannot be drawn; see `schedulers.check_steps`."""

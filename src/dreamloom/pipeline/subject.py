@@ -16,6 +16,7 @@ from dreamloom.data.class_images import load_class_images
 from dreamloom.data.image_io import crop_centre, open_upright
 from dreamloom.data.photos.listing import count, hash_file, list_class_images, list_photos
 from dreamloom.models.base import Model
+from dreamloom.models.tokenizers import tell_reading
 
 _BLANK = re.compile(r"\{\s*([^{}]*?)\s*\}")
 # As many photos as tell whether a set was drawn or photographed.
@@ -162,12 +163,9 @@ def describe_reading(model: Model, config: LoomConfig) -> Iterator[Note]:
     """Say how large pictures are, and what each text encoder makes of the subject's phrase."""
     side = config.photos.resolution_px
     yield Note("train", f"{model.identity.name} learns at {side} × {side} pixels")
-    read: dict[str, list[str]] = {}
-    for encoder, tokens in model.tokenize(config.subject.phrase).items():
-        read.setdefault(" · ".join(tokens), []).append(encoder)
-    for tokens, encoders in read.items():
-        who = " and ".join(encoders)
-        yield Note("train", f"“{config.subject.phrase}” is read as {tokens} (tokens of {who})")
+    phrase = config.subject.phrase
+    for text in tell_reading(phrase, model.tokenize(phrase)):
+        yield Note("train", text)
 
 
 def warn_of_photographs(model: Model, photos: Path) -> Iterator[Note]:
