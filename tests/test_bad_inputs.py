@@ -54,6 +54,7 @@ WORDS = {
     "extract": ("{gone}", "--base", "{gone}", "--rank", "2", "-o", "{merged}"),
     "bake": ("{one}", "--base", "{gone}", "-o", "{merged}"),
     "token": ("rraj person",),
+    "doctor": ("--device", "cpu"),
     "search": ("{one}", "{two}", "--photos", "{photos}", "--out", "{out}"),
     "push": ("{run}", "me"),
 }
@@ -373,6 +374,8 @@ SHOWN = [
     ("merge", "--methods"),
     ("merge", "--methods", "--method", "della"),
     ("models", "list"),
+    ("token", "rraj person"),
+    ("doctor",),
     ("inspect", "{one}"),
     ("inspect", "{one}", "--json"),
     ("diagnose", "{one}", "{two}"),

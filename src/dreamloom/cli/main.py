@@ -11,6 +11,7 @@ import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS, FORMAT_HELP
 from dreamloom.cli.commands import Commands
+from dreamloom.cli.doctor import doctor
 from dreamloom.cli.options import (
     PATH,
     SIZE,
@@ -463,5 +464,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (*ADAPTER_COMMANDS, search, push, token):
+for command in (*ADAPTER_COMMANDS, search, push, token, doctor):
     main.add_command(command)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +24,12 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dreamloom.core.errors import ConfigError
 from dreamloom.models.attention import AttentionMaps
+from dreamloom.models.build_tools import (
+    GET_TOOLS,
+    build_folder,
+    list_missing_tools,
+    search_path,
+)
 from dreamloom.models.convolutions import PackedConvolution
 from dreamloom.models.lowrank import LowRankMap
 from dreamloom.models.packed_linear import Order, PackedLinear
@@ -52,8 +56,7 @@ def load_native() -> Any:
     source = _SOURCE.read_text(encoding="utf-8")
     key = "\n".join([source, torch.__version__, *_list_flags()])
     name = f"dreamloom_native_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    library = Path(root) / "dreamloom" / f"{name}{cpp_extension.LIB_EXT}"
+    library = build_folder() / f"{name}{cpp_extension.LIB_EXT}"
     if library.exists():
         torch.ops.load_library(str(library))
     else:
@@ -71,18 +74,16 @@ def _compile(name: str, library: Path) -> None:
     """Compile in a folder of its own, so that nobody waits for one who was stopped; keep it."""
     from torch.utils import cpp_extension
 
-    # Python may run in an environment that the shell does not know.
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    tools = (os.environ.get("CXX", "cl" if sys.platform == "win32" else "c++"), "ninja")
-    missing = [tool for tool in tools if not shutil.which(tool, path=search)]
-    if missing:
+    if missing := list_missing_tools():
         raise ConfigError(
             f"Blocks cannot be compiled here: there is no {' and no '.join(missing)}.",
-            'Install a C++ compiler and `pip install "dreamloom[native]"`, or set '
-            "train.compile=off.",
+            f"{GET_TOOLS}, or set train.compile=off.",
         )
     library.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as build, _path(search):
+    with (
+        TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as build,
+        _path(search_path()),
+    ):
         try:
             cpp_extension.load(
                 name,
