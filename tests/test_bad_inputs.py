@@ -55,6 +55,7 @@ WORDS = {
     "bake": ("{one}", "--base", "{gone}", "-o", "{merged}"),
     "token": ("rraj person",),
     "doctor": ("--device", "cpu"),
+    "completion": ("bash",),
     "search": ("{one}", "{two}", "--photos", "{photos}", "--out", "{out}"),
     "push": ("{run}", "me"),
 }

@@ -18,8 +18,8 @@ from dreamloom.lora.writing import write_adapter
 from merges import random_adapter
 from studio_set import make_photos
 
-# These print a path alone, or are only a group of commands.
-WITHOUT_JSON = {"models", "models fetch", "models path"}
+# These print a path or a script alone, or are only a group of commands.
+WITHOUT_JSON = {"completion", "models", "models fetch", "models path"}
 
 
 def run(*words: object):

@@ -10,6 +10,7 @@ import click
 
 from dreamloom.cli.options import ADAPTER, PATH, LoomCommand, json_option, output_options
 from dreamloom.cli.output import deliver
+from dreamloom.cli.words import BASE, DEVICE, FILE
 
 if TYPE_CHECKING:
     from dreamloom.merging.files.recipe import Recipe
@@ -33,7 +34,7 @@ format_option = click.option(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("parts", nargs=-1, metavar="[NAME=]FILE[:W]... | RECIPE.toml")
+@click.argument("parts", type=FILE, nargs=-1, metavar="[NAME=]FILE[:W]... | RECIPE.toml")
 @click.option("-o", "--out", type=PATH, help="The merged .safetensors file.")
 @click.option("--method", help="How they are merged; see --methods.  [default: sum]")
 @click.option(
@@ -50,7 +51,9 @@ format_option = click.option(
 @click.option("--precision", type=PRECISIONS, help="Of the numbers in the file.  [default: fp32]")
 @click.option("--seed", type=int, help="Of methods that throw dice.  [default: 0]")
 @click.option(
-    "--base", help="The base model, for methods that ask it.  [default: as the adapters say]"
+    "--base",
+    type=BASE,
+    help="The base model, for methods that ask it.  [default: as the adapters say]",
 )
 @click.option(
     "--prompt",
@@ -66,7 +69,7 @@ format_option = click.option(
     metavar="TEXT",
     help="What it is asked for all parts at once; repeat.",
 )
-@click.option("--device", help="Where the base model computes.  [default: auto]")
+@click.option("--device", type=DEVICE, help="Where the base model computes.  [default: auto]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option(
     "--verify",
@@ -297,7 +300,9 @@ def resize(
 @click.argument("file", type=ADAPTER)
 @format_option
 @click.option("--precision", type=PRECISIONS, help="Of the numbers; as FILE if absent.")
-@click.option("--base", default="", help="The base model, for a DoRA or a base other than SDXL.")
+@click.option(
+    "--base", type=BASE, default="", help="The base model, for a DoRA or a base other than SDXL."
+)
 @click.option("--rank", help="Write a DoRA as the nearest LoRA: 32, or energy:0.99.")
 @click.option(
     "--equal-ranks",
@@ -342,8 +347,8 @@ def convert(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("tuned")
-@click.option("--base", required=True, help="The model that TUNED was made from.")
+@click.argument("tuned", type=BASE)
+@click.option("--base", type=BASE, required=True, help="The model that TUNED was made from.")
 @click.option("--rank", required=True, help=RANK_HELP)
 @format_option
 @click.option(
@@ -380,8 +385,10 @@ def extract(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("parts", nargs=-1, required=True, metavar="FILE[:W]...")
-@click.option("--base", required=True, help="A name such as sdxl, a folder, or a checkpoint.")
+@click.argument("parts", type=FILE, nargs=-1, required=True, metavar="FILE[:W]...")
+@click.option(
+    "--base", type=BASE, required=True, help="A name such as sdxl, a folder, or a checkpoint."
+)
 @click.option("-o", "--out", type=PATH, required=True, help="The folder or file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @json_option
@@ -417,8 +424,8 @@ def bake(
 
 
 @click.command(cls=LoomCommand)
-@click.argument("one", metavar="A[:W]")
-@click.argument("other", metavar="B[:W]")
+@click.argument("one", type=FILE, metavar="A[:W]")
+@click.argument("other", type=FILE, metavar="B[:W]")
 @json_option
 @click.option("--picture", type=PATH, help="Draw heat maps there, as .png.")
 @click.pass_obj

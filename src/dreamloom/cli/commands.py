@@ -8,18 +8,15 @@ from typing import Any
 
 import click
 
-from dreamloom.cli.options import LoomCommand
+from dreamloom.cli.options import LoomGroup
 from dreamloom.cli.output import drop, flush, is_closed, take_any_text
 
 UNEXPECTED = "DreamLoom has a fault of its own"
 """How the message of an error that nobody foresaw begins."""
 
 
-class Commands(click.Group):
+class Commands(LoomGroup):
     """Shows what a user can mend as two plain lines, and the traceback only with --debug."""
-
-    command_class = LoomCommand
-    group_class = click.Group
 
     def main(
         self,

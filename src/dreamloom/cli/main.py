@@ -11,16 +11,19 @@ import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS, FORMAT_HELP
 from dreamloom.cli.commands import Commands
+from dreamloom.cli.completion import completion
 from dreamloom.cli.doctor import doctor
+from dreamloom.cli.models import models
 from dreamloom.cli.options import (
     PATH,
     SIZE,
-    LoomCommand,
     Number,
+    base_option,
     device_option,
     drawing_options,
     file_options,
     json_option,
+    prior_option,
     read_settings,
     scoring_options,
     settings_options,
@@ -30,6 +33,15 @@ from dreamloom.cli.output import command_line, deliver
 from dreamloom.cli.push import push
 from dreamloom.cli.search import search
 from dreamloom.cli.tokens import token
+from dreamloom.cli.words import (
+    ADAPTER_FORMAT,
+    BASE,
+    COMPOSE,
+    FILE,
+    PACK,
+    SCHEDULER,
+    WORKPLACE,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -106,11 +118,13 @@ def photos(folder: Path, resolution: int, json_target: str | None) -> None:
 @click.argument("folder", type=PATH)
 @click.option("--subject", help='A rare word and the class noun, like "rraj person".')
 @click.option("--class-noun", help="What the subject is one of: person, dog, backpack.")
-@click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
+@base_option
 @click.option("--out", type=PATH, help="The run's folder; by default runs/ and the subject.")
-@click.option("--prior", help="generated, base, none, or a folder of your own class images.")
-@click.option("--format", "file_format", help=FORMAT_HELP)
-@click.option("--from", "init_adapter", metavar="FILE", help="Begin from this LoRA's weights.")
+@prior_option
+@click.option("--format", "file_format", type=ADAPTER_FORMAT, help=FORMAT_HELP)
+@click.option(
+    "--from", "init_adapter", type=FILE, metavar="FILE", help="Begin from this LoRA's weights."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; it must exist.")
 @json_option
 @settings_options
@@ -152,7 +166,7 @@ def train(
 
 
 @main.command()
-@click.option("--base", help="picturebook, sdxl, a hub id, a folder or a .safetensors file.")
+@base_option
 @click.option("--gpu-memory", metavar="SIZE", help="Such as 12GiB; by default this GPU's own.")
 @click.option(
     "--gpu-rate",
@@ -163,7 +177,7 @@ def train(
 @click.option(
     "--photos", type=click.IntRange(min=1), default=6, show_default=True, help="How many there are."
 )
-@click.option("--prior", help="generated, base, none, or a folder of your own class images.")
+@prior_option
 @json_option
 @unused_option("--seed", "nothing is drawn.")
 @device_option
@@ -194,17 +208,21 @@ def plan(
 
 
 @main.command()
-@click.option("--base", help="The base model; the adapter's own where it says so.")
-@click.option("--adapter", "adapters", multiple=True, metavar="FILE[:W]", help=ADAPTER_HELP)
-@click.option("--compose", default="sum", show_default=True, help=COMPOSE_HELP)
+@click.option("--base", type=BASE, help="The base model; the adapter's own where it says so.")
+@click.option(
+    "--adapter", "adapters", type=FILE, multiple=True, metavar="FILE[:W]", help=ADAPTER_HELP
+)
+@click.option("--compose", type=COMPOSE, default="sum", show_default=True, help=COMPOSE_HELP)
 @click.option(
     "--conditional-only", is_flag=True, help="Keep adapters out of guidance's other half."
 )
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated.")
-@click.option("--pack", "packs", multiple=True, help=PACKS_HELP)
+@click.option("--pack", "packs", type=PACK, multiple=True, help=PACKS_HELP)
 @click.option("--subject", help="The subject in prompts; the adapter's own where it says so.")
 @click.option("--class-noun", help="What it is one of; the adapter's own, or the last word.")
-@click.option("--scheduler", "schedulers", multiple=True, help="ddim, pndm, euler, dpm++ …")
+@click.option(
+    "--scheduler", "schedulers", type=SCHEDULER, multiple=True, help="ddim, pndm, euler, dpm++ …"
+)
 @click.option("--steps", multiple=True, type=int, help="Denoising steps; may be repeated.")
 @click.option("--seeds", type=int, help="Pictures of each prompt.")
 @click.option("--guidance", type=Number(min=0), help="Classifier-free guidance.")
@@ -239,7 +257,7 @@ def generate(quiet: bool, /, json_target: str | None, **given: Any) -> None:
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", type=PACK, required=False)
 @json_option
 def packs(name: str | None, json_target: str | None) -> None:
     """List prompt packs, or the prompts of the pack NAME.
@@ -295,8 +313,8 @@ def evaluate(quiet: bool, /, images: Path, json_target: str | None, **given: Any
 
 
 @main.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", type=FILE, metavar="A")
+@click.argument("second", type=FILE, metavar="B")
 @click.option("--score", "measures", multiple=True, metavar="NAME", help="This one only; repeat.")
 @json_option
 def compare(first: str, second: str, measures: tuple[str, ...], json_target: str | None) -> None:
@@ -360,12 +378,16 @@ def report(quiet: bool, /, run: Path, json_target: str | None) -> None:
 @click.argument("file", type=PATH)
 @click.option("--out", type=PATH, help="The study's folder; by default runs/study- and the file.")
 @click.option("--quick", is_flag=True, help="The quick preset, for what the file leaves open.")
-@click.option("--base", help="Another base model than the file's.")
+@click.option("--base", type=BASE, help="Another base model than the file's.")
 @click.option("--photos", type=PATH, help="Another folder of photos.")
 @click.option("--subject", help='Another subject, like "rraj person".')
-@click.option("--pack", "packs", multiple=True, help="Other prompt packs, instead of the file's.")
+@click.option(
+    "--pack", "packs", type=PACK, multiple=True, help="Other prompt packs, instead of the file's."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of one thread each.")
-@click.option("--on", default="here", show_default=True, help="Where to work: here or ray.")
+@click.option(
+    "--on", type=WORKPLACE, default="here", show_default=True, help="Where to work: here or ray."
+)
 @json_option
 @click.pass_obj
 def study(
@@ -407,51 +429,6 @@ def settings(json_target: str | None) -> None:
     deliver([dict(zip(named, row, strict=True)) for row in rows], show, json_target)
 
 
-@main.group()
-def models() -> None:
-    """List, fetch and find the models that evaluation uses."""
-
-
-@models.command("list", cls=LoomCommand)
-@json_option
-def models_list(json_target: str | None) -> None:
-    """List the models: what for, licence, size, and whether they are here."""
-    from dreamloom.display.layout import show
-    from dreamloom.display.tables import render_models
-    from dreamloom.evaluation.encoders.store import list_models
-
-    listed = list_models()
-    found = [line.as_json() for line in listed]
-    deliver(found, lambda: show(render_models(listed)), json_target)
-
-
-@models.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--from", "source", type=PATH, help="Take them from a folder or file instead.")
-def models_fetch(names: tuple[str, ...], source: Path | None) -> None:
-    """Fetch models, pinned and compared by hash; or carry them in with --from."""
-    from dreamloom.evaluation.encoders.catalogue import find_model
-
-    for name in names:
-        find_model(name)  # a wrong name is told before anything is fetched
-    from dreamloom.evaluation.encoders.fetching import fetch_model
-
-    for name in names:
-        click.echo(f"{name}: {fetch_model(name, source)}")
-
-
-@models.command("path")
-@click.argument("name")
-def models_path(name: str) -> None:
-    """Print the folder of an embedded model in diffusers' layout: picturebook."""
-    from dreamloom.core.errors import BaseModelError
-    from dreamloom.picturebook import weights_folder
-
-    if name != "picturebook":
-        raise BaseModelError(f"{name} is not embedded.", "The embedded model is picturebook.")
-    click.echo(weights_folder())
-
-
 def _tell(what: str, made: dict[str, Path], json_target: str | None) -> None:
     """Say where the one thing lies that a command made."""
     (path,) = made.values()
@@ -464,5 +441,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (*ADAPTER_COMMANDS, search, push, token, doctor):
+for command in (models, *ADAPTER_COMMANDS, search, push, token, doctor, completion):
     main.add_command(command)

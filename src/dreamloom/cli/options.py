@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli.output import PRINT, print_note
+from dreamloom.cli.words import BASE, DEVICE, PRESET, PRIOR, SETTING
 
 if TYPE_CHECKING:
     from dreamloom.core.config.settings import LoomConfig
@@ -92,6 +93,12 @@ class LoomCommand(click.Command):
         return super().parse_args(ctx, read)
 
 
+class LoomGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = LoomCommand
+
+
 def add_options(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Make a decorator that adds several options; the last is listed first."""
 
@@ -123,12 +130,20 @@ json_option = click.option(
 )
 """What was found or made, for programs; see `output.deliver`."""
 
-device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+base_option = click.option(
+    "--base", type=BASE, help="picturebook, sdxl, a hub id, a folder or a .safetensors file."
+)
+prior_option = click.option(
+    "--prior", type=PRIOR, help="generated, base, none, or a folder of your own class images."
+)
+device_option = click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 or mps.")
 seed_option = click.option("--seed", type=int, help="Seed of every random draw.")
 file_options = add_options(
     click.option("--config", "file", type=PATH, help="A TOML file of settings."),
-    click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any setting."),
-    click.option("--preset", help="quick, standard (the default) or thorough."),
+    click.option(
+        "--set", "sets", type=SETTING, multiple=True, metavar="NAME=VALUE", help="Any setting."
+    ),
+    click.option("--preset", type=PRESET, help="quick, standard (the default) or thorough."),
 )
 
 settings_options = add_options(seed_option, device_option, file_options)

@@ -16,18 +16,21 @@ from dreamloom.cli.options import (
     settings_options,
 )
 from dreamloom.cli.output import deliver
+from dreamloom.cli.words import BASE, PACK
 
 
 @click.command(cls=LoomCommand)
 @click.argument("subject", type=ADAPTER, metavar="A")
 @click.argument("style", type=ADAPTER, metavar="B")
-@click.option("--base", help="The base model; the adapters' own where they say so.")
+@click.option("--base", type=BASE, help="The base model; the adapters' own where they say so.")
 @click.option("--photos", type=PATH, required=True, help="The subject's photos.")
 @click.option("--style-photos", type=PATH, help="Pictures in the style, to compare with.")
 @click.option(
     "--prompt", "prompts", multiple=True, help="{subject} stands for the subject; repeat."
 )
-@click.option("--pack", "packs", multiple=True, help="A list of prompts; see 'dreamloom packs'.")
+@click.option(
+    "--pack", "packs", type=PACK, multiple=True, help="A list of prompts; see 'dreamloom packs'."
+)
 @click.option("--trigger", help="Words that call the style; B's own where it says so.")
 @click.option("--subject", "phrase", help="The subject in prompts; A's own where it says so.")
 @click.option("--class-noun", help="What the subject is one of; A's own, or the last word.")

@@ -10,6 +10,7 @@ import click
 
 from dreamloom.cli.options import LoomCommand, json_option
 from dreamloom.cli.output import command_line, deliver
+from dreamloom.cli.words import BASE
 
 if TYPE_CHECKING:
     from dreamloom.models.rare_words import RareWords
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, required=True, metavar="TEXT")
 @click.option(
     "--base",
+    type=BASE,
     default="picturebook",
     show_default=True,
     help="picturebook, sdxl, a folder or a .safetensors file.",
