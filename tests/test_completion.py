@@ -33,6 +33,9 @@ def test_each_shell_has_its_script(shell):
     done = CliRunner().invoke(main, ["completion", shell])
     assert done.exit_code == 0
     assert f"_DREAMLOOM_COMPLETE={shell}_complete" in done.output
+    assert (
+        f"dreamloom completion {shell} >" in CliRunner().invoke(main, ["completion", "-h"]).output
+    )
 
 
 def test_another_shell_is_refused():

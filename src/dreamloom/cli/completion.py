@@ -49,9 +49,10 @@ class _Bash(BashComplete):
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script by which SHELL completes commands, options and their words.
+    """Print the script by which SHELL completes commands.
 
-    It is installed by one line, which takes effect in new shells; bash must be 4.4 or newer.
+    Options and their words, too. One line installs it, for shells that are started afterwards; bash
+    must be 4.4 or newer, and in zsh the line must stand behind compinit.
     """
     kind = get_completion_class(shell)
     assert kind is not None

@@ -19,7 +19,9 @@ _COLOURS = {"ok": "green", "lacking": "yellow", "broken": "red"}
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, device: str | None, json_target: str | None) -> None:
-    """Say what is installed, what this machine can do, and what mends what is missing.
+    """Say what is here, and what mends what is missing.
+
+    Looks at packages and extras, the device, compilers, models, caches and free disk.
 
     Ends with 0 where all that is needed works, and with 1 where something needed is broken.
     """

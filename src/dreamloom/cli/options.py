@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreamloom.cli.examples import WithExamples
 from dreamloom.cli.output import PRINT, print_note
 from dreamloom.cli.words import BASE, DEVICE, PRESET, PRIOR, SETTING
 
@@ -78,7 +79,7 @@ ADAPTER = _Adapter(path_type=Path)
 """An adapter that is only read: a file, PEFT's folder, or one of the hub."""
 
 
-class LoomCommand(click.Command):
+class LoomCommand(WithExamples):
     """A command whose ``--json`` may stand alone, to print, or name a .json file to write."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -93,7 +94,7 @@ class LoomCommand(click.Command):
         return super().parse_args(ctx, read)
 
 
-class LoomGroup(click.Group):
+class LoomGroup(WithExamples, click.Group):
     """A group of such commands."""
 
     command_class = LoomCommand

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def token(words: tuple[str, ...], base: str, json_target: str | None) -> None:
-    """Say how a base model's tokenizers read TEXT, and name rarer words.
+    """Say how tokenizers read TEXT, and name rarer words.
 
     TEXT is a rare word, alone or before what the subject is one of, as in --subject "rraj person".
     """
