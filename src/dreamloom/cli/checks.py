@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from dreamloom.cli.output import command_line
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
@@ -47,6 +49,7 @@ _OWN_MODULES = (
     *("dreamloom.merging.files.merge", "dreamloom.report.render", "dreamloom.display.tables"),
 )
 _TORCH_BUILDS = "https://pytorch.org/get-started/locally/ names the index for this machine"
+_OTHER_TORCH = "pip install --force-reinstall torch --index-url INDEX"
 _GIB = 2**30
 _LEAST_MEMORY, _LEAST_DISK = 2 * _GIB, 1 * _GIB
 # SDXL in half precision with its autoencoder, and a little room.
@@ -125,7 +128,7 @@ def check_dreamloom(name: str) -> Finding:
             name,
             "lacking",
             f"runs from {folder} and is not installed, so nobody says which versions it needs",
-            "pip install -e . (in its folder)",
+            command_line("pip", "install", "-e", folder.parents[1]),
         )
 
 
@@ -133,18 +136,18 @@ def check_package(name: str) -> Finding:
     """Look at a needed package: that it is there, new enough, and can be imported."""
     requirement = _needed().get(name)
     wanted = str(requirement) if requirement else name
-    aside = f" ({_TORCH_BUILDS})" if name == "torch" else ""
+    aside = f"; {_TORCH_BUILDS}" if name == "torch" else ""
     version = _version(name)
     if version is None:
-        return Finding(name, "broken", "is not installed", f'pip install "{wanted}"{aside}')
+        return Finding(name, "broken", f"is not installed{aside}", f'pip install "{wanted}"')
     if requirement and not requirement.specifier.contains(version, prereleases=True):
-        detail = f"{version}, and {wanted} is needed"
-        return Finding(name, "broken", detail, f'pip install --upgrade "{wanted}"{aside}')
+        detail = f"{version}, and {wanted} is needed{aside}"
+        return Finding(name, "broken", detail, f'pip install --upgrade "{wanted}"')
     if fault := _find_fault(name):
         if name != "torch" and _find_fault("torch"):
             return Finding(name, "broken", f"{version} needs torch", "mend torch first")
-        mend = f'pip install --force-reinstall "{name}=={version.partition("+")[0]}"{aside}'
-        return Finding(name, "broken", f"{version} cannot be imported: {fault}", mend)
+        mend = f'pip install --force-reinstall "{name}=={version.partition("+")[0]}"'
+        return Finding(name, "broken", f"{version} cannot be imported: {fault}{aside}", mend)
     return Finding(name, "ok", version)
 
 
@@ -200,7 +203,7 @@ def check_device(name: str, device: str = "auto") -> Finding:
         (some @ some).sum().item()
     except RuntimeError as error:
         detail = f"{runtime.name} cannot compute: {_say(error)}"
-        return Finding(name, "broken", detail, f"install another build of torch ({_TORCH_BUILDS})")
+        return Finding(name, "broken", f"{detail}; {_TORCH_BUILDS}", _OTHER_TORCH)
     if chosen.type == "cuda":
         free, total = torch.cuda.mem_get_info(chosen)
         halves = "bf16 and fp16" if computes_bf16(chosen) else "fp16, and emulates bf16"
@@ -217,9 +220,11 @@ def check_device(name: str, device: str = "auto") -> Finding:
     )
     if device == "auto" and shutil.which("nvidia-smi"):
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        detail += f". There is an NVIDIA driver, but torch, which was built {built}, sees no GPU"
-        mend = f"pip install --force-reinstall torch ({_TORCH_BUILDS}), or update the driver"
-        return Finding(name, "lacking", detail, mend)
+        detail += (
+            f". There is an NVIDIA driver, but torch, which was built {built}, sees no GPU: it "
+            f"needs another build, or a newer driver; {_TORCH_BUILDS}"
+        )
+        return Finding(name, "lacking", detail, _OTHER_TORCH)
     return Finding(name, "ok", detail)
 
 

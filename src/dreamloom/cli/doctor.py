@@ -21,7 +21,8 @@ _COLOURS = {"ok": "green", "lacking": "yellow", "broken": "red"}
 def doctor(ctx: click.Context, device: str | None, json_target: str | None) -> None:
     """Say what is here, and what mends what is missing.
 
-    Looks at packages and extras, the device, compilers, models, caches and free disk. Ends with 0 where all that is needed works, and with 1 where something needed is broken.
+    Looks at packages and extras, the device, compilers, models, caches and free disk. Ends with 0
+    where all that is needed works, and with 1 where something needed is broken.
     """
     checks = list(list_checks(device or "auto"))
     width = max(len(name) for _, name, _ in checks)
