@@ -36,7 +36,8 @@ class Commands(LoomGroup):
             error.show()
             status = error.exit_code
         except click.UsageError as error:
-            _complain(error.format_message())
+            # click lists the choices of an argument one a line.
+            _complain(error.format_message().replace("\n\t", " "))
             if error.ctx is not None:
                 click.echo(f"'{error.ctx.command_path} --help' tells what it takes.", err=True)
             status = error.exit_code
