@@ -1,5 +1,6 @@
 """Rare words: merge numbers by hand, and suggestions that keep what is said of them."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,12 +13,21 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.models import rare_words
 from dreamloom.models.rare_words import KNOWN_ABBREVIATIONS, Piece, ReadWord, read_rare_words
 from dreamloom.models.sdxl_configs import make_tokenizers
+from dreamloom.models.tokenizers import load_tokenizers
 
 # "t" and "h" are joined first; "qrz" and "bcd" are whole words, "sks" is one that is known.
 MERGES = [
     *(("t", "h"), ("th", "e</w>"), ("b", "c"), ("bc", "d</w>"), ("a", "b</w>")),
     *(("q", "r"), ("qr", "z</w>"), ("s", "k"), ("sk", "s</w>"), ("z", "z"), ("zz", "z</w>")),
 ]
+
+# Making SDXL's tokenizers takes a second.
+load_once = functools.cache(load_tokenizers)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_are_made_once(monkeypatch):
+    monkeypatch.setattr(rare_words, "load_tokenizers", load_once)
 
 
 @pytest.fixture
@@ -66,11 +76,12 @@ def test_suggestions_for_sdxl_keep_what_is_said_of_them():
     merges = list(found.rarer.values())
     assert merges == sorted(merges, reverse=True)
     assert min(merges) > 10_302  # that of "raj"
+    tokenizers = make_tokenizers()
     for word in found.rarer:
         assert 3 <= len(word) <= 4
         assert not set(word) & set("aeiouy")
         assert word not in KNOWN_ABBREVIATIONS
-        assert all(one.tokenize(word) == [f"{word}</w>"] for one in make_tokenizers())
+        assert all(one.tokenize(word) == [f"{word}</w>"] for one in tokenizers)
 
 
 def test_every_known_abbreviation_could_be_suggested_otherwise(monkeypatch):

@@ -36,6 +36,7 @@ EXTRAS = {
     "optimizers": "optimizers in 8 bits, and further ones",
     "trackers": "losses sent to TensorBoard",
     "cluster": "studies on several machines (--on ray)",
+    "notebooks": "the notebooks",
 }
 """What each extra is for; those for working on DreamLoom itself, and the one for the studio that
 is still to come, are not listed."""
