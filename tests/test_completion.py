@@ -86,6 +86,16 @@ def test_files_are_left_to_the_shell(typed):
     assert [(item.type, item.value) for item in items] == [("file", typed[-1])]
 
 
+def test_what_is_only_completed_is_not_fetched(monkeypatch):
+    def fetch(text):
+        raise AssertionError(f"{text} was looked for")
+
+    monkeypatch.setattr("dreamloom.lora.locating.locate_adapter", fetch)
+    assert "--precision" in complete("resize", "somebody/something", "--prec")
+    typed = CliRunner().invoke(main, ["inspect", "somebody/something"])
+    assert "somebody/something was looked for" in typed.output
+
+
 def test_an_installation_that_is_broken_offers_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "dreamloom.core.config.settings", None)
     assert complete("train", "x", "--set", "train.") == []

@@ -48,6 +48,7 @@ LARGE = ("torch", "diffusers", "transformers", "peft")
 _OWN_MODULES = (
     *("dreamloom.pipeline.train", "dreamloom.pipeline.draw", "dreamloom.pipeline.score"),
     *("dreamloom.merging.files.merge", "dreamloom.report.render", "dreamloom.display.tables"),
+    "dreamloom.hub.push",
 )
 _TORCH_BUILDS = "https://pytorch.org/get-started/locally/ names the index for this machine"
 _OTHER_TORCH = "pip install --force-reinstall torch --index-url INDEX"

@@ -64,6 +64,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "dreamloom search me.safetensors style.safetensors --photos my-photos \\\n"
         "    --budget 100 --out runs/search",
     ),
+    "push": (
+        "dreamloom push runs/me my-adapter --out look-first",
+        "dreamloom push runs/me my-adapter",
+    ),
     "token": ('dreamloom token "rraj person" --base sdxl',),
     "doctor": ("dreamloom doctor", "dreamloom doctor --device cuda:1"),
     "completion": (

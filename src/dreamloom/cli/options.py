@@ -67,7 +67,8 @@ class _Adapter(_Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Find where the adapter lies."""
         path = super().convert(value, param, ctx)
-        if not isinstance(value, str):
+        # What is only being completed is not fetched.
+        if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):
             return path
         from dreamloom.lora.locating import locate_adapter
 
