@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 import dreamloom as dl
 from dreamloom.api.options import list_adapters
 from dreamloom.core.errors import AdapterError, ConfigError, PhotoError, RunFolderError
-from dreamloom.core.events import Event, StageDone
+from dreamloom.core.events import Event, StageDone, silent
+from dreamloom.merging.files.inspect import inspect_file
 
 ROOT = Path(__file__).parents[1]
 PHOTOS, STYLE = ROOT / "examples/rraj", ROOT / "examples/pixel-art"
@@ -119,7 +121,7 @@ def test_scores_are_a_mapping_that_prints_as_a_table(journey: Journey):
 
 
 def test_two_evaluations_are_compared_by_value_file_and_set(journey: Journey, tmp_path: Path):
-    other = dl.evaluate(journey.merged, PHOTOS, settings=BRIEF, progress=False)
+    other = dl.evaluate(journey.merged, PHOTOS, settings=BRIEF, progress=silent)
     file = other.save(tmp_path / "other.json")
     by_value = dl.compare(journey.scores, other, "identity")
     assert [one.measure for one in by_value] == ["identity"]
@@ -155,14 +157,14 @@ def test_a_merge_keeps_what_it_is_told(journey: Journey, tmp_path: Path):
     )
     assert max(made.ranks) <= 4
     assert made.error > 0
-    told = subprocess.run(
-        [sys.executable, "-m", "dreamloom", "inspect", str(out)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "merged by ties, density 0.5, rank 4" in told
-    assert "style=0.5" in told
+    recipe = inspect_file(out)["recipe"]
+    assert recipe["method"] == "ties"
+    assert recipe["options"]["density"] == 0.5
+    assert [(part["name"], part["weight"]) for part in recipe["parts"]] == [
+        ("face", 1.0),
+        ("style", 0.5),
+    ]
+    assert [bool(part.get("blocks")) for part in recipe["parts"]] == [False, True]
 
 
 def test_a_diagnosis_gives_advice_and_a_picture(journey: Journey):
@@ -182,17 +184,17 @@ def test_what_a_merge_kept_and_what_a_faulty_script_says(journey: Journey):
         photos=PHOTOS,
         style_photos=STYLE,
         settings=BRIEF,
-        progress=False,
+        progress=silent,
     )
     assert "subject" in str(retained)
-    audited = dl.audit(journey.pictures, PHOTOS, progress=False)
+    audited = dl.audit(journey.pictures, PHOTOS, progress=silent)
     assert "CLIP-I" in str(audited)
     assert len(audited.audit.rows) > 2
 
 
 def test_a_report_is_a_page(journey: Journey):
     page = dl.write_report(journey.me.run, progress=False)
-    assert Path(page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert dl.write_report(journey.me, progress=False).path == page.path
     assert "report.html" in page._repr_html_()
 
@@ -228,8 +230,10 @@ def test_what_asks_for_attention_is_a_warning_where_nothing_is_shown(tmp_path: P
         noise = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png")
     how = {"settings": BRIEF, "prior": "none", "out": tmp_path / "run", "progress": False}
-    with pytest.warns(UserWarning, match="photographs"):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         dl.train(tmp_path, "zzz person", base="picturebook", **how)
+    assert [one for one in warned if "these are photographs" in str(one.message)]
 
 
 # --- bad input ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Defects of merge tools, D1 to D20 of `docs/merging.md`: that we do not have them.
+"""Defects of merge tools, D1 to D22 of `docs/merging.md`: that we do not have them.
 
 Each has a negative control: the wrong formula is computed beside ours, so that a test which could
 not tell them apart would fail. Those of the installed peft and diffusers are shown on them: what
@@ -128,6 +128,30 @@ def test_d20_a_scale_of_a_block_is_applied_to_one_factor():
     merged = merged_by("sum", [adapter], [1.0], blocks=[parse_blocks("all=0.3, style=0.5")])
     assert strength(dense(merged, TO_K), dense(adapter, TO_K)) == pytest.approx(0.5)
     assert strength(dense(merged, TO_Q), dense(adapter, TO_Q)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("names", ["peft", "kohya"])
+@pytest.mark.parametrize("weight", [0.5, 0.8])
+def test_d21_a_weight_counts_once_whoever_named_the_layers(names, weight, tmp_path):
+    """Their formula is computed beside ours: every tensor of the file times the weight."""
+    adapter = make_one(9)
+    file = tmp_path / "one.safetensors"
+    write_adapter(file, adapter, format=names)
+    read = read_adapter(file)
+    merged = merged_by("sum", [read], [weight])
+    assert strength(dense(merged, TO_Q), dense(read, TO_Q)) == pytest.approx(weight)
+    theirs = {key: weight * tensor for key, tensor in load_file(file).items()}
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    found = dense(read_adapter(tmp_path / "theirs.safetensors"), TO_Q)
+    power = 3 if names == "kohya" else 2
+    assert strength(found, dense(read, TO_Q)) == pytest.approx(weight**power, abs=1e-4)
+
+
+def test_d22_a_weight_counts_with_weights_of_blocks_too():
+    adapter = make_one(10, (4, 4), (TO_Q, TO_K))
+    merged = merged_by("sum", [adapter], [0.6], blocks=[parse_blocks("style=0.5")])
+    assert strength(dense(merged, TO_K), dense(adapter, TO_K)) == pytest.approx(0.3)
+    assert strength(dense(merged, TO_Q), dense(adapter, TO_Q)) == pytest.approx(0.6)
 
 
 # What is no LoRA: D4.

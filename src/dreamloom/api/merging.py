@@ -143,6 +143,8 @@ def merge(
             f"There is no argument {unknown[0]!r}.",
             f"merge takes {', '.join(sorted(MergeOptions.__annotations__))}.",
         )
+    if not adapters:
+        raise ConfigError("There is nothing to merge.", "Give one adapter or more.")
     if names and len(names) != len(adapters):
         raise ConfigError(
             f"{len(names)} names were given for {len(adapters)} adapters.", "Name each, or none."
