@@ -1,0 +1,4 @@
+// What is wider than the screen scrolls in itself; by keyboard, too.
+for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code")) {
+  box.tabIndex = 0;
+}
