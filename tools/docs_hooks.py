@@ -6,15 +6,19 @@ On the site such a file is a page of its own (`_BESIDE`), or a copy under ``file
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import dreamloom
+from dreamloom.cli.main import main
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.toml_files import describe_fields
 
@@ -38,14 +42,6 @@ _COMMANDS = """# Commands
 
 What `dreamloom COMMAND --help` says, for every command. Settings that have no option of their own
 are given as `--set NAME=VALUE`; they are listed [here](settings.md).
-
-::: mkdocs-click
-    :module: dreamloom.cli.main
-    :command: main
-    :prog_name: dreamloom
-    :depth: 1
-    :style: table
-    :list_subcommands: true
 """
 
 _PYTHON = """# Python
@@ -73,7 +69,7 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are written from the code, and those that lie beside ``docs/``."""
     written = {
-        "reference/commands.md": _COMMANDS,
+        "reference/commands.md": write_commands_page(),
         "reference/python.md": write_python_page(),
         "reference/recipes.md": write_recipes_page(),
         "reference/settings.md": write_settings_page(),
@@ -112,6 +108,26 @@ def _place(target: str, config: MkDocsConfig, files: Files) -> str | None:
     if files.get_file_from_path(uri) is None:
         files.append(File.generated(config, uri, abs_src_path=str(file)))
     return uri
+
+
+def write_commands_page() -> str:
+    """Write every command: how it is called, what it does, and its options."""
+    return "\n".join([_COMMANDS, *_write_command(click.Context(main, info_name="dreamloom"))])
+
+
+def _write_command(context: click.Context) -> Iterator[str]:
+    """Write a command, and those below it."""
+    command = context.command
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield f"\n## {context.command_path}\n\n```text\n{usage}\n```\n"
+    yield _escape(inspect.cleandoc(command.help or ""))
+    if records := [found for one in command.params if (found := one.get_help_record(context))]:
+        yield "\n| option | |\n|---|---|"
+        yield from (f"| `{names}` | {_escape(meaning)} |" for names, meaning in records)
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        below = command.get_command(context, name)
+        assert below is not None
+        yield from _write_command(click.Context(below, info_name=name, parent=context))
 
 
 def write_settings_page() -> str:
