@@ -60,7 +60,9 @@ def collect_snippets(page: Path) -> list[Snippet]:
     text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     return [
         Snippet(
-            name, text.count("\n", 0, found.end("language")), *found.group("language", "text", "why")
+            name,
+            text.count("\n", 0, found.end("language")),
+            *found.group("language", "text", "why"),
         )
         for found in BLOCK.finditer(text)
     ]

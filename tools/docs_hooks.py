@@ -124,10 +124,9 @@ def _write_command(context: click.Context) -> Iterator[str]:
     if records := [found for one in command.params if (found := one.get_help_record(context))]:
         yield "\n| option | |\n|---|---|"
         yield from (f"| `{names}` | {_escape(meaning)} |" for names, meaning in records)
-    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
-        below = command.get_command(context, name)
-        assert below is not None
-        yield from _write_command(click.Context(below, info_name=name, parent=context))
+    if isinstance(command, click.Group):
+        for name, below in sorted(command.commands.items()):
+            yield from _write_command(click.Context(below, info_name=name, parent=context))
 
 
 def write_settings_page() -> str:
@@ -150,8 +149,8 @@ def write_settings_page() -> str:
 
 def write_python_page() -> str:
     """Write what the door offers, for mkdocstrings to fill in from the docstrings."""
-    functions = [name for name in dreamloom.__all__ if name[0].islower()]
-    errors = [name for name in dreamloom.__all__ if not name[0].islower()]
+    functions = [name for name in dir(dreamloom) if name[0].islower()]
+    errors = [name for name in dir(dreamloom) if not name[0].islower()]
     lines = [_PYTHON, "## Functions", ""]
     lines += [f"::: dreamloom.{name}\n" for name in functions]
     lines += ["## Results and options", ""]
