@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import dreamloom
+from dreamloom.cli.examples import EXAMPLES, name_command
 from dreamloom.cli.main import main
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.toml_files import describe_fields
@@ -116,7 +117,7 @@ def write_commands_page() -> str:
 
 
 def _write_command(context: click.Context) -> Iterator[str]:
-    """Write a command, and those below it."""
+    """Write a command, its examples, and the commands below it."""
     command = context.command
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"\n## {context.command_path}\n\n```text\n{usage}\n```\n"
@@ -124,6 +125,8 @@ def _write_command(context: click.Context) -> Iterator[str]:
     if records := [found for one in command.params if (found := one.get_help_record(context))]:
         yield "\n| option | |\n|---|---|"
         yield from (f"| `{names}` | {_escape(meaning)} |" for names, meaning in records)
+    if examples := EXAMPLES.get(name_command(context)):
+        yield "\n".join(["", "```sh", *examples, "```"])
     if isinstance(command, click.Group):
         for name, below in sorted(command.commands.items()):
             yield from _write_command(click.Context(below, info_name=name, parent=context))
