@@ -123,7 +123,7 @@ def _write_command(context: click.Context) -> Iterator[str]:
     yield f"\n## {context.command_path}\n\n```text\n{usage}\n```\n"
     yield _escape(inspect.cleandoc(command.help or ""))
     if records := [found for one in command.params if (found := one.get_help_record(context))]:
-        yield "\n| option | |\n|---|---|"
+        yield "\n| option | what it does |\n|---|---|"
         yield from (f"| `{names}` | {_escape(meaning)} |" for names, meaning in records)
     if examples := EXAMPLES.get(name_command(context)):
         yield "\n".join(["", "```sh", *examples, "```"])
