@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.dreamloom-package
 STAMP := $(VENV)/.dreamloom-installed
 
-.PHONY: help install demo test test-clients check format clean
+.PHONY: help install demo docs test test-clients check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
 	@echo "make test-clients COMFYUI=/path SD_SCRIPTS=/path LYCORIS=/path ONETRAINER=/path"
 	@echo "               other programs' own loaders and writers, from your checkouts, against ours"
+	@echo "make docs      the documentation site, into build/site; opens without a server"
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format and fix the code"
 	@echo "make clean     remove $(VENV) and caches; runs/ stays"
@@ -60,6 +61,12 @@ test-clients: export LYCORIS := $(LYCORIS)
 test-clients: export ONETRAINER := $(ONETRAINER)
 test-clients: $(STAMP)
 	$(BIN)/python -m pytest tests/clients --clients -rs $(ARGS)
+
+# Warnings are errors: strict stands in mkdocs.yml.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build
+	@echo "Open build/site/index.html."
 
 check: $(STAMP)
 	$(BIN)/ruff format --check
