@@ -52,7 +52,7 @@ demo: $(PACKAGE)
 	@echo "The command is $(BIN)/dreamloom; after 'source $(BIN)/activate' it is dreamloom."
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Nothing is fetched: programs that are not named here are skipped.
 test-clients: export COMFYUI := $(COMFYUI)

@@ -54,7 +54,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Journey:
     )
     both = dl.merge(me, (style, 0.8), out=out / "both.safetensors", names=("face", "style"))
     prompts = ["a photo of {subject}", "<b>a painting</b> of {subject}"]
-    drawn = {"seeds": 2, "steps": 1, **how}
+    drawn = {"seeds": 2, "steps": 8, **how}  # fewer draw what no judge knows
     pictures = dl.generate(prompts, adapters=me, out=me.run, floor=True, **drawn)
     merged = dl.generate(prompts, adapters=both, out=me.run, name="merged", **drawn)
     scores = dl.evaluate(pictures, PHOTOS, **how)
