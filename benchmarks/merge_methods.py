@@ -26,13 +26,13 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import ImageSet, PhotoSet
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
+from dreamloom.data.examples import examples_folder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Score
 from dreamloom.evaluation.retention import MergeSets, evaluate_merge
 from dreamloom.evaluation.scoring import evaluate_images, pick_encoders
-from dreamloom.experiments.demo import examples_folder
 from dreamloom.experiments.merge_search.embeddings import MeasuredImage, PictureJudge, References
 from dreamloom.experiments.merge_search.findings import format_score, table
 from dreamloom.experiments.merge_search.retention import Ends

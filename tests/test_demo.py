@@ -15,13 +15,13 @@ from dreamloom.core.errors import RunFolderError
 from dreamloom.core.events import Event, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data.examples import examples_folder
 from dreamloom.evaluation.compare import compare_cards
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.experiments.demo import (
     CLASS_PROMPTS,
     QUICK_TABLE,
     SUBJECT_PROMPTS,
-    examples_folder,
     run_demo,
 )
 from dreamloom.lora.reading import read_adapter

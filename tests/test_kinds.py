@@ -10,8 +10,8 @@ from dreamloom.core.device import pick_runtime
 from dreamloom.core.events import Event, Note, Validated
 from dreamloom.core.manifests import PhotoSet
 from dreamloom.core.run_folder import RunFolder
+from dreamloom.data.examples import examples_folder
 from dreamloom.data.photos.prepare import load_photos
-from dreamloom.experiments.demo import examples_folder
 from dreamloom.lora.reading import read_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 from dreamloom.models.families import load_model

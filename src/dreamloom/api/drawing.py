@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -17,18 +15,19 @@ from dreamloom.api.options import (
     AdapterLike,
     Options,
     PathLike,
-    find_runtime,
     list_adapters,
     list_texts,
     load_settings,
     show_progress,
 )
 from dreamloom.api.results import Result
+from dreamloom.core.device import pick_runtime
 from dreamloom.core.manifests import ImageSet
 from dreamloom.data.image_io import open_upright
 from dreamloom.display.layout import table
 from dreamloom.evaluation.scoring import read_pictures
 from dreamloom.pipeline.draw import GenerateRequest, draw
+from dreamloom.report.gallery import embed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -242,7 +241,7 @@ def generate(
         **words,
     )
     with show_progress(options) as observe:
-        folders = draw(request, config, find_runtime(config), observe)
+        folders = draw(request, config, pick_runtime(config.device, config.precision), observe)
     drawn = [Pictures(read_pictures(folder)) for folder in folders]
     return Pictures(drawn[0].images, drawn[1] if len(drawn) > 1 else None)
 
@@ -267,15 +266,5 @@ def _lay_out_rows(rows: Sequence[tuple[str, Sequence[Path]]]) -> str:
 
 def _show_all(paths: Sequence[Path]) -> str:
     return "".join(
-        f'<img alt="" style="margin:2px" src="data:image/png;base64,{_encode(path)}">'
-        for path in paths
+        f'<img alt="" style="margin:2px" src="{embed(path, _THUMBNAIL_PX)[0]}">' for path in paths
     )
-
-
-def _encode(path: Path) -> str:
-    """Make a small copy of a picture, without its metadata, as base64 of a PNG."""
-    small = open_upright(path)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    written = BytesIO()
-    small.save(written, format="PNG")
-    return base64.b64encode(written.getvalue()).decode()

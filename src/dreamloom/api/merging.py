@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from PIL import Image
 from rich.markup import escape
 
-from dreamloom.api.options import AdapterLike, PathLike, show_progress, split_adapter
+from dreamloom.api.options import (
+    AdapterLike,
+    PathLike,
+    refuse_unknown,
+    show_progress,
+    split_adapter,
+)
 from dreamloom.api.results import FileResult, Result
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Observer
@@ -137,12 +143,7 @@ def merge(
     """
     given = dict(how)
     overwrite, progress = bool(given.pop("overwrite", False)), given.pop("progress", True)
-    unknown = sorted({*given} - {*MergeOptions.__annotations__})
-    if unknown:
-        raise ConfigError(
-            f"There is no argument {unknown[0]!r}.",
-            f"merge takes {', '.join(sorted(MergeOptions.__annotations__))}.",
-        )
+    refuse_unknown(given, MergeOptions)
     if not adapters:
         raise ConfigError("There is nothing to merge.", "Give one adapter or more.")
     if names and len(names) != len(adapters):

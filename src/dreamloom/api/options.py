@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
 from dreamloom.core.config.loading import load_config, name_prior
 from dreamloom.core.config.settings import LoomConfig, Preset
-from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, Note, Observer
 from dreamloom.display.notebook import find_notebook, watch_in_notebook
@@ -46,9 +45,6 @@ class Options(TypedDict, total=False):
     progress: bool | Observer
 
 
-_OPTIONS = frozenset(Options.__annotations__)
-
-
 def load_settings(options: Mapping[str, Any], given: Mapping[str, Any]) -> LoomConfig:
     """Put together the settings that a call means.
 
@@ -60,13 +56,7 @@ def load_settings(options: Mapping[str, Any], given: Mapping[str, Any]) -> LoomC
     Raises:
         ConfigError: If a name is unknown or a value not allowed.
     """
-    unknown = sorted({*options} - _OPTIONS)
-    if unknown:
-        raise ConfigError(
-            f"There is no argument {unknown[0]!r}.",
-            f"Beside its own, a function takes {', '.join(sorted(_OPTIONS))}; any setting goes "
-            "into settings={'name': value}.",
-        )
+    refuse_unknown(options, Options, "; any setting goes into settings={'name': value}")
     own = {name: _to_plain(value) for name, value in given.items() if value is not None}
     prior, file = own.pop("prior", None), options.get("config")
     overrides = {
@@ -81,9 +71,24 @@ def load_settings(options: Mapping[str, Any], given: Mapping[str, Any]) -> LoomC
     )
 
 
-def find_runtime(config: LoomConfig) -> Runtime:
-    """Choose where the settings compute."""
-    return pick_runtime(config.device, config.precision)
+def refuse_unknown(given: Iterable[str], known: type[Any], more: str = "") -> None:
+    """Refuse names of arguments that a function does not have.
+
+    Args:
+        given: The names.
+        known: The typed dictionary of those that it has beside its own.
+        more: What else to say of them.
+
+    Raises:
+        ConfigError: If one is unknown.
+    """
+    names = known.__annotations__
+    unknown = sorted({*given} - {*names})
+    if unknown:
+        raise ConfigError(
+            f"There is no argument {unknown[0]!r}.",
+            f"Beside its own, a function takes {', '.join(sorted(names))}{more}.",
+        )
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from dreamloom.pipeline.score_merge import score_merge
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_GROUPS = ("category", "prompt", "sampler")
+_GROUPS = {"category": "by_category", "prompt": "by_prompt", "sampler": "by_cell"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,9 +73,8 @@ class Scores(Result, Mapping[str, Score]):
         for name in measures:
             if name not in self.card.scores:
                 raise ConfigError(f"There is no score {name!r}.", offer(name, self.card.scores))
-        groups = {"prompt": "by_prompt", "category": "by_category", "sampler": "by_cell"}
-        found: tuple[Group, ...] = getattr(self.card, groups[what])
-        return ScoreTable(what, found, measures or ("identity", "clip_t"))
+        found: tuple[Group, ...] = getattr(self.card, _GROUPS[what])
+        return ScoreTable(found, measures or ("identity", "clip_t"))
 
     def save(self, file: PathLike) -> Path:
         """Write them as ``evaluate --json FILE`` does, for `compare`."""
@@ -91,12 +90,10 @@ class ScoreTable(Result):
     """Scores of parts of a set.
 
     Attributes:
-        what: What makes a part.
         groups: The parts, each with its scores.
         measures: The scores that are shown.
     """
 
-    what: str
     groups: tuple[Group, ...]
     measures: tuple[str, ...]
 

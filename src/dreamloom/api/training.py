@@ -15,11 +15,11 @@ from dreamloom.core.errors import ConfigError
 from dreamloom.core.manifests import read_photo_set
 from dreamloom.core.run_folder import Record, RunFolder
 from dreamloom.core.toml_files import offer
+from dreamloom.data.examples import examples_folder
 from dreamloom.data.photos.check import PhotoCheck
 from dreamloom.data.photos.check import check_photos as check_folder
 from dreamloom.display.progress_lines import say_seconds
 from dreamloom.display.tables import render_photo_check
-from dreamloom.experiments.demo import examples_folder
 from dreamloom.lora.readers import tell_readers
 from dreamloom.pipeline.train import train_folder
 

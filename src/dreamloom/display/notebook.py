@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamloom.core import events
 from dreamloom.core.events import Event, Observer
-from dreamloom.display.progress_lines import say_seconds
+from dreamloom.display.progress_lines import estimate_rest_s, say_progress, say_seconds
 
 # A notebook in a browser far away takes no more without falling behind.
 _BETWEEN_S = 0.25
@@ -103,11 +103,8 @@ class _Board:
         task = self._task
         if task is None:
             return ""
-        passed, fresh = time.monotonic() - self._began, task.done - self._done_before
-        left = ""
-        if fresh > 0 and task.total > task.done:
-            left = f", {say_seconds(passed / fresh * (task.total - task.done))} left"
-        values = "".join(f", {escape(name)} {value:.3g}" for name, value in task.values.items())
-        said = f"{escape(task.task)}: {task.done} of {task.total}{values}{left}"
+        rest = estimate_rest_s(task, self._done_before, time.monotonic() - self._began)
+        left = "" if rest is None else f", {say_seconds(rest)} left"
+        said = f"{escape(say_progress(task))}{left}"
         bar = f'<progress value="{task.done}" max="{max(task.total, 1)}"></progress>'
         return f"<div>{bar} {said}</div>"

@@ -58,12 +58,22 @@ class ProgressLines:
     def _say(self, task: _Task, now: float) -> str:
         event = task.event
         self._told, task.told_done = now, event.done
-        so_far, fresh = now - task.began, event.done - task.done_before
-        values = "".join(f", {name} {value:.3g}" for name, value in event.values.items())
-        left = ""
-        if fresh > 0 and event.total > event.done:
-            left = f", about {say_seconds(so_far / fresh * (event.total - event.done))} left"
-        return f"{event.task}: {event.done} of {event.total}{values}; {say_seconds(so_far)}{left}"
+        so_far = now - task.began
+        rest = estimate_rest_s(event, task.done_before, so_far)
+        left = "" if rest is None else f", about {say_seconds(rest)} left"
+        return f"{say_progress(event)}; {say_seconds(so_far)}{left}"
+
+
+def say_progress(event: Progress) -> str:
+    """Say how much of a task is done, with the figures worth showing beside it."""
+    values = "".join(f", {name} {value:.3g}" for name, value in event.values.items())
+    return f"{event.task}: {event.done} of {event.total}{values}"
+
+
+def estimate_rest_s(event: Progress, done_before: int, so_far_s: float) -> float | None:
+    """Estimate how long the rest of a task takes, in seconds; None where nothing tells."""
+    fresh, rest = event.done - done_before, event.total - event.done
+    return so_far_s / fresh * rest if fresh > 0 and rest > 0 else None
 
 
 def say_seconds(seconds: float) -> str:

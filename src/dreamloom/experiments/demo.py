@@ -13,7 +13,6 @@ from typing import Any
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime
-from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import (
     ClassImageSet,
@@ -25,6 +24,7 @@ from dreamloom.core.manifests import (
 )
 from dreamloom.core.run_folder import RunFolder, file_sha256, library_versions, write_json
 from dreamloom.data.class_images import make_class_images
+from dreamloom.data.examples import examples_folder
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.scorecard import Scorecard
@@ -51,19 +51,6 @@ QUICK_TABLE = {**TABLE, "steps": (20, 40), "images_per_prompt": 2}
 SUBJECT_PROMPTS, CLASS_PROMPTS = 12, 7
 """How many prompts are drawn: prompts, not seeds, are what tests count. With seven of a kind the
 smallest p stays below 0.05 corrected for the three scores that class images are asked about."""
-
-
-def examples_folder() -> Path:
-    """Return the folder of the example photos: in the package, or beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "examples"
-    beside = Path(__file__).parents[3] / "examples"
-    for folder in (inside, beside):
-        if folder.is_dir():
-            return folder
-    raise DreamLoomError(
-        f"The example photos are missing: neither {inside} nor {beside} is there.",
-        "Install DreamLoom again.",
-    )
 
 
 def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer = silent) -> Path:
