@@ -161,7 +161,8 @@ def name_factors(components: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def dealing(told: dict[str, Tensor], given: argparse.Namespace) -> Iterator[None]:
     """Deal the pictures that the script met, and throw its dice."""
-    from dreamloom.data.image_io import open_upright, to_tensor
+    from dreamloom.data.image_io import open_upright
+    from dreamloom.data.tensors import to_tensor
     from dreamloom.training import batches as lessons
     from dreamloom.training import step as updates
 

@@ -28,7 +28,7 @@ import pytest
 _CHECKED = (
     "core",
     *("lora", "models.lora_schedule", "models.quantization"),
-    "data.image_io",
+    *("data.image_io", "data.tensors"),
     *("evaluation.compare", "evaluation.detectors", "evaluation.encoders", "evaluation.metrics"),
     *("evaluation.recommend", "evaluation.retention", "evaluation.scorecard_files"),
     *("evaluation.stats", "merging.diagnose", "merging.methods"),

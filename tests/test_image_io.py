@@ -27,9 +27,9 @@ from dreamloom.data.image_io import (
     scale_shorter_side,
     scale_to,
     to_rgb,
-    to_tensor,
 )
 from dreamloom.data.picture_files import FOREIGN_SUFFIXES, PICTURE_SUFFIXES, count_bytes
+from dreamloom.data.tensors import to_tensor
 
 # Stored pixels that, turned as the orientation says, give `quarters()`.
 UNDO = {

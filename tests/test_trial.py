@@ -20,7 +20,7 @@ from dreamloom.core.config.loading import load_config
 from dreamloom.core.events import Event, Progress
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.data.image_io import to_tensor
+from dreamloom.data.tensors import to_tensor
 from dreamloom.picturebook.class_prompts import CLASS_PROMPTS
 from dreamloom.picturebook.judges import load_attribute_reader
 from dreamloom.picturebook.world import (

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from dreamloom.data.image_io import to_tensor
+from dreamloom.data.tensors import to_tensor
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.metrics.appearance import measure_appearance
 from dreamloom.picturebook.judges import (

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from dreamloom.core.manifests import ImageSet
-from dreamloom.data.image_io import open_upright, to_tensor
+from dreamloom.data.image_io import open_upright
+from dreamloom.data.tensors import to_tensor
 from dreamloom.picturebook.judges import load_attribute_reader, load_identity_encoder
 from tools.picturebook.trial_appearance import mean_of_pairs, measure_colour_change
 

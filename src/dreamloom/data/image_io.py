@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
-from torch import Tensor
 
 from dreamloom.core.errors import PhotoError
 from dreamloom.data.picture_files import open_picture
@@ -186,21 +183,6 @@ def find_marked(mask: Image.Image) -> tuple[int, int, int, int] | None:
     """
     box = mask.point([255 * (grey >= _MARKED) for grey in range(256)]).getbbox()
     return None if box is None else (box[1], box[0], box[3], box[2])
-
-
-def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height width"]:
-    """Stack RGB pictures of one size as numbers in [0, 1].
-
-    Raises:
-        ValueError: If there is none, a picture is not RGB, or the sizes differ.
-    """
-    if not images:
-        raise ValueError("there must be at least one picture")
-    modes, sizes = {image.mode for image in images}, {image.size for image in images}
-    if modes != {"RGB"} or len(sizes) != 1:
-        raise ValueError(f"pictures must be RGB and of one size, got {modes} and {sizes}")
-    stacked = np.stack([np.asarray(image) for image in images])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255.0
 
 
 def _open(path: Path, read: Callable[[Path], _Read]) -> _Read:

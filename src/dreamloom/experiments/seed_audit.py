@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dreamloom.core.errors import EvaluationError
 from dreamloom.core.toml_files import ClosedModel
-from dreamloom.data.image_io import TURNS, crop_centre, open_upright, read_upright, to_tensor
+from dreamloom.data.image_io import TURNS, crop_centre, open_upright, read_upright
+from dreamloom.data.tensors import to_tensor
 from dreamloom.evaluation.encoders.base import Familiarity, TextExtractor
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing

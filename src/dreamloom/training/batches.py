@@ -23,7 +23,8 @@ from dreamloom.core.device import seed_for, send
 from dreamloom.core.events import OnProgress, no_progress
 from dreamloom.core.manifests import ClassImageSet, Photo, PhotoSet
 from dreamloom.data.buckets import list_places, mirror_left, place_crop
-from dreamloom.data.image_io import open_upright, to_tensor
+from dreamloom.data.image_io import open_upright
+from dreamloom.data.tensors import to_tensor
 from dreamloom.models.base import Conditioning, Framing, Latents, Model
 from dreamloom.training.caption_variants import AS_WRITTEN, CaptionPlan, list_lines, list_variants
 from dreamloom.training.latent_cache import LatentStore

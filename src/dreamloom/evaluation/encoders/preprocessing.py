@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from dreamloom.data.image_io import to_tensor
+from dreamloom.data.tensors import to_tensor
 
 # Real encoders normalise to about -2.1 to 2.7. A picture in 0 to 255 would come out at some 480.
 _LARGEST_NORMALISED = 3.0
