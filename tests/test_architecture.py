@@ -37,7 +37,11 @@ WITHOUT_SETTINGS = (
 MODEL_LIBRARIES = {"diffusers", "peft", "transformers"}
 MODEL_PACKAGES = ("models", "evaluation.encoders", "picturebook")
 CORE_LIBRARIES = {"pydantic", "dreamloom", *sys.stdlib_module_names}
-MORE_IN_CORE = {"core.device": {"torch"}, "core.distributed": {"accelerate", "torch"}}
+MORE_IN_CORE = {
+    "core.device": {"torch"},
+    "core.distributed": {"accelerate", "torch"},
+    "core.requests": {"psutil"},
+}
 HEAVY = {"diffusers", "numpy", "peft", "torch", "transformers"}
 
 MODULE_LINES = 500

@@ -67,6 +67,7 @@ def test_commands_and_options_are_offered():
         (("models", "fetch", "clip", "dino"), ["dino", "dinov2"]),
         (("models", "path", ""), ["picturebook"]),
         (("study", "x", "--on", ""), ["here", "ray"]),
+        (("ask", "x", "s"), ["sample", "save", "stop"]),
         (("completion", ""), ["bash", "zsh", "fish"]),
     ],
 )

@@ -15,6 +15,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'dreamloom train my-photos --subject "rraj person" --base sdxl --out runs/me',
         'dreamloom train my-dog --subject "rraj dog" --preset quick --set train.rank=16',
     ),
+    "ask": (
+        "dreamloom ask runs/me sample",
+        'dreamloom ask runs/me prompts --prompt "a painting of {subject}"',
+    ),
     "plan": ("dreamloom plan --base sdxl --gpu-memory 12GiB",),
     "generate": (
         "dreamloom generate --adapter runs/me/adapter.safetensors --pack person-v1 \\\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamloom.cli.adapters import ADAPTER_COMMANDS, FORMAT_HELP
+from dreamloom.cli.ask import ask
 from dreamloom.cli.commands import Commands
 from dreamloom.cli.completion import completion
 from dreamloom.cli.doctor import doctor
@@ -441,5 +442,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (models, *ADAPTER_COMMANDS, search, push, token, doctor, completion):
+for command in (ask, models, *ADAPTER_COMMANDS, search, push, token, doctor, completion):
     main.add_command(command)

@@ -44,11 +44,15 @@ class Processes:
 
     def any_says(self, said_here: bool, device: torch.device) -> bool:
         """Say whether any process says so: all of them get the same answer."""
+        return self.any_say((said_here,), device)[0]
+
+    def any_say(self, said_here: Sequence[bool], device: torch.device) -> list[bool]:
+        """Say of several things at once whether any process says so, in one message."""
         if self.count == 1:
-            return said_here
-        said = torch.tensor(float(said_here), device=device)
+            return list(said_here)
+        said = torch.tensor([float(one) for one in said_here], device=device)
         torch.distributed.all_reduce(said, ReduceOp.MAX)
-        return bool(said.item())
+        return [bool(one) for one in said.tolist()]
 
     def wait(self) -> None:
         """Wait until every process has come this far."""

@@ -86,6 +86,23 @@ class ValidationSampled:
 
 
 @dataclass(frozen=True)
+class RequestTaken:
+    """A running training took what it was asked for, after some updates; see `core.requests`."""
+
+    update: int
+    kind: str
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterSaved:
+    """The adapter as it is after some updates was written, because somebody asked for it."""
+
+    update: int
+    file: str
+
+
+@dataclass(frozen=True)
 class StageDone:
     """A stage has written its record."""
 
@@ -103,6 +120,8 @@ Event: TypeAlias = (
     | GradientNoiseMeasured
     | Validated
     | ValidationSampled
+    | RequestTaken
+    | AdapterSaved
     | StageDone
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -10,7 +10,12 @@ from typing import Any
 
 from dreamloom.core import events
 from dreamloom.core.events import Event, Observer
-from dreamloom.display.progress_lines import estimate_rest_s, say_progress, say_seconds
+from dreamloom.display.progress_lines import (
+    estimate_rest_s,
+    say_progress,
+    say_request,
+    say_seconds,
+)
 
 # A notebook in a browser far away takes no more without falling behind.
 _BETWEEN_S = 0.25
@@ -78,6 +83,8 @@ class _Board:
                 found = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
                 where = escape(found or f"pictures in {folder}")
                 self._lines.append(f"&emsp;after {update} updates: {where}")
+            case events.RequestTaken() | events.AdapterSaved():
+                self._lines.append(f"&emsp;{escape(say_request(event))}")
             case _:
                 pass
 

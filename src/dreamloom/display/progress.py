@@ -21,7 +21,7 @@ from rich.progress import (
 
 from dreamloom.core import events
 from dreamloom.core.events import Event, Observer, silent
-from dreamloom.display.progress_lines import EVERY_S, ProgressLines
+from dreamloom.display.progress_lines import EVERY_S, ProgressLines, say_request
 
 
 @contextmanager
@@ -114,6 +114,8 @@ class _Screen:
             case events.ValidationSampled(update, folder, scores):
                 found = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
                 self._say(f"after {update} updates: {found or 'pictures'} in {folder}")
+            case events.RequestTaken() | events.AdapterSaved():
+                self._say(say_request(event))
             case _:
                 pass
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dreamloom.core.events import Progress
+from dreamloom.core.events import AdapterSaved, Progress, RequestTaken
 
 EVERY_S = 30.0
 # What is quick is not worth a line, however much of the task it is.
@@ -68,6 +68,16 @@ def say_progress(event: Progress) -> str:
     """Say how much of a task is done, with the figures worth showing beside it."""
     values = "".join(f", {name} {value:.3g}" for name, value in event.values.items())
     return f"{event.task}: {event.done} of {event.total}{values}"
+
+
+def say_request(event: RequestTaken | AdapterSaved) -> str:
+    """Say what a running training was asked for, or wrote because of that."""
+    when = f"after {event.update} updates"
+    if isinstance(event, AdapterSaved):
+        return f"{when}: the adapter as it is now is {event.file}"
+    if event.kind == "prompts":
+        return f"{when}: asked to draw from now on {', '.join(f'“{one}”' for one in event.prompts)}"
+    return f"{when}: asked to {event.kind}"
 
 
 def estimate_rest_s(event: Progress, done_before: int, so_far_s: float) -> float | None:

@@ -314,11 +314,8 @@ def train_subject(
             processes.wait()
         with processes.main_first():
             priors = find_class_images(run, model, config, observe)
-        judge = (
-            make_judge(photos, config, run)
-            if config.validation.every and config.validation.scores
-            else None
-        )
+        # Samples may be asked for where none are due; encoders are loaded when they are needed.
+        judge = make_judge(photos, config, run) if config.validation.scores else None
         return train_adapter(run, model, photos, priors, config, tee(observe, told), judge)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +19,16 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.distributed import Processes
 from dreamloom.core.errors import TrainingError
 from dreamloom.core.events import (
+    AdapterSaved,
     GradientNoiseMeasured,
     LossLogged,
+    Note,
     Observer,
     Progress,
+    RequestTaken,
     Validated,
 )
+from dreamloom.core.requests import take_requests
 from dreamloom.models.base import Model
 from dreamloom.training.async_logging import AsyncLossLog, StepOutcome
 from dreamloom.training.batches import BatchShare, Sample, TrainingBatches
@@ -135,11 +140,13 @@ def run_training_loop(
                 update, trainable.rate, made.samples, made.are_finite, made.terms, norm, square
             )
             done = update + 1
-            stop = processes.any_says(stop_asked.is_set(), model.runtime.device)
-            # The last one too: what comes after it can fail for want of room on the disk.
-            if stop or done % config.train.checkpointing_steps == 0 or done == steps:
+            asked = _take_requests(context, validation, done, stop_asked.is_set())
+            # The last one too: what comes after it can fail for want of room on the disk. So can
+            # what somebody asks for.
+            if any(asked) or done % config.train.checkpointing_steps == 0 or done == steps:
                 save(done)
-            if stop:
+            _grant(context, trainable, validation, asked, done)
+            if asked.stop:
                 raise TrainingError(
                     f"Stopped after update {done} of {steps}; nothing is lost.",
                     "Run the same command again to go on from there.",
@@ -147,6 +154,53 @@ def run_training_loop(
     if validation.is_due(steps):
         _validate(context, trainable, validation, steps)
     return LoopResult(max(first, steps), losses, noise=noise.latest)
+
+
+class _Asked(NamedTuple):
+    """What a training was asked for, and all its processes agree on."""
+
+    stop: bool
+    sample: bool
+    save: bool
+
+
+def _take_requests(
+    context: TrainContext, validation: ValidationSampler, done: int, stop: bool
+) -> _Asked:
+    """Take what was asked since the last update; ``stop`` says whether this process was.
+
+    New prompts are the first process's affair alone, for it draws.
+    """
+    kinds = set()
+    if context.processes.is_main:
+        for one in take_requests(
+            validation.run, lambda text: context.observe(Note("train", text, warning=True))
+        ):
+            context.observe(RequestTaken(done, one.kind, one.prompts))
+            kinds.add(one.kind)
+            if one.kind == "prompts":
+                validation.change_prompts(one.prompts)
+    said = (stop or "stop" in kinds, "sample" in kinds, "save" in kinds)
+    return _Asked(*context.processes.any_say(said, context.model.runtime.device))
+
+
+def _grant(
+    context: TrainContext,
+    trainable: TrainableAdapter,
+    validation: ValidationSampler,
+    asked: _Asked,
+    done: int,
+) -> None:
+    """Write and draw what was asked for; no update depends on it."""
+    if asked.save and context.processes.is_main:
+        with trainable.finished():
+            file = validation.save_adapter(done)
+        context.observe(AdapterSaved(done, str(file)))
+    # Where a validation is due anyway it comes next, unless the training stops here.
+    if asked.sample and (asked.stop or not validation.is_due(done)):
+        _validate(context, trainable, validation, done)
+    elif asked.save:
+        context.processes.wait()
 
 
 @dataclass(frozen=True)
@@ -260,6 +314,8 @@ def _validate(
     context.processes.wait()
     if config.validation.patience is None or update == config.train.steps:
         return ""
+    if not validation.is_due(update):
+        return ""  # somebody asked for it, which ends nothing
     reason = validation.find_reason_to_stop(update) if context.processes.is_main else ""
     ends = context.processes.any_says(bool(reason), model.runtime.device)
     return reason or ("the first process ended it" if ends else "")

@@ -23,6 +23,7 @@ from dreamloom.core.events import (
     silent,
 )
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
+from dreamloom.core.requests import announce_training
 from dreamloom.core.run_folder import Record, RunFolder, explain_write_errors
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.locating import locate_adapter
@@ -104,7 +105,7 @@ def train_adapter(
     refuse_other_run(run, results_from)
     _check_patience(config, len(photos.photos), is_judged=judge is not None)
     _announce(config, observe)
-    with measure_effort(model.runtime) as effort:
+    with measure_effort(model.runtime) as effort, announce_training(run, processes.is_main):
         model.set_zero_terminal_snr(config.objective.zero_terminal_snr)
         store = LatentStore(
             run.latents,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.errors import TrainingError
-from dreamloom.core.events import Observer, Progress, ValidationSampled
+from dreamloom.core.errors import DreamLoomError, TrainingError
+from dreamloom.core.events import Note, Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
-from dreamloom.core.run_folder import RunFolder, atomic_folder, write_json
+from dreamloom.core.requests import check_prompts
+from dreamloom.core.run_folder import RunFolder, atomic_folder, fingerprint, write_json
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.recommend import (
     CheckpointCandidate,
@@ -63,21 +64,48 @@ class ValidationSampler:
         folder = self._folder(updates_done)
         if (folder / _SCORES).is_file():
             return
+        pictures = self._list_pictures()
+        needs_floor = self.judge is not None and updates_done
+        untrained = self._find_untrained(pictures) if needs_floor else None
         with atomic_folder(folder) as fresh:
-            images = self._draw(fresh, updates_done)
+            images = self._draw(fresh, pictures, f"looking after update {updates_done}")
             if updates_done:
                 adapter = self.sign(self.model.read_adapter())
                 write_adapter(fresh / _ADAPTER, adapter, format=self.config.adapter.format)
             scorecard = None
             if self.judge is not None:
-                untrained = self._folder(0)
-                has_floor = updates_done and untrained.is_dir()
-                scorecard = self.judge(images, read_image_set(untrained) if has_floor else None)
+                scorecard = self.judge(images, untrained)
             write_json(fresh / _SCORES, scorecard)
         self._forget_old()
         scores = {} if scorecard is None else scorecard.scores
         values = {name: one.value for name, one in scores.items() if one.value is not None}
         self.observe(ValidationSampled(updates_done, str(folder), values))
+
+    def save_adapter(self, updates_done: int) -> Path:
+        """Write the adapter as it is now, because somebody asked for it; return its file."""
+        adapter = self.sign(self.model.read_adapter()).with_metadata(ss_steps=str(updates_done))
+        # Other programs call an adapter by its file's name.
+        file = self.run.saved_adapters / f"adapter-{updates_done:06d}.safetensors"
+        write_adapter(file, adapter, format=self.config.adapter.format)
+        return file
+
+    def change_prompts(self, prompts: Sequence[str]) -> None:
+        """Draw other prompts from the next validation on, also when the training is resumed."""
+        write_json(self.run.validation_prompts, {"prompts": list(prompts)})
+        for text in self.model.note_prompts(self._fill_in(prompts)):
+            self.observe(Note("train", text))
+
+    def list_prompts(self) -> tuple[str, ...]:
+        """List the prompts that are drawn now: those of the settings, or what they became."""
+        file, given = self.run.validation_prompts, self.config.validation.prompts
+        if not file.is_file():
+            return given
+        try:
+            return check_prompts(json.loads(file.read_text(encoding="utf-8"))["prompts"])
+        except (OSError, ValueError, KeyError, TypeError, DreamLoomError):
+            text = f"{file} cannot be read, so validation.prompts are drawn"
+            self.observe(Note("train", text, warning=True))
+            return given
 
     def _forget_old(self) -> None:
         """Keep as many validations as asked for, beside the untrained model's and the best."""
@@ -98,7 +126,8 @@ class ValidationSampler:
 
         That is where so many validations in a row brought no adapter that would be recommended
         instead. It depends on what was found up to there alone, so that a training that goes on
-        from a checkpoint ends where it would have ended.
+        from a checkpoint ends where it would have ended; and not on samples that somebody asked
+        for between two validations. Where prompts were changed, it counts anew.
 
         Raises:
             TrainingError: If the validation has no score to go by.
@@ -106,8 +135,10 @@ class ValidationSampler:
         settings = self.config.validation
         if settings.patience is None or settings.every is None or not updates_done:
             return ""
-        best = self.recommend(updates_done)
+        best = self.recommend(updates_done, settings.every)
         if best is None:
+            if self.run.validation_prompts.is_file():
+                return ""  # the new prompts may show nobody, which is no reason to end
             raise TrainingError(
                 f"validation.patience = {settings.patience} goes by the scores, and the validation "
                 f"after update {updates_done} has none: {self._say_why_unscored(updates_done)}.",
@@ -127,31 +158,36 @@ class ValidationSampler:
             return "nothing judged its pictures"
         return identity.reason or "there is no lift of identity"
 
-    def recommend(self, last: int | None = None) -> Recommendation | None:
+    def recommend(self, last: int | None = None, every: int = 1) -> Recommendation | None:
         """Say which of the adapters that were kept is best; None where nothing was scored.
+
+        Likeness of other pictures cannot be compared: only those are candidates whose prompts are
+        those of the last one. Where samples are drawn on request alone, none is: the finished
+        adapter would not be among them.
 
         Args:
             last: The update after which none is looked at; None looks at all.
+            every: Only those after a multiple of so many updates are looked at.
         """
-        candidates = []
+        if self.config.validation.every is None:
+            return None
+        candidates: list[tuple[CheckpointCandidate, tuple[Picture, ...]]] = []
         for folder in sorted(self.run.validation_samples.glob("[0-9]*")):
-            if not (folder / _ADAPTER).is_file() or (last is not None and int(folder.name) > last):
+            update = int(folder.name)
+            is_asked = (last is None or update <= last) and update % every == 0
+            if not is_asked or not (folder / _ADAPTER).is_file():
                 continue
             known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
             if known is None:
                 continue  # nobody judged it
-            scorecard = Scorecard.model_validate(known)
-            identity, clip_t = (scorecard.scores.get(name) for name in ("identity", "clip_t"))
-            candidates.append(
-                CheckpointCandidate(
-                    update=int(folder.name),
-                    identity_lift=identity.lift if identity else None,
-                    clip_t=clip_t.value if clip_t else None,
-                    clip_t_floor=clip_t.floor if clip_t else None,
-                    alarms=scorecard.alarms,
-                )
-            )
-        return recommend_checkpoint(candidates)
+            candidates.append((_make_candidate(update, known), _read_pictures(folder)))
+        comparable = [one for one, pictures in candidates if pictures == candidates[-1][1]]
+        found = recommend_checkpoint(comparable)
+        left_out = len(candidates) - len(comparable)
+        if found is None or not left_out:
+            return found
+        why = f"{found.why}; {left_out} with other prompts are not compared"
+        return replace(found, why=why)
 
     def adapter_of(self, update: int) -> Path:
         """Where the adapter of a validation lies."""
@@ -160,11 +196,15 @@ class ValidationSampler:
     def _folder(self, updates_done: int) -> Path:
         return self.run.validation_samples / f"{updates_done:06d}"
 
-    def _draw(self, folder: Path, updates_done: int) -> ImageSet:
-        settings, subject = self.config.validation, self.config.subject
-        sampler = Sampler("ddim", settings.steps, float(self.config.generate.guidance))
-        prompts = [text.replace("{subject}", subject.phrase) for text in settings.prompts]
-        pictures = [
+    def _fill_in(self, prompts: Sequence[str]) -> list[str]:
+        return [text.replace("{subject}", self.config.subject.phrase) for text in prompts]
+
+    def _list_pictures(self) -> tuple[Picture, ...]:
+        """List what is drawn at a validation: each prompt with each seed."""
+        settings = self.config.validation
+        sampler = self._sampler
+        prompts = self._fill_in(self.list_prompts())
+        return tuple(
             Picture(
                 file=f"{number:04d}.png",
                 prompt=prompt,
@@ -177,13 +217,36 @@ class ValidationSampler:
             for number, prompt in enumerate(
                 prompt for prompt in prompts for _ in range(settings.images)
             )
-        ]
+        )
+
+    @property
+    def _sampler(self) -> Sampler:
+        guidance = float(self.config.generate.guidance)
+        return Sampler("ddim", self.config.validation.steps, guidance)
+
+    def _find_untrained(self, pictures: tuple[Picture, ...]) -> ImageSet:
+        """Find the untrained model's pictures of the same prompts and seeds, or draw them.
+
+        The first validation has those of the first prompts, where there was one. For others the
+        adapter is disabled while they are drawn.
+        """
+        first = self._folder(0)
+        if _read_pictures(first) == pictures:
+            return read_image_set(first)
+        drawn_from = [picture.model_dump(mode="json") for picture in pictures]
+        folder = self.run.validation_samples / f"untrained-{fingerprint(drawn_from)[:8]}"
+        if _read_pictures(folder) != pictures:
+            with atomic_folder(folder) as fresh, self.model.disable_adapter():
+                self._draw(fresh, pictures, "drawing the same without the adapter")
+        return read_image_set(folder)
+
+    def _draw(self, folder: Path, pictures: tuple[Picture, ...], task: str) -> ImageSet:
+        """Draw pictures into a folder, with their manifest."""
+        subject = self.config.subject
         drawn = self.model.sample(
             [Shot(picture.prompt, picture.seed) for picture in pictures],
-            sampler,
-            on_picture=lambda done, total: self.observe(
-                Progress("train", f"looking after update {updates_done}", done, total)
-            ),
+            self._sampler,
+            on_picture=lambda done, total: self.observe(Progress("train", task, done, total)),
         )
         for picture, image in zip(pictures, drawn, strict=True):
             image.save(folder / picture.file)
@@ -194,7 +257,27 @@ class ValidationSampler:
             subject=subject.phrase,
             class_noun=subject.class_noun,
             resolution_px=self.model.advice.resolution_px,
-            pictures=tuple(pictures),
+            pictures=pictures,
         )
         write_manifest(images)
         return images
+
+
+def _make_candidate(update: int, known: object) -> CheckpointCandidate:
+    scorecard = Scorecard.model_validate(known)
+    identity, clip_t = (scorecard.scores.get(name) for name in ("identity", "clip_t"))
+    return CheckpointCandidate(
+        update=update,
+        identity_lift=identity.lift if identity else None,
+        clip_t=clip_t.value if clip_t else None,
+        clip_t_floor=clip_t.floor if clip_t else None,
+        alarms=scorecard.alarms,
+    )
+
+
+def _read_pictures(folder: Path) -> tuple[Picture, ...]:
+    """Read what the pictures in a folder were drawn from; nothing where there are none."""
+    try:
+        return read_image_set(folder).pictures
+    except DreamLoomError:
+        return ()
