@@ -44,6 +44,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "dreamloom study recipes/questions/prior.toml --quick --photos my-photos \\\n"
         '    --subject "rraj person"',
     ),
+    "studio": (
+        "dreamloom studio",
+        "DREAMLOOM_PASSWORD=… dreamloom studio --listen 0.0.0.0 --root /data/runs",
+    ),
     "settings": ("dreamloom settings",),
     "models": ("dreamloom models list", "dreamloom models fetch clip dino"),
     "models list": ("dreamloom models list",),

@@ -33,6 +33,7 @@ from dreamloom.cli.options import (
 from dreamloom.cli.output import command_line, deliver
 from dreamloom.cli.push import push
 from dreamloom.cli.search import search
+from dreamloom.cli.studio import studio
 from dreamloom.cli.tokens import token
 from dreamloom.cli.words import (
     ADAPTER_FORMAT,
@@ -442,5 +443,5 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (ask, models, *ADAPTER_COMMANDS, search, push, token, doctor, completion):
+for command in (ask, models, *ADAPTER_COMMANDS, search, push, studio, token, doctor, completion):
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""The studio: a page on this machine, where everything is a folder that the commands know, too."""

@@ -1,0 +1,277 @@
+"""Teach: the form of a training, what it will take, and the chain of jobs that it becomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dreamloom.core.config.loading import PRESETS, load_config
+from dreamloom.core.errors import ConfigError
+from dreamloom.studio.context import Studio, go_to, read_form, render, studio_of
+from dreamloom.studio.forms import Control, find_faults, list_controls, name_changes, read_given
+from dreamloom.studio.page_photos import resolution_of
+from dreamloom.studio.photo_sets import PhotoSetFolder
+from dreamloom.studio.words import say
+
+PRIORS = ("generated", "base", "none")
+_LOOKS = 5
+"""How often a training is looked at, unless told otherwise."""
+_PACKS = {"picturebook": "picturebook-v1"}
+_GPU_MEMORY = ("12GiB", "16GiB", "24GiB", "48GiB", "80GiB")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the form above the settings asks for.
+
+    Args:
+        photos: The set of photos; empty where none is chosen.
+        subject: The phrase that names the subject.
+        base: The base model.
+        preset: The preset.
+        prior: Where class images come from.
+        device: Where it computes.
+        looks: Whether the training draws pictures on its way.
+        then: Whether it is drawn with, scored and reported afterwards.
+        minutes: In how many minutes it begins.
+        gpu_memory: The GPU that is planned for where there is none here.
+    """
+
+    photos: str = ""
+    subject: str = "rraj person"
+    base: str = "picturebook"
+    preset: str = "quick"
+    prior: str = "generated"
+    device: str = "auto"
+    looks: bool = True
+    then: bool = True
+    minutes: float = 0.0
+    gpu_memory: str = "16GiB"
+
+    def faults(self, photos: PhotoSetFolder | None) -> dict[str, str]:
+        """Say what is wrong, by the control's name."""
+        found = {}
+        if photos is None or not photos.names():
+            found["photos"] = say("teach.no_photos")
+        if self.preset not in PRESETS:
+            found["preset"] = say("teach.no_preset", preset=self.preset)
+        if self.prior not in PRIORS:
+            found["prior"] = say("teach.no_prior", prior=self.prior)
+        for name, value in (("subject.phrase", self.subject), ("base", self.base)):
+            try:
+                load_config("standard", overrides={name: value})
+            except ConfigError as error:
+                found[name.partition(".")[0]] = str(error)
+        return found
+
+
+def read_wanted(form: Mapping[str, str]) -> Wanted:
+    """Read the upper part of the form."""
+    plain = Wanted()
+    sent = "sent" in form
+    try:
+        minutes = min(max(float(form.get("minutes") or 0), 0.0), 7 * 24 * 60)
+    except ValueError:
+        minutes = 0.0
+    memory = form.get("gpu_memory", plain.gpu_memory)
+    return Wanted(
+        photos=form.get("photos", ""),
+        subject=form.get("subject", plain.subject).strip(),
+        base=form.get("base", plain.base).strip(),
+        preset=form.get("preset", plain.preset),
+        prior=form.get("prior", plain.prior),
+        device=form.get("device", plain.device),
+        looks="looks" in form if sent else True,
+        then="then" in form if sent else True,
+        minutes=minutes,
+        gpu_memory=memory if memory in _GPU_MEMORY else plain.gpu_memory,
+    )
+
+
+def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
+    """Take the settings from the form, with looks set where the user set none."""
+    given = {
+        name: value
+        for name, value in read_given(form).items()
+        if name not in {"subject.phrase", "priors.kind"}
+    }
+    preset = wanted.preset if wanted.preset in PRESETS else "standard"
+    standing = load_config(preset)
+    if wanted.looks and given.get("validation.every", "none") in {"", "none"}:
+        steps = given.get("train.steps", str(standing.train.steps))
+        if steps.isdigit() and int(steps):
+            given["validation.every"] = str(max(1, -(-int(steps) // _LOOKS)))
+    return {name: value for name, value in given.items() if value != ""}
+
+
+def show_form(request: Request) -> Response:
+    """The form."""
+    form = dict(request.query_params)
+    return _render_form(request, form, {})
+
+
+def _render_form(
+    request: Request, form: Mapping[str, str], faults: dict[str, str], status: int = 200
+) -> Response:
+    studio, wanted = studio_of(request), read_wanted(form)
+    sets = [one for one in studio.photo_sets if one.names()]
+    if not wanted.photos and sets:
+        wanted = Wanted(**{**vars(wanted), "photos": sets[0].id})
+    preset = wanted.preset if wanted.preset in PRESETS else "standard"
+    return render(
+        request,
+        "teach.html",
+        status,
+        wanted=wanted,
+        sets=sets,
+        presets=tuple(PRESETS),
+        priors=PRIORS,
+        memories=_GPU_MEMORY,
+        rooms=list_controls(preset, read_given(form)),
+        faults=faults,
+    )
+
+
+async def check_form(request: Request) -> Response:
+    """What is wrong with the form as it stands, and what a training of it takes."""
+    form = await read_form(request)
+    studio, wanted = studio_of(request), read_wanted(form)
+    photos = studio.photo_sets.find(wanted.photos)
+    given = _read_settings(form, wanted)
+    faults = wanted.faults(photos)
+    if wanted.preset in PRESETS:
+        faults |= find_faults(wanted.preset, given)
+    planned, said = None, ""
+    if not faults:
+        planned, said = await studio.ask(_plan_argv(wanted, given, photos))
+    words, unread = None, ""
+    if "subject" not in faults and wanted.base in {"picturebook", "sdxl"}:
+        words, unread = await studio.ask(["token", wanted.subject, "--base", wanted.base, "--json"])
+    return render(
+        request,
+        "parts/plan.html",
+        wanted=wanted,
+        faults=faults,
+        planned=planned,
+        said=said,
+        words=words,
+        unread=unread,
+        argv=_train_argv(studio, wanted, given, photos, "…") if photos else [],
+    )
+
+
+def _plan_argv(
+    wanted: Wanted, given: Mapping[str, str], photos: PhotoSetFolder | None
+) -> list[str]:
+    count = str(len(photos.names())) if photos else "6"
+    return [
+        *("plan", "--base", wanted.base, "--photos", count, "--prior", wanted.prior),
+        *("--preset", wanted.preset, "--gpu-memory", wanted.gpu_memory, "--json"),
+        *_set_options(wanted, given),
+    ]
+
+
+def _set_options(wanted: Wanted, given: Mapping[str, str]) -> list[str]:
+    return [word for change in name_changes(wanted.preset, given) for word in ("--set", change)]
+
+
+def _train_argv(
+    studio: Studio,
+    wanted: Wanted,
+    given: Mapping[str, str],
+    photos: PhotoSetFolder,
+    run: str,
+) -> list[str]:
+    folder = str(photos.folder.relative_to(studio.root))
+    return [
+        *("train", studio.path_of(folder), "--subject", wanted.subject, "--base", wanted.base),
+        *("--out", studio.path_of(run), "--prior", wanted.prior, "--preset", wanted.preset),
+        *("--device", wanted.device),
+        *_set_options(wanted, given),
+    ]
+
+
+async def start(request: Request) -> Response:
+    """Put the training into the queue, and what is to follow it."""
+    form = await read_form(request)
+    studio, wanted = studio_of(request), read_wanted(form)
+    photos = studio.photo_sets.find(wanted.photos)
+    given = _read_settings(form, wanted)
+    faults = wanted.faults(photos)
+    if wanted.preset in PRESETS:
+        faults |= find_faults(wanted.preset, given)
+    if faults or photos is None:
+        return _render_form(request, form, faults, 422)
+    run = studio.new_run_folder(wanted.subject)
+    begin = time.time() + 60 * wanted.minutes if wanted.minutes else 0.0
+    job = studio.add_job(
+        "train",
+        _train_argv(studio, wanted, given, photos, run),
+        run=run,
+        device=wanted.device,
+        not_before=begin,
+    )
+    first = job
+    if wanted.then:
+        for kind, argv in _follow(studio, wanted, photos, run):
+            job = studio.add_job(kind, argv, run=run, device=wanted.device, after=job.id)
+    return go_to(f"/jobs/{first.id}/run")
+
+
+def _follow(
+    studio: Studio, wanted: Wanted, photos: PhotoSetFolder, run: str
+) -> list[tuple[str, list[str]]]:
+    """List what follows a training: draw a pack, score it, write the report."""
+    folder = studio.path_of(run)
+    pack = _PACKS.get(wanted.base, "person-v1" if "person" in wanted.subject else "object-v1")
+    taught_from = studio.path_of(str(photos.folder.relative_to(studio.root)))
+    how = ["--preset", wanted.preset, "--device", wanted.device]
+    return [
+        (
+            "generate",
+            [
+                *("generate", "--adapter", f"{folder}/adapter.safetensors", "--pack", pack),
+                *("--floor", "--out", folder, "--name", "pictures", *how),
+            ],
+        ),
+        (
+            "evaluate",
+            [
+                *("evaluate", f"{folder}/images/pictures", "--photos", taught_from),
+                *("--floor", f"{folder}/images/pictures_base", *how),
+            ],
+        ),
+        ("report", ["report", folder]),
+    ]
+
+
+async def wait_for_run(request: Request) -> Response:
+    """Go on to the run of a training as soon as it is there; until then show its job."""
+    studio = studio_of(request)
+    job = studio.jobs.find(request.path_params["job"])
+    if job is not None:
+        name = job.asked.run
+        run = next((one for one in studio.runs() if one.name == name), None)
+        if run is not None:
+            return go_to(f"/runs/{run.id}")
+    return go_to(f"/jobs/{request.path_params['job']}")
+
+
+def controls_changed(rooms: Mapping[str, list[Control]]) -> int:
+    """Count the settings that differ from their preset."""
+    return sum(control.is_changed for controls in rooms.values() for control in controls)
+
+
+ROUTES = [
+    Route("/teach", show_form),
+    Route("/teach", start, methods=["POST"]),
+    Route("/teach/check", check_form, methods=["POST"]),
+    Route("/jobs/{job}/run", wait_for_run),
+]
+
+__all__ = ["ROUTES", "Wanted", "read_wanted", "resolution_of"]

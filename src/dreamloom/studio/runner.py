@@ -1,0 +1,204 @@
+"""The runner: a process of its own that works the queue off, whether or not a page is open.
+
+``python -m dreamloom.studio.runner ROOT`` starts the next job when its device is free, watches
+what runs, and ends when nothing waits. It outlives the server that started it; a new runner takes
+over what an earlier one left running. It loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from dreamloom.studio.jobs import (
+    ENDS,
+    Became,
+    Job,
+    JobFolder,
+    is_alive,
+    share_device,
+)
+
+KILL_AFTER_SECONDS = 4.5
+"""How long a job has to end by itself, with a checkpoint, once it is asked to."""
+
+_TICK_SECONDS = 0.2
+# A page that asks for several jobs asks for one after the other.
+_LINGER_SECONDS = 1.0
+_LOCK, _WORDS = "runner.lock", "runner.log"
+
+
+@dataclass
+class _Watched:
+    """A job that runs.
+
+    Args:
+        job: The job.
+        child: Its process, where this runner started it.
+        asked_to_end: When it was asked to end, by the clock that never goes back.
+    """
+
+    job: Job
+    child: subprocess.Popen[bytes] | None = None
+    asked_to_end: float | None = None
+
+
+class Runner:
+    """Starts, watches and ends the jobs of one folder.
+
+    Args:
+        jobs: The jobs.
+        place: Where commands are run: paths that users type are meant from there.
+    """
+
+    def __init__(self, jobs: JobFolder, place: Path) -> None:
+        self.jobs = jobs
+        self.place = place
+        self._watched = [_Watched(job) for job in jobs if job.became.outcome == "running"]
+
+    def tick(self) -> bool:
+        """Look at everything once.
+
+        Returns:
+            Whether anything runs or waits.
+        """
+        self._watched = [one for one in self._watched if not self._look_at(one)]
+        waiting = False
+        for job in self.jobs.waiting():
+            waiting |= not self._decide(job)
+        return bool(self._watched) or waiting
+
+    def _look_at(self, watched: _Watched) -> bool:
+        """Ask a running job to end where somebody wants it; say whether it has ended."""
+        job, became = watched.job, watched.job.became
+        code = watched.child.poll() if watched.child else None
+        if code is None and is_alive(became.pid, became.pid_started):
+            if job.is_cancelled:
+                self._end(watched, became.pid)
+            return False
+        if code is None and watched.child:
+            code = watched.child.wait()
+        outcome = "vanished" if code is None else "done" if code == 0 else "failed"
+        if job.is_cancelled and outcome != "done":
+            outcome = "cancelled"
+        ended = {"outcome": outcome, "exit_code": code, "ended_at": time.time()}
+        with suppress(FileNotFoundError):  # the job may have been removed
+            job.write_became(became.model_copy(update=ended))
+        return True
+
+    def _end(self, watched: _Watched, pid: int) -> None:
+        now = time.monotonic()
+        if watched.asked_to_end is None:
+            watched.asked_to_end = now
+            _interrupt(pid)
+        elif now - watched.asked_to_end > KILL_AFTER_SECONDS:
+            _kill_all(pid)
+
+    def _decide(self, job: Job) -> bool:
+        """Start a waiting job if it may; say whether it waits no longer."""
+        asked = job.asked
+        if job.is_cancelled:
+            job.write_became(Became(outcome="cancelled", ended_at=time.time()))
+            return True
+        if asked.after:
+            before = self.jobs.find(asked.after)
+            outcome = before.outcome if before else "done"
+            if outcome in ENDS and outcome != "done":
+                job.write_became(Became(outcome="skipped", ended_at=time.time()))
+                return True
+            if outcome != "done":
+                return False
+        busy = any(share_device(one.job.asked.device, asked.device) for one in self._watched)
+        if busy or time.time() < asked.not_before:
+            return False
+        self._start(job)
+        return True
+
+    def _start(self, job: Job) -> None:
+        argv = [sys.executable, "-m", "dreamloom", *job.asked.argv]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        with job.log_file.open("ab") as log:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.place,
+                env=environment,
+                start_new_session=True,
+            )
+        try:
+            began = psutil.Process(child.pid).create_time()
+        except psutil.Error:
+            began = time.time()
+        state = Became(outcome="running", pid=child.pid, pid_started=began, started_at=time.time())
+        job.write_became(state)
+        self._watched.append(_Watched(job, child))
+
+
+def _interrupt(pid: int) -> None:
+    """Send what Ctrl-C sends, to the process alone: it ends its own children."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+
+
+def _kill_all(pid: int) -> None:
+    """Kill a process and what it has started."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (*process.children(recursive=True), process):
+            with suppress(psutil.Error):
+                one.kill()
+
+
+def run_queue(studio: Path, place: Path) -> bool:
+    """Work the queue of a studio's folder off; return at once where another runner does.
+
+    Returns:
+        Whether this was the runner.
+    """
+    try:
+        with FileLock(studio / _LOCK, timeout=0):
+            runner = Runner(JobFolder(studio / "jobs"), place)
+            quiet_since = time.monotonic()
+            while time.monotonic() - quiet_since < _LINGER_SECONDS:
+                if runner.tick():
+                    quiet_since = time.monotonic()
+                time.sleep(_TICK_SECONDS)
+    except Timeout:
+        return False
+    return True
+
+
+def start_runner(studio: Path, place: Path) -> None:
+    """Start a runner that outlives this process; where one is at work, it ends at once."""
+    with (studio / _WORDS).open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "dreamloom.studio.runner", str(studio), str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def main() -> None:
+    """Work off the queue of the folder that the first argument names, from the second."""
+    # A job that was asked for while another runner was about to end is seen by the second try.
+    for _ in range(2):
+        if run_queue(Path(sys.argv[1]), Path(sys.argv[2])):
+            return
+        time.sleep(2 * _LINGER_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
