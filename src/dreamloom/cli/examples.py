@@ -46,7 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "studio": (
         "dreamloom studio",
-        "DREAMLOOM_PASSWORD=… dreamloom studio --listen 0.0.0.0 --root /data/runs",
+        "dreamloom studio --root /data/runs --port 9000",
     ),
     "settings": ("dreamloom settings",),
     "models": ("dreamloom models list", "dreamloom models fetch clip dino"),
