@@ -46,7 +46,8 @@ def lay_out(x: GridAxis, y: GridAxis | None, pictures: Sequence[Image.Image]) ->
     widest = max((label.getlength(name) for name in names), default=0)
     left = _EDGE_PX + (min(int(widest) + 2 * _GAP_PX, _MOST_NAMES_PX) if y else 0)
     top = _EDGE_PX + _LINE_PX * (3 if y else 2)
-    headings = [f"→ {x.label}"] + ([f"↓ {y.label}"] if y else [])
+    # Pillow's own font has no arrows.
+    headings = [f"across: {x.label}", f"down: {y.label}"] if y else [x.label]
     size = (
         max(
             left + columns * (width + _GAP_PX) - _GAP_PX,
