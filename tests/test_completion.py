@@ -17,6 +17,7 @@ from dreamloom.data.prompts.packs import PACK_NAMES
 from dreamloom.models.schedulers import SCHEDULERS
 
 SOURCE = Path(__file__).parents[1] / "src"
+DPM = ["scheduler=ddim,dpm++", "scheduler=ddim,dpm++karras"]
 
 
 def complete(*typed: str, shell: str = "zsh") -> list[str]:
@@ -63,6 +64,9 @@ def test_commands_and_options_are_offered():
         (("generate", "--pack", ""), [*PACK_NAMES]),
         (("generate", "--scheduler", ""), [*SCHEDULERS]),
         (("generate", "--compose", "k"), ["k-lora"]),
+        (("grid", "--x", "s"), ["scheduler=", "steps="]),
+        (("grid", "--y", "scheduler=ddim,d"), ["scheduler=ddim,ddpm", *DPM]),
+        (("grid", "--y", "steps="), []),
         (("packs", "pixel"), ["pixel-v1"]),
         (("models", "fetch", "clip", "dino"), ["dino", "dinov2"]),
         (("models", "path", ""), ["picturebook"]),

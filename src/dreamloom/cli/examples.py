@@ -25,6 +25,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "    --floor --out runs/me",
         'dreamloom generate --base sdxl --prompt "a castle" --seeds 2 --out runs/look',
     ),
+    "grid": (
+        "dreamloom grid --adapter me.safetensors --adapter style.safetensors \\\n"
+        '    --prompt "pixel, a photo of {subject}" --out runs/me --name mix \\\n'
+        "    --x weight:1=0,0.25,0.5,0.75,1 --y weight:2=0,0.25,0.5,0.75,1",
+        'dreamloom grid --prompt "a painting of {subject}" --out runs/me \\\n'
+        "    --x checkpoint=100,200,final --y guidance=3,5,7.5",
+    ),
     "packs": ("dreamloom packs", "dreamloom packs person-v1"),
     "evaluate": (
         "dreamloom evaluate runs/me/images/pictures --photos my-photos \\\n"

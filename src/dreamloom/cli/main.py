@@ -14,6 +14,7 @@ from dreamloom.cli.ask import ask
 from dreamloom.cli.commands import Commands
 from dreamloom.cli.completion import completion
 from dreamloom.cli.doctor import doctor
+from dreamloom.cli.grid import grid
 from dreamloom.cli.models import models
 from dreamloom.cli.options import (
     PATH,
@@ -443,5 +444,7 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (ask, models, *ADAPTER_COMMANDS, search, push, studio, token, doctor, completion):
+for command in (
+    *(ask, grid, models, *ADAPTER_COMMANDS, search, push, studio, token, doctor, completion),
+):
     main.add_command(command)

@@ -67,6 +67,18 @@ def _list_settings(incomplete: str) -> list[tuple[str, str]]:
     return [(f"{name}={word}", "") for word in words]
 
 
+def _list_axes(incomplete: str) -> list[tuple[str, str]]:
+    """List a grid's axes as ``NAME=``; after ``scheduler=`` the schedulers not yet named."""
+    from dreamloom.experiments.grid.axes import AXES
+
+    name, equals, values = incomplete.partition("=")
+    if not equals:
+        return [(f"{one}=", meaning) for one, meaning in AXES.items()]
+    before, comma, _ = values.rpartition(",")
+    rest = [word for word in SCHEDULERS if word not in before.split(",")]
+    return [(f"{name}={before}{comma}{word}", "") for word in rest if name == "scheduler"]
+
+
 def _list_packs(incomplete: str) -> list[tuple[str, str]]:
     from dreamloom.data.prompts.packs import PACK_NAMES
 
@@ -79,6 +91,7 @@ def _list_models(incomplete: str) -> list[tuple[str, str]]:
     return [(model.name, model.purpose) for model in MODELS if model.can_be_fetched]
 
 
+AXIS = Words(_list_axes)
 FILE = Words(_these(), or_path=True)
 """A file with something behind it, such as its weight."""
 

@@ -53,9 +53,9 @@ SetRole: TypeAlias = Literal[
 """Who drew a set of pictures: the base model alone, an adapter of the subject (where it is known,
 taught without or with class images), one of a style, or a merge."""
 
-SetPurpose: TypeAlias = Literal["main", "merge", "table"]
-"""What a set is drawn for: to show what was taught, to stand beside a merge, or to compare
-schedulers and steps."""
+SetPurpose: TypeAlias = Literal["main", "merge", "table", "grid"]
+"""What a set is drawn for: to show what was taught, to stand beside a merge, to compare schedulers
+and steps, or as a cell of a grid, which has a sheet of its own."""
 
 
 class Photo(ClosedModel):

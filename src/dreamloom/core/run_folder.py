@@ -227,6 +227,8 @@ class RunFolder:
         """Upright, cropped copies of the photos, without location data."""
         self.images = self.path / "images"
         """Pictures, one folder with a manifest per set."""
+        self.grids = self.path / "grids"
+        """Grids of pictures: which sets their cells are, and a contact sheet of each."""
         self.scores = self.path / "scores.json"
         """Scores by image set."""
         self.report = self.path / "report.html"

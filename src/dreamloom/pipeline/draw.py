@@ -119,7 +119,7 @@ def draw(
     check_set_name(request.name)
     check_names(config)
     headers = [read_adapter(part.path).metadata for part in active]
-    prompts = _fill_prompts(request, config, headers)
+    prompts = fill_prompts(request, config, headers)
     run = RunFolder(request.out)
     run.refuse_other_folders()
     refuse_other_set(run, request.name, prompts, active, composition)
@@ -137,10 +137,19 @@ def draw(
     return [images.folder for images in sets]
 
 
-def _fill_prompts(
+def fill_prompts(
     request: GenerateRequest, config: LoomConfig, headers: Sequence[Mapping[str, str]]
 ) -> list[Prompt]:
-    """Put the subject's words into the prompts and packs that were asked for."""
+    """Put the subject's words into the prompts and packs that were asked for.
+
+    Args:
+        request: What is asked for.
+        config: Names the subject where neither the request nor an adapter does.
+        headers: What the adapters say of themselves; the first that knows a subject tells.
+
+    Raises:
+        ConfigError: If there is no prompt, a pack is unknown, or a blank in a prompt is.
+    """
     header = next((header for header in headers if "dreamloom.subject" in header), {})
     subject = header.get("dreamloom.subject") if request.subject is None else request.subject
     noun = request.class_noun

@@ -265,7 +265,8 @@ def _read_sets(places: Mapping[str, RunFolder], damage: list[str]) -> dict[str, 
         folders = [path.parent for path in run.images.glob(f"*/{MANIFEST}")]
         for folder in sorted(folders, key=lambda path: order_of(path.name)):
             images = _try(read_image_set, folder, damage)
-            if images is not None:
+            # Cells of a grid are many, and have a sheet of their own.
+            if images is not None and images.purpose != "grid":
                 sets[f"{name}/{folder.name}" if name else folder.name] = images
     return sets
 
