@@ -107,6 +107,19 @@ def test_the_reference_names_every_command_setting_and_function(site: Path) -> N
         assert f'id="dreamloom.{name}"' in python
 
 
+def test_tests_named_in_tables_are_folded_and_others_are_not() -> None:
+    from tools.docs_hooks import fold_tests
+
+    row = "| a | yes → `test_x.py::test_y`, `test_z` (on one) |"
+    tests = "<details><summary>2 tests</summary>`test_x.py::test_y`, `test_z`</details>"
+    assert fold_tests(row) == f"| a | yes {tests} (on one) |"
+    assert (
+        fold_tests("| `tests/test_x.py` | `train.steps` |")
+        == "| `tests/test_x.py` | `train.steps` |"
+    )
+    assert fold_tests("as in `test_z`") == "as in `test_z`"
+
+
 def test_the_search_works_without_a_server(site: Path) -> None:
     assert (site / "search" / "search_index.js").stat().st_size > 100_000
     home = (site / "index.html").read_text(encoding="utf-8")
@@ -148,6 +161,33 @@ def test_axe_finds_nothing_serious(browser, site: Path, name: str, scheme: str, 
     assert serious == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    page.close()
+
+
+def test_commands_and_tables_fit_a_laptop_and_commands_a_phone(browser, site: Path) -> None:
+    wide = """what => [...document.querySelectorAll(what)]
+        .filter(one => one.scrollWidth > one.clientWidth)
+        .map(one => one.textContent.trim().slice(0, 60))"""
+    page = browser.new_page()
+    for file in sorted(site.rglob("*.html")):
+        if file.name == "404.html":
+            continue  # its styles begin at a server's root
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto(file.as_uri())
+        assert page.evaluate(wide, ".md-typeset__scrollwrap") == [], file.name
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate(wide, ".language-sh code, .language-toml code") == [], file.name
+    page.close()
+
+
+def test_an_option_is_not_broken_behind_its_hyphens(browser, site: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((site / "own-face.html").as_uri())
+    lines = """[...document.querySelectorAll(".md-typeset code .option")]
+        .map(one => [one.textContent, one.getClientRects().length])"""
+    found = page.evaluate(lines)
+    assert ["--floor", 1] in found
+    assert {count for _, count in found} == {1}
     page.close()
 
 

@@ -69,6 +69,8 @@ def test_the_source_archive_holds_what_builds_and_tests_it(built: Path):
     assert names >= {
         "pyproject.toml",
         "Makefile",
+        "Dockerfile",
+        ".dockerignore",
         "constraints.txt",
         "README.md",
         "src/dreamloom/__init__.py",

@@ -31,7 +31,8 @@ BLOCK = re.compile(
     flags=re.MULTILINE | re.DOTALL,
 )
 PROGRAMS = set(
-    "accelerate cp dreamloom hf jupyter make pip pytest python source tensorboard unzip".split()
+    "accelerate cp docker dreamloom hf jupyter make pip pytest python source tensorboard "
+    "unzip".split()
 )
 
 

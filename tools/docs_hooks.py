@@ -63,6 +63,9 @@ _CLASSES = {
     "dreamloom.api.training": ("CheckedPhotos", "TrainedAdapter"),
 }
 
+# Names of tests, one after the other; on trainers.md behind an arrow.
+_TESTS = re.compile(r"(?: → )?`test_[\w.:]+`(?:[,;] `test_[\w.:]+`)*")
+
 # A relative target of a link or a picture, with its anchor.
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
@@ -82,7 +85,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead each relative link to where its file is on the site."""
+    """Lead each relative link to where its file is on the site, and fold tests in tables."""
     own = page.file.src_uri
     home = next((name for name, uri in _BESIDE.items() if uri == own), f"docs/{own}")
 
@@ -93,7 +96,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]  # for the build to complain about
         return os.path.relpath(uri, os.path.dirname(own) or ".") + (found[2] or "")
 
-    return _LINK.sub(lead, markdown)
+    return fold_tests(_LINK.sub(lead, markdown))
+
+
+def fold_tests(markdown: str) -> str:
+    """Fold what tables name of tests: long names in narrow columns push the others off the page."""
+
+    def fold(found: re.Match[str]) -> str:
+        names = re.findall(r"`[^`]+`", found[0])
+        count = "1 test" if len(names) == 1 else f"{len(names)} tests"
+        return f" <details><summary>{count}</summary>{', '.join(names)}</details>"
+
+    lines = markdown.split("\n")
+    return "\n".join(_TESTS.sub(fold, one) if one.startswith("|") else one for one in lines)
 
 
 def _place(target: str, config: MkDocsConfig, files: Files) -> str | None:
@@ -122,7 +137,9 @@ def _write_command(context: click.Context) -> Iterator[str]:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"\n## {context.command_path}\n\n```text\n{usage}\n```\n"
     yield _escape(inspect.cleandoc(command.help or ""))
-    if records := [found for one in command.params if (found := one.get_help_record(context))]:
+    # Arguments stand in the line above, and have nothing else to say.
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    if records := [found for one in options if (found := one.get_help_record(context))]:
         yield "\n| option | what it does |\n|---|---|"
         yield from (f"| `{names}` | {_escape(meaning)} |" for names, meaning in records)
     if examples := EXAMPLES.get(name_command(context)):

@@ -77,7 +77,10 @@ def _complain(problem: str) -> None:
 def _explain(error: Exception) -> tuple[str, str]:
     """Say what went wrong, and what to do about it."""
     from dreamloom.core.errors import DreamLoomError
+    from dreamloom.core.packages import explain_missing
 
+    if isinstance(error, ModuleNotFoundError):
+        error = explain_missing(error) or error
     if isinstance(error, DreamLoomError):
         return error.problem, error.hint
     if isinstance(error, OSError):

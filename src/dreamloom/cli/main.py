@@ -444,7 +444,6 @@ def _runtime(config: LoomConfig) -> Runtime:
     return pick_runtime(config.device, config.precision)
 
 
-for command in (
-    *(ask, grid, models, *ADAPTER_COMMANDS, search, push, studio, token, doctor, completion),
-):
+_LATER = (ask, grid, models, search, push, studio, token, doctor, completion)
+for command in (*_LATER, *ADAPTER_COMMANDS):
     main.add_command(command)

@@ -7,6 +7,7 @@ DreamLoomError            anything a user can mend; exit code 1
 ├── AdapterError          an adapter file cannot be read, or belongs to another base
 ├── RunFolderError        the output folder already holds something else
 ├── EvaluationError       there is nothing that could be scored
+├── PackageError          a needed package is not in the Python that runs; an ImportError, too
 ├── HubError              the hub cannot be reached, or does not take what is pushed
 └── TrainingError         training cannot go on: non-finite loss, or a checkpoint of another run
 """
@@ -54,6 +55,10 @@ class RunFolderError(DreamLoomError):
 
 class EvaluationError(DreamLoomError):
     """There is nothing that could be scored."""
+
+
+class PackageError(DreamLoomError, ImportError):
+    """A package that DreamLoom needs is not in the Python that runs."""
 
 
 class HubError(DreamLoomError):

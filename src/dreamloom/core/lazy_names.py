@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from dreamloom.core.packages import explain_missing
+
 
 def offer_names(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
     """Make a package's ``__all__`` and ``__getattr__`` from where each name is at home.
@@ -18,6 +20,13 @@ def offer_names(package: str, homes: Mapping[str, str]) -> tuple[list[str], Call
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        try:
+            home = import_module(f"{package}.{homes[name]}")
+        except ModuleNotFoundError as error:
+            if missing := explain_missing(error):
+                # The way there through our modules tells nobody more than the sentence.
+                raise missing from None
+            raise
+        return getattr(home, name)
 
     return sorted(homes), find
