@@ -1,4 +1,4 @@
-"""The picture of the search: what each setting does to likeness and to obedience, with intervals."""
+"""The picture of the search: what each setting does to likeness and to obedience, with margins."""
 
 from __future__ import annotations
 
