@@ -32,6 +32,7 @@ class Wanted:
     Args:
         photos: The set of photos; empty where none is chosen.
         subject: The phrase that names the subject.
+        class_noun: What it is one of; empty for its last word.
         base: The base model.
         preset: The preset.
         prior: Where class images come from.
@@ -44,6 +45,7 @@ class Wanted:
 
     photos: str = ""
     subject: str = "rraj person"
+    class_noun: str = ""
     base: str = "picturebook"
     preset: str = "quick"
     prior: str = "generated"
@@ -62,11 +64,15 @@ class Wanted:
             found["preset"] = say("teach.no_preset", preset=self.preset)
         if self.prior not in PRIORS:
             found["prior"] = say("teach.no_prior", prior=self.prior)
-        for name, value in (("subject.phrase", self.subject), ("base", self.base)):
+        words = {"subject.phrase": self.subject, "subject.class_noun": self.class_noun or None}
+        for name, overrides in (("subject", words), ("base", {"base": self.base})):
             try:
-                load_config("standard", overrides={name: value})
+                config = load_config("standard", overrides=overrides)
             except ConfigError as error:
-                found[name.partition(".")[0]] = str(error)
+                found[name] = str(error)
+            else:
+                if name == "subject" and config.subject.lacks_noun:
+                    found["class_noun"] = say("teach.no_noun")
         return found
 
 
@@ -82,6 +88,7 @@ def read_wanted(form: Mapping[str, str]) -> Wanted:
     return Wanted(
         photos=form.get("photos", ""),
         subject=form.get("subject", plain.subject).strip(),
+        class_noun=form.get("class_noun", "").strip(),
         base=form.get("base", plain.base).strip(),
         preset=form.get("preset", plain.preset),
         prior=form.get("prior", plain.prior),
@@ -98,7 +105,7 @@ def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     given = {
         name: value
         for name, value in read_given(form).items()
-        if name not in {"subject.phrase", "priors.kind"}
+        if name not in {"subject.phrase", "subject.class_noun", "priors.kind"}
     }
     preset = wanted.preset if wanted.preset in PRESETS else "standard"
     standing = load_config(preset)
@@ -190,6 +197,7 @@ def _train_argv(
     folder = str(photos.folder.relative_to(studio.root))
     return [
         *("train", studio.path_of(folder), "--subject", wanted.subject, "--base", wanted.base),
+        *(("--class-noun", wanted.class_noun) if wanted.class_noun else ()),
         *("--out", studio.path_of(run), "--prior", wanted.prior, "--preset", wanted.preset),
         *("--device", wanted.device),
         *_set_options(wanted, given),
