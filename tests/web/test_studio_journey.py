@@ -1,12 +1,8 @@
 """The whole path on the built-in model, as somebody walks it who has six photos and no GPU."""
 
-import io
-import json
-import time
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from dreamloom.core.manifests import read_photo_set
 from dreamloom.data.examples import examples_folder

@@ -13,11 +13,12 @@ from starlette.routing import Route
 from dreamloom.core.config.loading import PRESETS, load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.studio.context import Studio, go_to, read_form, render, studio_of
-from dreamloom.studio.forms import Control, find_faults, list_controls, name_changes, read_given
-from dreamloom.studio.page_photos import resolution_of
+from dreamloom.studio.forms import find_faults, list_controls, name_changes, read_given
 from dreamloom.studio.photo_sets import PhotoSetFolder
 from dreamloom.studio.words import say
 
+BASES = ("picturebook", "sdxl")
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
 PRIORS = ("generated", "base", "none")
 _LOOKS = 5
 """How often a training is looked at, unless told otherwise."""
@@ -138,6 +139,8 @@ def _render_form(
         sets=sets,
         presets=tuple(PRESETS),
         priors=PRIORS,
+        bases=BASES,
+        devices=DEVICES,
         memories=_GPU_MEMORY,
         rooms=list_controls(preset, read_given(form)),
         faults=faults,
@@ -157,7 +160,7 @@ async def check_form(request: Request) -> Response:
     if not faults:
         planned, said = await studio.ask(_plan_argv(wanted, given, photos))
     words, unread = None, ""
-    if "subject" not in faults and wanted.base in {"picturebook", "sdxl"}:
+    if "subject" not in faults and wanted.base in BASES:
         words, unread = await studio.ask(["token", wanted.subject, "--base", wanted.base, "--json"])
     return render(
         request,
@@ -270,16 +273,9 @@ async def wait_for_run(request: Request) -> Response:
     return go_to(f"/jobs/{request.path_params['job']}")
 
 
-def controls_changed(rooms: Mapping[str, list[Control]]) -> int:
-    """Count the settings that differ from their preset."""
-    return sum(control.is_changed for controls in rooms.values() for control in controls)
-
-
 ROUTES = [
     Route("/teach", show_form),
     Route("/teach", start, methods=["POST"]),
     Route("/teach/check", check_form, methods=["POST"]),
     Route("/jobs/{job}/run", wait_for_run),
 ]
-
-__all__ = ["ROUTES", "Wanted", "read_wanted", "resolution_of"]
