@@ -105,7 +105,7 @@ def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     """Take the settings from the form, with looks set where the user set none."""
     given = {
         name: value
-        for name, value in read_given(form).items()
+        for name, value in read_given(form, _preset_shown(form)).items()
         if name not in {"subject.phrase", "subject.class_noun", "priors.kind"}
     }
     preset = wanted.preset if wanted.preset in PRESETS else "standard"
@@ -115,6 +115,12 @@ def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
         if steps.isdigit() and int(steps):
             given["validation.every"] = str(max(1, -(-int(steps) // _LOOKS)))
     return {name: value for name, value in given.items() if value != ""}
+
+
+def _preset_shown(form: Mapping[str, str]) -> str:
+    """The preset that the form's controls were made for."""
+    shown = form.get("shown", "standard")
+    return shown if shown in PRESETS else "standard"
 
 
 def show_form(request: Request) -> Response:
@@ -142,7 +148,8 @@ def _render_form(
         bases=BASES,
         devices=DEVICES,
         memories=_GPU_MEMORY,
-        rooms=list_controls(preset, read_given(form)),
+        rooms=list_controls(preset, read_given(form, _preset_shown(form))),
+        shown=preset,
         faults=faults,
     )
 
@@ -171,7 +178,7 @@ async def check_form(request: Request) -> Response:
         said=said,
         words=words,
         unread=unread,
-        argv=_train_argv(studio, wanted, given, photos, "…") if photos else [],
+        argv=_train_argv(studio, wanted, given, photos, "…") if photos and not faults else [],
     )
 
 
