@@ -112,7 +112,8 @@ def test_what_is_not_allowed_is_said_beside_its_field_and_not_begun(
     beside = "class_noun" if said == "One word needs" else name
     place = re.search(rf'data-fault="{re.escape(beside)}">(.*?)</p>', answer.text, re.S)
     if name not in {"preset", "prior"}:
-        assert place and said in html.unescape(place[1])
+        assert place
+        assert said in html.unescape(place[1])
     assert list(studio.jobs) == []
 
 
