@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from dreamloom.studio.jobs import (
 
 KILL_AFTER_SECONDS = 4.5
 """How long a job has to end by itself, with a checkpoint, once it is asked to."""
+
+DREAMLOOM = (sys.executable, "-m", "dreamloom")
 
 _TICK_SECONDS = 0.2
 # A page that asks for several jobs asks for one after the other.
@@ -58,11 +61,13 @@ class Runner:
     Args:
         jobs: The jobs.
         place: Where commands are run: paths that users type are meant from there.
+        program: What is told a job's words; another than ``dreamloom`` in tests alone.
     """
 
-    def __init__(self, jobs: JobFolder, place: Path) -> None:
+    def __init__(self, jobs: JobFolder, place: Path, program: Sequence[str] = DREAMLOOM) -> None:
         self.jobs = jobs
         self.place = place
+        self._program = tuple(program)
         self._watched = [_Watched(job) for job in jobs if job.became.outcome == "running"]
 
     def tick(self) -> bool:
@@ -124,18 +129,24 @@ class Runner:
         return True
 
     def _start(self, job: Job) -> None:
-        argv = [sys.executable, "-m", "dreamloom", *job.asked.argv]
+        argv = [*self._program, *job.asked.argv]
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with job.log_file.open("ab") as log:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.place,
-                env=environment,
-                start_new_session=True,
-            )
+            try:
+                child = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.place,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                # One job that no system can start must not hold up those behind it.
+                log.write(f"{error}\n".encode("utf-8", "replace"))
+                job.write_became(Became(outcome="failed", ended_at=time.time()))
+                return
         try:
             began = psutil.Process(child.pid).create_time()
         except psutil.Error:
@@ -160,15 +171,20 @@ def _kill_all(pid: int) -> None:
                 one.kill()
 
 
-def run_queue(studio: Path, place: Path) -> bool:
+def run_queue(studio: Path, place: Path, program: Sequence[str] = DREAMLOOM) -> bool:
     """Work the queue of a studio's folder off; return at once where another runner does.
+
+    Args:
+        studio: The studio's own folder.
+        place: Where commands are run.
+        program: What is told a job's words.
 
     Returns:
         Whether this was the runner.
     """
     try:
         with FileLock(studio / _LOCK, timeout=0):
-            runner = Runner(JobFolder(studio / "jobs"), place)
+            runner = Runner(JobFolder(studio / "jobs"), place, program)
             quiet_since = time.monotonic()
             while time.monotonic() - quiet_since < _LINGER_SECONDS:
                 if runner.tick():
