@@ -26,6 +26,7 @@ from dreamloom.studio.jobs import (
     Job,
     JobFolder,
     is_alive,
+    own_identity,
     share_device,
 )
 
@@ -68,7 +69,10 @@ class Runner:
         self.jobs = jobs
         self.place = place
         self._program = tuple(program)
+        self._pid, self._began = own_identity()
         self._watched = [_Watched(job) for job in jobs if job.became.outcome == "running"]
+        for one in self._watched:
+            one.job.write_became(self._sign(one.job.became))
 
     def tick(self) -> bool:
         """Look at everything once.
@@ -116,7 +120,8 @@ class Runner:
             return True
         if asked.after:
             before = self.jobs.find(asked.after)
-            outcome = before.outcome if before else "done"
+            # As a runner wrote it: one that ends just now is not written down yet.
+            outcome = before.became.outcome if before else "done"
             if outcome in ENDS and outcome != "done":
                 job.write_became(Became(outcome="skipped", ended_at=time.time()))
                 return True
@@ -152,8 +157,13 @@ class Runner:
         except psutil.Error:
             began = time.time()
         state = Became(outcome="running", pid=child.pid, pid_started=began, started_at=time.time())
-        job.write_became(state)
+        job.write_became(self._sign(state))
         self._watched.append(_Watched(job, child))
+
+    def _sign(self, became: Became) -> Became:
+        """Say that this runner watches it."""
+        own = {"runner_pid": self._pid, "runner_started": self._began}
+        return became.model_copy(update=own)
 
 
 def _interrupt(pid: int) -> None:
