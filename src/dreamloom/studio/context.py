@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,14 @@ class Studio:
     Args:
         root: Where all runs lie.
         place: Where commands are run from.
+        guard: What stands before its app.
+        is_closing: Says whether the server is about to end; what follows something stops then.
     """
 
     root: Path
     place: Path
     guard: Guard | None = None
+    is_closing: Callable[[], bool] = lambda: False
     _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
     _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
     _trying: int = 0
@@ -152,8 +156,10 @@ class Studio:
             try:
                 out, said = await asyncio.wait_for(child.communicate(), _ANSWER_SECONDS)
             except TimeoutError:
-                child.kill()
                 return None, say("ask.too_slow", command=describe_argv(argv))
+            finally:
+                with suppress(ProcessLookupError):
+                    child.kill()
         try:
             answer = json.loads(out)
         except ValueError:

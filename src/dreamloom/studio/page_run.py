@@ -120,7 +120,7 @@ async def stream(request: Request) -> Response:
         return f"{job.id} {job.outcome}" if job else ""
 
     return StreamingResponse(
-        follow_events(run.files.events_file, start, state),
+        follow_events(run.files.events_file, start, state, studio.is_closing),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
