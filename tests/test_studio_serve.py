@@ -73,7 +73,6 @@ def test_it_answers_soon_takes_little_and_ends_cleanly(tmp_path):
         assert get(port, "/", Cookie=cookie)[0] == 200
         assert get(port, "/")[0] == 401
         megabytes = psutil.Process(process.pid).memory_info().rss / 1e6
-        print(f"first answer after {seconds:.2f} s, idle at {megabytes:.1f} MB")
         assert seconds < MOST_SECONDS
         assert megabytes < MOST_MB
         assert "server" not in {name.lower() for name in headers}
