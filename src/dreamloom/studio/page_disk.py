@@ -98,6 +98,8 @@ def _render(request: Request, template: str, page: str, done: str = "") -> Respo
         deleted=list(_trash(studio)),
         page=page,
         done=done,
+        # Whoever deletes by keyboard goes on at the button that brings it back.
+        is_fresh=template.startswith("parts/"),
     )
 
 
