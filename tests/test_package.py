@@ -58,7 +58,15 @@ def test_the_wheel_holds_what_runs_need_and_nothing_else(wheel: Path):
         "examples/rraj/IMG_0001.jpg",
         "data/prompts/person-v1.toml",
         "models/sdxl_configs/NOTICE",
+        "recipes/questions/prior.toml",
+        "studio/static/vendor/htmx.min.js",
+        "studio/static/vendor/htmx.LICENSE",
+        "studio/templates/parts/disk.html",
+        "studio/languages/en.toml",
     }
+    for licence in ("htmx", "htmx-ext-sse", "uplot"):
+        end = f"licenses/src/dreamloom/studio/static/vendor/{licence}.LICENSE"
+        assert any(name.endswith(end) for name in names)
     assert any(name.startswith("report/") and name.endswith(".html") for name in inside)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".ipynb", ".so"))]
 
@@ -98,6 +106,9 @@ def test_the_wheel_alone_finds_its_model_its_examples_and_its_packs(wheel: Path,
         PYTHONPATH=str(place),
     )
     assert found.strip() == str(place / "dreamloom/examples/pixel-art")
+    asked = "from dreamloom.experiments.study import asked; print(len(asked.list_questions()))"
+    found = run([sys.executable, "-c", asked], away, PYTHONPATH=str(place))
+    assert found.strip() == "6"
 
 
 @pytest.mark.slow  # installs everything anew, torch too, and runs the demo

@@ -62,9 +62,10 @@ def missing_studio(error: ImportError) -> Exception:
     """
     from dreamloom.core.errors import DreamLoomError
 
-    if error.name not in {"starlette", "uvicorn"}:
+    library = (error.name or "").partition(".")[0]
+    if library not in {"starlette", "uvicorn"}:
         raise error
     return DreamLoomError(
-        f"The studio needs {error.name}, which is not installed.",
+        f"The studio needs {library}, which is not installed.",
         "Run: pip install 'dreamloom[studio]'",
     )

@@ -52,6 +52,15 @@ def _tell_refusal(request: Request, error: Exception) -> Response:
     return refuse(str(error))
 
 
+def _tell_value(request: Request, error: Exception) -> Response:
+    """Refuse what a function could not read as what it wanted: its words are a programmer's."""
+    return refuse(say("error.value"))
+
+
+def _tell_fault(request: Request, error: Exception) -> Response:
+    return refuse(say("error.server"), 500)
+
+
 def make_app(studio: Studio) -> Starlette:
     """Make the app of a studio, without the guard before it."""
     app = Starlette(
@@ -70,7 +79,8 @@ def make_app(studio: Studio) -> Starlette:
         exception_handlers={
             HTTPException: _tell_http,
             DreamLoomError: _tell_refusal,
-            ValueError: _tell_refusal,
+            ValueError: _tell_value,
+            Exception: _tell_fault,
         },
     )
     app.state.studio = studio

@@ -8,15 +8,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
+from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.run_folder import write_json
 from dreamloom.studio.guard import Guard
 from dreamloom.studio.jobs import Job, JobFolder, describe_argv, read_json
@@ -29,6 +32,8 @@ FOLDER = ".studio"
 """Where the studio keeps its own, below the root."""
 
 _ANSWER_SECONDS = 120
+WRONG_PASSWORD_SECONDS = 1.0
+_MOST_TRYING = 10
 
 
 @dataclass
@@ -38,12 +43,17 @@ class Studio:
     Args:
         root: Where all runs lie.
         place: Where commands are run from.
+        guard: What stands before its app.
+        is_closing: Says whether the server is about to end; what follows something stops then.
     """
 
     root: Path
     place: Path
     guard: Guard | None = None
+    is_closing: Callable[[], bool] = lambda: False
     _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _trying: int = 0
 
     @property
     def own(self) -> Path:
@@ -81,7 +91,9 @@ class Studio:
 
     def path_of(self, run: str) -> str:
         """Write a run's folder as a command is told it."""
-        return os.path.relpath(self.root / run, self.place)
+        path = os.path.relpath(self.root / run, self.place)
+        # A name that begins like an option would be read as one.
+        return path if not path.startswith("-") else f"./{path}"
 
     def add_job(self, kind: str, argv: Sequence[str], **more: Any) -> Job:
         """Put a job into the queue, and see to it that somebody works that off."""
@@ -99,6 +111,24 @@ class Studio:
         """Find the job that works on a run now, or waits to; the running one first."""
         jobs = [*self.jobs.running(), *self.jobs.waiting()]
         return next((job for job in jobs if job.asked.run == run.name), None)
+
+    async def may_enter(self, password: str) -> bool:
+        """Say whether a password lets one in; each wrong one costs a second, one after the other.
+
+        Raises:
+            DreamLoomError: If too many try at once.
+        """
+        if self._trying >= _MOST_TRYING:
+            raise DreamLoomError(say("login.many"))
+        self._trying += 1
+        try:
+            async with self._entering:
+                is_right = self.guard is not None and self.guard.is_right(password)
+                if not is_right:
+                    await asyncio.sleep(WRONG_PASSWORD_SECONDS)
+                return is_right
+        finally:
+            self._trying -= 1
 
     async def ask(self, argv: Sequence[str], because: str = "") -> tuple[Any, str]:
         """Ask a command that answers in seconds and changes nothing; its answer is kept.
@@ -126,8 +156,10 @@ class Studio:
             try:
                 out, said = await asyncio.wait_for(child.communicate(), _ANSWER_SECONDS)
             except TimeoutError:
-                child.kill()
                 return None, say("ask.too_slow", command=describe_argv(argv))
+            finally:
+                with suppress(ProcessLookupError):
+                    child.kill()
         try:
             answer = json.loads(out)
         except ValueError:
@@ -190,7 +222,8 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
     page = _ENVIRONMENT.get_template(template).render(
         request=request, path=request.url.path, running=studio.jobs.running(), **values
     )
-    return HTMLResponse(page, status)
+    # A folder's name may hold bytes that are no text.
+    return HTMLResponse(page.encode("utf-8", "replace"), status)
 
 
 def go_to(path: str) -> RedirectResponse:
@@ -205,38 +238,50 @@ def not_found() -> Response:
 
 def refuse(sentence: str, status: int = 400) -> Response:
     """Refuse something, with the reason in one sentence."""
-    return PlainTextResponse(sentence, status)
+    return PlainTextResponse(sentence.encode("utf-8", "replace"), status)
 
 
 MOST_FORM_BYTES = 2**20
+_MOST_FIELDS = 500
+_MOST_DRAINED_BYTES = 2**30
 
 
 async def read_form(request: Request) -> dict[str, str]:
     """Read what a form sent (``application/x-www-form-urlencoded``); each name's last value.
 
     Raises:
-        ValueError: If it is too large, or no such form.
+        DreamLoomError: If it is too large, or no such form.
     """
-    from urllib.parse import parse_qsl
-
     body = await read_body(request, MOST_FORM_BYTES)
     if body is None:
-        raise ValueError(say("error.form_large"))
-    pairs = parse_qsl(
-        body.decode("utf-8"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=500
-    )
+        raise DreamLoomError(say("error.form_large"))
+    try:
+        pairs = parse_qsl(
+            body.decode("utf-8"),
+            keep_blank_values=True,
+            strict_parsing=bool(body),
+            errors="strict",
+            max_num_fields=_MOST_FIELDS,
+        )
+    except ValueError:
+        raise DreamLoomError(say("error.form_unreadable")) from None
+    # No setting, prompt or name holds a NUL, and no command can be told one.
+    if any("\0" in text for pair in pairs for text in pair):
+        raise DreamLoomError(say("error.form_unreadable"))
     return dict(pairs)
 
 
 async def read_body(request: Request, most: int) -> bytes | None:
-    """Read a request's body; None where it is larger than allowed, which is not read to its end."""
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > most:
-        return None
-    parts, size = [], 0
+    """Read a request's body; None where it is larger than allowed, of which nothing is kept."""
+    parts: list[bytes] = []
+    size = 0
     async for part in request.stream():
         size += len(part)
         if size > most:
-            return None
-        parts.append(part)
-    return b"".join(parts)
+            # A browser hears the answer only once it was listened to.
+            parts.clear()
+            if size > _MOST_DRAINED_BYTES:
+                break
+        else:
+            parts.append(part)
+    return b"".join(parts) if size <= most else None

@@ -128,7 +128,7 @@ class Guard:
         if not self._knows(host):
             return PlainTextResponse(say("guard.host", host=host[:200]), 421)
         origin = headers.get("origin")
-        is_foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        is_foreign = origin is not None and _host_of(origin) != host.lower()
         is_foreign |= headers.get("sec-fetch-site") in {"cross-site", "same-site"} and (
             scope["method"] not in _SAFE
         )
@@ -140,7 +140,8 @@ class Guard:
         if not self._password:
             token = parse_qs(scope["query_string"].decode("ascii", "replace")).get("token", [""])
             if scope["method"] in _SAFE and _equal(token[0], self._secret):
-                answer = RedirectResponse(path, 303)
+                # Two slashes would name another site.
+                answer = RedirectResponse(f"/{path.lstrip('/')}", 303)
                 self.let_in(answer)
                 return answer
         elif scope["method"] in _SAFE and "text/html" in headers.get("accept", ""):
@@ -180,6 +181,13 @@ class Guard:
         answer.set_cookie(
             self._cookie, self._session, max_age=_YEAR_SECONDS, httponly=True, samesite="strict"
         )
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _equal(one: str, other: str) -> bool:

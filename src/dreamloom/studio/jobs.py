@@ -62,6 +62,9 @@ class Became(ClosedModel):
     pid: int = 0
     pid_started: float = 0.0
     """When the process began, by the system: another process may get its number later."""
+    runner_pid: int = 0
+    """The runner that watches it, by its number and when it began."""
+    runner_started: float = 0.0
     started_at: float = 0.0
     ended_at: float = 0.0
     exit_code: int | None = None
@@ -97,13 +100,14 @@ class Job:
 
     @property
     def outcome(self) -> Outcome:
-        """What it is now: one that was running and whose process is gone has vanished."""
+        """What it is now: one whose process is gone, and whose runner did not see it, vanished."""
         became = self.became
-        if became.outcome == "running" and not is_alive(became.pid, became.pid_started):
-            # Its runner writes the end a moment after the process is gone.
-            became = self.became
-            return "vanished" if became.outcome == "running" else became.outcome
-        return became.outcome
+        if became.outcome != "running" or is_alive(became.pid, became.pid_started):
+            return became.outcome
+        if is_alive(became.runner_pid, became.runner_started):
+            return "running"  # its runner is about to write how it ended
+        became = self.became
+        return "vanished" if became.outcome == "running" else became.outcome
 
     @property
     def is_cancelled(self) -> bool:

@@ -15,7 +15,9 @@ _SAY_SOMETHING_EVERY = 20
 _MOST_BYTES = 256 * 1024
 
 
-async def follow_events(file: Path, start: int, state: Callable[[], str]) -> AsyncIterator[str]:
+async def follow_events(
+    file: Path, start: int, state: Callable[[], str], is_closing: Callable[[], bool]
+) -> AsyncIterator[str]:
     """Follow an events file: new lines as one message, whose id is the byte after them.
 
     A browser that lost the line asks again with that id, so that nothing is told twice or left
@@ -25,10 +27,11 @@ async def follow_events(file: Path, start: int, state: Callable[[], str]) -> Asy
         file: ``events.jsonl``; it may appear only later.
         start: The byte to begin at.
         state: Says what works on the run now.
+        is_closing: Says whether to stop, for the server ends.
     """
     known, silent = state(), 0
     yield f"retry: 2000\nid: {start}\n\n"
-    while True:
+    while not is_closing():
         events, end = await asyncio.to_thread(read_events, file, start, _MOST_BYTES)
         now = await asyncio.to_thread(state)
         if end != start:

@@ -24,9 +24,10 @@ def login(request: Request) -> Response:
 
 async def let_in(request: Request) -> Response:
     """Let in whoever knows the password."""
-    guard = studio_of(request).guard
+    studio = studio_of(request)
+    guard = studio.guard
     given = (await read_form(request)).get("password", "")
-    if guard is None or not guard.is_right(given):
+    if guard is None or not await studio.may_enter(given):
         return render(request, "login.html", 403, fault=say("login.wrong"))
     answer = go_to("/")
     guard.let_in(answer)

@@ -179,7 +179,7 @@ async def put_box(request: Request) -> Response:
         numbers = None if box is None else [float(value) for value in box]
         if numbers is not None and len(numbers) != 4:
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return refuse(say("photos.box_numbers"), 422)
     return _answer(lambda: found[0].write_box(found[1], numbers))
 

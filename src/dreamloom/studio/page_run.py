@@ -29,6 +29,7 @@ _REPORT_POLICY = (
 """A report is one page with everything in it. In a box of its own it can reach nothing."""
 
 _TAIL_BYTES = 64 * 1024
+_MOST_DIGITS = 15
 
 
 def _find(request: Request) -> Run | None:
@@ -106,14 +107,14 @@ async def stream(request: Request) -> Response:
         return not_found()
     studio = studio_of(request)
     told = request.headers.get("last-event-id") or request.query_params.get("from", "0")
-    start = int(told) if told.isdigit() else 0
+    start = int(told) if told.isdecimal() and len(told) <= _MOST_DIGITS else 0
 
     def state() -> str:
         job = studio.job_of(run)
         return f"{job.id} {job.outcome}" if job else ""
 
     return StreamingResponse(
-        follow_events(run.files.events_file, start, state),
+        follow_events(run.files.events_file, start, state, studio.is_closing),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -82,7 +82,7 @@ def read_wanted(form: Mapping[str, str]) -> Wanted:
     plain = Wanted()
     sent = "sent" in form
     try:
-        minutes = min(max(float(form.get("minutes") or 0), 0.0), 7 * 24 * 60)
+        minutes = min(max(0.0, float(form.get("minutes") or 0)), 7 * 24 * 60)
     except ValueError:
         minutes = 0.0
     memory = form.get("gpu_memory", plain.gpu_memory)
@@ -168,7 +168,9 @@ async def check_form(request: Request) -> Response:
         planned, said = await studio.ask(_plan_argv(wanted, given, photos))
     words, unread = None, ""
     if "subject" not in faults and wanted.base in BASES:
-        words, unread = await studio.ask(["token", wanted.subject, "--base", wanted.base, "--json"])
+        words, unread = await studio.ask(
+            ["token", "--base", wanted.base, "--json", "--", wanted.subject]
+        )
     return render(
         request,
         "parts/plan.html",

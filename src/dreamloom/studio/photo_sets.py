@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ MOST_CAPTION_CHARS = 4000
 _STORED_SIDE_PX = 2048
 _THUMB_PX = 320
 _ABOUT = "about.json"
+_STORING = threading.Lock()
 _NAME = re.compile(r"photo-\d{3}\.png")
 
 
@@ -100,10 +102,16 @@ class PhotoSetFolder:
         Raises:
             PhotoError: If it is no picture that can be read, too large, or one too many.
         """
+        # One after the other: two that come at once get two names, and only one fills the memory.
+        with _STORING:
+            return self._store(data, told)
+
+    def _store(self, data: bytes, told: str) -> str:
         names = self.names()
         if len(names) >= MOST_PHOTOS:
             raise PhotoError(say("photos.too_many", most=MOST_PHOTOS))
-        told = Path(told.replace("\\", "/")).name[:120] or say("photos.unnamed")
+        told = Path(told.replace("\\", "/")).name[:120]
+        told = "".join(c for c in told if c.isprintable()) or say("photos.unnamed")
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._beside / f"upload-{secrets.token_hex(4)}") as incoming:
             incoming.write_bytes(data)
@@ -172,6 +180,8 @@ class PhotoSetFolder:
         """
         file = (self.folder / name).with_suffix(".txt")
         text = " ".join(text.split())
+        if not text.isprintable():
+            raise PhotoError(say("photos.caption_signs"))
         if len(text) > MOST_CAPTION_CHARS:
             raise PhotoError(say("photos.caption_long", most=MOST_CAPTION_CHARS))
         if text:
@@ -278,7 +288,7 @@ class PhotoSets:
 
     def make(self, title: str) -> PhotoSetFolder:
         """Make an empty set."""
-        numbers = [int(one.id.rpartition("-")[2]) for one in self]
+        numbers = [int(part) for one in self if (part := one.id[len("photos-") :]).isdecimal()]
         made = PhotoSetFolder(self.path / f"photos-{max(numbers, default=0) + 1:03d}")
         made.folder.mkdir(parents=True)
         made.name_it(title or made.id)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,14 @@ from dreamloom.studio.jobs import (
     Job,
     JobFolder,
     is_alive,
+    own_identity,
     share_device,
 )
 
 KILL_AFTER_SECONDS = 4.5
 """How long a job has to end by itself, with a checkpoint, once it is asked to."""
+
+DREAMLOOM = (sys.executable, "-m", "dreamloom")
 
 _TICK_SECONDS = 0.2
 # A page that asks for several jobs asks for one after the other.
@@ -58,12 +62,17 @@ class Runner:
     Args:
         jobs: The jobs.
         place: Where commands are run: paths that users type are meant from there.
+        program: What is told a job's words; another than ``dreamloom`` in tests alone.
     """
 
-    def __init__(self, jobs: JobFolder, place: Path) -> None:
+    def __init__(self, jobs: JobFolder, place: Path, program: Sequence[str] = DREAMLOOM) -> None:
         self.jobs = jobs
         self.place = place
+        self._program = tuple(program)
+        self._pid, self._began = own_identity()
         self._watched = [_Watched(job) for job in jobs if job.became.outcome == "running"]
+        for one in self._watched:
+            one.job.write_became(self._sign(one.job.became))
 
     def tick(self) -> bool:
         """Look at everything once.
@@ -111,7 +120,8 @@ class Runner:
             return True
         if asked.after:
             before = self.jobs.find(asked.after)
-            outcome = before.outcome if before else "done"
+            # As a runner wrote it: one that ends just now is not written down yet.
+            outcome = before.became.outcome if before else "done"
             if outcome in ENDS and outcome != "done":
                 job.write_became(Became(outcome="skipped", ended_at=time.time()))
                 return True
@@ -124,25 +134,36 @@ class Runner:
         return True
 
     def _start(self, job: Job) -> None:
-        argv = [sys.executable, "-m", "dreamloom", *job.asked.argv]
+        argv = [*self._program, *job.asked.argv]
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with job.log_file.open("ab") as log:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.place,
-                env=environment,
-                start_new_session=True,
-            )
+            try:
+                child = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.place,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                # One job that no system can start must not hold up those behind it.
+                log.write(f"{error}\n".encode("utf-8", "replace"))
+                job.write_became(Became(outcome="failed", ended_at=time.time()))
+                return
         try:
             began = psutil.Process(child.pid).create_time()
         except psutil.Error:
             began = time.time()
         state = Became(outcome="running", pid=child.pid, pid_started=began, started_at=time.time())
-        job.write_became(state)
+        job.write_became(self._sign(state))
         self._watched.append(_Watched(job, child))
+
+    def _sign(self, became: Became) -> Became:
+        """Say that this runner watches it."""
+        own = {"runner_pid": self._pid, "runner_started": self._began}
+        return became.model_copy(update=own)
 
 
 def _interrupt(pid: int) -> None:
@@ -160,15 +181,20 @@ def _kill_all(pid: int) -> None:
                 one.kill()
 
 
-def run_queue(studio: Path, place: Path) -> bool:
+def run_queue(studio: Path, place: Path, program: Sequence[str] = DREAMLOOM) -> bool:
     """Work the queue of a studio's folder off; return at once where another runner does.
+
+    Args:
+        studio: The studio's own folder.
+        place: Where commands are run.
+        program: What is told a job's words.
 
     Returns:
         Whether this was the runner.
     """
     try:
         with FileLock(studio / _LOCK, timeout=0):
-            runner = Runner(JobFolder(studio / "jobs"), place)
+            runner = Runner(JobFolder(studio / "jobs"), place, program)
             quiet_since = time.monotonic()
             while time.monotonic() - quiet_since < _LINGER_SECONDS:
                 if runner.tick():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -12,6 +14,9 @@ from dreamloom.core.errors import DreamLoomError
 from dreamloom.studio.app import make_app
 from dreamloom.studio.context import Studio
 from dreamloom.studio.guard import Guard, is_loopback, name_hosts, read_secret
+
+_CLOSING_SECONDS = 2
+"""How long pages that listen have to notice that the studio closes."""
 
 
 def make_guarded(
@@ -82,13 +87,15 @@ def serve(
             guard,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=_CLOSING_SECONDS,
             server_header=False,
             proxy_headers=False,
             lifespan="off",
         )
     )
-    try:
+    studio.is_closing = lambda: server.should_exit
+    # What is cut off then was asked to end, and is no fault to tell of.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    # Ctrl-C has closed the server by the time that it is raised again.
+    with suppress(KeyboardInterrupt), listener:
         server.run(sockets=[listener])
-    finally:
-        listener.close()
