@@ -22,7 +22,7 @@ from dreamloom.studio.words import say
 WEIGHTS = "0, 0.25, 0.5, 0.75, 1"
 """The weights of each adapter that pictures are drawn ahead at, unless told otherwise."""
 AXES = ("weight:1", "weight:2")
-FORMATS = ("auto", "kohya", "kohya-diffusers", "peft")
+FORMATS = ("auto", "peft", "kohya", "kohya-diffusers")
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Both written out, for reading them where they are made would load torch; a test compares."""
 BLOCKS = tuple(word for word in WORDS if not re.match(r"(IN|OUT|MID|BASE)\d*$", word))

@@ -116,7 +116,8 @@ class WantedGrid:
 def _spell_axis(name: str, typed: str) -> str:
     """Write an axis; values may stand in lines of their own."""
     mark = "|" if name == "prompt" else ","
-    return f"{name}={mark.join(line.rstrip(mark) for line in read_lines(typed))}"
+    typed = mark.join(line.rstrip(mark) for line in read_lines(typed))
+    return f"{name}={mark.join(value.strip() for value in typed.split(mark))}"
 
 
 def list_updates(run: Run) -> list[str]:

@@ -21,7 +21,6 @@ from dreamloom.studio.drawing import (
     Drawing,
     name_anew,
     read_drawing,
-    read_lines,
 )
 from dreamloom.studio.mixing import (
     AXES,
@@ -189,7 +188,7 @@ def _write_ahead(studio: Studio, form: Mapping[str, str]) -> tuple[str, list[str
     faults = drawing.find_faults(studio)
     if len(drawing.find_adapters(studio)) != 2:
         faults["adapter1"] = say("mix.two")
-    weights = ",".join(line.rstrip(",") for line in read_lines(form.get("values", WEIGHTS)))
+    weights = ",".join(value.strip() for value in form.get("values", WEIGHTS).split(","))
     x, y = (f"{axis}={weights}" for axis in AXES)
     try:
         read_axes([x], [y])
