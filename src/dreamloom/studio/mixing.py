@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dreamloom.core.errors import ConfigError
@@ -94,25 +93,44 @@ class Ahead:
 
 def list_ahead(studio: Studio) -> list[Ahead]:
     """List all grids of two adapters' weights, those of the run that changed last first."""
-    known = {adapter.path.resolve(): adapter for adapter in list_adapters(studio.root)}
+    adapters = list_adapters(studio.root)
     found = []
     for run in studio.runs():
         for grid in list_grids(run.files)[::-1]:
             if {axis.name for axis in (grid.x, grid.y) if axis} == {*AXES}:
-                paths = [(studio.place / one).resolve() for one in _read_adapters(grid.command)]
-                worn = tuple(known[path] for path in paths if path in known)
-                found.append(Ahead(run, grid, worn if len(worn) == len(paths) else ()))
+                worn = find_worn(studio, grid, adapters)
+                whole = tuple(one for one in worn if one is not None)
+                found.append(Ahead(run, grid, whole if len(whole) == len(worn) else ()))
     return found
 
 
-def _read_adapters(command: str) -> list[Path]:
-    """Read which files a grid's command names: the file of the grid has but their last names."""
+def find_worn(studio: Studio, grid: Grid, adapters: Sequence[Adapter]) -> list[Adapter | None]:
+    """Find the adapters that a grid was drawn with, in its order; None for one that has gone.
+
+    The grid's command names their files; the grid itself has but the last names of these, which
+    are the same for most runs.
+    """
     try:
-        words = shlex.split(command)
+        words = shlex.split(grid.command)
     except ValueError:
         return []
-    pairs = itertools.pairwise(words)
-    return [Path(word) for option, word in pairs if option == "--adapter" and "\0" not in word]
+    known = {adapter.path.resolve(): adapter for adapter in adapters}
+    named = [word for option, word in itertools.pairwise(words) if option == "--adapter"]
+    return [known.get((studio.place / one).resolve()) for one in named if "\0" not in one]
+
+
+def label_axes(studio: Studio, grid: Grid) -> tuple[str, str]:
+    """Name a grid's axes for readers: a weight by the run or file of its adapter."""
+    worn = find_worn(studio, grid, list_adapters(studio.root))
+    labels = []
+    for axis in (grid.x, grid.y):
+        number = axis.name.removeprefix("weight:") if axis else ""
+        part = worn[int(number) - 1] if number.isdigit() and int(number) <= len(worn) else None
+        # With checkpoints on an axis, adapters are counted from these.
+        named = part is not None and len(worn) == len(grid.adapters)
+        own = axis.label if axis else ""
+        labels.append(say("mix.weight_of", name=part.label) if part and named else own)
+    return labels[0], labels[1]
 
 
 def find_nearest(cells: Sequence[Cell], weights: tuple[float, float]) -> int:

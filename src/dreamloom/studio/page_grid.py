@@ -26,6 +26,7 @@ from dreamloom.studio.drawing import (
     read_drawing,
     read_lines,
 )
+from dreamloom.studio.mixing import label_axes
 from dreamloom.studio.runs import Run
 from dreamloom.studio.words import say
 
@@ -214,6 +215,7 @@ def show_grid(request: Request) -> Response:
         sets=sets,
         pictures=pictures,
         number=number,
+        labels=label_axes(studio_of(request), grid),
         has_own_prompts="prompt" in [axis.name for axis in (grid.x, grid.y) if axis],
     )
 
