@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.dreamloom-package
 STAMP := $(VENV)/.dreamloom-installed
 
-.PHONY: help install demo docs test test-clients check format clean
+.PHONY: help install demo docs test test-web test-clients check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   set up $(VENV) with DreamLoom and its development tools"
 	@echo "make demo      the whole journey on the embedded model, into runs/demo; the package alone"
 	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
+	@echo "make test-web  the studio, driven by a browser (Debian's chromium); some minutes"
 	@echo "make test-clients COMFYUI=/path SD_SCRIPTS=/path LYCORIS=/path ONETRAINER=/path"
 	@echo "               other programs' own loaders and writers, from your checkouts, against ours"
 	@echo "make docs      the documentation site, into build/site; opens without a server"
@@ -53,6 +54,11 @@ demo: $(PACKAGE)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The browser is the system's own: none is fetched. Without one these tests are skipped, and say so.
+test-web: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[web]' -c constraints.txt
+	$(BIN)/python -m pytest tests/web tests/test_report_web.py tests/test_docs_site.py --web -rs $(ARGS)
 
 # Nothing is fetched: programs that are not named here are skipped.
 test-clients: export COMFYUI := $(COMFYUI)

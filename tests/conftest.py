@@ -41,7 +41,7 @@ jaxtyping.install_import_hook([f"dreamloom.{room}" for room in _CHECKED], "beart
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
 
-_ON_REQUEST = ("slow", "gpu", "clients")
+_ON_REQUEST = ("slow", "gpu", "clients", "web")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

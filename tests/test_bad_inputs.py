@@ -58,6 +58,9 @@ WORDS = {
     "completion": ("bash",),
     "search": ("{one}", "{two}", "--photos", "{photos}", "--out", "{out}"),
     "push": ("{run}", "me"),
+    "ask": ("{run}", "sample"),
+    "grid": ("--adapter", "{one}", "--prompt", "x", "--x", "steps=1,2", "--out", "{out}"),
+    "studio": ("--root", "{out}"),
 }
 Row = tuple[str, ...]
 

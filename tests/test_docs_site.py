@@ -139,6 +139,7 @@ def browser():
         opened.close()
 
 
+@pytest.mark.web
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
@@ -164,6 +165,7 @@ def test_axe_finds_nothing_serious(browser, site: Path, name: str, scheme: str, 
     page.close()
 
 
+@pytest.mark.web
 def test_commands_and_tables_fit_a_laptop_and_commands_a_phone(browser, site: Path) -> None:
     wide = """what => [...document.querySelectorAll(what)]
         .filter(one => one.scrollWidth > one.clientWidth)
@@ -180,6 +182,7 @@ def test_commands_and_tables_fit_a_laptop_and_commands_a_phone(browser, site: Pa
     page.close()
 
 
+@pytest.mark.web
 def test_an_option_is_not_broken_behind_its_hyphens(browser, site: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto((site / "own-face.html").as_uri())
@@ -191,6 +194,7 @@ def test_an_option_is_not_broken_behind_its_hyphens(browser, site: Path) -> None
     page.close()
 
 
+@pytest.mark.web
 def test_searching_from_the_file_system_finds_a_page(browser, site: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto((site / "index.html").as_uri())

@@ -65,7 +65,7 @@ def test_the_notebooks_leave_the_adapters_the_tables_and_the_merge(executed):
     said = {name: shown(notebook) for name, notebook in done.items()}
     assert said["1-train"].count("<img ") == 12
     assert said["2-look"].count("<img ") == 36
-    assert "dpm++, 20 steps" in said["3-measure"]
+    assert "dpm++, 12 steps" in said["3-measure"]
     assert "one fault mended after the other" in said["3-measure"]
     assert "both together, by their harmonic mean" in said["4-merge"]
 

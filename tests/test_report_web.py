@@ -22,7 +22,10 @@ axe = pytest.importorskip(
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra web: dreamloom[web]")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium was not found")
+pytestmark = [
+    pytest.mark.web,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium was not found"),
+]
 
 MOST_PRINTED_PAGES = 12
 

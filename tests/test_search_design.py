@@ -1,14 +1,23 @@
 """The search for settings: every effect can be told from every other, and a stop loses nothing."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from dreamloom.inference.generate import check_set_name
 from tools.picturebook import search
-from tools.picturebook.search_design import Factor, estimate_effects, make_design, settings_of
+from tools.picturebook.search_design import (
+    Effect,
+    Factor,
+    estimate_effects,
+    make_design,
+    settings_of,
+)
+from tools.picturebook.search_plot import draw_effects
 
 NAMES = ("rate", "updates", "rank")
 
@@ -120,3 +129,15 @@ def test_the_table_has_every_factor_way_and_run():
     assert all(f"| {factor.name} |" in told for factor in search.FACTORS)
     assert "| guidance 4, weight 0.7, rescale 0.7 |" in told
     assert len(told.splitlines()) == 2 + 2 + 10 + 3 + 4 + 3 + 23
+
+
+def test_the_picture_shows_each_effect_with_its_interval_and_pales_what_is_not_clear():
+    effects = {"rate": Effect(0.2, 0.1), "rank": Effect(0.05, 0.1)}
+    drawn = draw_effects({"one": effects, "two & more": {n: effects["rank"] for n in effects}})
+    ElementTree.fromstring(drawn)
+    bars = re.findall(r'width="([\d.]+)" height="8".*opacity="(.*)"', drawn)
+    widths = [float(width) for width, _ in bars]
+    assert widths[0] == pytest.approx(4 * widths[1], abs=0.3)
+    assert [shade for _, shade in bars] == ["1", "0.3", "0.3", "0.3"]
+    with pytest.raises(ValueError, match="two measures"):
+        draw_effects({"one": effects})

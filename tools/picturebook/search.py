@@ -22,7 +22,7 @@ from dreamloom.core.config.settings import LoomConfig, Preset
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer, Progress, silent
 from dreamloom.core.manifests import ImageSet, read_class_image_set, read_image_set
-from dreamloom.core.run_folder import RunFolder, write_json
+from dreamloom.core.run_folder import RunFolder, write_json, write_text
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.display.progress import watch
@@ -38,6 +38,7 @@ from tools.picturebook.search_design import (
     make_design,
     settings_of,
 )
+from tools.picturebook.search_plot import draw_effects
 from tools.picturebook.trial import MOST_SUBJECTS, load_base
 from tools.picturebook.trial_appearance import judge_appearance
 from tools.picturebook.trial_judging import Subject
@@ -292,6 +293,43 @@ def read_results(work: Path, plan: SearchPlan) -> Float[np.ndarray, "runs person
     return values
 
 
+def write_results(file: Path, plan: SearchPlan, work: Path) -> None:
+    """Write what was measured as JSON, rounded: what the page's table and picture are made of."""
+    runs = []
+    for row in plan.design:
+        for person in plan.taught_by(row):
+            measured = _run_folder(work, row, person) / _RESULT
+            if measured.is_file():
+                found = json.loads(measured.read_text())
+                rounded = {
+                    way: {name: round(value, 4) for name, value in values.items()}
+                    for way, values in found.items()
+                }
+                runs.append({"levels": _name_levels(row), "person": person, "measured": rounded})
+    head = {
+        "factors": [factor.name for factor in FACTORS],
+        "ways": {way.name: way.words for way in plan.ways},
+    }
+    # One run a line, so that a look at what changed shows which.
+    lines = ",\n  ".join(json.dumps(run) for run in runs)
+    write_text(file, f'{json.dumps(head)[:-1]},\n "runs": [\n  {lines}\n ]}}\n')
+
+
+def draw_results(plan: SearchPlan, values: Float[np.ndarray, "runs persons ways measures"]) -> str:
+    """Draw the effects on likeness and on what contradicts somebody, as an SVG."""
+    done = (~np.isnan(values)).all(axis=(2, 3)).sum(axis=1) == plan.pairs
+    names = [factor.name for factor in FACTORS]
+    shown = {"identity": "identity lift", "contradicted": "contradicting attributes obeyed"}
+    return draw_effects(
+        {
+            words: estimate_effects(
+                np.array(plan.design)[done], values[done][:, :, 0, MEASURES.index(name)], names
+            )
+            for name, words in shown.items()
+        }
+    )
+
+
 def tell_results(plan: SearchPlan, values: Float[np.ndarray, "runs persons ways measures"]) -> str:
     """Write the table of effects, those of the ways of drawing, and every run, in Markdown."""
     taught = (~np.isnan(values)).all(axis=(2, 3)).sum(axis=1)
@@ -338,8 +376,11 @@ def _read(run: Path, name: str) -> ImageSet:
 
 
 def _run_folder(work: Path, row: Sequence[int], person: int) -> Path:
-    levels = "".join("1" if level > 0 else "0" for level in row)
-    return work / "runs" / levels / str(person)
+    return work / "runs" / _name_levels(row) / str(person)
+
+
+def _name_levels(row: Sequence[int]) -> str:
+    return "".join("1" if level > 0 else "0" for level in row)
 
 
 def _class_folder(work: Path, config: LoomConfig) -> Path:
@@ -358,7 +399,11 @@ def _class_folder(work: Path, config: LoomConfig) -> Path:
 )
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--tell", is_flag=True, help="Only write the table of what lies there.")
-def main(work: Path, pairs: int, threads: int, tell: bool) -> None:
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Also write it here.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the effects, as SVG.")
+def main(
+    work: Path, pairs: int, threads: int, tell: bool, file: Path | None, picture: Path | None
+) -> None:
     """Search for settings by a designed study, and write its table."""
     design = tuple(tuple(row) for row in make_design().tolist())
     plan = SearchPlan("standard", design, pairs, sets=UNSCALED)
@@ -366,7 +411,12 @@ def main(work: Path, pairs: int, threads: int, tell: bool) -> None:
         if not tell:
             with watch() as observe, open_pool(threads) as pool:
                 run_search(pool, work, plan, observe)
-        click.echo(tell_results(plan, read_results(work, plan)))
+        values = read_results(work, plan)
+        click.echo(tell_results(plan, values))
+        if file:
+            write_results(file, plan, work)
+        if picture:
+            write_text(picture, draw_results(plan, values))
     except DreamLoomError as error:
         raise click.ClickException(str(error)) from None
 

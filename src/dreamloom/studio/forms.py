@@ -157,10 +157,19 @@ def find_faults(preset: str, given: Mapping[str, str]) -> dict[str, str]:
     return faults
 
 
-def read_given(form: Mapping[str, str]) -> dict[str, str]:
-    """Take the settings out of what a form sent, under their dotted names."""
-    known = list_fields(LoomConfig)
-    return {name: value.strip() for name, value in form.items() if name in known and "." in name}
+def read_given(form: Mapping[str, str], shown: str) -> dict[str, str]:
+    """Take what the user set out of what a form sent: settings under their dotted names.
+
+    Args:
+        form: Each control's name and value.
+        shown: The preset that the controls were made for: what still says its value was not set.
+    """
+    known, standing = list_fields(LoomConfig), load_config(shown).model_dump()
+    return {
+        name: value.strip()
+        for name, value in form.items()
+        if name in known and "." in name and value.strip() != type_value(_find(standing, name))
+    }
 
 
 def _find(values: Mapping[str, Any], name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -57,12 +58,25 @@ async def make_set(request: Request) -> Response:
     return go_to(f"/photos/{made.id}")
 
 
-def make_example(request: Request) -> Response:
-    """Make a set of the example photos, to try everything with."""
-    made = studio_of(request).photo_sets.make(say("photos.example"))
-    for file in sorted((examples_folder() / "rraj").glob("*.jpg")):
-        made.store(file.read_bytes(), file.name)
+_EXAMPLES = {"rraj": "photos.example", "pixel-art": "photos.example_style"}
+
+
+async def make_example(request: Request) -> Response:
+    """Make a set of the example pictures, to try everything with: a person, or a style."""
+    wanted = (await read_form(request)).get("name", "rraj")
+    if wanted not in _EXAMPLES:
+        return not_found()
+    made = studio_of(request).photo_sets.make(say(_EXAMPLES[wanted]))
+    await asyncio.to_thread(_fill, made, examples_folder() / wanted)
     return go_to(f"/photos/{made.id}")
+
+
+def _fill(photos: PhotoSetFolder, folder: Path) -> None:
+    for file in sorted(path for path in folder.iterdir() if path.suffix in {".jpg", ".png"}):
+        name = photos.store(file.read_bytes(), file.name)
+        caption = file.with_suffix(".txt")
+        if caption.is_file():
+            photos.write_caption(name, caption.read_text(encoding="utf-8"))
 
 
 def show_set(request: Request) -> Response:

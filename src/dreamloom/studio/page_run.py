@@ -15,17 +15,11 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from dreamloom.core.errors import DreamLoomError
+from dreamloom.core.requests import ask as ask_training
+from dreamloom.evaluation.looks import Look, recommend_look
 from dreamloom.studio.context import Studio, go_to, not_found, read_form, refuse, render, studio_of
 from dreamloom.studio.live import follow_events
-from dreamloom.studio.runs import (
-    Look,
-    Run,
-    list_losses,
-    read_events,
-    read_look,
-    recommend_look,
-    tell_last,
-)
+from dreamloom.studio.runs import Run, list_losses, read_events, tell_last
 from dreamloom.studio.words import say
 
 _REPORT_POLICY = (
@@ -104,7 +98,7 @@ def _list_prompts(looks: list[Look]) -> list[tuple[str, list[tuple[int, list[int
     """List each prompt with the pictures that each look has of it, by their number."""
     table: dict[str, dict[int, list[int]]] = {}
     for look in looks:
-        for number, picture in enumerate(look.images.pictures):
+        for number, picture in enumerate(look.images.pictures if look.images else ()):
             table.setdefault(picture.prompt, {}).setdefault(look.update, []).append(number)
     return [(prompt, sorted(by_update.items())) for prompt, by_update in table.items()]
 
@@ -143,10 +137,9 @@ def look_picture(request: Request) -> Response:
     run = _find(request)
     if run is None:
         return not_found()
-    wanted = f"{request.path_params['update']:06d}"
-    folders = {one.name: one for one in run.files.validation_samples.glob("[0-9]*")}
-    look = read_look(folders[wanted]) if wanted in folders else None
-    paths = look.images.paths() if look else []
+    looks = {look.update: look.images for look in run.looks()}
+    images = looks.get(request.path_params["update"])
+    paths = images.paths() if images else []
     number = request.path_params["number"]
     return FileResponse(paths[number]) if number < len(paths) else not_found()
 
@@ -182,8 +175,6 @@ def adapter(request: Request) -> Response:
 
 async def ask(request: Request) -> Response:
     """Ask a running training for something: draw now, save now, other prompts."""
-    from dreamloom.core.requests import ask as ask_training
-
     run = _find(request)
     if run is None:
         return not_found()

@@ -13,11 +13,12 @@ from starlette.routing import Route
 from dreamloom.core.config.loading import PRESETS, load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.studio.context import Studio, go_to, read_form, render, studio_of
-from dreamloom.studio.forms import Control, find_faults, list_controls, name_changes, read_given
-from dreamloom.studio.page_photos import resolution_of
+from dreamloom.studio.forms import find_faults, list_controls, name_changes, read_given
 from dreamloom.studio.photo_sets import PhotoSetFolder
 from dreamloom.studio.words import say
 
+BASES = ("picturebook", "sdxl")
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
 PRIORS = ("generated", "base", "none")
 _LOOKS = 5
 """How often a training is looked at, unless told otherwise."""
@@ -32,6 +33,7 @@ class Wanted:
     Args:
         photos: The set of photos; empty where none is chosen.
         subject: The phrase that names the subject.
+        class_noun: What it is one of; empty for its last word.
         base: The base model.
         preset: The preset.
         prior: Where class images come from.
@@ -44,6 +46,7 @@ class Wanted:
 
     photos: str = ""
     subject: str = "rraj person"
+    class_noun: str = ""
     base: str = "picturebook"
     preset: str = "quick"
     prior: str = "generated"
@@ -62,11 +65,15 @@ class Wanted:
             found["preset"] = say("teach.no_preset", preset=self.preset)
         if self.prior not in PRIORS:
             found["prior"] = say("teach.no_prior", prior=self.prior)
-        for name, value in (("subject.phrase", self.subject), ("base", self.base)):
+        words = {"subject.phrase": self.subject, "subject.class_noun": self.class_noun or None}
+        for name, overrides in (("subject", words), ("base", {"base": self.base})):
             try:
-                load_config("standard", overrides={name: value})
+                config = load_config("standard", overrides=overrides)
             except ConfigError as error:
-                found[name.partition(".")[0]] = str(error)
+                found[name] = str(error)
+            else:
+                if name == "subject" and config.subject.lacks_noun:
+                    found["class_noun"] = say("teach.no_noun")
         return found
 
 
@@ -82,6 +89,7 @@ def read_wanted(form: Mapping[str, str]) -> Wanted:
     return Wanted(
         photos=form.get("photos", ""),
         subject=form.get("subject", plain.subject).strip(),
+        class_noun=form.get("class_noun", "").strip(),
         base=form.get("base", plain.base).strip(),
         preset=form.get("preset", plain.preset),
         prior=form.get("prior", plain.prior),
@@ -97,8 +105,8 @@ def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     """Take the settings from the form, with looks set where the user set none."""
     given = {
         name: value
-        for name, value in read_given(form).items()
-        if name not in {"subject.phrase", "priors.kind"}
+        for name, value in read_given(form, _preset_shown(form)).items()
+        if name not in {"subject.phrase", "subject.class_noun", "priors.kind"}
     }
     preset = wanted.preset if wanted.preset in PRESETS else "standard"
     standing = load_config(preset)
@@ -107,6 +115,12 @@ def _read_settings(form: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
         if steps.isdigit() and int(steps):
             given["validation.every"] = str(max(1, -(-int(steps) // _LOOKS)))
     return {name: value for name, value in given.items() if value != ""}
+
+
+def _preset_shown(form: Mapping[str, str]) -> str:
+    """The preset that the form's controls were made for."""
+    shown = form.get("shown", "standard")
+    return shown if shown in PRESETS else "standard"
 
 
 def show_form(request: Request) -> Response:
@@ -131,8 +145,11 @@ def _render_form(
         sets=sets,
         presets=tuple(PRESETS),
         priors=PRIORS,
+        bases=BASES,
+        devices=DEVICES,
         memories=_GPU_MEMORY,
-        rooms=list_controls(preset, read_given(form)),
+        rooms=list_controls(preset, read_given(form, _preset_shown(form))),
+        shown=preset,
         faults=faults,
     )
 
@@ -150,7 +167,7 @@ async def check_form(request: Request) -> Response:
     if not faults:
         planned, said = await studio.ask(_plan_argv(wanted, given, photos))
     words, unread = None, ""
-    if "subject" not in faults and wanted.base in {"picturebook", "sdxl"}:
+    if "subject" not in faults and wanted.base in BASES:
         words, unread = await studio.ask(["token", wanted.subject, "--base", wanted.base, "--json"])
     return render(
         request,
@@ -161,7 +178,7 @@ async def check_form(request: Request) -> Response:
         said=said,
         words=words,
         unread=unread,
-        argv=_train_argv(studio, wanted, given, photos, "…") if photos else [],
+        argv=_train_argv(studio, wanted, given, photos, "…") if photos and not faults else [],
     )
 
 
@@ -190,6 +207,7 @@ def _train_argv(
     folder = str(photos.folder.relative_to(studio.root))
     return [
         *("train", studio.path_of(folder), "--subject", wanted.subject, "--base", wanted.base),
+        *(("--class-noun", wanted.class_noun) if wanted.class_noun else ()),
         *("--out", studio.path_of(run), "--prior", wanted.prior, "--preset", wanted.preset),
         *("--device", wanted.device),
         *_set_options(wanted, given),
@@ -262,16 +280,9 @@ async def wait_for_run(request: Request) -> Response:
     return go_to(f"/jobs/{request.path_params['job']}")
 
 
-def controls_changed(rooms: Mapping[str, list[Control]]) -> int:
-    """Count the settings that differ from their preset."""
-    return sum(control.is_changed for controls in rooms.values() for control in controls)
-
-
 ROUTES = [
     Route("/teach", show_form),
     Route("/teach", start, methods=["POST"]),
     Route("/teach/check", check_form, methods=["POST"]),
     Route("/jobs/{job}/run", wait_for_run),
 ]
-
-__all__ = ["ROUTES", "Wanted", "read_wanted", "resolution_of"]

@@ -16,8 +16,7 @@ from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.manifests import MANIFEST, ImageSet, read_image_set
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.recommend import CheckpointCandidate, Recommendation, recommend_checkpoint
+from dreamloom.evaluation.looks import Look, read_looks
 
 _DEEPEST = 3
 _MOST_POINTS = 1500
@@ -84,23 +83,8 @@ class Run:
         return read_set(folder) if folder else None
 
     def looks(self) -> list[Look]:
-        """List the validation samples, in the order of updates."""
-        folders = sorted(self.files.validation_samples.glob("[0-9]*"))
-        return [look for folder in folders if (look := read_look(folder))]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What was drawn after some updates, and how it scored."""
-
-    update: int
-    images: ImageSet
-    card: Scorecard | None
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether the adapter as it was then is there."""
-        return (self.images.folder / "adapter.safetensors").is_file()
+        """List the validation samples whose pictures can be read, in the order of updates."""
+        return [look for look in read_looks(self.files.validation_samples) if look.images]
 
 
 def list_runs(root: Path) -> list[Run]:
@@ -139,37 +123,6 @@ def read_set(folder: Path) -> ImageSet | None:
         return None
     inside = all(picture.file == Path(picture.file).name for picture in images.pictures)
     return images if inside else None
-
-
-def read_look(folder: Path) -> Look | None:
-    """Read the pictures and scores of one validation."""
-    images = read_set(folder)
-    if images is None:
-        return None
-    card = None
-    with suppress(OSError, ValueError):
-        written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        card = Scorecard.model_validate(written) if written else None
-    return Look(int(folder.name), images, card)
-
-
-def recommend_look(looks: Sequence[Look]) -> Recommendation | None:
-    """Say which of the adapters that were kept is best, as the training itself would."""
-    candidates = []
-    for look in looks:
-        if look.card is None or not look.has_adapter:
-            continue
-        identity, clip_t = (look.card.scores.get(name) for name in ("identity", "clip_t"))
-        candidates.append(
-            CheckpointCandidate(
-                update=look.update,
-                identity_lift=identity.lift if identity else None,
-                clip_t=clip_t.value if clip_t else None,
-                clip_t_floor=clip_t.floor if clip_t else None,
-                alarms=look.card.alarms,
-            )
-        )
-    return recommend_checkpoint(candidates)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,21 +15,15 @@ from dreamloom.core.events import Note, Observer, Progress, ValidationSampled
 from dreamloom.core.manifests import ImageSet, Picture, read_image_set, write_manifest
 from dreamloom.core.requests import check_prompts
 from dreamloom.core.run_folder import RunFolder, atomic_folder, fingerprint, write_json
+from dreamloom.evaluation.looks import ADAPTER, SCORES, read_looks, recommend_look
 from dreamloom.evaluation.metrics.scorecard import Scorecard
-from dreamloom.evaluation.recommend import (
-    CheckpointCandidate,
-    Recommendation,
-    recommend_checkpoint,
-)
+from dreamloom.evaluation.recommend import Recommendation
 from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.writing import write_adapter
 from dreamloom.models.base import Model, Sampler, Shot
 
 ScoreImages: TypeAlias = Callable[[ImageSet, ImageSet | None], Scorecard]
 """Scores pictures of the subject, beside the untrained model's pictures of the same seeds."""
-
-_SCORES = "scores.json"
-_ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class ValidationSampler:
     def run_validation(self, updates_done: int) -> None:
         """Draw the watched prompts as the model is now; a validation that was finished is kept."""
         folder = self._folder(updates_done)
-        if (folder / _SCORES).is_file():
+        if (folder / SCORES).is_file():
             return
         pictures = self._list_pictures()
         needs_floor = self.judge is not None and updates_done
@@ -71,11 +65,11 @@ class ValidationSampler:
             images = self._draw(fresh, pictures, f"looking after update {updates_done}")
             if updates_done:
                 adapter = self.sign(self.model.read_adapter())
-                write_adapter(fresh / _ADAPTER, adapter, format=self.config.adapter.format)
+                write_adapter(fresh / ADAPTER, adapter, format=self.config.adapter.format)
             scorecard = None
             if self.judge is not None:
                 scorecard = self.judge(images, untrained)
-            write_json(fresh / _SCORES, scorecard)
+            write_json(fresh / SCORES, scorecard)
         self._forget_old()
         scores = {} if scorecard is None else scorecard.scores
         values = {name: one.value for name, one in scores.items() if one.value is not None}
@@ -152,7 +146,7 @@ class ValidationSampler:
         return f"{count} brought no better adapter than that after update {best.update}"
 
     def _say_why_unscored(self, updates_done: int) -> str:
-        card = json.loads((self._folder(updates_done) / _SCORES).read_text(encoding="utf-8"))
+        card = json.loads((self._folder(updates_done) / SCORES).read_text(encoding="utf-8"))
         identity = Scorecard.model_validate(card).scores.get("identity") if card else None
         if identity is None:
             return "nothing judged its pictures"
@@ -171,27 +165,13 @@ class ValidationSampler:
         """
         if self.config.validation.every is None:
             return None
-        candidates: list[tuple[CheckpointCandidate, tuple[Picture, ...]]] = []
-        for folder in sorted(self.run.validation_samples.glob("[0-9]*")):
-            update = int(folder.name)
-            is_asked = (last is None or update <= last) and update % every == 0
-            if not is_asked or not (folder / _ADAPTER).is_file():
-                continue
-            known = json.loads((folder / _SCORES).read_text(encoding="utf-8"))
-            if known is None:
-                continue  # nobody judged it
-            candidates.append((_make_candidate(update, known), _read_pictures(folder)))
-        comparable = [one for one, pictures in candidates if pictures == candidates[-1][1]]
-        found = recommend_checkpoint(comparable)
-        left_out = len(candidates) - len(comparable)
-        if found is None or not left_out:
-            return found
-        why = f"{found.why}; {left_out} with other prompts are not compared"
-        return replace(found, why=why)
+        looks = read_looks(self.run.validation_samples)
+        asked = [one for one in looks if last is None or one.update <= last]
+        return recommend_look([one for one in asked if one.update % every == 0])
 
     def adapter_of(self, update: int) -> Path:
         """Where the adapter of a validation lies."""
-        return self._folder(update) / _ADAPTER
+        return self._folder(update) / ADAPTER
 
     def _folder(self, updates_done: int) -> Path:
         return self.run.validation_samples / f"{updates_done:06d}"
@@ -261,18 +241,6 @@ class ValidationSampler:
         )
         write_manifest(images)
         return images
-
-
-def _make_candidate(update: int, known: object) -> CheckpointCandidate:
-    scorecard = Scorecard.model_validate(known)
-    identity, clip_t = (scorecard.scores.get(name) for name in ("identity", "clip_t"))
-    return CheckpointCandidate(
-        update=update,
-        identity_lift=identity.lift if identity else None,
-        clip_t=clip_t.value if clip_t else None,
-        clip_t_floor=clip_t.floor if clip_t else None,
-        alarms=scorecard.alarms,
-    )
 
 
 def _read_pictures(folder: Path) -> tuple[Picture, ...]:

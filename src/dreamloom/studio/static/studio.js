@@ -263,6 +263,19 @@ document.addEventListener("input", (event) => {
   });
 });
 
+/* Another preset has other values: the form is made anew, with what the user set. */
+document.addEventListener("change", (event) => {
+  const address = event.target.dataset.reload;
+  if (!address) return;
+  const form = event.target.form;
+  const kept = new URLSearchParams();
+  for (const [name, value] of new FormData(form)) {
+    const field = form.querySelector(`[data-name="${CSS.escape(name)}"]`);
+    if (!field || value !== field.dataset.default) kept.append(name, value);
+  }
+  window.location.assign(`${address}?${kept}`);
+});
+
 function start(root) {
   root.querySelectorAll("[data-curve]").forEach(startCurve);
   root.querySelectorAll("#split").forEach(startSplit);
