@@ -111,7 +111,8 @@ def merge(
 
     if list_methods:
         named = given["method"]
-        return show(render_method(named) if named else render_methods())
+        rendered = render_method(named) if named else render_methods()
+        return deliver(_list_methods(named), lambda: show(rendered), json_target)
     if verify and out is None and len(parts) == 1:
         return _verify(quiet, Path(parts[0]), inputs, given, json_target)
     if not parts or out is None:
@@ -146,6 +147,18 @@ def merge(
         "readers": name_readers(out),
     }
     deliver(made, tell, json_target)
+
+
+def _list_methods(named: str | None) -> list[dict[str, Any]]:
+    """List the merge methods, or the one that is named, with their settings."""
+    from dreamloom.merging.methods import METHODS, find_method
+
+    told = ("name", "summary", "formula", "source", "needs", "least", "most", "throws_dice")
+    return [
+        {name: getattr(method, name) for name in told}
+        | {"options": [vars(option) for option in method.options]}
+        for method in ([find_method(named)] if named else METHODS.values())
+    ]
 
 
 def _read_recipe(parts: tuple[str, ...], given: dict[str, Any]) -> Recipe:
@@ -437,6 +450,7 @@ def diagnose(
     from dreamloom.display.adapters import render_diagnosis
     from dreamloom.display.layout import show
     from dreamloom.display.progress import watch
+    from dreamloom.merging.diagnose.advice import give_advice
     from dreamloom.merging.diagnose.picture import draw_diagnosis
     from dreamloom.merging.files.inspect import diagnose_files
     from dreamloom.merging.files.recipe import parse_part
@@ -448,7 +462,8 @@ def diagnose(
     if picture:
         with atomic_path(picture) as temporary:
             draw_diagnosis(found).save(temporary)
-    deliver(found.as_json(), lambda: show(render_diagnosis(found)), json_target)
+    told = found.as_json() | {"advice": give_advice(found)}
+    deliver(told, lambda: show(render_diagnosis(found)), json_target)
 
 
 @click.command(cls=LoomCommand)

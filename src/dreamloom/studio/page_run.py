@@ -80,7 +80,11 @@ def _tell(studio: Studio, run: Run) -> dict[str, Any]:
         "looks": looks,
         "best": recommend_look(looks),
         "prompts": _list_prompts(looks),
-        "sets": {name: images for name in run.sets() if (images := run.read_set(name))},
+        "sets": {
+            name: images
+            for name in run.sets()
+            if (images := run.read_set(name)) and images.purpose != "grid"
+        },
         "is_reported": run.files.report.is_file(),
     }
 

@@ -116,11 +116,13 @@ def _is_own_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def read_set(folder: Path) -> ImageSet | None:
-    """Read a folder of drawn pictures; None where it cannot be."""
+    """Read a folder of drawn pictures; None where it cannot be, or names files elsewhere."""
     try:
-        return read_image_set(folder)
+        images = read_image_set(folder)
     except DreamLoomError:
         return None
+    inside = all(picture.file == Path(picture.file).name for picture in images.pictures)
+    return images if inside else None
 
 
 @dataclass(frozen=True)

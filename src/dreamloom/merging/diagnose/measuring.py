@@ -137,6 +137,11 @@ class Diagnosis:
             "adapters": list(self.names),
             "weights": list(self.weights),
             "together": _plain(vars(self.together) | {"ratio": self.together.ratio}),
+            "blocks": [
+                {"block": group.name}
+                | _plain(vars(group.together) | {"ratio": group.together.ratio})
+                for group in group_layers(self)
+            ],
             "layers": [_plain(vars(pair)) for pair in self.pairs],
         }
 

@@ -29,6 +29,19 @@ document.body.addEventListener("htmx:afterSettle", (event) => {
   if (same) same.focus();
 });
 
+/* A command that is copied as it stands. */
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    tell(button.dataset.copied);
+  } catch {
+    getSelection().selectAllChildren(text);
+  }
+});
+
 /* Forms that ask before they destroy. */
 document.addEventListener("submit", (event) => {
   const question = event.target.dataset.ask;
@@ -217,18 +230,19 @@ function showFaults(plan) {
   const list = plan.querySelector("[data-faults]");
   if (!list) return;
   const faults = JSON.parse(list.dataset.faults);
-  document.querySelectorAll("[data-fault]").forEach((place) => {
+  const form = plan.closest("form");
+  form.querySelectorAll("[data-fault]").forEach((place) => {
     const name = place.dataset.fault;
     place.textContent = faults[name] || "";
-    const control = document.getElementsByName(name)[0];
+    const control = form.querySelector(`[name="${CSS.escape(name)}"]`);
     if (control) control.setAttribute("aria-invalid", name in faults ? "true" : "false");
     if (name in faults && place.closest("details")) place.closest("details").open = true;
   });
-  const start = document.getElementById("start");
+  const start = form.querySelector("#start, [data-start]");
   if (start) start.disabled = Object.keys(faults).length > 0;
 }
 document.body.addEventListener("htmx:afterSwap", (event) => {
-  if (event.detail.target.id === "plan") showFaults(event.detail.target);
+  if (event.detail.target.matches("#plan, [data-plan]")) showFaults(event.detail.target);
   start(event.detail.target);
 });
 
