@@ -26,6 +26,10 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 """Both written out, for reading them where they are made would load torch; a test compares."""
 BLOCKS = tuple(word for word in WORDS if not re.match(r"(IN|OUT|MID|BASE)\d*$", word))
 """Words for blocks that a part's weight can be changed in."""
+BLOCK_PRESETS = ("content", "style", "style=0", "content=0", "cross-attention", "text=0", "mid=0.5")
+"""Weights of blocks that are offered; others can be typed."""
+RANKS = ("full", "32", "energy:0.995", "budget:100MB")
+"""Ranks that are offered, likewise."""
 
 _RANK = re.compile(
     r"full|[1-9]\d{0,4}|energy:(0?\.\d{1,9}|1)|budget:\d{1,9}(\.\d{1,9})?\s?[kmg]i?b"

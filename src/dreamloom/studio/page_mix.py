@@ -24,9 +24,11 @@ from dreamloom.studio.drawing import (
 )
 from dreamloom.studio.mixing import (
     AXES,
+    BLOCK_PRESETS,
     BLOCKS,
     FORMATS,
     PRECISIONS,
+    RANKS,
     WEIGHTS,
     Ahead,
     WantedMerge,
@@ -88,6 +90,8 @@ def _render(
         merge=wanted,
         files=[one for one in list_adapters(studio.root) if one.run is None],
         blocks=BLOCKS,
+        block_presets=BLOCK_PRESETS,
+        ranks=RANKS,
         formats=FORMATS,
         precisions=PRECISIONS,
         schedulers=SCHEDULERS,
