@@ -129,3 +129,46 @@ def teach_style(page: Any, studio: RunningStudio) -> None:
     assert (studio.root / "pixel" / "adapter.safetensors").is_file()
     captions = {photo.caption for photo in read_photo_set(studio.root / "pixel" / "photos").photos}
     assert captions == {file.with_suffix(".txt").read_text().strip() for file in STYLE}
+
+
+def merge_both(page: Any, studio: RunningStudio) -> str:
+    """Choose the two, look at what they share, give the style less, and make one file."""
+    page.goto(f"{studio.origin}/")
+    page.get_by_role("link", name="rraj-person").click()
+    page.get_by_role("link", name="Mix it").click()
+    page.locator("#second").select_option(label="pixel")
+    page.get_by_role("button", name="Look at these two").click()
+    page.locator("#share + div svg, #share + div table").first.wait_for(timeout=120_000)
+    page.locator("#weight2").fill("0.8")
+    page.locator("#title").fill("me in pixels")
+    page.locator("#method select").wait_for(timeout=120_000)
+    page.get_by_role("button", name="Merge and verify").click()
+    page.wait_for_load_state()
+    studio.wait_until_idle(600)
+    (file,) = studio.root.glob("*pixels*.safetensors")
+    page.goto(f"{studio.origin}/mix")
+    page.get_by_role("button", name=f"Verify: {file.stem}").click()
+    page.locator("[id^=verified-] .good").wait_for(timeout=120_000)
+    return file.stem
+
+
+def draw_with(page: Any, studio: RunningStudio, merged: str) -> None:
+    page.get_by_role("link", name=f"Draw with it: {merged}").click()
+    page.locator("#prompts").fill("pixel, a photo of {subject}")
+    page.locator("[name=seeds]").fill("2")
+    page.locator("[name=preset]").select_option("quick")
+    page.locator("#subject").fill("rraj person")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.wait_for_load_state()
+    jobs = studio.wait_until_idle(300)
+    assert (jobs[-1].asked.kind, jobs[-1].outcome) == ("generate", "done")
+    assert f"{merged}.safetensors" in " ".join(jobs[-1].asked.argv)
+    run = studio.root / jobs[-1].asked.run
+    (manifest,) = [
+        file for file in run.glob("images/*/manifest.json") if merged in file.read_text()
+    ]
+    pictures = json.loads(manifest.read_text())["pictures"]
+    assert {one["prompt"] for one in pictures} == {"pixel, a photo of rraj person"}
+    page.goto(f"{studio.origin}/draw")
+    page.reload()
+    assert_pictures_load(page, "ul.sets img")
