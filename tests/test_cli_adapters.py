@@ -69,6 +69,13 @@ def test_the_methods_are_listed_each_in_a_line_and_one_in_full():
     assert "tsv" not in whole
 
 
+def test_the_methods_are_listed_as_json_with_their_settings():
+    listed = json.loads(run("merge", "--methods", "--json"))
+    assert [one["name"] for one in listed] == list(METHODS)
+    (np,) = json.loads(run("merge", "--methods", "--method", "np", "--json"))
+    assert [one["name"] for one in np["options"]] == [one.name for one in METHODS["np"].options]
+
+
 def test_parts_are_listed_with_what_keeps_their_weights_as_they_are():
     merge("-o", "sum.safetensors")
     parts = "me=0.9  (me.safetensors)\npixel=1  (pixel.safetensors)\n"

@@ -367,6 +367,8 @@ def test_the_numbers_are_plain_json():
     assert again["weights"] == [1.0, 0.5]
     assert again["together"]["layers"] == 2
     assert [entry["layer"] for entry in again["layers"]] == ["unet.conv", "unet.linear"]
+    assert [entry["block"] for entry in again["blocks"]] == ["conv", "linear"]
+    assert again["blocks"][1]["shared"] == 1
     assert again["layers"][0]["cosine"] is None
     assert len(again["layers"][1]["row_cosines"]) == 2
 
