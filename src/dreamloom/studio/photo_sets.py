@@ -31,7 +31,7 @@ from dreamloom.studio.words import say
 MOST_PHOTO_BYTES = 50 * 2**20
 """A larger upload is refused before it is read whole."""
 MOST_PHOTOS = 200
-LARGEST_SIDE_PX = 12_000
+LARGEST_SIDE_PX = 17_000
 """A picture with a longer side is refused: no camera makes one, and it would fill the memory."""
 MOST_CAPTION_CHARS = 4000
 
