@@ -147,7 +147,7 @@ def _check_headers(answer):
     policy = answer.headers["content-security-policy"]
     assert "default-src 'self'" in policy or "default-src 'none'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
     assert answer.headers["x-frame-options"] == "SAMEORIGIN"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert "access-control-allow-origin" not in answer.headers

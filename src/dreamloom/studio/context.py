@@ -52,6 +52,7 @@ class Studio:
     guard: Guard | None = None
     is_closing: Callable[[], bool] = lambda: False
     _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _answering: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
     _trying: int = 0
 
@@ -130,19 +131,28 @@ class Studio:
         finally:
             self._trying -= 1
 
-    async def ask(self, argv: Sequence[str], because: str = "") -> tuple[Any, str]:
+    async def ask(
+        self, argv: Sequence[str], because: str = "", instead: str = ""
+    ) -> tuple[Any, str]:
         """Ask a command that answers in seconds and changes nothing; its answer is kept.
 
         Args:
             argv: What ``dreamloom`` is told; its answer is JSON.
             because: What else the answer depends on, such as when a file was written.
+            instead: What it is the latest of: an earlier question of that name that is still
+                being answered is dropped, for nobody waits for its answer.
 
         Returns:
             The answer, and what the command said where there is none.
         """
         key = hashlib.sha256(json.dumps([*argv, because]).encode()).hexdigest()[:24]
         file = self.own / "answers" / f"{key}.json"
+        if (known := read_json(file)) is not None:
+            return known, ""
         lock = self._asking.setdefault("", asyncio.Lock())
+        if instead and (earlier := self._answering.get(instead)) is not None:
+            with suppress(ProcessLookupError):
+                earlier.kill()
         async with lock:  # one at a time: each may load a model's libraries
             if (known := read_json(file)) is not None:
                 return known, ""
@@ -153,11 +163,13 @@ class Studio:
                 stderr=asyncio.subprocess.PIPE,
                 cwd=self.place,
             )
+            self._answering[instead] = child
             try:
                 out, said = await asyncio.wait_for(child.communicate(), _ANSWER_SECONDS)
             except TimeoutError:
                 return None, say("ask.too_slow", command=describe_argv(argv))
             finally:
+                self._answering.pop(instead, None)
                 with suppress(ProcessLookupError):
                     child.kill()
         try:

@@ -155,33 +155,49 @@ def _render_form(
 
 
 async def check_form(request: Request) -> Response:
-    """What is wrong with the form as it stands, and what a training of it takes."""
+    """What is wrong with the form as it stands, and its command; what takes longer is asked for."""
     form = await read_form(request)
     studio, wanted = studio_of(request), read_wanted(form)
     photos = studio.photo_sets.find(wanted.photos)
     given = _read_settings(form, wanted)
-    faults = wanted.faults(photos)
-    if wanted.preset in PRESETS:
-        faults |= find_faults(wanted.preset, given)
-    planned, said = None, ""
-    if not faults:
-        planned, said = await studio.ask(_plan_argv(wanted, given, photos))
-    words, unread = None, ""
-    if "subject" not in faults and wanted.base in BASES:
-        words, unread = await studio.ask(
-            ["token", "--base", wanted.base, "--json", "--", wanted.subject]
-        )
+    faults = _find_faults(wanted, given, photos)
     return render(
         request,
         "parts/plan.html",
-        wanted=wanted,
         faults=faults,
-        planned=planned,
-        said=said,
-        words=words,
-        unread=unread,
+        has_words="subject" not in faults and wanted.base in BASES,
         argv=_train_argv(studio, wanted, given, photos, "…") if photos and not faults else [],
     )
+
+
+def _find_faults(
+    wanted: Wanted, given: Mapping[str, str], photos: PhotoSetFolder | None
+) -> dict[str, str]:
+    faults = wanted.faults(photos)
+    return faults | find_faults(wanted.preset, given) if wanted.preset in PRESETS else faults
+
+
+async def plan_form(request: Request) -> Response:
+    """What a training as the form stands takes."""
+    form = await read_form(request)
+    studio, wanted = studio_of(request), read_wanted(form)
+    photos = studio.photo_sets.find(wanted.photos)
+    given = _read_settings(form, wanted)
+    planned, said = None, ""
+    if not _find_faults(wanted, given, photos):
+        argv = _plan_argv(wanted, given, photos)
+        planned, said = await studio.ask(argv, instead="plan")
+    return render(request, "parts/planned.html", wanted=wanted, planned=planned, said=said)
+
+
+async def read_words(request: Request) -> Response:
+    """How the base model reads the subject's words."""
+    wanted = read_wanted(await read_form(request))
+    words, unread = None, ""
+    if wanted.base in BASES:
+        argv = ["token", "--base", wanted.base, "--json", "--", wanted.subject]
+        words, unread = await studio_of(request).ask(argv, instead="token")
+    return render(request, "parts/words.html", words=words, unread=unread)
 
 
 def _plan_argv(
@@ -222,9 +238,7 @@ async def start(request: Request) -> Response:
     studio, wanted = studio_of(request), read_wanted(form)
     photos = studio.photo_sets.find(wanted.photos)
     given = _read_settings(form, wanted)
-    faults = wanted.faults(photos)
-    if wanted.preset in PRESETS:
-        faults |= find_faults(wanted.preset, given)
+    faults = _find_faults(wanted, given, photos)
     if faults or photos is None:
         return _render_form(request, form, faults, 422)
     run = studio.new_run_folder(wanted.subject)
@@ -286,5 +300,7 @@ ROUTES = [
     Route("/teach", show_form),
     Route("/teach", start, methods=["POST"]),
     Route("/teach/check", check_form, methods=["POST"]),
+    Route("/teach/plan", plan_form, methods=["POST"]),
+    Route("/teach/words", read_words, methods=["POST"]),
     Route("/jobs/{job}/run", wait_for_run),
 ]
