@@ -18,9 +18,8 @@ from dreamloom.data.image_io import Upright, find_marked, read_mask, read_uprigh
 from dreamloom.data.photos.faces import (
     FaceBox,
     FaceFinder,
+    comment_on_faces,
     find_faces,
-    judge_faces,
-    remark_on_faces,
 )
 from dreamloom.data.photos.listing import (
     USUAL_PHOTOS,
@@ -258,9 +257,8 @@ def measure_photo(path: Path, metadata: PhotoMetadata, shapes: Sequence[Size]) -
 def look_for_faces(photo: MeasuredPhoto, finder: FaceFinder, resolution_px: int) -> MeasuredPhoto:
     """Enter a photo's faces, and what is to say about them."""
     faces = find_faces(finder, photo.image, photo.original_px)
-    remarks = remark_on_faces(faces, finder.kind)
-    issues = (
-        [] if remarks else judge_faces(faces, photo.original_px, photo.scaled_px, resolution_px)
+    issues, remarks = comment_on_faces(
+        faces, finder.kind, photo.original_px, photo.scaled_px, resolution_px
     )
     checked = photo.checked.model_copy(
         update={

@@ -85,6 +85,15 @@ def judge_faces(
     return issues
 
 
+def comment_on_faces(
+    faces: Sequence[FaceBox], kind: str, size_px: Size, scaled_px: Size, resolution_px: int
+) -> tuple[list[str], list[str]]:
+    """Give the issues and the remarks about a photo's faces, see `judge_faces`."""
+    remarks = remark_on_faces(faces, kind)
+    issues = [] if remarks else judge_faces(faces, size_px, scaled_px, resolution_px)
+    return issues, remarks
+
+
 def remark_on_faces(faces: Sequence[FaceBox], kind: str) -> list[str]:
     """Say what is worth knowing about a photo's faces, and needs nothing done."""
     if kind == "drawings" and not faces:
