@@ -16,16 +16,8 @@ from PIL import Image
 from dreamloom.core.errors import EvaluationError
 from dreamloom.evaluation.encoders.base import FaceExtractor
 from dreamloom.evaluation.encoders.catalogue import DLIB
-from dreamloom.evaluation.encoders.faces import (
-    DlibFaceEncoder,
-    FaceEncoder,
-    Found,
-    _halves,
-    judge_size,
-    keep_separate,
-    stack_rows,
-    to_bgr,
-)
+from dreamloom.evaluation.encoders.face_boxes import Found, keep_separate, list_halves, to_bgr
+from dreamloom.evaluation.encoders.faces import DlibFaceEncoder, FaceEncoder, judge_size, stack_rows
 from dreamloom.evaluation.encoders.store import Kept, find_kept
 
 CELL = 32  # a stand-in face is three cells of the coarsest grid wide
@@ -156,9 +148,9 @@ def test_a_large_face_is_found_in_a_small_copy(faces):
 
 
 def test_scales_reach_down_to_the_largest_face_that_the_detector_knows():
-    assert _halves((224, 224)) == [1]
-    assert _halves((1024, 1024)) == [1, 2, 4]
-    assert _halves((3000, 4000)) == [1, 2, 4, 8, 16]
+    assert list_halves((224, 224)) == [1]
+    assert list_halves((1024, 1024)) == [1, 2, 4]
+    assert list_halves((3000, 4000)) == [1, 2, 4, 8, 16]
 
 
 def test_the_largest_of_several_faces_counts(faces):

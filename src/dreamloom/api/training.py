@@ -20,6 +20,7 @@ from dreamloom.data.photos.check import PhotoCheck
 from dreamloom.data.photos.check import check_photos as check_folder
 from dreamloom.display.progress_lines import say_seconds
 from dreamloom.display.tables import render_photo_check
+from dreamloom.evaluation.photo_faces import check_photos_and_faces
 from dreamloom.lora.readers import tell_readers
 from dreamloom.pipeline.train import train_folder
 
@@ -48,16 +49,23 @@ class CheckedPhotos(Result):
         return render_photo_check(self.check)
 
 
-def check_photos(folder: PathLike, resolution_px: int = 1024) -> CheckedPhotos:
+def check_photos(
+    folder: PathLike, resolution_px: int = 1024, *, faces: bool = False, base: str = "sdxl"
+) -> CheckedPhotos:
     """Check a folder of photos before teaching it.
 
     Args:
         folder: Where the photos lie, with captions, boxes and masks beside them where there are.
         resolution_px: Side in pixels to train at, 8 to 16384.
+        faces: Whether to look for faces, too.
+        base: The base model, which says what they are looked for in: ``picturebook`` is taught
+            drawings, others photographs.
 
     Raises:
         PhotoError: If there is no such folder, or no photo in it.
     """
+    if faces:
+        return CheckedPhotos(check_photos_and_faces(Path(folder), resolution_px, base))
     return CheckedPhotos(check_folder(Path(folder), resolution_px))
 
 

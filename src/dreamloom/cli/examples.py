@@ -10,7 +10,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'dreamloom train my-photos --subject "rraj person" --base sdxl --out runs/me',
     ),
     "demo": ("dreamloom demo --preset quick --out runs/quick",),
-    "photos": ("dreamloom photos my-photos",),
+    "photos": ("dreamloom photos my-photos", "dreamloom photos my-photos --faces --base sdxl"),
     "train": (
         'dreamloom train my-photos --subject "rraj person" --base sdxl --out runs/me',
         'dreamloom train my-dog --subject "rraj dog" --preset quick --set train.rank=16',

@@ -104,14 +104,27 @@ def demo(quiet: bool, /, out: Path, json_target: str | None, **given: Any) -> No
     show_default=True,
     help="Side in pixels to train at.",
 )
+@click.option("--faces", is_flag=True, help="Look for faces, too: none, several, small, cut off.")
+@click.option(
+    "--base", type=BASE, help="With --faces: picturebook for drawings; others for photographs."
+)
 @json_option
-def photos(folder: Path, resolution: int, json_target: str | None) -> None:
+def photos(
+    folder: Path, resolution: int, faces: bool, base: str | None, json_target: str | None
+) -> None:
     """Check photos: what is usable, what is not ideal, what to add."""
     from dreamloom.data.photos.check import check_photos
     from dreamloom.display.layout import show
     from dreamloom.display.tables import render_photo_check
 
-    check = check_photos(folder, resolution)
+    if base is not None and not faces:
+        raise click.UsageError("--base belongs to --faces.")
+    if faces:
+        from dreamloom.evaluation.photo_faces import check_photos_and_faces
+
+        check = check_photos_and_faces(folder, resolution, base or "")
+    else:
+        check = check_photos(folder, resolution)
     deliver(check, lambda: show(render_photo_check(check)), json_target)
     if not check.usable:
         click.get_current_context().exit(1)

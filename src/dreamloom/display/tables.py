@@ -12,6 +12,7 @@ from dreamloom.display.layout import aside, table
 
 if TYPE_CHECKING:
     from dreamloom.data.photos.check import PhotoCheck
+    from dreamloom.data.photos.faces import FaceBox
     from dreamloom.data.prompts.packs import Pack
     from dreamloom.evaluation.compare import Comparison
     from dreamloom.evaluation.encoders.store import Listed
@@ -33,15 +34,24 @@ def render_photo_check(check: PhotoCheck) -> Iterator[RenderableType]:
         beside = [f"caption: {photo.caption}"] if photo.caption else []
         beside += [f"mask: {photo.mask}"] if photo.mask else []
         beside += ["box: in metadata"] if photo.has_box else []
+        beside += _tell_faces(photo.faces or ())
         for text in (*photo.remarks, *beside):
             yield f"  [dim]{escape(text)}[/dim]"
     yield f"{escape(check.understood)}."
     for text in check.notes:
         yield escape(text)
+    if check.faces_unknown:
+        yield escape(f"Faces were not looked for: {check.faces_unknown}.")
     for text in check.to_add:
         yield f"[bold]To do:[/bold] {escape(text)}"
     if check.usable and not check.to_add:
         yield "[green]These photos can be used as they are.[/green]"
+
+
+def _tell_faces(faces: Sequence[FaceBox]) -> list[str]:
+    """Say where a photo's faces are: left, top, right and bottom."""
+    boxes = ["[{}, {}, {}, {}]".format(*face) for face in faces]
+    return [f"{'face' if len(boxes) == 1 else 'faces'}: {', '.join(boxes)}"] if boxes else []
 
 
 def render_models(listed: Sequence[Listed]) -> Iterator[RenderableType]:

@@ -22,18 +22,12 @@ from dreamloom.studio.context import (
     render,
     studio_of,
 )
+from dreamloom.studio.photo_faces import ask_for_faces, resolution_of
 from dreamloom.studio.photo_sets import MOST_PHOTO_BYTES, PhotoSetFolder
 from dreamloom.studio.words import say
 
-_RESOLUTION_PX = {"picturebook": 128}
-_USUAL_RESOLUTION_PX = 1024
 _MOST_SMALL_BYTES = 100_000
 _MOST_MASK_BYTES = 20 * 2**20
-
-
-def resolution_of(base: str) -> int:
-    """Give the side that photos are looked at for, in pixels."""
-    return _RESOLUTION_PX.get(base, _USUAL_RESOLUTION_PX)
 
 
 def _find(request: Request) -> PhotoSetFolder | None:
@@ -67,6 +61,7 @@ async def make_example(request: Request) -> Response:
     if wanted not in _EXAMPLES:
         return not_found()
     made = studio_of(request).photo_sets.make(say(_EXAMPLES[wanted]))
+    made.note_drawn()
     await asyncio.to_thread(_fill, made, examples_folder() / wanted)
     return go_to(f"/photos/{made.id}")
 
@@ -84,7 +79,7 @@ def show_set(request: Request) -> Response:
     photos = _find(request)
     if photos is None:
         return not_found()
-    return render(request, "photo_set.html", photos=photos)
+    return render(request, "photo_set.html", photos=photos, base=_base_of(request, photos))
 
 
 async def show_check(request: Request) -> Response:
@@ -92,12 +87,41 @@ async def show_check(request: Request) -> Response:
     photos = _find(request)
     if photos is None:
         return not_found()
-    side = resolution_of(request.query_params.get("base", ""))
+    base = _base_of(request, photos)
+    side = resolution_of(base)
     check = await asyncio.to_thread(photos.check, side)
-    by_name = {one.file: one for one in check.photos} if check else {}
+    faces = None
+    if check and "faces" in request.query_params:
+        faces = await ask_for_faces(studio_of(request), photos, base)
     return render(
-        request, "parts/photo_check.html", photos=photos, check=check, by_name=by_name, side=side
+        request,
+        "parts/photo_check.html",
+        photos=photos,
+        check=check,
+        by_name={one.file: one for one in check.photos} if check else {},
+        side=side,
+        base=base,
+        faces=faces,
+        boxes=photos.boxes(),
+        sizes={name: photos.size(name) for name in photos.names()},
     )
+
+
+async def show_face(request: Request) -> Response:
+    """Where the face of one photo is, for its editor."""
+    found = _find_photo(request)
+    if found is None:
+        return not_found()
+    photos, name = found
+    faces = await ask_for_faces(studio_of(request), photos, _base_of(request, photos))
+    seen = faces.by_name.get(name)
+    return render(request, "parts/photo_face.html", faces=faces, seen=seen)
+
+
+def _base_of(request: Request, photos: PhotoSetFolder) -> str:
+    """Say for which base model photos are looked at: the one that is named, or the set's own."""
+    given = request.query_params.get("base", "")
+    return given if given in {"picturebook", "sdxl"} else photos.base
 
 
 async def put_photo(request: Request) -> Response:
@@ -233,6 +257,7 @@ ROUTES = [
     Route("/photos/{set}/{photo}", delete_photo, methods=["DELETE"]),
     Route("/photos/{set}/{photo}/thumb", thumbnail),
     Route("/photos/{set}/{photo}/whole", whole),
+    Route("/photos/{set}/{photo}/face", show_face),
     Route("/photos/{set}/{photo}/box", put_box, methods=["PUT"]),
     Route("/photos/{set}/{photo}/caption", put_caption, methods=["PUT"]),
     Route("/photos/{set}/{photo}/mask", get_mask),

@@ -77,6 +77,15 @@ class PhotoSetFolder:
         """Give it a name for people."""
         write_json(self._beside / _ABOUT, {**self._about(), "title": title[:80]})
 
+    def note_drawn(self) -> None:
+        """Note that its pictures are picturebook's drawings."""
+        write_json(self._beside / _ABOUT, {**self._about(), "drawn": True})
+
+    @property
+    def base(self) -> str:
+        """The base model that it is looked at for unless one is named."""
+        return "picturebook" if self._about().get("drawn") is True else "sdxl"
+
     def names(self) -> list[str]:
         """The photos' names, in the order in which they came."""
         return sorted(file.name for file in self.folder.glob("photo-*.png") if _is_photo(file.name))
@@ -256,6 +265,11 @@ class PhotoSetFolder:
         """A photo's width and height."""
         with Image.open(self.folder / name) as photo:
             return photo.size
+
+    def changed(self) -> str:
+        """Give a text that is another one as soon as a photo comes, goes or changes."""
+        times = {name: (self.folder / name).stat().st_mtime_ns for name in self.names()}
+        return json.dumps(times)
 
     def check(self, resolution_px: int) -> PhotoCheck | None:
         """Look at all of them as training would; None where there is none, or nothing to read."""

@@ -15,6 +15,12 @@ from dreamloom.core.manifests import CropShape
 from dreamloom.core.toml_files import ClosedModel, write_out_bytes
 from dreamloom.data.buckets import Box, Size, choose_bucket, list_buckets, scale_box, scale_to_cover
 from dreamloom.data.image_io import Upright, find_marked, read_mask, read_upright, scale_mask
+from dreamloom.data.photos.faces import (
+    FaceBox,
+    FaceFinder,
+    comment_on_faces,
+    find_faces,
+)
 from dreamloom.data.photos.listing import (
     USUAL_PHOTOS,
     PhotoMetadata,
@@ -72,6 +78,8 @@ class CheckedPhoto(ClosedModel):
     """What is not ideal about it; each goes on where the photo's name begins the sentence."""
     remarks: tuple[str, ...] = ()
     """What is worth knowing about it, and needs nothing done."""
+    faces: tuple[FaceBox, ...] | None = None
+    """Its faces, the one that is taken first; None if they were not looked for."""
 
 
 class PhotoCheck(ClosedModel):
@@ -84,6 +92,8 @@ class PhotoCheck(ClosedModel):
     """What holds for the set as a whole: ignored files, near-duplicates, too few."""
     to_add: tuple[str, ...] = ()
     """What would make the set better."""
+    faces_unknown: str = ""
+    """Why faces were not looked for, as a clause; empty if they were, or nobody asked."""
 
     @property
     def understood(self) -> str:
@@ -170,6 +180,7 @@ def check_photos(
     *,
     shape: CropShape = "square",
     step_px: int = 64,
+    faces: FaceFinder | None = None,
 ) -> PhotoCheck:
     """Look at a folder of photos as `load_photos` would, and write nothing.
 
@@ -179,6 +190,7 @@ def check_photos(
         observe: Hears of the progress.
         shape: Whether crops are squares or buckets.
         step_px: Sides of buckets are multiples of it.
+        faces: Who finds faces; None looks for none.
 
     Returns:
         A row for each picture, also for those that cannot be read.
@@ -196,6 +208,8 @@ def check_photos(
         except PhotoError as error:
             rows.append(CheckedPhoto(file=path.name, unreadable=str(error)))
         else:
+            if faces is not None:
+                photo = look_for_faces(photo, faces, resolution_px)
             rows.append(photo.checked)
             measured.append(forget_pixels(photo))
         observe(Progress("photos", "look at photos", done, len(listing.pictures)))
@@ -238,6 +252,22 @@ def measure_photo(path: Path, metadata: PhotoMetadata, shapes: Sequence[Size]) -
         remarks=_remark(upright, mask_from, box_px, bucket),
     )
     return MeasuredPhoto(image, size, bucket, scaled, box_px, mask, checked, sha256, judgement.hash)
+
+
+def look_for_faces(photo: MeasuredPhoto, finder: FaceFinder, resolution_px: int) -> MeasuredPhoto:
+    """Enter a photo's faces, and what is to say about them."""
+    faces = find_faces(finder, photo.image, photo.original_px)
+    issues, remarks = comment_on_faces(
+        faces, finder.kind, photo.original_px, photo.scaled_px, resolution_px
+    )
+    checked = photo.checked.model_copy(
+        update={
+            "faces": faces,
+            "issues": (*photo.checked.issues, *issues),
+            "remarks": (*photo.checked.remarks, *remarks),
+        }
+    )
+    return photo._replace(checked=checked)
 
 
 def forget_pixels(photo: MeasuredPhoto) -> MeasuredPhoto:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from dreamloom.evaluation.encoders.face_boxes import FaceBox, FacePoint
 from dreamloom.evaluation.encoders.store import Missing
 
 EncoderKind: TypeAlias = Literal["picturebook", "standard"]
@@ -45,8 +46,6 @@ class TextExtractor(Extractor, Protocol):
 
 
 FaceStatus: TypeAlias = Literal["scored", "no_face", "too_small"]
-FaceBox: TypeAlias = tuple[float, float, float, float]
-FacePoint: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import file_sha256
 from dreamloom.evaluation.encoders.base import PixelJudge
 from dreamloom.evaluation.encoders.preprocessing import Preprocessing
+from dreamloom.evaluation.encoders.store import explaining
 
 WEIGHTS = "model.safetensors"
 
@@ -98,18 +98,6 @@ def rename_block(
         for letter, given in zip("qkv", weights[f"{theirs}{together}{kind}"].chunk(3), strict=True):
             renamed[f"{ours}{attention}{letter}_proj.{kind}"] = given
     return renamed
-
-
-@contextmanager
-def explaining(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while an encoder is read into words for the user."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise EvaluationError(
-            f"The encoder in {folder} cannot be read: {error}.",
-            "Fetch it again, or name another one.",
-        ) from error
 
 
 @contextmanager

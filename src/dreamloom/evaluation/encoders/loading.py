@@ -26,15 +26,15 @@ from dreamloom.evaluation.encoders.catalogue import (
 from dreamloom.evaluation.encoders.clip import ClipEncoder
 from dreamloom.evaluation.encoders.computing import PixelEncoder
 from dreamloom.evaluation.encoders.copies import CopyEncoder
+from dreamloom.evaluation.encoders.face_boxes import YunetDetector
 from dreamloom.evaluation.encoders.faces import (
     DlibFaceEncoder,
     FaceEncoder,
-    create_detector,
     create_recogniser,
 )
 from dreamloom.evaluation.encoders.perceptual import LpipsDistance
 from dreamloom.evaluation.encoders.preprocessing import CLIP_PREPROCESSING, Preprocessing
-from dreamloom.evaluation.encoders.store import Missing, find_kept
+from dreamloom.evaluation.encoders.store import NO_OPENCV, Missing, find_kept
 from dreamloom.evaluation.encoders.style import CsdEncoder
 from dreamloom.evaluation.encoders.vit import DinoEncoder, Dinov2Encoder
 
@@ -79,7 +79,7 @@ _READERS: dict[str, Callable[..., Any]] = {
     SSCD.name: CopyEncoder,
     CSD.name: CsdEncoder,
     LPIPS.name: LpipsDistance,
-    YUNET.name: lambda folder, name: create_detector(folder / YUNET.files[0].name),
+    YUNET.name: lambda folder, name: YunetDetector(folder / YUNET.files[0].name),
     SFACE.name: lambda folder, name: create_recogniser(folder / SFACE.files[0].name),
 }
 
@@ -149,9 +149,7 @@ def _find_sface() -> FaceEncoder | Missing:
             f"{recogniser.name}+{detector.name}",
         )
     except ModuleNotFoundError:
-        return Missing(
-            "OpenCV is not installed; install it with 'pip install \"dreamloom[faces]\"'"
-        )
+        return Missing(NO_OPENCV)
 
 
 def _find_dlib() -> DlibFaceEncoder | Missing:

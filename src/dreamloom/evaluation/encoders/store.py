@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from dreamloom.core.errors import EvaluationError
 from dreamloom.core.run_folder import file_sha256, write_json
 from dreamloom.evaluation.encoders.catalogue import MODELS, ModelFile, Pinned
 
@@ -16,6 +19,8 @@ LOCK = "lock.json"
 """Beside a model's files: what was fetched, from where, and the hash of each file."""
 FOLDER_VARIABLE = "DREAMLOOM_MODELS"
 """The environment variable that names another folder for fetched models."""
+NO_OPENCV = "OpenCV is not installed; install it with 'pip install \"dreamloom[faces]\"'"
+"""Why there is no face model where its package is not there, as a clause."""
 
 State: TypeAlias = Literal["here", "not here", "embedded", "not offered"]
 
@@ -132,6 +137,18 @@ def damage_of(file: ModelFile, path: Path) -> str:
     if file.sha256 is not None and (found := file_sha256(path)) != file.sha256:
         return f"has the SHA-256 {found}, not {file.sha256}"
     return ""
+
+
+@contextmanager
+def explaining(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while an encoder is read into words for the user."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise EvaluationError(
+            f"The encoder in {folder} cannot be read: {error}.",
+            "Fetch it again, or name another one.",
+        ) from error
 
 
 def _judge_state(model: Pinned) -> tuple[State, str]:

@@ -85,6 +85,31 @@ document.getElementById("box-on").addEventListener("click", () => {
 });
 document.getElementById("box-off").addEventListener("click", () => { box = null; showBox(); saveBox(); });
 
+/* The face that was found: a frame of dashes, and a crop with some room around it. */
+const ROOM = 1.9;
+function showFace() {
+  const button = document.getElementById("box-face");
+  if (!button) return;
+  const [left, top, right, bottom] = button.dataset.face.split(" ").map(Number);
+  const face = stage.querySelector(".face");
+  face.hidden = false;
+  face.style.left = `${(100 * left) / width}%`;
+  face.style.top = `${(100 * top) / height}%`;
+  face.style.width = `${(100 * (right - left)) / width}%`;
+  face.style.height = `${(100 * (bottom - top)) / height}%`;
+  button.addEventListener("click", () => {
+    const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+    const [wide, high] = [(ROOM * (right - left)) / 2, (ROOM * (bottom - top)) / 2];
+    const [from, above] = [Math.max(0, x - wide), Math.max(0, y - high)];
+    place(from, above, Math.min(width, x + wide) - from, Math.min(height, y + high) - above);
+    saveBox();
+    frame.focus();
+  });
+}
+document.body.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.id === "faces") showFace();
+});
+
 /* The mask is painted in the photo's own pixels, white on black. */
 const ink = canvas.getContext("2d");
 if (editor.dataset.hasMask) {
