@@ -364,7 +364,7 @@ def test_the_luck_of_trainings_is_not_taken_for_the_method():
 # --- how often it is wrong, and right ----------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(8, 2), (25, 2)])
+@pytest.mark.parametrize("shape", [(8, 2), pytest.param((25, 2), marks=pytest.mark.slow)])
 def test_null_data_are_seldom_told_apart(shape):
     """Of all scores of a comparison together at most 5 % may find something where nothing is."""
     rng, trials, wrong = np.random.default_rng(shape[0]), 200, 0

@@ -174,7 +174,10 @@ def test_where_nothing_can_be_told_nothing_is() -> None:
 # ------------------------------------------------------------------ in a training
 
 
-@pytest.mark.parametrize(("batches", "optimizer"), [(1, "adamw"), (2, "adafactor")])
+@pytest.mark.parametrize(
+    ("batches", "optimizer"),
+    [(1, "adamw"), pytest.param(2, "adafactor", marks=pytest.mark.slow)],
+)
 def test_training_is_the_same_to_the_bit_and_tells_its_noise(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path, batches: int, optimizer: str
 ) -> None:

@@ -34,10 +34,12 @@ _VARIETIES = {
 }
 # Prodigy has to find its learning rate first, and LoHa's product of products starts slowly.
 _UPDATES = {"optimizer prodigy": 60, "kind loha": 30}
-# Three seconds each: by default one that sets its own rate and one without a schedule.
+# By default adapters as they are, of two other kinds, and what else is taught; the others' own
+# arithmetic is tested without a model.
 _SLOW = {
-    f"optimizer {name}" for name in ("adafactor", "adan", "ademamix", "came", "lion", "muon")
-} | {
+    *(f"optimizer {name}" for name in OPTIMIZERS),
+    *("kind loha", "kind oft"),
+    "average",
     *("rank-stabilised", "pissa"),  # test_peft_adapter.py trains them too
     *("LoRA+", "huber", "debiased"),  # their equations have tests of their own
 }

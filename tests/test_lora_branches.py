@@ -127,7 +127,7 @@ def test_a_constant_schedule_draws_what_a_plain_weight_draws(
     assert psnr_db(draw(tiny, [], sampler), plain) < 40
 
 
-@pytest.mark.parametrize("kind", ["dora", "loha"])
+@pytest.mark.parametrize("kind", ["dora", pytest.param("loha", marks=pytest.mark.slow)])
 def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: AdapterKind) -> None:
     for group in tiny.attach_adapter(AdapterSpec(2, 2.0, "attention", 1, kind=kind)):
         for number, weight in enumerate(group.parameters):

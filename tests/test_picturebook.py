@@ -371,6 +371,7 @@ def test_training_on_keeps_the_latents_close(tmp_path: Path):
     assert (after - unfolded).square().mean() < 0.3
 
 
+@pytest.mark.slow  # trains the built-in model
 def test_the_denoiser_is_trained_on_with_portraits_from_their_own_latents(tmp_path: Path):
     cpu = torch.device("cpu")
     torch.manual_seed(0)

@@ -27,6 +27,7 @@ SMALL = {
 
 def enter(browser: Any, studio: RunningStudio, watch: Watch | None = None) -> Any:
     page = browser.new_context().new_page()
+    page.set_default_timeout(120_000)  # on cores that do other work
     if watch:
         watch.on(page)
     page.goto(studio.door)
