@@ -472,6 +472,7 @@ def test_the_check_is_plain_json(folder):
     assert row["sharpness"] > 100
     assert row == {
         "file": "IMG_0.jpg",
+        "faces": None,
         "original_px": [180, 240],
         "stored_upright": True,
         "has_location": False,

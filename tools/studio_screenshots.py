@@ -34,6 +34,7 @@ def fill_root(root: Path, demo: Path) -> Studio:
     shutil.copytree(demo, root / demo.name, ignore=shutil.ignore_patterns("checkpoints", "latents"))
     studio = Studio(root, root.parent)
     photos = studio.photo_sets.make("My photos")
+    photos.note_drawn()
     for file in sorted((examples_folder() / "rraj").glob("*.jpg")):
         photos.store(file.read_bytes(), file.name)
     photos.write_box("photo-001.png", (320, 180, 900, 900))
