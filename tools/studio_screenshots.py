@@ -25,8 +25,8 @@ from dreamloom.studio.runs import list_runs
 
 WIDTHS_PX = (1280, 390)
 _HEIGHT_PX = 900
-_TALLEST_PX = 1500
-_SETTLE_MS = 2500
+_TALLEST_PX = 1700
+_SETTLE_MS = 9000
 
 
 def fill_root(root: Path, demo: Path) -> Studio:
@@ -42,11 +42,30 @@ def fill_root(root: Path, demo: Path) -> Studio:
     return studio
 
 
+def draw_ahead(root: Path, name: str) -> None:
+    """Draw the demo's person and style at 5 × 5 weights, and measure what each keeps."""
+    run, values = f"{root.name}/{name}", "0,0.25,0.5,0.75,1"
+    adapters = (f"{run}/{part}/adapter.safetensors" for part in ("with_prior", "style"))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "dreamloom", "grid"),
+            *(f"--adapter={path}" for path in adapters),
+            *("--prompt=pixel, a photo of {subject}", "--seeds=4", "--steps=15"),
+            *(f"--x=weight:1={values}", f"--y=weight:2={values}", "--name=mix-1"),
+            *(f"--out={run}/with_prior", f"--photos={examples_folder() / 'rraj'}"),
+            f"--style-photos={examples_folder() / 'pixel-art'}",
+        ],
+        cwd=root.parent,
+        check=True,
+    )
+
+
 def list_pages(studio: Studio) -> dict[str, str]:
     """List each page's address by its name; a run's is that of the demo with class images."""
     runs = {run.name: run.id for run in list_runs(studio.root)}
     chosen = next((i for name, i in runs.items() if name.endswith("with_prior")), "")
     chosen = chosen or next(iter(runs.values()))
+    style = next((i for name, i in runs.items() if name.endswith("style")), "")
     return {
         "home": "/",
         "photos": "/photos",
@@ -55,7 +74,7 @@ def list_pages(studio: Studio) -> dict[str, str]:
         "teach": "/teach",
         "run": f"/runs/{chosen}",
         "draw": f"/draw?run={chosen}",
-        "mix": f"/mix?first={chosen}",
+        "mix": f"/mix?first={chosen}&second={style}",
         "measure": f"/measure?run={chosen}",
         "queue": "/jobs",
         "disk": "/disk",
@@ -69,6 +88,7 @@ def open_studio(root: Path) -> Iterator[str]:
         [sys.executable, "-m", "dreamloom", "studio", "--root", str(root), "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
+        cwd=root.parent,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
@@ -111,6 +131,7 @@ def main(demo: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         studio = fill_root(Path(folder) / "runs", demo)
+        draw_ahead(studio.root, demo.name)
         with open_studio(studio.root) as door, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             take_pictures(browser, door, list_pages(studio), out)
