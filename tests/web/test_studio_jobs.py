@@ -46,8 +46,7 @@ def drop_photos(page: Any, studio: RunningStudio, photos: list[Path] = PHOTOS) -
 
 def ask_to_teach(page: Any, studio: RunningStudio, settings: dict[str, str], **fields: str) -> None:
     """Fill in the form and start it."""
-    page.goto(f"{studio.origin}/teach")
-    page.locator("#preset").select_option("quick")
+    page.goto(f"{studio.origin}/teach?preset=quick")
     for name, value in fields.items():
         page.locator(f"#{name}").fill(value)
     page.locator("input[name=looks]").uncheck()
@@ -135,3 +134,23 @@ def test_twenty_browsers_on_one_page_cost_little_and_see_no_error(browser, studi
     assert watch.errors == []
     assert grown < 50, f"{grown:.0f} MB more"
     assert all(url.startswith(studio.origin) for url in watch.asked)
+
+
+def test_another_preset_keeps_what_was_typed_and_nothing_else(browser, studio):
+    page = enter(browser, studio)
+    drop_photos(page, studio, PHOTOS[:1])
+    page.goto(f"{studio.origin}/teach?preset=quick")
+    page.locator("#subject").fill("kept person")
+    page.get_by_label("Find a setting").fill("train.rank")
+    page.locator('[name="train.rank"]').fill("5")
+    with page.expect_navigation():
+        page.locator("#preset").select_option("thorough")
+    assert page.locator("#subject").input_value() == "kept person"
+    assert page.locator('[name="train.rank"]').input_value() == "5"
+    assert page.locator('[name="train.steps"]').input_value() == "1000"
+    page.locator("#plan pre").wait_for()
+    command = page.locator("#plan pre").text_content()
+    assert command.count("--set") == 2  # the rank, and looks on the way
+    page.locator('[name="train.rank"]').fill("many")
+    page.locator('[data-fault="train.rank"]', has_text="valid integer").wait_for()
+    assert page.locator("#start").is_disabled()

@@ -161,13 +161,16 @@ async def check_form(request: Request) -> Response:
     photos = studio.photo_sets.find(wanted.photos)
     given = _read_settings(form, wanted)
     faults = _find_faults(wanted, given, photos)
-    return render(
+    answer = render(
         request,
         "parts/plan.html",
         faults=faults,
-        has_words="subject" not in faults and wanted.base in BASES,
         argv=_train_argv(studio, wanted, given, photos, "…") if photos and not faults else [],
     )
+    # Places of the page that stay, so that a newer question there takes the place of an older one.
+    due = ["words-due"] * ("subject" not in faults) + ["plan-due"] * (not faults)
+    answer.headers["HX-Trigger"] = ", ".join(due)
+    return answer
 
 
 def _find_faults(
