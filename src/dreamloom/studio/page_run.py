@@ -196,17 +196,13 @@ async def resume(request: Request) -> Response:
         return not_found()
     studio = studio_of(request)
     if studio.job_of(run) is None:
-        earlier = [job for job in studio.jobs if job.asked.run == run.name]
-        chain = [job for job in earlier if job.asked.kind == "train"]
-        if chain:
-            _ask_again(studio, chain[-1].asked.id)
-        else:
-            folder = studio.path_of(run.name)
-            config = run.config
-            if config is None or not (run.files.photos / "manifest.json").is_file():
-                return refuse(say("run.cannot_resume"), 409)
-            argv = ["train", f"{folder}/photos", "--out", folder, "--resume"]
-            studio.add_job("train", argv, run=run.name)
+        trainings = [
+            job.id for job in studio.jobs if (job.asked.run, job.asked.kind) == (run.name, "train")
+        ]
+        if not trainings:
+            # Only its own command knows which photos it was taught from.
+            return refuse(say("run.cannot_resume"), 409)
+        _ask_again(studio, trainings[-1])
     return go_to(f"/runs/{run.id}")
 
 
