@@ -49,7 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{mark}", action="store_true", help=f"also run tests marked {mark}")
 
 
+# Files that take longest, longest first: what begins late leaves one of two processes idle.
+_LONG = ("test_notebooks", "test_train", "test_evaluate", "test_study", "test_demo", "test_snippets")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {f"{name}.py": number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
     for mark in _ON_REQUEST:
         if config.getoption(f"--{mark}"):
             continue

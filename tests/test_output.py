@@ -19,7 +19,7 @@ from merges import random_adapter
 from studio_set import make_photos
 
 # These print a path or a script alone, or are only a group of commands.
-WITHOUT_JSON = {"completion", "models", "models fetch", "models path"}
+WITHOUT_JSON = {"completion", "models", "models fetch", "models path", "studio"}
 
 
 def run(*words: object):

@@ -659,6 +659,7 @@ def test_seeds_that_choose_are_never_reported_on(home: Path, tiny_sdxl: Path) ->
     assert "chosen on 1 seed of each prompt, on 1 other:" in findings.answer
 
 
+@pytest.mark.slow
 def test_fewer_photos_are_another_training_with_the_same_class_images(
     home: Path, tiny_sdxl: Path
 ) -> None:

@@ -168,6 +168,7 @@ def test_settings_that_came_later_leave_earlier_runs_known(
     assert inputs["settings"] == "d95a75585fe8222f888b822294b9146721700a2010730c0dc541de2b4ec494b6"
 
 
+@pytest.mark.slow  # resuming has its tests beside it
 def test_the_mean_loss_of_a_resumed_run_counts_the_whole_run(
     model: Model, sets: tuple[PhotoSet, ClassImageSet], tmp_path: Path
 ) -> None:
