@@ -50,7 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Files that take longest, longest first: what begins late leaves one of two processes idle.
-_LONG = ("test_notebooks", "test_train", "test_evaluate", "test_study", "test_demo", "test_snippets")
+_LONG = (
+    "test_notebooks",
+    "test_train",
+    "test_evaluate",
+    "test_study",
+    "test_demo",
+    "test_snippets",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
