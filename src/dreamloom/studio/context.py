@@ -51,7 +51,7 @@ class Studio:
     place: Path
     guard: Guard | None = None
     is_closing: Callable[[], bool] = lambda: False
-    _asking: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _answering: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
     _trying: int = 0
@@ -149,11 +149,10 @@ class Studio:
         file = self.own / "answers" / f"{key}.json"
         if (known := read_json(file)) is not None:
             return known, ""
-        lock = self._asking.setdefault("", asyncio.Lock())
         if instead and (earlier := self._answering.get(instead)) is not None:
             with suppress(ProcessLookupError):
                 earlier.kill()
-        async with lock:  # one at a time: each may load a model's libraries
+        async with self._asking:  # one at a time: each may load a model's libraries
             if (known := read_json(file)) is not None:
                 return known, ""
             child = await asyncio.create_subprocess_exec(

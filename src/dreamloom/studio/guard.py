@@ -172,11 +172,6 @@ class Guard:
         """Say whether a password lets one in."""
         return bool(self._password) and _equal(password, self._password)
 
-    @property
-    def wants_password(self) -> bool:
-        """Whether one logs in by a password."""
-        return bool(self._password)
-
     def let_in(self, answer: Response) -> None:
         """Give the cookie with an answer."""
         answer.set_cookie(

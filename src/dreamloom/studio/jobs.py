@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -234,8 +235,6 @@ def share_device(one: str, other: str) -> bool:
 
 def describe_argv(argv: Sequence[str]) -> str:
     """Write a job's command as one would type it."""
-    import shlex
-
     return shlex.join(["dreamloom", *argv])
 
 

@@ -18,6 +18,7 @@ from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.requests import ask as ask_training
 from dreamloom.evaluation.looks import Look, recommend_look
 from dreamloom.studio.context import Studio, go_to, not_found, read_form, refuse, render, studio_of
+from dreamloom.studio.jobs import Job
 from dreamloom.studio.live import follow_events
 from dreamloom.studio.runs import Run, list_losses, read_events, tell_last
 from dreamloom.studio.words import say
@@ -41,8 +42,8 @@ def show(request: Request) -> Response:
     run = _find(request)
     if run is None:
         return not_found()
-    size = _size_of(run)
-    return render(request, "run.html", offset=size, **_tell(studio_of(request), run))
+    studio = studio_of(request)
+    return render(request, "run.html", **_tell_live(studio, run), **_tell_drawn(run))
 
 
 def show_live(request: Request) -> Response:
@@ -50,7 +51,7 @@ def show_live(request: Request) -> Response:
     run = _find(request)
     if run is None:
         return not_found()
-    return render(request, "parts/run_live.html", **_tell(studio_of(request), run))
+    return render(request, "parts/run_live.html", **_tell_live(studio_of(request), run))
 
 
 def show_looks(request: Request) -> Response:
@@ -58,25 +59,29 @@ def show_looks(request: Request) -> Response:
     run = _find(request)
     if run is None:
         return not_found()
-    return render(request, "parts/looks.html", **_tell(studio_of(request), run))
+    return render(request, "parts/looks.html", run=run, **_tell_drawn(run))
 
 
-def _size_of(run: Run) -> int:
-    _, end = read_events(run.files.events_file)
-    return end
-
-
-def _tell(studio: Studio, run: Run) -> dict[str, Any]:
+def _tell_live(studio: Studio, run: Run) -> dict[str, Any]:
+    """Tell what changes from second to second: no picture and no score is read for it."""
     file = run.files.events_file
     start = max(0, file.stat().st_size - _TAIL_BYTES) if file.is_file() else 0
-    events, _ = read_events(file, start)
-    looks = run.looks()
+    events, end = read_events(file, start)
     return {
         "run": run,
         "job": studio.job_of(run),
         "last_job": _last_job(studio, run),
         "happened": tell_last(events),
+        "offset": end,
         "config": run.config,
+        "is_reported": run.files.report.is_file(),
+    }
+
+
+def _tell_drawn(run: Run) -> dict[str, Any]:
+    """Tell what was drawn on the way, and the image sets."""
+    looks = run.looks()
+    return {
         "looks": looks,
         "best": recommend_look(looks),
         "prompts": _list_prompts(looks),
@@ -85,11 +90,10 @@ def _tell(studio: Studio, run: Run) -> dict[str, Any]:
             for name in run.sets()
             if (images := run.read_set(name)) and images.purpose != "grid"
         },
-        "is_reported": run.files.report.is_file(),
     }
 
 
-def _last_job(studio: Studio, run: Run) -> object:
+def _last_job(studio: Studio, run: Run) -> Job | None:
     """The last job of a run that has ended: why it stands still."""
     own = [job for job in studio.jobs if job.asked.run == run.name]
     return own[-1] if own else None

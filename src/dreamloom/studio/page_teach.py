@@ -13,12 +13,12 @@ from starlette.routing import Route
 from dreamloom.core.config.loading import PRESETS, load_config
 from dreamloom.core.errors import ConfigError
 from dreamloom.studio.context import Studio, go_to, read_form, render, studio_of
+from dreamloom.studio.drawing import DEVICES
 from dreamloom.studio.forms import find_faults, list_controls, name_changes, read_given
 from dreamloom.studio.photo_sets import PhotoSetFolder
 from dreamloom.studio.words import say
 
 BASES = ("picturebook", "sdxl")
-DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
 PRIORS = ("generated", "base", "none")
 _LOOKS = 5
 """How often a training is looked at, unless told otherwise."""

@@ -26,6 +26,7 @@ from dreamloom.core.run_folder import atomic_path, write_json, write_text
 from dreamloom.data.image_io import find_marked, read_upright
 from dreamloom.data.photos.check import PhotoCheck, check_photos
 from dreamloom.data.photos.metadata import METADATA
+from dreamloom.data.picture_files import open_picture
 from dreamloom.studio.words import say
 
 MOST_PHOTO_BYTES = 50 * 2**20
@@ -324,8 +325,6 @@ def _refuse_huge(path: Path, told: str) -> None:
     Raises:
         PhotoError: If it is too large, or no picture.
     """
-    from dreamloom.data.picture_files import open_picture
-
     try:
         with open_picture(path) as (_, size):
             pass
