@@ -1,7 +1,7 @@
 """Count what a full-size SDXL needs of a GPU's memory, without a GPU and without its weights.
 
     python benchmarks/count_memory.py            counts six settings and compares them with plan
-    python benchmarks/count_memory.py --write    makes the table that `dreamloom plan` reads
+    python benchmarks/count_memory.py --write    makes the tables that `dreamloom plan` reads
 
 Counted are the tensors that the real modules make, on fake tensors. It takes some minutes.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 from dreamloom.memory.measure import count_table
 from dreamloom.memory.phases import Case, count_phases
 from dreamloom.memory.predict import GIB, Setting, predict_memory_use
-from dreamloom.memory.table import SDXL_FILE, read_table
+from dreamloom.memory.table import PICTUREBOOK_FILE, SDXL_FILE, read_table
 from dreamloom.models.base import AdapterSpec, MemoryOptions
+from dreamloom.picturebook import weights_folder
 
 COMMAND = "python benchmarks/count_memory.py --write"
 # Checkpointing, storage, whether parts take turns: from roomy to tight.
@@ -58,14 +59,16 @@ def compare(resolution_px: int) -> list[dict[str, object]]:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="make plan's table")
+    parser.add_argument("--write", action="store_true", help="make plan's tables")
     parser.add_argument("--resolution", type=int, default=1024)
     parser.add_argument("--json", type=Path, help="write the comparison there")
     given = parser.parse_args()
     if given.write:
-        table = count_table(COMMAND, on_case=lambda case: print(case, flush=True))
-        SDXL_FILE.write_text(table.as_json(), encoding="utf-8")
-        print(f"written: {SDXL_FILE}")
+        small = weights_folder()
+        for file, side, folder in ((SDXL_FILE, 1024, None), (PICTUREBOOK_FILE, 128, small)):
+            table = count_table(COMMAND, side, folder, lambda case: print(case, flush=True))
+            file.write_text(table.as_json(), encoding="utf-8")
+            print(f"written: {file}")
         return
     rows = compare(given.resolution)
     if given.json:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamloom.core import device
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
@@ -19,7 +18,8 @@ from dreamloom.core.run_folder import RunFolder, write_text
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory import fit
-from dreamloom.memory.fit import fit_drawing, fit_run
+from dreamloom.memory.device_memory import DeviceMemory, read_memory
+from dreamloom.memory.fit import fit_drawing, fit_open, fit_training
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.session import resolve_defaults
@@ -46,7 +46,7 @@ def train(
 @pytest.fixture
 def twelve_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU here: this is what one would say of itself."""
-    monkeypatch.setattr(device, "device_memory_bytes", lambda device: 12 * 2**30)
+    monkeypatch.setattr(fit, "read_device_memory", lambda device: read_memory("12GiB"))
     monkeypatch.setattr(fit, "measure_matrix_rate", lambda device, dtype: 25.0)
 
 
@@ -107,26 +107,60 @@ def test_what_takes_a_part_of_the_base_is_refused_where_it_is_stored(tiny_sdxl: 
 # ------------------------------------------------------------------ fitting
 
 
-def test_on_a_processor_nothing_is_planned(tmp_path: Path) -> None:
+@pytest.fixture
+def a_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 GiB, whatever this one has."""
+    has = DeviceMemory(23 * 2**30, "23.0 GiB that this computer has free, of 24.0", is_host=True)
+    monkeypatch.setattr(fit, "read_device_memory", lambda device: has)
+    for module in ("work", "telling"):
+        monkeypatch.setattr(f"dreamloom.memory.{module}.has_bf16_units", lambda: False)
+
+
+@pytest.mark.usefixtures("a_computer")
+def test_a_processor_is_planned_for_as_well() -> None:
+    config = load_config(overrides={"base": "sdxl"}, sets=["photos.resolution_px=512"])
+    fitted = fit_training(config, CPU, photos=6)
+    assert fitted.lines[0].startswith("sdxl at 512 px, rank 16, in 23.0 GiB that this computer")
+    assert fitted.runtime == CPU
+    assert fitted.lasting.precision == fitted.config.precision == "fp32"
+    assert fitted.lasting.memory.gradient_checkpointing == "auto"
+    assert fitted.config.memory.gradient_checkpointing != "auto"
+    drawn = fit_drawing(config, CPU)
+    assert drawn.runtime == CPU
+    assert drawn.config.memory.base_quantization == "whole"
+
+
+@pytest.mark.usefixtures("a_computer")
+def test_what_was_chosen_for_a_session_stays() -> None:
+    """Memory that was free when a study began is taken once its base model is loaded."""
     config = load_config(overrides={"base": "sdxl"})
-    fitted = fit_run(RunFolder(tmp_path), config, CPU, photos=6)
-    assert fitted.lines == ()
-    assert fitted.memory_options == MemoryOptions()
-    assert fitted.config.memory.base_quantization == "whole"
-    assert fitted.config.memory.gradient_checkpointing == "auto"
-    asked = load_config(sets=["memory.base_quantization=int8", "memory.cpu_offload=true"])
-    assert fit_run(RunFolder(tmp_path), asked, CPU, 6).memory_options == MemoryOptions(
-        "int8", cpu_offload=True
-    )
+    first = fit_open(config, CPU, "training")
+    assert first.lines
+    again = fit_open(first.config, CPU, "training")
+    assert again.lines == ()
+    assert again.config == first.config
+    assert again.runtime == first.runtime
+
+
+@pytest.mark.usefixtures("a_computer")
+def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    config = load_config(overrides={"base": "sdxl"}, sets=["photos.resolution_px=512"])
+    run.claim()
+    begun = config.model_copy(update={"precision": "bf16"})
+    write_text(run.settings_file, to_toml(begun))
+    fitted = fit_training(config, CPU, photos=6, run=run)
+    assert fitted.runtime.dtype == torch.bfloat16
+    assert fitted.lasting.precision == "bf16"
 
 
 @pytest.mark.usefixtures("twelve_gib")
-def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_path: Path) -> None:
+def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on() -> None:
     config = load_config(
         sets=["adapter.text_encoders=true", "train.batch_photos=1", "train.batch_priors=1"],
         overrides={"base": "sdxl"},
     )
-    fitted = fit_run(RunFolder(tmp_path), config, CPU, photos=6)
+    fitted = fit_training(config, CPU, photos=6)
     assert fitted.lines[0].startswith("sdxl at 1024 px")
     assert "at 25 TFLOP/s" in fitted.lines[-1]
     assert fitted.config.memory.gradient_checkpointing == "low"
@@ -134,7 +168,7 @@ def test_a_gpu_is_planned_for_and_the_run_keeps_what_its_result_depends_on(tmp_p
     assert (
         fitted.lasting.memory.base_quantization == fitted.config.memory.base_quantization == "whole"
     )
-    assert fit_drawing(config, CPU).drawn_at_once == 8
+    assert fit_drawing(config, CPU).memory_options.drawn_at_once == 8
 
 
 @pytest.mark.usefixtures("twelve_gib")
@@ -143,7 +177,7 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
     config = load_config(overrides={"base": "sdxl"})
     run.claim()
     write_text(run.settings_file, to_toml(remember(config, base_quantization="nf4")))
-    fitted = fit_run(run, config, CPU, photos=6)
+    fitted = fit_training(config, CPU, photos=6, run=run)
     assert (
         fitted.config.memory.base_quantization == fitted.lasting.memory.base_quantization == "nf4"
     )
@@ -151,8 +185,8 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("twelve_gib")
-def test_a_small_base_is_not_planned_for(tmp_path: Path) -> None:
-    fitted = fit_run(RunFolder(tmp_path), load_config(), CPU, photos=6)
+def test_a_small_base_is_not_planned_for() -> None:
+    fitted = fit_training(load_config(), CPU, photos=6)
     assert fitted.lines == ()
     assert fitted.memory_options == MemoryOptions()
 

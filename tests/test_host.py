@@ -1,11 +1,12 @@
 """The computer's memory, beside the limits of control groups of both versions."""
 
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dreamloom.memory.host import read_host_memory
+from dreamloom.memory.host import has_bf16_units, may_have_gpu, read_host_memory
 
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
@@ -45,3 +46,28 @@ def test_a_group_that_is_not_shown_here_is_limited_by_those_above(tmp_path):
     assert read_host_memory(tmp_path, "0::/docker/0123\n").free == 4 * MIB
     make_group(tmp_path, V2, 64 * MIB, 70 * MIB, 0)
     assert read_host_memory(tmp_path, "0::/docker/0123\n").free == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "has"),
+    [
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("flags\t\t: fpu avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("", False),
+    ],
+)
+def test_units_for_bf16_are_read_from_the_processors_features(tmp_path, row, has):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16 in a name\n{row}\n")
+    assert has_bf16_units(tmp_path / "cpuinfo") is has
+    assert not has_bf16_units(tmp_path / "no such file")
+
+
+def test_a_gpu_is_looked_for_where_a_driver_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert not may_have_gpu(tmp_path)
+    (tmp_path / "nvidiactl").touch()
+    assert may_have_gpu(tmp_path)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert may_have_gpu(tmp_path / "nothing")

@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from dreamloom.core.device import Runtime
-from dreamloom.memory.choose import EIGHT_BIT, Limits, Work, choose_setting, usable_bytes
+from dreamloom.memory.choose import EIGHT_BIT, Limits, Work, choose_setting
+from dreamloom.memory.device_memory import DeviceMemory
 from dreamloom.memory.measure import count_folder
 from dreamloom.memory.phases import Case, Run, count_phases, counted_run
 from dreamloom.memory.predict import GIB, PHASES, Setting, predict_memory_use
-from dreamloom.memory.table import read_table
+from dreamloom.memory.table import PICTUREBOOK_FILE, read_table
 from dreamloom.memory.tensor_counter import MemoryCounter, tensors_of
 from dreamloom.models import sdxl_configs
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, MemoryOptions
 from dreamloom.models.families import load_model
 from dreamloom.models.sdxl import SDXLModel
+from dreamloom.picturebook import weights_folder
 
 TEXT = AdapterSpec(16, 16.0, "attention", 0, text_encoders=True)
 # The bar: checkpointing, storage, and what the training may need at most.
@@ -82,6 +84,13 @@ def test_what_is_predicted_of_sdxl_is_what_is_counted(case, setting):
     assert predicted.phases["training"] == pytest.approx(counted["training"], rel=0.1)
 
 
+@pytest.mark.slow
+def test_the_table_of_picturebook_is_what_is_counted_of_it():
+    counted = count_folder(weights_folder())
+    assert counted is not None
+    assert replace(counted, made_by="") == replace(read_table(PICTUREBOOK_FILE), made_by="")
+
+
 @pytest.fixture(scope="module")
 def tiny_table(tiny_sdxl: Path):
     return count_folder(tiny_sdxl)
@@ -139,8 +148,12 @@ WORK = Work(Setting(1024, text_encoders=True), images_per_batch=2)
 ANYTHING = Limits()
 
 
+def usable_bytes(nbytes: int) -> int:
+    return DeviceMemory(nbytes, "").usable_bytes
+
+
 def choose(gib: float, limits: Limits = ANYTHING):
-    return choose_setting(read_table(), WORK, round(gib * GIB), limits)
+    return choose_setting(read_table(), WORK, usable_bytes(round(gib * GIB)), limits)
 
 
 def test_less_memory_is_met_by_recomputing_first_and_fewer_bits_last():

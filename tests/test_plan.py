@@ -6,7 +6,11 @@ from click.testing import CliRunner
 from dreamloom.cli.main import main
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.errors import ConfigError
-from dreamloom.memory.plan import DeviceMemory, apply_plan, plan_drawing, plan_run, read_memory
+from dreamloom.memory import device_memory
+from dreamloom.memory.device_memory import DeviceMemory, describe_host, read_memory
+from dreamloom.memory.host import HostMemory
+from dreamloom.memory.plan import apply_plan, plan_run
+from dreamloom.memory.plan_drawing import plan_drawing
 
 GIB = 2**30
 SDXL = {"base": "sdxl"}
@@ -116,7 +120,7 @@ def test_initialisations_that_take_a_part_of_the_base_keep_it_whole():
 
 
 def test_drawing_is_planned_as_well():
-    roomy, tight = (plan_drawing(config(), read_memory(size)) for size in ("24GiB", "8GiB"))
+    roomy, tight = (plan_drawing(config(), read_memory(size)).setting for size in ("24GiB", "8GiB"))
     assert (roomy.quantization, roomy.cpu_offload, roomy.drawn_at_once) == ("whole", False, 8)
     assert (tight.quantization, tight.cpu_offload) == ("whole", True)
     with pytest.raises(ConfigError, match="to draw one picture"):
@@ -139,10 +143,96 @@ def test_the_command_prints_words_or_json():
     [
         (["--gpu-memory", "much"], "is no size of memory"),
         (["--gpu-memory", "2GiB"], "Nothing fits in 2 GiB"),
-        (["--device", "cpu"], "There is no GPU here"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_a_sentence(arguments, said):
     result = CliRunner().invoke(main, ["plan", "--base", "sdxl", *arguments])
     assert result.exit_code != 0
     assert said in result.output
+
+
+# ------------------------------------------------------------------ on a processor
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
+    """Whether the processor multiplies in bf16 itself."""
+    has = getattr(request, "param", False)
+    for module in ("work", "telling"):
+        monkeypatch.setattr(f"dreamloom.memory.{module}.has_bf16_units", lambda: has)
+    return has
+
+
+def host(gib: float) -> DeviceMemory:
+    return DeviceMemory(round(gib * GIB), f"{gib} GiB", is_host=True)
+
+
+@pytest.mark.parametrize(
+    ("gib", "quantization", "recomputed", "waits"),
+    [(64, "whole", "none", False), (16, "whole", "low", True), (11, "bf16", "low", True)],
+)
+@pytest.mark.usefixtures("units")
+def test_a_processor_without_units_for_bf16_keeps_the_base_in_it_for_want_of_room_alone(
+    gib, quantization, recomputed, waits
+):
+    plan = plan_run(config(), host(gib))
+    setting = plan.choice.setting
+    assert (setting.quantization, setting.gradient_checkpointing) == (quantization, recomputed)
+    assert setting.cpu_offload is waits
+    assert apply_plan(config(), plan).precision == "fp32"
+    assert plan.choice.memory_use.peak_bytes <= host(gib).usable_bytes
+    assert plan.as_dict()["settings"]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("units", [True], indirect=True)
+@pytest.mark.usefixtures("units")
+def test_a_processor_with_units_for_bf16_computes_in_it():
+    assert plan_run(config(), host(64)).choice.setting.precision == "bf16"
+    assert "for which it has matrix units" in "\n".join(plan_run(config(), host(64)).lines())
+    assert plan_run(config("precision=fp32"), host(64)).choice.setting.precision == "fp32"
+
+
+@pytest.mark.usefixtures("units")
+def test_a_plan_for_a_processor_says_what_a_whole_base_would_have_needed():
+    text = "\n".join(plan_run(config(), host(11)).lines())
+    assert "in fp32: it has no matrix units for bf16" in text
+    assert "kept in bf16 and widened for each use (whole would need" in text
+
+
+@pytest.mark.usefixtures("units")
+def test_what_fits_no_computer_is_refused_with_what_would_fit():
+    with pytest.raises(ConfigError, match="Nothing fits in 13 GiB") as caught:
+        plan_run(config("memory.base_quantization=whole"), host(13))
+    assert "--set memory.base_quantization=auto" in caught.value.hint
+    assert "resolution" not in caught.value.hint  # it would not help
+    with pytest.raises(ConfigError, match="in its phase 'loading'") as caught:
+        plan_run(config("adapter.text_encoders=true"), host(5))
+    assert caught.value.hint == "Close other programs, or take a computer with more memory."
+    with pytest.raises(ConfigError, match="to draw one picture") as caught:
+        plan_drawing(config(), host(3))
+    assert "close other programs" in caught.value.hint
+
+
+@pytest.mark.usefixtures("units")
+def test_a_processors_drawing_is_planned_as_well():
+    plan = plan_drawing(config(), host(24))
+    assert (plan.setting.precision, plan.setting.cpu_offload) == ("fp32", False)
+    assert any("picture" in line and "drawn at a time" in line for line in plan.lines())
+    assert plan_drawing(config(), host(10)).setting.quantization == "bf16"
+
+
+def test_a_limit_of_a_container_is_named(monkeypatch: pytest.MonkeyPatch):
+    limited = HostMemory(8 * GIB, 10 * GIB, is_limited=True)
+    monkeypatch.setattr(device_memory, "read_host_memory", lambda: limited)
+    found = describe_host()
+    assert "that this container has free, of 10.0" in found.said
+    # What this process holds already is not somebody else's.
+    assert 8 * GIB < found.nbytes <= 10 * GIB
+    said = CliRunner().invoke(main, ["plan", "--base", "sdxl", "--device", "cpu"])
+    assert "this container has free" in said.output
+
+
+def test_the_limit_in_the_settings_holds_on_a_processor():
+    plan = plan_run(config("memory.limit=9GiB"), host(64))
+    assert plan.memory.is_host
+    assert plan.choice.memory_use.peak_bytes < 9 * GIB

@@ -77,8 +77,12 @@ def test_zeros_come_back_as_zeros_and_stay_finite(kind):
 
 
 def expected_bytes(outputs, inputs, kind):
-    """One byte a weight and a scale a row; for nf4 half a byte, scales, and scales of scales."""
+    """One byte a weight and a scale a row; for bf16 two bytes a weight; for nf4 half a byte,
+    scales, and scales of scales.
+    """
     weights = outputs * inputs
+    if kind == "bf16":
+        return 2 * weights
     if kind != "nf4":
         return weights + 4 * outputs
     blocks = -(-weights // BLOCK)

@@ -136,6 +136,20 @@ def test_a_running_job_is_asked_to_end_and_may_keep_a_checkpoint(jobs, tmp_path)
     assert (job.outcome, job.last_line()) == ("cancelled", "a checkpoint is kept")
 
 
+def test_a_job_of_a_studio_in_the_background_of_a_script_can_be_asked_to_end(jobs, tmp_path):
+    """A shell without job control lets what stands before & ignore Ctrl-C, and all it starts."""
+    job = jobs.add("x", [POLITE])
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        runner = Runner(jobs, tmp_path, PYTHON)
+        work(runner, lambda: "ready" in job.read_log())
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    job.cancel()
+    work(runner, has_ended(job))
+    assert (job.outcome, job.last_line()) == ("cancelled", "a checkpoint is kept")
+
+
 def test_one_that_does_not_listen_is_killed_within_five_seconds(jobs, tmp_path, monkeypatch):
     assert KILL_AFTER_SECONDS + 2 * runner_module._TICK_SECONDS < 5
     monkeypatch.setattr(runner_module, "KILL_AFTER_SECONDS", 0.5)

@@ -1,5 +1,6 @@
 """The whole path on the built-in model, as somebody walks it who has six photos and no GPU."""
 
+import json
 from typing import Any
 
 import pytest

@@ -17,7 +17,8 @@ from dreamloom.display.tables import render_findings
 from dreamloom.experiments.study.findings import StudyFindings
 from dreamloom.experiments.study.question import Changes, read_study
 from dreamloom.experiments.study.run import run_study
-from dreamloom.memory.plan import MemoryPlan, find_memory, plan_run
+from dreamloom.memory.device_memory import find_memory
+from dreamloom.memory.plan import MemoryPlan, plan_run
 from dreamloom.report.render import write_report as write_page
 
 if TYPE_CHECKING:

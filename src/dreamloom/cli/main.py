@@ -209,7 +209,8 @@ def plan(
 
     Needs no GPU. Sizes are read as 12GiB (2^30 bytes each) or 12GB (10^9 bytes each).
     """
-    from dreamloom.memory.plan import find_memory, plan_run
+    from dreamloom.memory.device_memory import find_memory
+    from dreamloom.memory.plan import plan_run
 
     config = read_settings(given)
     memory = find_memory(gpu_memory, config)

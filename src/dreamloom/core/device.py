@@ -21,8 +21,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 if sys.platform != "win32":
     import resource
 
-# glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, the last at its limit.
-_KEPT_BY_MALLOC = {-1: 2**30, -2: 2**26, -3: 2**25}
+# glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD. The last is at its limit for
+# small models; large ones get their larger tensors from the system, and give them back whole.
+_KEEPING = {-1: 2**30, -2: 2**26, -3: 2**25}
+_SPARING = {-1: 2**27, -2: 2**20, -3: 2**20}
+_spares_memory: list[bool] = []
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,16 +57,7 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     Raises:
         ConfigError: If the asked device is unknown or not present on this machine.
     """
-    if device == "auto":
-        device = "cpu"
-        if torch.cuda.is_available():
-            device = "cuda"
-        elif torch.backends.mps.is_available():
-            device = "mps"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        # A launcher of several processes gives each a GPU of its own.
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    chosen = _find_device(device)
+    chosen = find_device(device)
     if precision == "auto":
         precision = "fp32"
         if chosen.type == "cuda":
@@ -76,21 +70,48 @@ def pick_runtime(device: str = "auto", precision: Precision = "auto") -> Runtime
     return Runtime(chosen, _DTYPES[precision])
 
 
+def spare_memory() -> None:
+    """Let tensors give back to the system what they held, for the rest of the process.
+
+    A large model's tensors leave gaps in what glibc keeps, which came to 2 GiB in a training of
+    SDXL, and asking the system for each anew is nothing beside what is computed with it.
+    """
+    _spares_memory.append(True)
+    _set_malloc(_SPARING)
+
+
 def _keep_freed_memory() -> None:
     """Let glibc hand out again what tensors gave back, instead of asking the system each time.
 
     By itself it returns pieces of 128 KiB and more at once, and the system clears each anew: in a
     small model's training that took a twelfth of the time. Other C libraries stay as they are.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if not _spares_memory:
+        _set_malloc(_KEEPING)
+
+
+def _set_malloc(options: dict[int, int]) -> None:
+    change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if change is not None:
-        for option, nbytes in _KEPT_BY_MALLOC.items():
+        for option, nbytes in options.items():
             change(option, nbytes)
 
 
-def _find_device(name: str) -> torch.device:
+def find_device(name: str = "auto") -> torch.device:
+    """Find a device by its name; ``auto`` is a CUDA GPU, else Apple's, else the processor.
+
+    Raises:
+        ConfigError: If it is unknown or not present on this machine.
+    """
+    if name == "auto":
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        # A launcher of several processes gives each a GPU of its own.
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         known = device.type in {"cpu", "cuda", "mps"}
@@ -126,14 +147,15 @@ def device_memory_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Measure how many TFLOP/s a device's matrix products do, in a fraction of a second.
 
     Args:
         device: Where.
         dtype: Of the matrices.
-        side: Of the square matrices; 2·side³ operations each.
+        side: Of the square matrices, 2·side³ operations each; None is 8192, on a processor 2048.
     """
+    side = side or (2048 if device.type == "cpu" else 8192)
     left = torch.randn(side, side, device=device, dtype=dtype)
     best = float("inf")
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
@@ -145,6 +167,12 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 81
         # The first also loads the kernel.
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best / 1e12
+
+
+def return_freed_memory() -> None:
+    """Give the system what tensors gave back; see `pick_runtime`, which keeps it."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

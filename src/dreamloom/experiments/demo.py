@@ -60,7 +60,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
         RunFolderError: If ``out`` holds other files, or a run with other settings.
         TrainingError: If it was stopped while training.
     """
-    model, config = open_session(config, runtime)
+    model, config = open_session(config, runtime, observe=observe)
     root = open_run(out, config)
     observe = tee(observe, root.observer())
     side = model.advice.resolution_px

@@ -6,19 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from dreamloom.memory.predict import GIB, MemoryUse, Setting, predict_memory_use
+from dreamloom.memory.predict import MemoryUse, Setting, predict_memory_use
 from dreamloom.memory.table import MemoryTable
 
 LADDER = ("none", "high", "low", "full")
 """Checkpointing, from fastest to smallest."""
 QUANTIZED = ("whole", "int8", "nf4")
 """How the base is kept, from most to least exact; fp8 is as large as int8 and less exact."""
+QUANTIZED_FROM_FP32 = ("whole", "bf16", "int8", "nf4")
+"""The same where it computes in fp32."""
 EIGHT_BIT = "adamw8bit"
-
-CONTEXT_BYTES = round(0.75 * GIB)
-"""What the driver's context is allowed beside tensors."""
-# What the allocator cannot hand out again because it is in pieces, and what kernels work in.
-_LOST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,23 +72,19 @@ class Choice:
     refused: list[tuple[str, str, int]] = field(default_factory=list)
 
 
-def usable_bytes(memory_bytes: int) -> int:
-    """Say how much of a device's memory tensors may hold.
-
-    The driver's context takes about 0.75 GiB, and a twentieth is lost to pieces and workspaces.
-    Both are allowances, not measurements.
-    """
-    return max(0, round(memory_bytes * (1 - _LOST_SHARE)) - CONTEXT_BYTES)
-
-
-def choose_setting(table: MemoryTable, work: Work, memory_bytes: int, limits: Limits) -> Choice:
+def choose_setting(table: MemoryTable, work: Work, usable: int, limits: Limits) -> Choice:
     """Choose the first setting that fits, in the order of what is lost by it.
 
     Exactness comes first: a whole base before one of 8 and one of 4 bits. Then comes speed: every
     level that is recomputed costs operations, while smaller passes and parts that take turns
     cost little. The optimizer in 8 bits is the last resort.
+
+    Args:
+        table: What was counted of the base model.
+        work: What is to be done.
+        usable: Bytes that tensors may hold.
+        limits: What may be chosen.
     """
-    usable = usable_bytes(memory_bytes)
     smallest: Choice | None = None
     for setting in _list_settings(work, limits):
         fitted = _draw_as_many_as_fit(table, setting, work.drawn_at_once, usable)

@@ -1,27 +1,27 @@
-"""Fit a run to the device's memory: plan it, choose quantization and CPU offload."""
+"""Fit a run to the device's memory: plan it, choose precision, quantization and CPU offload."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
 
 from dreamloom.core.config.loading import load_run_settings
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import Runtime, measure_matrix_rate
+from dreamloom.core.device import Runtime, measure_matrix_rate, spare_memory
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.memory.plan import (
-    DeviceMemory,
-    apply_plan,
-    find_folder,
-    plan_drawing,
-    plan_run,
-    read_device_memory,
-    read_memory,
-)
+from dreamloom.memory.device_memory import DeviceMemory, read_device_memory, read_memory
+from dreamloom.memory.plan import apply_plan, plan_run
+from dreamloom.memory.plan_drawing import plan_drawing
 from dreamloom.memory.predict import Setting
+from dreamloom.memory.work import find_folder
 from dreamloom.models.base import MemoryOptions
 
-# A base whose weights are this small beside a GPU's memory is not worth a plan.
+# A base whose weights are this small beside a device's memory is not worth a plan.
 _SMALL_SHARE = 1 / 32
+_USUAL_PHOTOS = 6
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -32,52 +32,99 @@ class Fitted:
         config: With everything that was chosen.
         lasting: With what the result depends on, as a run's folder keeps it; what depends on this
             device alone stays as it was given.
+        runtime: Where and how precisely to compute.
         memory_options: How the base model is to be loaded.
         lines: What was chosen, and why.
     """
 
     config: LoomConfig
     lasting: LoomConfig
+    runtime: Runtime
     memory_options: MemoryOptions
     lines: tuple[str, ...] = ()
 
 
-def fit_run(run: RunFolder, config: LoomConfig, runtime: Runtime, photos: int) -> Fitted:
-    """Choose what the settings leave open, from the device's memory; on a processor, nothing.
+def fit_training(
+    config: LoomConfig, runtime: Runtime, photos: int, run: RunFolder | None = None
+) -> Fitted:
+    """Choose what the settings leave open from the device's memory.
 
-    A run that was begun keeps its base as it is stored there, whatever would fit now.
+    Args:
+        config: Settings as given.
+        runtime: Where to compute, as the settings say.
+        photos: How many there are.
+        run: The run's folder. One that was begun keeps its base as it is stored there, whatever
+            would fit now.
 
     Raises:
         ConfigError: If nothing fits.
     """
-    config = _go_on_as_begun(run, config)
+    config = _go_on_as_begun(run, config) if run else config
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(config.base, memory):
         chosen = (
             config if config.memory.base_quantization != "auto" else _with_base(config, "whole")
         )
-        return Fitted(chosen, chosen, ask_memory_options(chosen))
+        return Fitted(chosen, chosen, runtime, ask_memory_options(chosen))
     rate = measure_matrix_rate(runtime.device, runtime.dtype)
-    plan = plan_run(config, memory, photos=photos, rate_tflops=round(rate))
+    plan = plan_run(config, memory, photos=photos, rate_tflops=float(f"{rate:.2g}"))
     chosen = apply_plan(config, plan)
     setting = plan.choice.setting
-    lasting = _with_base(config, setting.quantization).model_copy(update={"train": chosen.train})
-    return Fitted(chosen, lasting, _planned_options(setting), tuple(plan.lines()))
+    lasting = _with_base(config, setting.quantization).model_copy(
+        update={"train": chosen.train, "precision": chosen.precision}
+    )
+    return Fitted(
+        chosen,
+        lasting,
+        _planned_runtime(setting, runtime),
+        _planned_options(setting),
+        tuple(plan.lines()),
+    )
 
 
-def fit_drawing(config: LoomConfig, runtime: Runtime) -> MemoryOptions:
-    """Choose how a base model is loaded to draw with."""
+def fit_open(config: LoomConfig, runtime: Runtime, work: Literal["training", "drawing"]) -> Fitted:
+    """Choose what the settings leave open; where that is nothing, take them as they are.
+
+    For work that opens its base model again and again: what was chosen first stays.
+
+    Raises:
+        ConfigError: If nothing fits.
+    """
+    if "auto" not in (config.memory.base_quantization, config.memory.cpu_offload):
+        return Fitted(config, config, runtime, ask_memory_options(config))
+    if work == "training":
+        fitted = fit_training(config, runtime, _USUAL_PHOTOS)
+        return fitted if fitted.lines else replace(fitted, config=config)
+    return fit_drawing(config, runtime)
+
+
+def fit_drawing(config: LoomConfig, runtime: Runtime) -> Fitted:
+    """Choose how a base model is loaded to draw with.
+
+    Raises:
+        ConfigError: If not even one picture at a time fits.
+    """
     memory = _find_memory(config, runtime)
     if memory is None or _is_small(config.base, memory):
-        return ask_memory_options(config)
-    return _planned_options(plan_drawing(config, memory))
+        return Fitted(config, config, runtime, ask_memory_options(config))
+    plan = plan_drawing(config, memory)
+    chosen = _with_base(config, plan.setting.quantization, cpu_offload=plan.setting.cpu_offload)
+    if plan.setting.on_host:
+        chosen = chosen.model_copy(update={"precision": plan.setting.precision})
+    return Fitted(
+        chosen,
+        chosen,
+        _planned_runtime(plan.setting, runtime),
+        _planned_options(plan.setting),
+        tuple(plan.lines()),
+    )
 
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
     has = read_device_memory(runtime.device)
     if has is None or config.memory.limit == "auto":
         return has
-    return read_memory(config.memory.limit)
+    return read_memory(config.memory.limit, is_host=has.is_host)
 
 
 def _is_small(base: str, memory: DeviceMemory) -> bool:
@@ -89,20 +136,29 @@ def _is_small(base: str, memory: DeviceMemory) -> bool:
 
 
 def _go_on_as_begun(run: RunFolder, config: LoomConfig) -> LoomConfig:
-    if config.memory.base_quantization != "auto" or not run.settings_file.is_file():
+    if not run.settings_file.is_file():
         return config
     begun = load_run_settings(run.settings_file)
-    if begun.memory.base_quantization == "auto":
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": begun.precision})
+    if config.memory.base_quantization != "auto" or begun.memory.base_quantization == "auto":
         return config
     config = _with_base(config, begun.memory.base_quantization)
     chose_8_bit = (config.train.optimizer, begun.train.optimizer) == ("adamw", "adamw8bit")
     return config.model_copy(update={"train": begun.train}) if chose_8_bit else config
 
 
-def _with_base(config: LoomConfig, quantization: str) -> LoomConfig:
-    return config.model_copy(
-        update={"memory": config.memory.model_copy(update={"base_quantization": quantization})}
-    )
+def _with_base(config: LoomConfig, quantization: str, **more: bool) -> LoomConfig:
+    update = {"base_quantization": quantization, **more}
+    return config.model_copy(update={"memory": config.memory.model_copy(update=update)})
+
+
+def _planned_runtime(setting: Setting, runtime: Runtime) -> Runtime:
+    """Compute as was planned; what a GPU computes in, it knows itself."""
+    if not setting.on_host:
+        return runtime
+    spare_memory()
+    return Runtime(runtime.device, _DTYPES[setting.base_bytes])
 
 
 def _planned_options(setting: Setting) -> MemoryOptions:

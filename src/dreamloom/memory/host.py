@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import psutil
 # By version of control groups: the limit, what is used, and what of that is a cache of files.
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+_BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,31 @@ def read_host_memory(root: Path = Path("/sys/fs/cgroup"), own: str | None = None
         if limit < memory.total or free < memory.free:
             memory = HostMemory(free, min(limit, memory.total), is_limited=True)
     return memory
+
+
+def has_bf16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether the processor multiplies matrices in bfloat16 itself, as far as Linux tells.
+
+    Such are Intel's from Cooper Lake and AMD's from Zen 4 on (AVX-512 BF16, AMX), and Arm's with
+    BF16.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    rows = [row for row in text.splitlines() if row.startswith(("flags", "Features"))]
+    words = set(rows[0].split()) if rows else set()
+    return bool(words & _BF16_UNITS)
+
+
+def may_have_gpu(devices: Path = Path("/dev")) -> bool:
+    """Say whether a GPU could be here: on Linux without a driver's device there is none.
+
+    Looked for are Nvidia's, AMD's and that of Windows' subsystem for Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return True
+    return any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg"))
 
 
 def _list_groups(root: Path, own: str) -> Iterator[tuple[Path, tuple[str, str, str]]]:

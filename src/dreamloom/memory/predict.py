@@ -11,8 +11,8 @@ from typing import Literal
 
 from dreamloom.memory.table import MemoryTable
 
-Phase = Literal["class images", "caching", "training", "sampling", "saving"]
-"""What a run does, in order."""
+Phase = Literal["loading", "class images", "caching", "training", "sampling", "saving"]
+"""What a run does, in order; loading counts where a processor computes."""
 
 PHASES: tuple[Phase, ...] = ("class images", "caching", "training", "sampling", "saving")
 GIB = 2**30
@@ -44,12 +44,14 @@ class Setting:
         text_encoders: Whether they are trained, too.
         optimizer: Its name.
         gradient_checkpointing: none, high, low or full.
-        quantization: whole, fp8, int8 or nf4.
+        quantization: whole, bf16, fp8, int8 or nf4.
         cpu_offload: Whether autoencoder, text encoders and denoiser take turns.
         micro_batch_size: Images that go through the model at once.
         passes: Passes of an update.
         drawn_at_once: Pictures that are denoised at a time.
         base_bytes: Bytes of one weight of the frozen base: 2 or 4.
+        on_host: Whether a processor computes, in the computer's own memory.
+        judges_bytes: Bytes of the encoders that score pictures while training runs.
     """
 
     resolution_px: int
@@ -64,6 +66,13 @@ class Setting:
     passes: int = 2
     drawn_at_once: int = 1
     base_bytes: int = 2
+    on_host: bool = False
+    judges_bytes: int = 0
+
+    @property
+    def precision(self) -> str:
+        """What the base is kept in, where it is whole and a processor computes."""
+        return "fp32" if self.base_bytes == 4 else "bf16"
 
 
 @dataclass(frozen=True)
@@ -86,17 +95,22 @@ class MemoryUse:
     @property
     def peak_phase(self) -> Phase:
         """The phase that needs the most."""
-        return max(PHASES, key=lambda phase: self.phases[phase])
+        return max(self.phases, key=lambda phase: self.phases[phase])
 
 
 def predict_memory_use(table: MemoryTable, setting: Setting) -> MemoryUse:
     """Predict the most bytes that each phase of a run holds at once."""
     area = (setting.resolution_px / table.resolution_px) ** 2
     wide = setting.base_bytes / 2
-    stored = setting.quantization != "whole"
-    unet = round(table.unet[setting.quantization] * (1 if stored else wide))
-    text = round(table.text["int8" if stored else "whole"] * (1 if stored else wide))
+    unet = _weigh(table.unet, setting.quantization, wide)
+    kind = setting.quantization
+    text = _weigh(table.text, kind if kind in ("whole", "bf16") else "int8", wide)
     vae = round(table.vae * wide)
+    # A processor's denoiser never leaves, and everything is there once it is loaded: in 16 bits
+    # where it is then quantized.
+    counted = table.unet["whole"] + table.text["whole"] + table.vae
+    read = counted * (wide if kind == "whole" else 1)
+    staying = unet if setting.on_host else 0
     dequantized = table.stored.get(setting.quantization, 0)
     at_work = {
         "denoise": wide * area * table.denoise * 2 * setting.drawn_at_once + dequantized,
@@ -107,29 +121,33 @@ def predict_memory_use(table: MemoryTable, setting: Setting) -> MemoryUse:
     trained = count_parameters(table, setting)
     adapter = trained * _MASTER_BYTES + (trained * setting.base_bytes if wide == 1 else 0)
     states = trained * _STATE_BYTES.get(setting.optimizer, 8)
-    gradients = trained * _MASTER_BYTES if setting.passes > 1 else 0
+    # On a processor AdamW keeps them between updates.
+    gradients = trained * _MASTER_BYTES if setting.passes > 1 or setting.on_host else 0
     trained_text = text if setting.text_encoders else 0
     passes = _predict_passes(table, setting, area * wide) + dequantized
-    adapter_state = adapter + states
-    training = unet + trained_text + adapter_state + gradients + passes
-    phases: dict[Phase, float] = {
-        "class images": _drawing(setting, unet, text, vae, at_work, 0),
-        "caching": max(vae + at_work["encode"], text + at_work["prompts"])
+    adapter_state, judges = adapter + states, setting.judges_bytes
+    waiting = vae + (0 if setting.text_encoders else text) if setting.on_host else 0
+    training = unet + trained_text + adapter_state + gradients + passes + judges
+    if not setting.cpu_offload:
+        training += waiting
+    drawing = _predict_drawing(setting, (unet, text, vae), at_work, staying)
+    phases: dict[Phase, float] = {"loading": max(read, unet + text + vae)}
+    phases = (phases if setting.on_host else {}) | {
+        "class images": drawing,
+        "caching": staying + max(vae + at_work["encode"], text + at_work["prompts"])
         if setting.cpu_offload
         else unet + text + vae + max(at_work["encode"], at_work["prompts"]),
         "training": training,
         # It begins with all that training leaves behind.
-        "sampling": max(
-            unet + trained_text + adapter_state,
-            _drawing(setting, unet, text, vae, at_work, adapter_state),
-        ),
+        "sampling": max(unet + trained_text, drawing) + adapter_state + judges,
         "saving": adapter_state
+        + judges
         + vae
-        + (0 if setting.cpu_offload else unet + trained_text)
+        + (staying if setting.cpu_offload else unet + trained_text)
         + adapter,
     }
     parts = {
-        "base model": unet + trained_text,
+        "base model": unet + trained_text + (0 if setting.cpu_offload else waiting),
         "adapter and optimizer": adapter_state + gradients,
         "activations": passes,
     }
@@ -160,12 +178,25 @@ def _predict_passes(table: MemoryTable, setting: Setting, scale: float) -> int:
     return round(scale * setting.micro_batch_size * (activations + share * extra) + text)
 
 
-def _drawing(
-    setting: Setting, unet: int, text: int, vae: int, at_work: dict[str, float], adapter_state: int
+def _predict_drawing(
+    setting: Setting, weights: tuple[int, int, int], at_work: dict[str, float], staying: int
 ) -> float:
-    if setting.cpu_offload:
-        most = max(text + at_work["prompts"], unet + at_work["denoise"], vae + at_work["decode"])
-    else:
-        busiest = max(at_work["prompts"], at_work["denoise"], at_work["decode"])
-        most = unet + text + vae + busiest
-    return most + adapter_state
+    """What drawing holds, with the weights of denoiser, text encoders and autoencoder."""
+    unet, text, vae = weights
+    if not setting.cpu_offload:
+        return sum(weights) + max(at_work["prompts"], at_work["denoise"], at_work["decode"])
+    return max(
+        staying + text + at_work["prompts"],
+        unet + at_work["denoise"],
+        staying + vae + at_work["decode"],
+    )
+
+
+def _weigh(sizes: dict[str, int], quantization: str, wide: float) -> int:
+    """Weigh a part: what was counted in 16 bits is wider in 32, but for what is quantized."""
+    if quantization == "whole":
+        return round(sizes["whole"] * wide)
+    counted = sizes["whole" if quantization == "bf16" else quantization]
+    # In int8 a weight has one byte of its two.
+    in_16_bits = 2 * sizes["int8"] - sizes["whole"]
+    return round(counted + (wide - 1) * in_16_bits)

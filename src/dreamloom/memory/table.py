@@ -10,6 +10,8 @@ from typing import Any
 
 SDXL_FILE = Path(__file__).with_name("sdxl.json")
 """The table of SDXL's published size; `benchmarks/count_memory.py --write` makes it."""
+PICTUREBOOK_FILE = Path(__file__).with_name("picturebook.json")
+"""The table of the embedded model; made by the same command."""
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,8 @@ class MemoryOptions:
 
     Args:
         quantization: How the frozen linear layers of the denoiser are kept; those of the text
-            encoders are kept in int8 where it is not ``whole``. It alone changes what is computed.
+            encoders are kept in int8 where it is neither ``whole`` nor ``bf16``. It alone changes
+            what is computed. For a processor the base is then read in bf16.
         cpu_offload: Whether autoencoder, text encoders and denoiser take turns on the device,
             which costs the time of moving them.
         drawn_at_once: Most pictures that are denoised at a time; None sets no limit.

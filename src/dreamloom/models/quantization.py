@@ -1,4 +1,4 @@
-"""Quantization of frozen weights to 8 or 4 bits (fp8, int8, nf4): what they lose is bounded.
+"""Quantization of frozen weights to 16, 8 or 4 bits: what they lose is bounded.
 
 Activations and gradients stay as they are; a stored weight is turned back for each use.
 """
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Quantization = Literal["whole", "fp8", "int8", "nf4"]
-"""How frozen weights are kept: as they are, or in 8, 8 or 4 bits each."""
+Quantization = Literal["whole", "bf16", "fp8", "int8", "nf4"]
+"""How frozen weights are kept: as they are, or in 16, 8, 8 or 4 bits each."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
@@ -34,10 +34,11 @@ class QuantizedTensor:
     """One weight matrix as it is stored.
 
     Args:
-        kind: fp8, int8 or nf4.
+        kind: bf16, fp8, int8 or nf4.
         shape: Of the matrix, (outputs, inputs).
-        codes: fp8 or int8: the matrix; nf4: two codes a byte, the first in the upper half.
-        scales: fp8 or int8: one per output, (outputs, 1) in float32; nf4: one byte per block.
+        codes: The matrix; nf4: two codes a byte, the first in the upper half.
+        scales: fp8 or int8: one per output, (outputs, 1) in float32; nf4: one byte per block; bf16
+            has none.
         superscales: nf4: one per 256 blocks, and the scales' mean at the end; else empty.
         levels: nf4: the two values that each byte stands for, (256, 2) in float32; else empty.
     """
@@ -82,6 +83,7 @@ def nf4_levels() -> tuple[float, ...]:
 def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> QuantizedTensor:
     """Store a weight matrix in fewer bits.
 
+    - ``bf16``: the nearest number of bfloat16. The error is at most 1/256 of the weight.
     - ``int8``: round(127 w / s), s the largest magnitude of the output's row. The error is at most
       s / 254.
     - ``fp8``: w / s in e4m3fn, s the row's largest magnitude over 448. The error is at most 1/16
@@ -93,7 +95,7 @@ def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> Qua
     Args:
         weight: Finite, of any floating type. For nf4, blocks run on across rows, and the last one
             is filled up with zeros.
-        kind: fp8, int8 or nf4.
+        kind: bf16, fp8, int8 or nf4.
 
     Raises:
         ValueError: If the kind is ``whole``.
@@ -110,6 +112,9 @@ def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> Qua
     nothing = exact.new_empty(0)
     if kind == "nf4":
         return _quantize_nf4(exact)
+    if kind == "bf16":
+        codes = weight.detach().to(torch.bfloat16)
+        return QuantizedTensor(kind, _sides(exact), codes, nothing, nothing, nothing)
     largest = exact.abs().amax(dim=1, keepdim=True).clamp(min=_LEAST_SCALE)
     limit = _LARGEST_INT8 if kind == "int8" else _LARGEST_FP8
     scaled = exact * (limit / largest)
@@ -119,6 +124,8 @@ def quantize(weight: Float[Tensor, "outputs inputs"], kind: Quantization) -> Qua
 
 def dequantize(stored: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:
     """Turn a stored weight back, with what it lost."""
+    if stored.kind == "bf16":
+        return stored.codes.to(dtype)
     if stored.kind != "nf4":
         return stored.codes.to(dtype) * stored.scales.to(dtype)
     pairs = torch.nn.functional.embedding(stored.codes.int(), stored.levels.to(dtype))

@@ -1,4 +1,4 @@
-"""Quantized layers: a frozen model's linear layers in 8 or 4 bits, computing as before."""
+"""Quantized layers: a frozen model's linear layers in 16, 8 or 4 bits, computing as before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class QuantizedLinear(nn.Linear):
 
     Args:
         layer: The layer as it is; its bias stays whole.
-        kind: fp8, int8 or nf4.
+        kind: bf16, fp8, int8 or nf4.
         device: Where to turn it, and where it then lies; None leaves it where it is.
     """
 

@@ -51,6 +51,7 @@ from dreamloom.models.lora_schedule import Curve, LoraSchedule, Strength
 from dreamloom.models.offload import CpuOffload
 from dreamloom.models.peft_adapter import AttachedAdapter
 from dreamloom.models.prompts import PromptEncoder, SDXLConditioning, split_alike
+from dreamloom.models.quantization import Quantization
 from dreamloom.models.quantized_layers import quantize_linears
 from dreamloom.models.sampling_shortcuts import reusing_deep_levels
 from dreamloom.models.schedule import NoiseSchedule, end_in_noise
@@ -86,7 +87,11 @@ class SDXLFamily:
         self, base: str, runtime: Runtime, memory_options: MemoryOptions = NO_SAVINGS
     ) -> SDXLModel:
         """Load a base model; raises BaseModelError if it cannot be found or read."""
-        source = load_source(base, runtime)
+        reading = runtime
+        if memory_options.quantization != "whole" and runtime.device.type == "cpu":
+            # What is kept in fewer bits need not lie there in all of them first.
+            reading = Runtime(runtime.device, torch.bfloat16)
+        source = load_source(base, reading)
         identity = BaseIdentity(
             base, self.name, source.fingerprint, source.revision, source.earlier_fingerprint
         )
@@ -119,9 +124,14 @@ class SDXLModel:
         for module in (*self._components.values(), pipeline.vae):
             module.requires_grad_(False).eval()
         if memory_options.quantization != "whole":
-            quantize_linears(pipeline.unet, memory_options.quantization, runtime.device)
+            quantization = memory_options.quantization
+            quantize_linears(pipeline.unet, quantization, runtime.device)
             for name in TEXT_ENCODERS:
-                quantize_linears(self._components[name], "int8", runtime.device)
+                kind: Quantization = "bf16" if quantization == "bf16" else "int8"
+                quantize_linears(self._components[name], kind, runtime.device)
+            # The rest may have been read in fewer bits than it computes in.
+            for module in (*self._components.values(), pipeline.vae):
+                module.to(runtime.dtype)
         self._offload = offload(
             {**self._components, "vae": pipeline.vae}, runtime.device, memory_options.cpu_offload
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from dreamloom.core.device import Runtime
 from dreamloom.core.errors import AdapterError
@@ -12,6 +13,7 @@ from dreamloom.models.base import NO_SAVINGS, MemoryOptions, Model
 from dreamloom.models.families import load_model
 
 _OPEN: dict[tuple[str, Runtime, MemoryOptions], Model] = {}
+"""What is open, by what it was asked with; how much is drawn at once can change."""
 
 
 def open_base(base: str, runtime: Runtime, options: MemoryOptions = NO_SAVINGS) -> Model:
@@ -27,10 +29,12 @@ def open_base(base: str, runtime: Runtime, options: MemoryOptions = NO_SAVINGS) 
     Raises:
         BaseModelError: As `load_model`.
     """
-    key = (base, runtime, options)
+    key = (base, runtime, replace(options, drawn_at_once=None))
     if key not in _OPEN:
         _OPEN.clear()
         _OPEN[key] = load_model(base, runtime, options)
+    if options.drawn_at_once:
+        _OPEN[key].memory_options = options
     return _OPEN[key]
 
 

@@ -24,7 +24,6 @@ from dreamloom.inference.generate import (
     settle_composition,
 )
 from dreamloom.lora.reading import read_adapter
-from dreamloom.memory.fit import fit_drawing
 from dreamloom.pipeline.session import check_names, choose_base, open_session
 from dreamloom.pipeline.subject import fill_subject, name_subject
 
@@ -126,7 +125,7 @@ def draw(
     if request.floor and active:
         refuse_other_set(run, f"{request.name}_base", prompts, ())
     config = choose_base(config, headers)
-    model, config = open_session(config, runtime, fit_drawing(config, runtime))
+    model, config = open_session(config, runtime, work="drawing", observe=observe)
     settings, name = config.generate, request.name
     check_request(model, prompts, settings, active, name, composition)
     run.claim()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
+from dreamloom.core.events import Note, Observer, silent
 from dreamloom.core.toml_files import offer
-from dreamloom.memory.fit import ask_memory_options
+from dreamloom.memory.fit import fit_open
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.schedulers import SCHEDULERS
 from dreamloom.models.session import open_base
@@ -26,27 +28,36 @@ def choose_base(config: LoomConfig, headers: Iterable[Mapping[str, str]]) -> Loo
 
 
 def open_session(
-    config: LoomConfig, runtime: Runtime | None = None, options: MemoryOptions | None = None
+    config: LoomConfig,
+    runtime: Runtime | None = None,
+    options: MemoryOptions | None = None,
+    *,
+    work: Literal["training", "drawing"] = "training",
+    observe: Observer = silent,
 ) -> tuple[Model, LoomConfig]:
     """Load the base model that the settings name, once per process.
 
     Args:
         config: Settings as given.
         runtime: Where to compute; None takes what the settings say.
-        options: How the model spares memory; None takes what the settings ask for.
+        options: How the model spares memory; None plans it where the settings leave it open.
+        work: What memory is planned for.
+        observe: Told what was planned.
 
     Returns:
         The model, and the settings without any ``auto`` that it has advice for.
 
     Raises:
         BaseModelError: If it cannot be found or read.
-        ConfigError: As `resolve_defaults`, or if the device is not there.
+        ConfigError: As `resolve_defaults`, if the device is not there, or if nothing fits there.
     """
-    model = open_base(
-        config.base,
-        runtime or pick_runtime(config.device, config.precision),
-        options or ask_memory_options(config),
-    )
+    runtime = runtime or pick_runtime(config.device, config.precision)
+    if options is None:
+        fitted = fit_open(config, runtime, work)
+        for line in fitted.lines:
+            observe(Note("memory", line))
+        config, runtime, options = fitted.config, fitted.runtime, fitted.memory_options
+    model = open_base(config.base, runtime, options)
     return model, resolve_defaults(config, model)
 
 

@@ -37,7 +37,7 @@ from dreamloom.evaluation.encoders.store import Missing
 from dreamloom.evaluation.metrics.measures import SubjectWords
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.scoring import Floor, PartedPhotos, evaluate_images, pick_encoders
-from dreamloom.memory.fit import fit_run
+from dreamloom.memory.fit import fit_training
 from dreamloom.models.base import Model
 from dreamloom.pipeline.score import _list_class_images
 from dreamloom.pipeline.score_set import evaluation_options, name_held_out
@@ -187,10 +187,10 @@ def prepare_run(
     check_held_out(photos_folder, config)
     for note in describe_words(config):
         observe(note)
-    fitted = fit_run(run, config, runtime, len(captions))
+    fitted = fit_training(config, runtime, len(captions), run)
     for line in fitted.lines:
         observe(Note("train", line))
-    model, config = open_session(fitted.config, runtime, fitted.memory_options)
+    model, config = open_session(fitted.config, fitted.runtime, fitted.memory_options)
     _refuse_other_photos(run, photos_folder, config, model)
     for note in (*describe_reading(model, config), *warn_of_photographs(model, photos_folder)):
         observe(note)

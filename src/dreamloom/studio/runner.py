@@ -135,6 +135,7 @@ class Runner:
 
     def _start(self, job: Job) -> None:
         argv = [*self._program, *job.asked.argv]
+        _let_jobs_hear_ctrl_c()
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with job.log_file.open("ab") as log:
             try:
@@ -164,6 +165,17 @@ class Runner:
         """Say that this runner watches it."""
         own = {"runner_pid": self._pid, "runner_started": self._began}
         return became.model_copy(update=own)
+
+
+def _let_jobs_hear_ctrl_c() -> None:
+    """Listen for SIGINT where a shell told this process not to, as it does behind ``&``.
+
+    What is ignored, the programs that are started ignore as well; what is listened for, they do
+    not inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(pid: int) -> None:

@@ -51,7 +51,6 @@ from dreamloom.inference.generate import (
     refuse_other_set,
     settle_composition,
 )
-from dreamloom.memory.fit import fit_drawing
 from dreamloom.models.base import Model
 from dreamloom.models.lora_schedule import TOGETHER
 from dreamloom.pipeline.session import check_names, choose_base, open_session, resolve_defaults
@@ -85,7 +84,7 @@ def draw_grid(
         refuse_other_set(run, cell.set, cell.prompts, cell.active, manner)
     command = write_command(request, config)
     config = choose_base(config, plan.headers)
-    model, widened = open_session(plan.widen(config), runtime, fit_drawing(config, runtime))
+    model, widened = open_session(plan.widen(config), runtime, work="drawing", observe=observe)
     prompts = [prompt for cell in plan.cells for prompt in cell.prompts]
     for active in plan.sets_of_adapters():
         check_request(model, prompts, widened.generate, active, request.name)

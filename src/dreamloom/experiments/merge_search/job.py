@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamloom.core.config.settings import LoomConfig, SubjectConfig
 from dreamloom.core.errors import ConfigError, RunFolderError
+from dreamloom.core.events import Event, Note
 from dreamloom.core.run_folder import RunFolder, fingerprint
 from dreamloom.data.photos.prepare import fingerprint_photos
 from dreamloom.evaluation.encoders.base import Encoders
@@ -102,9 +103,13 @@ def resolve_job(request: SearchRequest, config: LoomConfig, run: RunFolder) -> J
     if len(prompts) == 1:
         notes.append("There is one prompt only: its seeds alone are held out.")
     subject = SubjectConfig(phrase=words.phrase, class_noun=words.class_noun)
-    model, config = open_session(config.model_copy(update={"subject": subject}))
+    heard: list[Event] = []
+    model, config = open_session(
+        config.model_copy(update={"subject": subject}), work="drawing", observe=heard.append
+    )
     active = [ActiveAdapter(path) for path in request.files]
     check_request(model, [Prompt(text) for text in prompts], config.generate, active, "search")
+    notes += [event.text for event in heard if isinstance(event, Note)]
     notes += model.note_prompts(prompts, config.generate.prompt_weights)
     encoders = pick_encoders(config.evaluate.encoders, model.identity.name, config.device)
     require_encoders(encoders)

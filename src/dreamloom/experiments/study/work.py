@@ -161,7 +161,7 @@ def survey(root: Path, study: Study, observe: Observer = silent) -> Survey:
     configs, counts = {}, {arm.name: arm.photo_count for arm in study.list_arms()}
     for arm in study.list_arms():
         for seed in study.train_seeds:
-            model, config = open_session(study.configure(arm, seed))
+            model, config = open_session(study.configure(arm, seed), observe=observe)
             configs[arm.name, seed] = config
         check_request(model, list_prompts(study, config), config.generate, [], SET)
         _find_photos(root, Path(study.photos), config, model)
