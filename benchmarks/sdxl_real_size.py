@@ -388,10 +388,58 @@ def bake(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return run_command("bake", f"{adapter}:1", "--base", given.base, "--out", folder / "baked")
 
 
+def extract(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Take the adapter out of the model that it was baked into."""
+    baked = given.work / "cases" / "baked" / "baked"
+    words = ("extract", baked, "--base", given.base, "--rank", "4", "--out", folder / "extracted")
+    return run_command(*words)
+
+
+def read_single_file(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Write the base model in the original layout, and draw the same from it as from its folder."""
+    from diffusers import StableDiffusionXLPipeline
+    from safetensors.torch import save_file
+
+    sys.path.append(str(HERE.parent / "tests"))
+    from original_layout import original_layout
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(given.base, torch_dtype=torch.bfloat16)
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    state = original_layout(*(getattr(pipeline, name) for name in names))
+    file = folder / "model.safetensors"
+    save_file({name: weight.contiguous() for name, weight in state.items()}, file)
+    del pipeline, state
+    rows, pictures = [], []
+    for number, base in enumerate((file, given.base)):
+        rows.append(
+            run_command(
+                *("generate", "--base", base, "--prompt", "a photo of a person", "--seeds", "1"),
+                *("--scheduler", "ddim", "--steps", "1", "--size", "256x256", "--guidance", "1"),
+                *("--device", given.device, "--out", folder / str(number)),
+            )
+        )
+        pictures += (folder / str(number)).glob("images/*/*.png")
+    file.unlink()
+    same = pictures[0].read_bytes() == pictures[1].read_bytes()
+    return {"px": 256, **rows[0], "same picture as from the folder": same}
+
+
+def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Score what was drawn by the encoders that are here, and write the report."""
+    drawn = given.work / "cases" / "drawn-by-us-and-by-diffusers" / "drawn"
+    photos = make_pictures(folder / "photos", PHOTOS, 256, seed=0)
+    (pictures,) = (one.parent for one in drawn.glob("images/*/manifest.json"))
+    told = run_command("evaluate", pictures, "--photos", photos, "--device", given.device)
+    return {**told, "report": run_command("report", drawn)["seconds"]}
+
+
 STEPS = (
     Step("drawn by us and by diffusers", draw),
     Step("merged", merge),
     Step("baked", bake),
+    Step("extracted", extract),
+    Step("scored and reported", measure),
+    Step("read from a single file", read_single_file),
 )
 
 

@@ -25,7 +25,7 @@ from dreamloom.merging.ranks import parse_rank
 from dreamloom.models.peftstate import describe_config
 from dreamloom.models.weight_files import TensorFile, fingerprint_weights, open_weights
 from merges import full_disk
-from test_loading import original_layout
+from original_layout import original_layout
 
 LAYERS = (
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
