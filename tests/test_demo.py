@@ -12,17 +12,19 @@ from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
 from dreamloom.core.errors import RunFolderError
-from dreamloom.core.events import Event, StageSkipped, StageStarted
+from dreamloom.core.events import Event, Progress, StageDone, StageSkipped, StageStarted
 from dreamloom.core.manifests import read_image_set, read_photo_set
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.data.examples import examples_folder
 from dreamloom.evaluation.compare import compare_cards
 from dreamloom.evaluation.metrics.scorecard import Scorecard
+from dreamloom.experiments import demo as demo_module
 from dreamloom.experiments.demo import (
     CLASS_PROMPTS,
     QUICK_TABLE,
     SUBJECT_PROMPTS,
     run_demo,
+    share_cores,
 )
 from dreamloom.lora.reading import read_adapter
 from dreamloom.report.answers import ASKED_OF_CLASS_IMAGES
@@ -57,8 +59,16 @@ def small_table() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def demo(settings: LoomConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
-    report = run_demo(out, settings, pick_runtime("cpu"))
+    told: list[Event] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "share_cores", lambda *_: (2, 1))
+        report = run_demo(out, settings, pick_runtime("cpu"), told.append)
     assert report == out / "report.html"
+    # What happens in other processes is told here, by name.
+    done = {event.stage for event in told if isinstance(event, StageDone)}
+    assert {"train-with_prior", "train-style", "generate-merged"} <= done
+    tasks = {event.task for event in told if isinstance(event, Progress)}
+    assert "with_prior: teaching" in tasks
     return out
 
 
@@ -183,6 +193,16 @@ def test_a_finished_demo_is_not_done_again(demo: Path, settings: LoomConfig) -> 
     started = [event.stage for event in told if isinstance(event, StageStarted)]
     assert started == ["report"]
     assert sum(isinstance(event, StageSkipped) for event in told) > 15
+
+
+def test_cores_are_shared_among_as_many_as_there_are_trainings() -> None:
+    cpu = pick_runtime("cpu")
+    assert [share_cores(cpu, threads) for threads in (1, 2, 4, 8)] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (3, 2),
+    ]
 
 
 def test_a_demo_with_other_settings_needs_another_folder(demo: Path, settings: LoomConfig) -> None:

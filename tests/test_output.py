@@ -182,7 +182,7 @@ def test_what_says_nothing_for_long_is_told_of_too():
     clock.now = 31.0
     assert lines.remind() == "trainings: 0 of 4; 31 s"
     assert lines.remind() is None
-    lines.forget()
+    lines.forget("study")
     clock.now = 99.0
     assert lines.remind() is None
 

@@ -24,6 +24,7 @@ from dreamloom.core.run_folder import fingerprint
 from dreamloom.core.toml_files import describe_fields
 from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import PictureScores, Score, Scorecard
+from dreamloom.experiments.pool import Crew, open_crew
 from dreamloom.experiments.study import run as room
 from dreamloom.experiments.study.answers import (
     BETTER,
@@ -44,7 +45,6 @@ from dreamloom.experiments.study.answers import (
     find_plateau,
 )
 from dreamloom.experiments.study.findings import StudyFindings, join_scores
-from dreamloom.experiments.study.pool import Crew, open_crew
 from dreamloom.experiments.study.question import (
     Changes,
     Study,

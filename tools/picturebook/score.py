@@ -19,7 +19,7 @@ from dreamloom.core.errors import DreamLoomError
 from dreamloom.core.events import Observer
 from dreamloom.core.run_folder import library_versions, write_json
 from dreamloom.display.progress import watch
-from dreamloom.experiments.study.pool import open_pool
+from dreamloom.experiments.pool import open_pool
 from tools.picturebook.measurements import Row, score_model
 from tools.picturebook.trial import (
     MOST_SUBJECTS,

@@ -26,7 +26,7 @@ from dreamloom.core.run_folder import RunFolder, write_json, write_text
 from dreamloom.data.class_images import make_class_images
 from dreamloom.data.photos.prepare import load_photos
 from dreamloom.display.progress import watch
-from dreamloom.experiments.study.pool import open_pool
+from dreamloom.experiments.pool import open_pool
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.pipeline.train import open_run

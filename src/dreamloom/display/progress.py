@@ -98,7 +98,7 @@ class _Screen:
             case events.Progress():
                 self._move(event)
             case events.StageStarted(stage, detail):
-                self._lines.forget()
+                self._lines.forget(stage)
                 self._console.print(f"[bold]{_spoken(stage)}[/bold] {escape(detail)}")
             case events.StageSkipped(stage, detail):
                 self._console.print(f"[dim]{_spoken(stage)}: {escape(detail)}[/dim]")
@@ -135,7 +135,7 @@ class _Screen:
         self._bars.update(self._tasks[key], completed=event.done, total=event.total, values=values)
 
     def _clear(self, stage: str) -> None:
-        self._lines.forget()
+        self._lines.forget(stage)
         if self._bars is None:
             return
         for key in [key for key in self._tasks if key[0] == stage]:

@@ -15,12 +15,13 @@ _LEAST_S, _SHARE = 5.0, 0.1
 
 @dataclass
 class _Task:
-    """A task's beginning: when, and how much was done before."""
+    """A task's beginning: when, and how much was done before; and when it was last told of."""
 
     event: Progress
     began: float
     done_before: int
     told_done: int
+    told: float
 
 
 class ProgressLines:
@@ -28,17 +29,19 @@ class ProgressLines:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._task: _Task | None = None
-        self._told = clock()
+        self._tasks: dict[tuple[str, str], _Task] = {}
 
     def tell(self, event: Progress) -> str | None:
         """Take note of progress; give a line if it is time for one."""
-        now, task = self._clock(), self._task
-        if task is None or (task.event.stage, task.event.task) != (event.stage, event.task):
-            self._task, self._told = _Task(event, now, event.done, event.done), now
+        now, key = self._clock(), (event.stage, event.task)
+        task = self._tasks.get(key)
+        if task is None:
+            # A stage has one task at a time; other stages may run beside it.
+            self.forget(event.stage)
+            self._tasks[key] = _Task(event, now, event.done, event.done, now)
             return None
         task.event = event
-        passed = now - self._told
+        passed = now - task.told
         much = event.done - task.told_done >= _SHARE * event.total and passed >= _LEAST_S
         if event.done >= event.total or not (much or passed >= EVERY_S):
             return None
@@ -47,17 +50,20 @@ class ProgressLines:
     def remind(self) -> str | None:
         """Give a line if nothing was told for long, though nothing has come of it yet."""
         now = self._clock()
-        if self._task is None or now - self._told < EVERY_S:
-            return None
-        return self._say(self._task, now)
+        late = [
+            task
+            for task in self._tasks.values()
+            if now - task.told >= EVERY_S and task.event.done < task.event.total
+        ]
+        return self._say(late[0], now) if late else None
 
-    def forget(self) -> None:
-        """A stage has begun or ended: what was told of is over."""
-        self._task, self._told = None, self._clock()
+    def forget(self, stage: str) -> None:
+        """A stage has begun or ended: what was told of it is over."""
+        self._tasks = {key: task for key, task in self._tasks.items() if key[0] != stage}
 
     def _say(self, task: _Task, now: float) -> str:
         event = task.event
-        self._told, task.told_done = now, event.done
+        task.told, task.told_done = now, event.done
         so_far = now - task.began
         rest = estimate_rest_s(event, task.done_before, so_far)
         left = "" if rest is None else f", about {say_seconds(rest)} left"

@@ -1,17 +1,22 @@
 """The demo: the whole journey on the embedded model, with class images, a style and a merge.
 
 The same six photos are trained on twice, with equal exposure; what differs is only whether class
-images are seen as well. A pixel-art style is trained apart and merged with the subject.
+images are seen as well. A pixel-art style is trained apart and merged with the subject. What does
+not wait for each other is done side by side: of small models, processes of one thread each get
+more out of several cores than one process with several threads.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamloom.core.config.settings import LoomConfig
+import torch
+
+from dreamloom.core.config.settings import GenerateConfig, LoomConfig
 from dreamloom.core.device import Runtime
 from dreamloom.core.events import Observer, silent, tee
 from dreamloom.core.manifests import (
@@ -30,10 +35,10 @@ from dreamloom.evaluation.compare import FEWEST_PAIRS
 from dreamloom.evaluation.metrics.scorecard import Scorecard
 from dreamloom.evaluation.retention import MergeSets, Retention
 from dreamloom.evaluation.scoring import Floor, pick_encoders
+from dreamloom.experiments.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, SetName, generate_images
 from dreamloom.merging.files.merge import merge_adapters, record_merge
 from dreamloom.merging.files.recipe import AdapterPart
-from dreamloom.models.base import Model
 from dreamloom.pipeline.draw import pack_prompts
 from dreamloom.pipeline.score_merge import evaluate_merge_run
 from dreamloom.pipeline.score_set import evaluate_run
@@ -44,7 +49,11 @@ from dreamloom.report.render import write_report
 from dreamloom.report.story import read_story
 from dreamloom.training.train import train_adapter
 
+STAGE = "demo"
+_MOST_WORKERS = 3  # so many trainings are there
 SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
+STYLE_SHARE = 2 / 3
+"""The style's updates as a share of the subject's: its pictures differ less among themselves."""
 TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}
 """The seed study's table: every scheduler with every number of steps."""
 QUICK_TABLE = {**TABLE, "steps": (20, 40), "images_per_prompt": 2}
@@ -63,6 +72,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     model, config = open_session(config, runtime, observe=observe)
     root = open_run(out, config)
     observe = tee(observe, root.observer())
+    workers, threads = share_cores(runtime, torch.get_num_threads())
     side = model.advice.resolution_px
     photos = load_photos(examples_folder() / "rraj", root, side, observe)
     priors = make_class_images(
@@ -72,39 +82,75 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     subject = config.subject.model_copy(
         update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
     )
-    pixel_config = config.model_copy(update={"subject": subject})
+    train = config.train.model_copy(update={"steps": round(STYLE_SHARE * config.train.steps)})
+    pixel_config = config.model_copy(update={"subject": subject, "train": train})
     pixel_art = examples_folder() / "pixel-art"
-    adapters = {
-        "without_prior": _train(root, "without_prior", model, photos, None, config, observe),
-        "with_prior": _train(root, "with_prior", model, photos, priors, config, observe),
-        "style": _train(root, "style", model, pixel_art, None, pixel_config, observe),
+    # The longest first, so that none of those who work is left with it alone.
+    lessons = {
+        "with_prior": Lesson(root, "with_prior", config, runtime, photos, priors),
+        "without_prior": Lesson(root, "without_prior", config, runtime, photos),
+        "style": Lesson(root, "style", pixel_config, runtime, pixel_art),
     }
-    adapters["merged"] = _merge(root, adapters["with_prior"], adapters["style"], observe)
-    sets = _draw(root, model, config, adapters, observe)
+    with open_crew(workers, threads=threads) as crew:
+        adapters = crew.do_all(teach, lessons, observe, "teaching", STAGE, is_told=True)
+        adapters["merged"] = _merge(root, adapters["with_prior"], adapters["style"], observe)
+        drawings = _list_drawings(root, config, runtime, adapters)
+        sets = crew.do_all(draw_set, drawings, observe, "drawing", STAGE, is_told=True)
     scorecards, retention = _score(root, sets, photos, priors, config, observe)
     _summarise(root, config, scorecards, retention)
     return write_report(out, observe)
 
 
-def _train(
-    root: RunFolder,
-    name: str,
-    model: Model,
-    photos: PhotoSet | Path,
-    priors: ClassImageSet | None,
-    config: LoomConfig,
-    observe: Observer,
-) -> Path:
+def share_cores(runtime: Runtime, threads: int) -> tuple[int, int]:
+    """Share a processor's threads out among processes; a GPU is left to one.
+
+    Args:
+        runtime: Where is computed.
+        threads: How many threads torch would use.
+
+    Returns:
+        How many processes, and the threads of each.
+    """
+    if runtime.device.type != "cpu":
+        return 1, threads
+    workers = min(_MOST_WORKERS, threads)
+    return workers, threads // workers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training of the demo.
+
+    Args:
+        root: The demo's folder.
+        name: The training's folder in it.
+        config: Its settings.
+        runtime: Where to compute.
+        photos: The photos, or a folder of them.
+        priors: Class images; None trains without.
+    """
+
+    root: RunFolder
+    name: str
+    config: LoomConfig
+    runtime: Runtime
+    photos: PhotoSet | Path
+    priors: ClassImageSet | None = None
+
+
+def teach(lesson: Lesson, observe: Observer = silent) -> Path:
     """Train in a folder of its own, which also gets the photos of a folder; return the adapter."""
-    if priors is None:
+    config, photos = lesson.config, lesson.photos
+    if lesson.priors is None:
         config = config.model_copy(
             update={"priors": config.priors.model_copy(update={"kind": "none"})}
         )
-    run = open_run(root.path / name, config)
+    model, _ = open_session(config, lesson.runtime)
+    run = open_run(lesson.root.path / lesson.name, config)
     observe = tee(observe, run.observer())
     if isinstance(photos, Path):
         photos = load_photos(photos, run, model.advice.resolution_px, observe)
-    train_adapter(run, model, photos, priors, config, observe)
+    train_adapter(run, model, photos, lesson.priors, config, observe)
     return run.adapter
 
 
@@ -148,9 +194,46 @@ _PURPOSES: dict[str, SetPurpose] = {"seed": "main", "pixel": "merge", "table": "
 _FLOORS = {what: name for name, (what, adapter) in _SETS.items() if not adapter}
 
 
-def _draw(
-    root: RunFolder, model: Model, config: LoomConfig, adapters: dict[str, Path], observe: Observer
-) -> dict[str, ImageSet]:
+@dataclass(frozen=True)
+class Drawing:
+    """A set of pictures of the demo.
+
+    Args:
+        root: The demo's folder.
+        config: Names the base model.
+        runtime: Where to compute.
+        prompts: What is drawn.
+        settings: How.
+        active: The adapters that draw.
+        named: What the set is called, and what it is for.
+    """
+
+    root: RunFolder
+    config: LoomConfig
+    runtime: Runtime
+    prompts: Sequence[Prompt]
+    settings: GenerateConfig
+    active: Sequence[ActiveAdapter]
+    named: SetName
+
+
+def draw_set(drawing: Drawing, observe: Observer = silent) -> ImageSet:
+    """Draw a set, unless it was done."""
+    model, _ = open_session(drawing.config, drawing.runtime)
+    return generate_images(
+        drawing.root,
+        model,
+        drawing.prompts,
+        drawing.settings,
+        drawing.active,
+        drawing.named,
+        observe,
+    )
+
+
+def _list_drawings(
+    root: RunFolder, config: LoomConfig, runtime: Runtime, adapters: dict[str, Path]
+) -> dict[str, Drawing]:
     prompts, seeds = list_prompts(config), config.generate.images_per_prompt
     table = config.generate.model_copy(update=QUICK_TABLE if config.preset == "quick" else TABLE)
     # Many prompts of few seeds tell more than few of many, in the same time.
@@ -163,12 +246,17 @@ def _draw(
         ),
         "table": (prompts[:1], table),
     }
-    sets = {}
-    for name, (what, adapter) in _SETS.items():
-        active = [ActiveAdapter(adapters[adapter])] if adapter else []
-        named = SetName(name, _ROLES[adapter], _PURPOSES[what])
-        sets[name] = generate_images(root, model, *drawn[what], active, named, observe)
-    return sets
+    return {
+        name: Drawing(
+            root,
+            config,
+            runtime,
+            *drawn[what],
+            [ActiveAdapter(adapters[adapter])] if adapter else [],
+            SetName(name, _ROLES[adapter], _PURPOSES[what]),
+        )
+        for name, (what, adapter) in _SETS.items()
+    }
 
 
 def list_prompts(config: LoomConfig) -> list[Prompt]:

@@ -36,7 +36,7 @@ from dreamloom.experiments.merge_search.plot import draw_front
 from dreamloom.experiments.merge_search.request import SearchRequest
 from dreamloom.experiments.merge_search.retention import NO_ROOM, Ends
 from dreamloom.experiments.merge_search.summarise import WINNER, Searched, summarise_search
-from dreamloom.experiments.study.pool import Crew, open_crew
+from dreamloom.experiments.pool import Crew, open_crew
 from dreamloom.models.base import Shot
 from dreamloom.pipeline.score_set import evaluation_options
 

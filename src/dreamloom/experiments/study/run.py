@@ -1,8 +1,8 @@
 """A study: the same thing trained and drawn in several ways, and what comes of each.
 
 A study's file asks a question (`question`). Its work is cut into pieces that arms share
-(`work`) and handed to those who do it (`pool`); what is measured is laid side by side (`findings`)
-and summed up in one sentence (`answers`).
+(`work`) and handed to those who do it (`experiments.pool`); what is measured is laid side by side
+(`findings`) and summed up in one sentence (`answers`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dreamloom.core.run_folder import (
     write_json,
     write_text,
 )
+from dreamloom.experiments.pool import open_crew
 from dreamloom.experiments.study import work
 from dreamloom.experiments.study.findings import (
     ArmFindings,
@@ -28,7 +29,6 @@ from dreamloom.experiments.study.findings import (
     list_findings,
     write_page,
 )
-from dreamloom.experiments.study.pool import open_crew
 from dreamloom.experiments.study.question import Study
 from dreamloom.experiments.study.work import DrawnSet, Survey
 from dreamloom.pipeline.session import check_names

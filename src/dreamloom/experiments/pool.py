@@ -1,19 +1,28 @@
-"""Worker pools for a study: this process, several of one thread each, or a Ray cluster."""
+"""Worker pools: this process, several beside each other, or a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.context import SpawnContext, SpawnProcess
+from queue import Empty
 from typing import Any, ParamSpec, TypeVar
 
 from dreamloom.core.device import prepare_threads
 from dreamloom.core.errors import ConfigError
-from dreamloom.core.events import Observer, Progress
+from dreamloom.core.events import (
+    Event,
+    Note,
+    Observer,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+)
 from dreamloom.core.toml_files import offer
 
 PLACES = ("here", "ray")
@@ -21,12 +30,23 @@ _P = ParamSpec("_P")
 _Name = TypeVar("_Name")
 _Done = TypeVar("_Done")
 
+_TOLD = (Note, Progress, StageDone, StageSkipped, StageStarted)
+_LISTEN_S = 0.5
+# In a process of a pool, the queue that it tells on.
+_told: list[Any] = []
+
 
 @dataclass(frozen=True)
 class Crew:
-    """Does pieces of work; without an executor, one after the other in this process."""
+    """Does pieces of work; without an executor, one after the other in this process.
+
+    Args:
+        executor: Processes that work.
+        events: What these processes tell, in the order in which they do.
+    """
 
     executor: Executor | None = None
+    events: Any = None
 
     def do_all(
         self,
@@ -34,6 +54,8 @@ class Crew:
         items: Mapping[_Name, object],
         observe: Observer,
         task: str,
+        stage: str = "study",
+        is_told: bool = False,
     ) -> dict[_Name, _Done]:
         """Do one thing to every item, and give the results by the items' names.
 
@@ -42,27 +64,64 @@ class Crew:
             items: What is worked on.
             observe: Told how many are done.
             task: What is done, for the observer.
+            stage: Of what, for the observer.
+            is_told: Whether it is also told what happens in other processes, by items' names.
         """
         done: dict[_Name, _Done] = {}
-        observe(Progress("study", task, 0, len(items)))
+        observe(Progress(stage, task, 0, len(items)))
         if self.executor is None:
             for name, item in items.items():
                 done[name] = work(item, observe)
-                observe(Progress("study", task, len(done), len(items)))
+                observe(Progress(stage, task, len(done), len(items)))
             return done
-        futures = {self.executor.submit(work, item): name for name, item in items.items()}
-        for future in as_completed(futures):
-            done[futures[future]] = future.result()
-            observe(Progress("study", task, len(done), len(items)))
-        return done
+        is_told = is_told and self.events is not None
+        futures: dict[Future[_Done], _Name] = {}
+        for name, item in items.items():
+            more = (_Teller(str(name)),) if is_told else ()
+            futures[self.executor.submit(work, item, *more)] = name
+        waiting = set(futures)
+        while waiting:
+            ended, waiting = wait(waiting, _LISTEN_S, FIRST_COMPLETED)
+            if is_told:
+                self._listen(observe)
+            for future in ended:
+                done[futures[future]] = future.result()
+                observe(Progress(stage, task, len(done), len(items)))
+        return {name: done[name] for name in items}
+
+    def _listen(self, observe: Observer) -> None:
+        """Pass on what was told since."""
+        while True:
+            try:
+                event = self.events.get_nowait()
+            except Empty:
+                return
+            observe(event)
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Tells, in a process of a pool, what happens to one piece of work."""
+
+    name: str
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, _TOLD):
+            return
+        if self.name not in event.stage:
+            event = replace(event, stage=f"{event.stage}-{self.name}")
+        if isinstance(event, Progress):
+            event = replace(event, task=f"{self.name}: {event.task}")
+        _told[0].put(event)
 
 
 @contextmanager
-def open_crew(workers: int, on: str = "here") -> Iterator[Crew]:
+def open_crew(workers: int, on: str = "here", threads: int = 1) -> Iterator[Crew]:
     """Give those who work; when the block fails or is stopped, they end at once.
 
     Args:
-        workers: Processes of one thread each; 1 works in this process.
+        workers: How many processes; 1 works in this process.
+        threads: Of each of several.
         on: ``here``, or ``ray``: so many tasks at a time on the cluster that Ray finds, or on a
             new one on this machine. Its machines must share the study's folder.
 
@@ -71,13 +130,14 @@ def open_crew(workers: int, on: str = "here") -> Iterator[Crew]:
     """
     if on not in PLACES:
         raise ConfigError(f"--on {on} is no place to work.", offer(on, PLACES))
+    events = SpawnContext().Queue() if workers > 1 and on == "here" else None
     place: AbstractContextManager[Executor | None] = nullcontext()
     if on == "ray":
         place = _open_ray(workers)
     elif workers > 1:
-        place = open_pool(workers)
+        place = open_pool(workers, threads, events)
     with place as executor:
-        yield Crew(executor)
+        yield Crew(executor, events)
 
 
 class _OwnProcesses(SpawnContext):
@@ -94,11 +154,17 @@ class _OwnProcesses(SpawnContext):
 
 
 @contextmanager
-def open_pool(processes: int) -> Iterator[Executor]:
-    """Give processes of one thread each; if the block fails, they end at once, and no others."""
+def open_pool(processes: int, threads: int = 1, events: Any = None) -> Iterator[Executor]:
+    """Give processes of some threads; if the block fails, they end at once, and no others.
+
+    Args:
+        processes: How many.
+        threads: Of each.
+        events: A queue that they tell on.
+    """
     own = _OwnProcesses()
     pool = ProcessPoolExecutor(
-        processes, mp_context=own, initializer=prepare_threads, initargs=(1,)
+        processes, mp_context=own, initializer=_prepare, initargs=(threads, events)
     )
     try:
         yield pool
@@ -111,6 +177,12 @@ def open_pool(processes: int) -> Iterator[Executor]:
                 process.join(1.0)
         raise
     pool.shutdown()
+
+
+def _prepare(threads: int, events: Any) -> None:
+    """Make a process of a pool ready."""
+    prepare_threads(threads)
+    _told[:] = [events]
 
 
 @contextmanager
