@@ -19,7 +19,7 @@ from dreamloom.data.photos.prepare import load_photos
 from dreamloom.lora.reading import read_adapter
 from dreamloom.memory import fit
 from dreamloom.memory.device_memory import DeviceMemory, read_memory
-from dreamloom.memory.fit import fit_drawing, fit_open, fit_training
+from dreamloom.memory.fit import fit_asking, fit_drawing, fit_open, fit_training
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
 from dreamloom.pipeline.session import resolve_defaults
@@ -140,6 +140,17 @@ def test_what_was_chosen_for_a_session_stays() -> None:
     assert again.lines == ()
     assert again.config == first.config
     assert again.runtime == first.runtime
+
+
+@pytest.mark.usefixtures("a_computer")
+def test_a_base_that_is_asked_for_a_merge_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fit_asking("sdxl", "cpu")
+    assert (asked.memory_options.quantization, asked.runtime) == ("whole", CPU)
+    assert asked.lines[0].startswith("sdxl at 1024 px, in 23.0 GiB")
+    little = DeviceMemory(8 * 2**30, "8 GiB", is_host=True)
+    monkeypatch.setattr(fit, "read_device_memory", lambda device: little)
+    with pytest.raises(ConfigError, match="Nothing fits in 8 GiB"):
+        fit_asking("sdxl", "cpu")
 
 
 @pytest.mark.usefixtures("a_computer")

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- map: begin -->", "<!-- map: end -->"
 
 ORDER = (
     *("core", "picturebook", "lora", "models", "data", "inference", "evaluation", "training"),
-    *("merging", "memory", "report", "hub", "pipeline", "experiments", "display", "api"),
+    *("memory", "merging", "report", "hub", "pipeline", "experiments", "display", "api"),
     *("studio", "cli"),
 )
 """The packages; each imports only what stands before it."""

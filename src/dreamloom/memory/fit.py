@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from dreamloom.core.config.loading import load_run_settings
+from dreamloom.core.config.loading import load_config, load_run_settings
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import Runtime, measure_matrix_rate, spare_memory
+from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime, spare_memory
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.memory.device_memory import DeviceMemory, read_device_memory, read_memory
 from dreamloom.memory.plan import apply_plan, plan_run
@@ -118,6 +118,18 @@ def fit_drawing(config: LoomConfig, runtime: Runtime) -> Fitted:
         _planned_options(plan.setting),
         tuple(plan.lines()),
     )
+
+
+def fit_asking(base: str, device: str = "auto") -> Fitted:
+    """Choose how a base model is loaded whole, to be asked what a merge must know.
+
+    Raises:
+        ConfigError: If it does not fit whole, or the device is not there.
+    """
+    runtime = pick_runtime(device)
+    precision = "fp32" if runtime.device.type == "cpu" else "auto"
+    sets = ["memory.base_quantization=whole", f"precision={precision}"]
+    return fit_drawing(load_config(sets=sets, overrides={"base": base, "device": device}), runtime)
 
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:

@@ -80,11 +80,15 @@ def ask_base(
             "Name it with --base.",
         )
     # The libraries of models take seconds to load, and most methods need none of them.
-    from dreamloom.core.device import pick_runtime
+    from dreamloom.memory.fit import fit_asking
     from dreamloom.merging.activations.prepare import prepare_merge
     from dreamloom.models.session import open_base
 
-    model = open_base(base, pick_runtime(question.device))
+    # In fewer bits it would answer something else.
+    fitted = fit_asking(base, question.device)
+    for line in fitted.lines:
+        observe(Note("merge", line))
+    model = open_base(base, fitted.runtime, fitted.memory_options)
     # What is merged counts at every timestep, so what is asked of the base does.
     adapters = [adapter.at_full_rank() for adapter in adapters]
     preparation = prepare_merge(model, adapters, request, question.prompts, question.joint, observe)
