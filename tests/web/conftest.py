@@ -88,7 +88,8 @@ class RunningStudio:
 
     def wait_until_idle(self, seconds: float) -> list[Job]:
         """Wait until nothing runs or waits; give the jobs."""
-        self.wait_for(lambda: not self.jobs.running() and not self.jobs.waiting(), seconds)
+        # In this order: what begins between the two looks is seen by the second.
+        self.wait_for(lambda: not self.jobs.waiting() and not self.jobs.running(), seconds)
         return list(self.jobs)
 
 
