@@ -20,6 +20,12 @@ import pytest
 from dreamloom.studio.context import FOLDER
 from dreamloom.studio.jobs import Job, JobFolder
 
+# Another checkout may be the one that is installed; what is started is this one's.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+    "PYTHONUNBUFFERED": "1",
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -47,7 +53,7 @@ class RunningStudio:
             stdout=subprocess.PIPE,
             text=True,
             cwd=self.root.parent,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=ENVIRONMENT,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

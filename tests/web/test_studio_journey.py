@@ -29,11 +29,13 @@ def edit_first_photo(page: Any) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
     page.mouse.up()
-    with page.expect_response("**/mask"):
+    with page.expect_response("**/mask") as kept:
         page.get_by_role("button", name="Keep the mask").click()
+    assert kept.value.ok, kept.value.text()
     page.locator("#caption").fill("a photo of rraj person, smiling")
-    with page.expect_response("**/caption"):
+    with page.expect_response("**/caption") as kept:
         page.get_by_role("button", name="Keep the caption").click()
+    assert kept.value.ok, kept.value.text()
 
 
 def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: RunningStudio):
