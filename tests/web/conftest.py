@@ -109,11 +109,15 @@ class Watch:
     def on(self, page: Any) -> Any:
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "console",
-            lambda line: self.errors.append(line.text) if line.type == "error" else None,
-        )
+        page.on("console", self._note)
         return page
+
+    def _note(self, line: Any) -> None:
+        # What a page drops itself, because its form has changed or is left, htmx logs as an error;
+        # that a server did not answer, it logs as htmx:sendError.
+        dropped = ("htmx:afterRequest", "htmx:sendAbort")
+        if line.type == "error" and not line.text.startswith(dropped):
+            self.errors.append(line.text)
 
 
 @pytest.fixture
