@@ -449,6 +449,7 @@ def test_the_sliders_of_three_choose_among_the_pictures_of_two(studio, browser, 
         page = browser.get("/mix", params=asked).text
         assert page.count('data-cell="') == 9
         assert "0.5 × me, 1 × style, 0.7 × third" in page
+        assert "not measured" not in page  # there is nothing to ask for
         assert re.findall(r'data-slides="weight(\d)"', page) == ["1", "2", "3"]
         assert 'id="weight3" inputmode="decimal" value="0.7"' in page
         assert page.count("/mix/diagnosis?") == 3
