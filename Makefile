@@ -14,7 +14,7 @@ help:
 	@echo "make install   set up $(VENV) with DreamLoom and its development tools"
 	@echo "make demo      the whole journey on the embedded model, into runs/demo; the package alone"
 	@echo "make test      run the tests (ARGS='-k merge --slow' passes options to pytest)"
-	@echo "make test-web  the studio, driven by a browser (Debian's chromium); some minutes"
+	@echo "make test-web  the studio, driven by a browser (Debian's chromium); half an hour or more"
 	@echo "make test-clients COMFYUI=/path SD_SCRIPTS=/path LYCORIS=/path ONETRAINER=/path"
 	@echo "               other programs' own loaders and writers, from your checkouts, against ours"
 	@echo "make docs      the documentation site, into build/site; opens without a server"

@@ -64,7 +64,7 @@ def score(value: float) -> Score:
     return Score(value=value, n=4)
 
 
-def make_ahead(studio: Studio, run: RunFolder, *adapters: RunFolder) -> Grid:
+def make_ahead(studio: Studio, run: RunFolder, *adapters: RunFolder, third: str = "") -> Grid:
     cells = []
     for y, second in enumerate(WEIGHTS):
         for x, first in enumerate(WEIGHTS):
@@ -73,12 +73,14 @@ def make_ahead(studio: Studio, run: RunFolder, *adapters: RunFolder) -> Grid:
             kept = CellRetention(subject=score(first), style=score(second))
             measured = kept if first and second else None
             cells.append(GridCell(x=x, y=y, set=name, retention=measured))
-    options = [f"--adapter {studio.path_of(one.path.name)}/adapter.safetensors" for one in adapters]
+    files = [f"{studio.path_of(one.path.name)}/adapter.safetensors" for one in adapters]
+    files[2:] = [f"{file}:{third}" for file in files[2:]]
+    options = [f"--adapter {file}" for file in files]
     grid = Grid(
         name="mix-1",
         command=f"dreamloom grid {' '.join(options)} --out x",
         base={},
-        adapters=("adapter.safetensors",) * 2,
+        adapters=("adapter.safetensors",) * len(adapters),
         prompts=("a photo",),
         seeds=(0, 1, 2, 3),
         x=GridAxis(name="weight:1", label="weight of one", values=WEIGHTS),
@@ -409,6 +411,87 @@ def test_drawing_ahead_names_both_weights_and_the_photos(studio, browser, two):
         assert answer.status_code == 422
         assert re.search(rf'data-fault="{field}">[^<]+</p>', answer.text)
     assert browser.post("/mix/ahead", data=form | {"adapter2": two[0]}).status_code == 422
+
+
+@pytest.fixture
+def three(studio, two):
+    """Three runs with an adapter each."""
+    make_run(studio.root, "third", b"a third")
+    by_name = {one.name: one.id for one in list_adapters(studio.root)}
+    return *two, by_name["third/adapter.safetensors"]
+
+
+def test_three_are_drawn_ahead_by_the_weights_of_two(studio, browser, three):
+    from dreamloom.cli.main import main
+
+    form = {f"adapter{n}": one for n, one in enumerate(three, start=1)}
+    form |= {"weight3": "0.7", "prompts": "a photo", "values": "0, 1"}
+    page = browser.post("/mix/ahead/command", data=form).text
+    assert browser.post("/mix/ahead", data=form).status_code == 303
+    asked = only_job(studio)
+    assert shown_command(page) == describe_argv(asked.argv)
+    given = main.commands["grid"].make_context("grid", list(asked.argv[1:])).params
+    files = [f"runs/{name}/adapter.safetensors" for name in ("me", "style", "third")]
+    assert given["adapters"] == (*files[:2], f"{files[2]}:0.7")
+    assert (given["x"], given["y"]) == (("weight:1=0,1",), ("weight:2=0,1",))
+    for wrong in ({"weight3": "much"}, {"adapter3": three[0]}, {"adapter3": "gone"}):
+        assert browser.post("/mix/ahead", data=form | wrong).status_code == 422
+
+
+def test_the_sliders_of_three_choose_among_the_pictures_of_two(studio, browser, three):
+    runs = [RunFolder(studio.root / name) for name in ("me", "style", "third")]
+    make_ahead(studio, runs[0], *runs, third="0.7")
+    (ahead,) = list_ahead(studio)
+    assert [adapter.id for adapter in ahead.adapters] == list(three)
+    assert ahead.weights == ("1", "1", "0.7")
+    chosen = dict(zip(("first", "second", "third"), three, strict=True))
+    for asked in (chosen, {"grid": ahead.key}):
+        page = browser.get("/mix", params=asked).text
+        assert page.count('data-cell="') == 9
+        assert "0.5 × me, 1 × style, 0.7 × third" in page
+        assert "not measured" not in page  # there is nothing to ask for
+        assert re.findall(r'data-slides="weight(\d)"', page) == ["1", "2", "3"]
+        assert 'id="weight3" inputmode="decimal" value="0.7"' in page
+        assert page.count("/mix/diagnosis?") == 3
+    chosen.pop("third")
+    assert 'data-cell="' not in browser.get("/mix", params=chosen).text
+
+
+def test_a_grid_whose_adapter_has_gone_chooses_nothing(studio, browser, three):
+    runs = [RunFolder(studio.root / name) for name in ("me", "style", "third")]
+    make_ahead(studio, runs[0], *runs, third="0.7")
+    runs[2].adapter.unlink()
+    (ahead,) = list_ahead(studio)
+    assert ahead.adapters == ()
+    page = browser.get(f"/mix?grid={ahead.key}")
+    assert page.status_code == 200
+    assert 'data-slides="' not in page.text
+
+
+def test_methods_are_those_that_take_so_many(studio, browser, three, monkeypatch):
+    plain = {"summary": "", "formula": "", "needs": "factors", "options": []}
+    many = {"name": "median", "least": 3, "most": None} | plain
+    pair = {"name": "slerp", "least": 2, "most": 2} | plain
+
+    async def answer(self, argv, because="", instead=""):
+        return [*METHODS, many, pair], ""
+
+    monkeypatch.setattr(Studio, "ask", answer)
+    for parts, there, gone in ((2, "slerp", "median"), (3, "median", "slerp")):
+        methods = browser.get("/mix/method", params={"parts": parts, "method": there}).text
+        assert f"<option selected>{there}</option>" in methods
+        assert f"<option>{gone}</option>" not in methods
+        form = {f"adapter{n}": one for n, one in enumerate(three[:parts], start=1)}
+        assert browser.post("/mix/merge", data=form | {"method": gone}).status_code == 422
+        assert browser.post("/mix/merge", data=form | {"method": there}).status_code == 303
+    form |= {"weight3": "0.4", "blocks3": "style=0", "method": "median"}
+    page = browser.post("/mix/merge/command", data=form).text
+    command = shown_command(page, "merge-text")
+    assert "third=runs/third/adapter.safetensors:0.4" in command
+    assert "--blocks=third:style=0" in command
+    for wrong in ({"adapter3": three[0]}, {"adapter3": "gone"}, {"weight3": "much"}):
+        answer = browser.post("/mix/merge", data=form | wrong)
+        assert answer.status_code == 422
 
 
 METHODS = [

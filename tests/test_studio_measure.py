@@ -12,7 +12,9 @@ from dreamloom.evaluation.compare import Comparison
 from dreamloom.evaluation.metrics.scorecard import Score, Scorecard
 from dreamloom.experiments.study.asked import list_questions
 from dreamloom.studio.context import Studio
+from dreamloom.studio.jobs import Became
 from dreamloom.studio.page_measure import OWN_PHOTOS, list_scored
+from dreamloom.studio.runs import list_runs
 from dreamloom.studio.words import read_words, say
 from studio_case import enter, make_jpeg, make_run, open_studio
 
@@ -172,6 +174,83 @@ def test_a_study_that_is_done_answers_in_one_sentence(studio):
     (folder / "study.json").write_text(json.dumps(found))
     page = client.get("/measure").text
     assert page.count("With class images identity is &lt;better&gt;.") == 1
+
+
+KEY = "0123456789abcdef"
+
+
+def make_study(root: Path) -> Path:
+    """Make a study's folder with what it has taught and drawn on its way."""
+    folder = make_run(root, "study-mine")
+    (folder / "adapter.safetensors").unlink()
+    for part in ("runs", "pictures", "class-images"):
+        inner = make_run(folder / part, KEY)
+        (inner / "scores.json").write_text(json.dumps({"pictures": {}}))
+    return folder
+
+
+def test_what_a_study_has_made_on_its_way_fills_no_page(studio):
+    client, own = studio
+    make_study(own.root)
+    make_run(own.root / "runs", KEY[::-1])  # of that shape, but in no study
+    make_run(own.root / "me", "inner")
+    assert {run.name for run in own.runs()} == {
+        *("me", "me/inner", "study-mine", f"runs/{KEY[::-1]}")
+    }
+    assert len(list_runs(own.root, of_studies=True)) == 7
+    for address in ("/", "/measure", "/draw", "/draw/grid", "/mix", "/disk"):
+        page = client.get(address).text
+        assert KEY not in page, address
+    assert client.get("/").text.count("<strong>study-mine</strong>") == 1
+    assert len(list_runs(own.root / "study-mine")) == 3  # opened on itself, it hides nothing
+
+
+def test_a_study_is_answered_where_others_are_taught(studio):
+    client, own = studio
+    folder = make_study(own.root)
+    run = next(one for one in own.runs() if one.folder == folder)
+    assert "not finished" in client.get(f"/runs/{run.id}").text
+    found = {"question": "Is <it>?", "answer": "It is <so>."}
+    (folder / "study.json").write_text(json.dumps(found))
+    for address in ("/", f"/runs/{run.id}", f"/runs/{run.id}/live"):
+        page = client.get(address).text
+        assert "It is &lt;so&gt;." in page
+        assert "answered" in page
+        assert "not finished" not in page
+
+
+def test_a_question_is_shown_anew_as_long_as_a_job_works_on_it(studio):
+    client, own = studio
+    photos = own.photo_sets.make("me")
+    photos.store(make_jpeg(), "a.jpg")
+    data = {"photos": photos.id, "subject": "rraj person"}
+    answer = client.post("/measure/questions/prior", data=data)
+    assert answer.headers["location"] == "/measure#question-prior"
+    [job] = own.jobs
+    polls = 'hx-get="/measure/questions/prior"'
+    assert client.get("/measure").text.count("hx-get=") == 1
+    assert polls in client.get("/measure/questions/prior").text
+    job.write_became(Became(outcome="failed"))
+    job.log_file.write_text("No <photo> could be read.\n")
+    card = client.get("/measure/questions/prior").text
+    assert polls not in card
+    assert "No &lt;photo&gt; could be read." in card
+    assert 'action="/measure/questions/prior"' in card
+    job.write_became(Became(outcome="done"))
+    assert f"/jobs/{job.id}" not in client.get("/measure/questions/prior").text
+    assert client.get("/measure/questions/nothing").status_code == 404
+
+
+def test_a_study_that_was_stopped_goes_on(studio):
+    client, own = studio
+    make_study(own.root)
+    run = next(one for one in own.runs() if one.name == "study-mine")
+    argv = ["study", "prior.toml", "--out", "runs/study-mine"]
+    own.jobs.add("study", argv, run=run.name).write_became(Became(outcome="cancelled"))
+    assert "Go on" in client.get(f"/runs/{run.id}").text
+    assert client.post(f"/runs/{run.id}/resume").status_code == 303
+    [job] = own.jobs.waiting()
+    assert (job.asked.kind, list(job.asked.argv)) == ("study", argv)
 
 
 # Words ------------------------------------------------------------------------------------------

@@ -20,6 +20,12 @@ import pytest
 from dreamloom.studio.context import FOLDER
 from dreamloom.studio.jobs import Job, JobFolder
 
+# Another checkout may be the one that is installed; what is started is this one's.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+    "PYTHONUNBUFFERED": "1",
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -47,7 +53,7 @@ class RunningStudio:
             stdout=subprocess.PIPE,
             text=True,
             cwd=self.root.parent,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=ENVIRONMENT,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -88,7 +94,8 @@ class RunningStudio:
 
     def wait_until_idle(self, seconds: float) -> list[Job]:
         """Wait until nothing runs or waits; give the jobs."""
-        self.wait_for(lambda: not self.jobs.running() and not self.jobs.waiting(), seconds)
+        # In this order: what begins between the two looks is seen by the second.
+        self.wait_for(lambda: not self.jobs.waiting() and not self.jobs.running(), seconds)
         return list(self.jobs)
 
 
@@ -102,11 +109,15 @@ class Watch:
     def on(self, page: Any) -> Any:
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "console",
-            lambda line: self.errors.append(line.text) if line.type == "error" else None,
-        )
+        page.on("console", self._note)
         return page
+
+    def _note(self, line: Any) -> None:
+        # What a page drops itself, because its form has changed or is left, htmx logs as an error;
+        # that a server did not answer, it logs as htmx:sendError.
+        dropped = ("htmx:afterRequest", "htmx:sendAbort")
+        if line.type == "error" and not line.text.startswith(dropped):
+            self.errors.append(line.text)
 
 
 @pytest.fixture

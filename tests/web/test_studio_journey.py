@@ -29,11 +29,13 @@ def edit_first_photo(page: Any) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
     page.mouse.up()
-    with page.expect_response("**/mask"):
+    with page.expect_response("**/mask") as kept:
         page.get_by_role("button", name="Keep the mask").click()
+    assert kept.value.ok, kept.value.text()
     page.locator("#caption").fill("a photo of rraj person, smiling")
-    with page.expect_response("**/caption"):
+    with page.expect_response("**/caption") as kept:
         page.get_by_role("button", name="Keep the caption").click()
+    assert kept.value.ok, kept.value.text()
 
 
 def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: RunningStudio):
@@ -108,6 +110,7 @@ def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: Run
 
 
 def assert_pictures_load(page: Any, selector: str) -> None:
+    page.locator(selector).first.wait_for()
     for picture in page.locator(selector).all()[:6]:
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("one => one.decode().then(() => one.naturalWidth)") > 0
@@ -138,16 +141,15 @@ def merge_both(page: Any, studio: RunningStudio) -> str:
     page.get_by_role("link", name="rraj-person").click()
     page.get_by_role("link", name="Mix it").click()
     page.locator("#second").select_option(label="pixel")
-    page.get_by_role("button", name="Look at these two").click()
+    page.get_by_role("button", name="Look at these").click()
     page.locator("#share + div svg, #share + div table").first.wait_for(timeout=120_000)
     page.locator("#weight2").fill("0.8")
     page.locator("#title").fill("me in pixels")
     page.locator("#method select").wait_for(timeout=120_000)
     page.get_by_role("button", name="Merge and verify").click()
-    page.wait_for_load_state()
-    studio.wait_until_idle(600)
+    page.wait_for_url("**/draw/jobs/*")
+    page.wait_for_url("**/mix#files", timeout=600_000)
     (file,) = studio.root.glob("*pixels*.safetensors")
-    page.goto(f"{studio.origin}/mix")
     page.get_by_role("button", name=f"Verify: {file.stem}").click()
     page.locator("[id^=verified-] .good").wait_for(timeout=120_000)
     return file.stem
@@ -160,8 +162,8 @@ def draw_with(page: Any, studio: RunningStudio, merged: str) -> None:
     page.locator("[name=preset]").select_option("quick")
     page.locator("#subject").fill("rraj person")
     page.get_by_role("button", name="Draw", exact=True).click()
-    page.wait_for_load_state()
-    jobs = studio.wait_until_idle(300)
+    page.wait_for_url("**/draw/sets/**", timeout=300_000)
+    jobs = list(studio.jobs)
     assert (jobs[-1].asked.kind, jobs[-1].outcome) == ("generate", "done")
     assert f"{merged}.safetensors" in " ".join(jobs[-1].asked.argv)
     run = studio.root / jobs[-1].asked.run
@@ -170,6 +172,4 @@ def draw_with(page: Any, studio: RunningStudio, merged: str) -> None:
     ]
     pictures = json.loads(manifest.read_text())["pictures"]
     assert {one["prompt"] for one in pictures} == {"pixel, a photo of rraj person"}
-    page.goto(f"{studio.origin}/draw")
-    page.reload()
-    assert_pictures_load(page, "ul.sets img")
+    assert_pictures_load(page, "table.gallery-table img")

@@ -1,4 +1,4 @@
-"""Mixing two adapters: pictures drawn ahead by their weights, and what a merge is told."""
+"""Mixing adapters: pictures drawn ahead by the weights of two, and what a merge is told."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from dreamloom.experiments.grid.files import CellRetention, Grid, list_grids
 from dreamloom.merging.blocks import WORDS, parse_blocks
 from dreamloom.studio.adapters import SUFFIX, Adapter, list_adapters
 from dreamloom.studio.context import Studio
+from dreamloom.studio.drawing import MOST_ADAPTERS
 from dreamloom.studio.runs import Run
 from dreamloom.studio.words import say
 
 WEIGHTS = "0, 0.25, 0.5, 0.75, 1"
-"""The weights of each adapter that pictures are drawn ahead at, unless told otherwise."""
+"""The weights of the first two adapters that pictures are drawn ahead at, unless told otherwise."""
 AXES = ("weight:1", "weight:2")
 FORMATS = ("auto", "peft", "kohya", "kohya-diffusers")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -65,17 +66,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ahead:
-    """Pictures of two adapters that were drawn ahead, by both weights.
+    """Pictures of two to four adapters that were drawn ahead, by the weights of the first two.
 
     Args:
         run: The run that they lie in.
         grid: Their grid.
-        adapters: The adapters, as far as they are still there.
+        adapters: The adapters; none where one of them has gone.
+        weights: The weight of each; those of the first two count for nothing, for cells say them.
     """
 
     run: Run
     grid: Grid
     adapters: tuple[Adapter, ...]
+    weights: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -96,23 +99,30 @@ class Ahead:
 
 
 def list_ahead(studio: Studio) -> list[Ahead]:
-    """List all grids of two adapters' weights, those of the run that changed last first."""
+    """List all grids of the first two adapters' weights, those of the last run first."""
     adapters = list_adapters(studio.root)
     found = []
     for run in studio.runs():
         for grid in list_grids(run.files)[::-1]:
             if {axis.name for axis in (grid.x, grid.y) if axis} == {*AXES}:
                 worn = find_worn(studio, grid, adapters)
-                whole = tuple(one for one in worn if one is not None)
-                found.append(Ahead(run, grid, whole if len(whole) == len(worn) else ()))
+                there = tuple(adapter for adapter, _ in worn if adapter is not None)
+                is_whole = len(there) == len(worn) <= MOST_ADAPTERS
+                weights = tuple(weight for _, weight in worn)
+                found.append(Ahead(run, grid, there if is_whole else (), weights))
     return found
 
 
-def find_worn(studio: Studio, grid: Grid, adapters: Sequence[Adapter]) -> list[Adapter | None]:
+def find_worn(
+    studio: Studio, grid: Grid, adapters: Sequence[Adapter]
+) -> list[tuple[Adapter | None, str]]:
     """Find the adapters that a grid was drawn with, in its order; None for one that has gone.
 
     The grid's command names their files; the grid itself has but the last names of these, which
     are the same for most runs.
+
+    Returns:
+        Each with its weight, which is 1 where the command gives it none.
     """
     try:
         words = shlex.split(grid.command)
@@ -120,7 +130,14 @@ def find_worn(studio: Studio, grid: Grid, adapters: Sequence[Adapter]) -> list[A
         return []
     known = {adapter.path.resolve(): adapter for adapter in adapters}
     named = [word for option, word in itertools.pairwise(words) if option == "--adapter"]
-    return [known.get((studio.place / one).resolve()) for one in named if "\0" not in one]
+    worn = []
+    for word in named:
+        file, colon, weight = word.rpartition(":")
+        if not colon or not _WEIGHT.fullmatch(weight):
+            file, weight = word, "1"
+        if "\0" not in file:
+            worn.append((known.get((studio.place / file).resolve()), weight))
+    return worn
 
 
 def label_axes(studio: Studio, grid: Grid) -> tuple[str, str]:
@@ -129,7 +146,7 @@ def label_axes(studio: Studio, grid: Grid) -> tuple[str, str]:
     labels = []
     for axis in (grid.x, grid.y):
         number = axis.name.removeprefix("weight:") if axis else ""
-        part = worn[int(number) - 1] if number.isdigit() and int(number) <= len(worn) else None
+        part = worn[int(number) - 1][0] if number.isdigit() and int(number) <= len(worn) else None
         # With checkpoints on an axis, adapters are counted from these.
         named = part is not None and len(worn) == len(grid.adapters)
         own = axis.label if axis else ""
@@ -189,7 +206,7 @@ class WantedMerge:
     """What the form of a merge asks for, as it was typed.
 
     Args:
-        adapters: Two adapters' names in forms, with their weights.
+        adapters: Two to four adapters' names in forms, with their weights.
         method: How they are merged.
         options: The method's settings, by name; empty for the usual ones.
         blocks: Weights of each part's blocks; empty for 1 everywhere.
@@ -203,15 +220,15 @@ class WantedMerge:
     adapters: tuple[tuple[str, str], ...] = ()
     method: str = "sum"
     options: Mapping[str, str] = field(default_factory=dict)
-    blocks: tuple[str, str] = ("", "")
-    prompts: tuple[str, str] = ("", "")
+    blocks: tuple[str, ...] = ("",) * MOST_ADAPTERS
+    prompts: tuple[str, ...] = ("",) * MOST_ADAPTERS
     rank: str = "full"
     format: str = "auto"
     precision: str = "fp32"
     title: str = ""
 
     def find_adapters(self, studio: Studio) -> list[Adapter]:
-        """Find the files of both."""
+        """Find the files of all."""
         known = {adapter.id: adapter for adapter in list_adapters(studio.root)}
         return [known[one] for one, _ in self.adapters if one in known]
 
@@ -220,11 +237,11 @@ class WantedMerge:
 
         Args:
             studio: Where the adapters lie.
-            methods: All methods with their settings, as the command line lists them.
+            methods: Those that merge so many, with their settings, as the command line lists them.
         """
         found = {}
-        if len({adapter.id for adapter in self.find_adapters(studio)}) != 2:
-            found["adapter1"] = say("mix.two")
+        if not are_several(self.find_adapters(studio), self.adapters):
+            found["adapter1"] = say("mix.several", most=MOST_ADAPTERS)
         for place, (_, weight) in enumerate(self.adapters, start=1):
             if not _WEIGHT.fullmatch(weight):
                 found[f"weight{place}"] = say("draw.no_weight", weight=weight)
@@ -246,7 +263,7 @@ class WantedMerge:
                 found[name] = say("mix.no_word", word=value, known=", ".join(known))
         method = next((one for one in methods if one["name"] == self.method), None)
         if method is None:
-            found["method"] = say("mix.no_method", method=self.method)
+            found["method"] = say("mix.no_method", method=self.method, n=len(self.adapters))
         return found | (find_option_faults(method, self.options) if method else {})
 
     def write_command(
@@ -288,6 +305,11 @@ class WantedMerge:
         ]
 
 
+def are_several(found: Sequence[Adapter], asked: Sequence[object]) -> bool:
+    """Say whether all that was asked for was found, and is two adapters or more, each once."""
+    return len({adapter.id for adapter in found}) == len(asked) and len(asked) > 1
+
+
 def read_merge(form: Mapping[str, str]) -> WantedMerge:
     """Read the form of a merge."""
     plain = WantedMerge()
@@ -296,12 +318,13 @@ def read_merge(form: Mapping[str, str]) -> WantedMerge:
         text = form.get(name, usual)
         return "".join(letter for letter in text if letter.isprintable()).strip() or usual
 
+    places = [n for n in range(1, MOST_ADAPTERS + 1) if one(f"adapter{n}")]
     return WantedMerge(
-        adapters=tuple((one(f"adapter{n}"), one(f"weight{n}", "1")) for n in (1, 2)),
+        adapters=tuple((one(f"adapter{n}"), one(f"weight{n}", "1")) for n in places),
         method=one("method", plain.method),
         options={name[4:]: one(name) for name in form if name.startswith("opt-")},
-        blocks=(one("blocks1"), one("blocks2")),
-        prompts=(one("prompt1"), one("prompt2")),
+        blocks=tuple(one(f"blocks{n}") for n in places),
+        prompts=tuple(one(f"prompt{n}") for n in places),
         rank=one("rank", plain.rank),
         format=one("format", plain.format),
         precision=one("precision", plain.precision),

@@ -27,6 +27,7 @@ from dreamloom.studio.disk import (
     measure_run,
     size_of,
 )
+from dreamloom.studio.runs import list_runs
 from dreamloom.studio.trash import Trash
 from dreamloom.studio.words import say
 
@@ -161,7 +162,7 @@ def is_needed(studio: Studio, item: Item) -> bool:
         if any(word == path or word.startswith((f"{path}/", f"{path}:")) for word in words):
             return True
     # A part of a run is needed by whatever works on the run.
-    runs = [run for run in studio.runs() if _touches(run.name, item)]
+    runs = [run for run in list_runs(studio.root, of_studies=True) if _touches(run.name, item)]
     return any(studio.job_of(run) or find_training(RunFolder(run.folder)) for run in runs)
 
 

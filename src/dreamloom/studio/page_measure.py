@@ -23,7 +23,7 @@ from dreamloom.experiments.study.asked import AskedQuestion, list_questions
 from dreamloom.studio.context import Studio, go_to, not_found, read_form, refuse, render, studio_of
 from dreamloom.studio.jobs import Job, read_json
 from dreamloom.studio.photo_sets import PhotoSetFolder
-from dreamloom.studio.runs import Run
+from dreamloom.studio.runs import Answer, Run
 from dreamloom.studio.words import say
 
 OWN_PHOTOS = "taught"
@@ -56,31 +56,18 @@ class ScoredSet:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A study that has been made.
-
-    Args:
-        run: Its folder.
-        sentence: Its answer.
-    """
-
-    run: Run
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Question:
     """A study that can be asked, with what came of it so far.
 
     Args:
         asked: Its file and its question.
-        job: The job that works on it, or waits to.
-        answers: What it answered, the latest first.
+        job: The job that works on it, or waits to; or the last one, if that came to nothing.
+        answers: Studies that answered it, the latest first.
     """
 
     asked: AskedQuestion
     job: Job | None
-    answers: Sequence[Answered]
+    answers: Sequence[tuple[Run, Answer]]
 
 
 def show(request: Request) -> Response:
@@ -93,7 +80,6 @@ def _tell(studio: Studio, chosen: str) -> dict[str, Any]:
     runs = studio.runs()
     run = next((one for one in runs if one.id == chosen), None)
     return {
-        # What a study has taught on its way stands in its answer, not in this list.
         "measured": [one for one in runs if is_measurable(one)],
         "run": run,
         "job": studio.job_of(run) if run else None,
@@ -229,13 +215,13 @@ def _path_of_photos(studio: Studio, photos: PhotoSetFolder) -> str:
 
 
 def _list_asked(studio: Studio, runs: Sequence[Run]) -> list[Question]:
-    working = [*studio.jobs.running(), *studio.jobs.waiting()]
-    answers = [(question, one) for run in runs for question, one in _read_answer(run)]
+    jobs = [job for job in studio.jobs if job.asked.kind == "study"]
+    answers = [(run, run.answer) for run in runs]
     found = []
     for asked in list_questions():
-        jobs = [job for job in working if job.asked.kind == "study" and _asks(job, asked)]
-        own = [one for question, one in answers if question == asked.text]
-        found.append(Question(asked, next(iter(jobs), None), own))
+        own = [(run, one) for run, one in answers if one and one.question == asked.text]
+        last = next((job for job in reversed(jobs) if _asks(job, asked)), None)
+        found.append(Question(asked, last if last and last.outcome != "done" else None, own))
     return found
 
 
@@ -243,12 +229,15 @@ def _asks(job: Job, asked: AskedQuestion) -> bool:
     return any(Path(word).name == asked.file.name for word in job.asked.argv)
 
 
-def _read_answer(run: Run) -> list[tuple[str, Answered]]:
-    """Read what a study's folder answers; nothing where it is no study's, or not done."""
-    found = read_json(run.folder / "study.json")
-    if not isinstance(found, dict) or not isinstance(found.get("answer"), str):
-        return []
-    return [(str(found.get("question")), Answered(run, found["answer"]))]
+def show_question(request: Request) -> Response:
+    """One question, for a page that is open while a job works on it."""
+    studio, name = studio_of(request), request.path_params["question"]
+    questions = _list_asked(studio, studio.runs())
+    question = next((one for one in questions if one.asked.name == name), None)
+    if question is None:
+        return not_found()
+    photo_sets = [one for one in studio.photo_sets if one.names()]
+    return render(request, "parts/question.html", question=question, photo_sets=photo_sets)
 
 
 async def ask(request: Request) -> Response:
@@ -272,13 +261,14 @@ async def ask(request: Request) -> Response:
         *("study", str(asked.file), "--quick", "--photos", _path_of_photos(studio, photos)),
         *("--subject", subject, "--out", studio.path_of(name)),
     ]
-    job = studio.add_job("study", argv, run=name)
-    return go_to(f"/jobs/{job.id}")
+    studio.add_job("study", argv, run=name)
+    return go_to(f"/measure#question-{asked.name}")
 
 
 ROUTES = [
     Route("/measure", show),
     Route("/measure/compare", compare),
+    Route("/measure/questions/{question}", show_question),
     Route("/measure/questions/{question}", ask, methods=["POST"]),
     Route("/measure/{run}/report", write_report, methods=["POST"]),
     Route("/measure/{run}/score", score, methods=["POST"]),

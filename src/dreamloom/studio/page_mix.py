@@ -1,8 +1,9 @@
-"""Mix: two adapters, what they share, their weights over pictures drawn ahead, and one file."""
+"""Mix: adapters, what they share, their weights over pictures drawn ahead, and one file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from dreamloom.studio.adapters import SUFFIX, Adapter, find_adapter, list_adapte
 from dreamloom.studio.context import Studio, go_to, not_found, read_form, refuse, render, studio_of
 from dreamloom.studio.drawing import (
     DEVICES,
+    MOST_ADAPTERS,
     SCHEDULERS,
     Drawing,
     name_anew,
@@ -32,6 +34,7 @@ from dreamloom.studio.mixing import (
     WEIGHTS,
     Ahead,
     WantedMerge,
+    are_several,
     find_nearest,
     list_ahead,
     list_heat,
@@ -43,19 +46,21 @@ from dreamloom.studio.mixing import (
 from dreamloom.studio.words import say
 
 _PREFIX = "mix"
+_PLACES = ("first", "second", "third", "fourth")
+"""What addresses call the adapters that are chosen."""
 _SUM: Mapping[str, Any] = {"name": "sum", "summary": "", "needs": "factors", "options": ()}
 
 
 def show(request: Request) -> Response:
-    """The page: which two, what they share, the pictures, the merge, and the files."""
+    """The page: which adapters, what they share, the pictures, the merge, and the files."""
     asked = request.query_params
-    chosen = (asked.get("first", ""), asked.get("second", ""))
+    chosen = [asked.get(place, "") for place in _PLACES]
     return _render(request, chosen, asked.get("grid", ""), {})
 
 
 def _render(
     request: Request,
-    chosen: tuple[str, str],
+    chosen: Sequence[str],
     grid: str,
     faults: Mapping[str, str],
     status: int = 200,
@@ -66,26 +71,30 @@ def _render(
 ) -> Response:
     studio, form = studio_of(request), form or {}
     every = list_ahead(studio)
-    ahead = next((one for one in every if one.key == grid), None)
-    if ahead and len(ahead.adapters) == 2:
-        pair = list(ahead.adapters)
-    else:
-        pair = [one for text in chosen if (one := _find(studio, text)) is not None]
-    if ahead is None and len(pair) == 2:
-        ahead = next((one for one in every if list(one.adapters) == pair), None)
-    wanted = wanted or WantedMerge(tuple((one.id, "1") for one in pair))
+    parts = [one for text in chosen if (one := _find(studio, text)) is not None]
+    ahead = next((one for one in every if one.key == grid and one.adapters), None)
+    if ahead and not parts:
+        parts = list(ahead.adapters)
+    if ahead is None or list(ahead.adapters) != parts:
+        ahead = next((one for one in every if parts and list(one.adapters) == parts), None)
+    weights = ahead.weights if ahead else ("1",) * len(parts)
+    wanted = wanted or WantedMerge(
+        tuple((one.id, weight) for one, weight in zip(parts, weights, strict=True))
+    )
     return render(
         request,
         "mix.html",
         status,
         faults=faults,
-        pair=pair,
+        parts=parts,
+        pairs=list(itertools.combinations(parts, 2)),
+        places=_PLACES,
         adapters=list_adapters(studio.root),
         every=every,
-        drawing=drawing or _begin(pair),
+        drawing=drawing or _begin(parts),
         photo_choices=_list_photos(studio),
-        photos=form.get("photos", _own_photos(pair, 0)),
-        style=form.get("style", _own_photos(pair, 1)),
+        photos=form.get("photos", _own_photos(parts, 0)),
+        style=form.get("style", _own_photos(parts, 1)),
         values=form.get("values", WEIGHTS),
         merge=wanted,
         files=[one for one in list_adapters(studio.root) if one.run is None],
@@ -108,11 +117,15 @@ def _find(studio: Studio, text: str) -> Adapter | None:
     return next((one for one in adapters if one.id == text), None) or next(runs, None)
 
 
-def _begin(pair: list[Adapter]) -> Drawing:
-    config = pair[0].run.config if pair and pair[0].run else None
+def _list_chosen(form: Mapping[str, str]) -> list[str]:
+    return [form.get(f"adapter{n}", "") for n in range(1, MOST_ADAPTERS + 1)]
+
+
+def _begin(parts: list[Adapter]) -> Drawing:
+    config = parts[0].run.config if parts and parts[0].run else None
     return Drawing(
-        run=pair[0].run.id if pair and pair[0].run else "",
-        adapters=tuple((one.id, "1") for one in pair),
+        run=parts[0].run.id if parts and parts[0].run else "",
+        adapters=tuple((one.id, "1") for one in parts),
         prompts=("a photo of {subject}",),
         numbers={"seeds": "4"},
         preset=config.preset if config else "standard",
@@ -127,13 +140,13 @@ def _tell_ahead(request: Request, ahead: Ahead | None, wanted: WantedMerge) -> d
     prompt = request.query_params.get("prompt", "0")
     number = int(prompt) if prompt.isdigit() and int(prompt) < len(ahead.grid.prompts) else 0
     sets = {cell.set: ahead.run.read_set(cell.set) for cell in cells}
-    weights = [_number(weight) for _, weight in wanted.adapters] or [1.0, 1.0]
+    weights = [_number(weight) for _, weight in wanted.adapters]
     return {
         "ahead": ahead,
         "cells": cells,
         "sets": sets,
         "plot": plot_retention(cells),
-        "nearest": find_nearest(cells, (weights[0], weights[-1])),
+        "nearest": find_nearest(cells, (weights[0], weights[1])),
         "prompt": number,
     }
 
@@ -167,9 +180,9 @@ def _list_photos(studio: Studio) -> dict[str, tuple[str, str]]:
     return sets | runs
 
 
-def _own_photos(pair: list[Adapter], place: int) -> str:
-    """Name the photos that one of the two was taught with, where they are there."""
-    run = pair[place].run if place < len(pair) else None
+def _own_photos(parts: list[Adapter], place: int) -> str:
+    """Name the photos that one of them was taught with, where they are there."""
+    run = parts[place].run if place < len(parts) else None
     return f"run-{run.id}" if run and (run.files.photos / MANIFEST).is_file() else ""
 
 
@@ -190,8 +203,9 @@ def _write_ahead(studio: Studio, form: Mapping[str, str]) -> tuple[str, list[str
     """Write the command that draws ahead; return the run's folder, it, and what is wrong."""
     drawing = read_drawing(form)
     faults = drawing.find_faults(studio)
-    if len(drawing.find_adapters(studio)) != 2:
-        faults["adapter1"] = say("mix.two")
+    adapters = [adapter for adapter, _ in drawing.find_adapters(studio)]
+    if not are_several(adapters, drawing.adapters):
+        faults["adapter1"] = say("mix.several", most=MOST_ADAPTERS)
     weights = ",".join(value.strip() for value in form.get("values", WEIGHTS).split(","))
     x, y = (f"{axis}={weights}" for axis in AXES)
     try:
@@ -203,7 +217,8 @@ def _write_ahead(studio: Studio, form: Mapping[str, str]) -> tuple[str, list[str
         one = form.get(name, "")
         if one and one not in known:
             faults[name] = say("mix.no_photos")
-        elif one and (name == "photos" or form.get("photos", "")):
+        # What pictures keep is measured of a subject and a style, not of three.
+        elif one and len(adapters) == 2 and (name == "photos" or form.get("photos", "")):
             chosen.append(f"--{option}={studio.path_of(known[one][1])}")
     folder = drawing.find_folder(studio, _PREFIX)
     argv = [
@@ -231,31 +246,35 @@ async def draw_ahead(request: Request) -> Response:
     folder, argv, faults = _write_ahead(studio, form)
     drawing = read_drawing(form)
     if faults:
-        chosen = (form.get("adapter1", ""), form.get("adapter2", ""))
-        return _render(request, chosen, "", faults, 422, drawing=drawing, form=form)
+        return _render(request, _list_chosen(form), "", faults, 422, drawing=drawing, form=form)
     job = studio.add_job("grid", argv, run=folder, device=drawing.device)
     return go_to(f"/draw/jobs/{job.id}")
 
 
-async def _list_methods(studio: Studio) -> tuple[list[Mapping[str, Any]], str]:
-    """List the methods that can merge two adapters; and what was said where there is no list."""
+async def _list_methods(studio: Studio, parts: int) -> tuple[list[Mapping[str, Any]], str]:
+    """List the methods that can merge so many; and what was said where there is no list."""
     told, said = await studio.ask(["merge", "--methods", "--json"])
     fitting = [
-        one for one in told or [_SUM] if one.get("least", 1) <= 2 and (one.get("most") or 2) >= 2
+        one
+        for one in told or [_SUM]
+        if one.get("least", 1) <= parts <= (one.get("most") or MOST_ADAPTERS)
     ]
     return fitting, said
 
 
 async def show_method(request: Request) -> Response:
     """All methods to choose from, and the settings of the one that is chosen."""
-    methods, said = await _list_methods(studio_of(request))
-    wanted = request.query_params.get("method", "sum")
+    asked = request.query_params
+    wanted, told = asked.get("method", "sum"), asked.get("parts", "")
+    parts = int(told) if told in ("3", "4") else 2
+    methods, said = await _list_methods(studio_of(request), parts)
     method = next((one for one in methods if one["name"] == wanted), methods[0])
     return render(
         request,
         "parts/method.html",
         methods=methods,
         method=method,
+        parts=parts,
         said=said,
         spell_default=spell_default,
     )
@@ -264,7 +283,7 @@ async def show_method(request: Request) -> Response:
 async def show_merge_command(request: Request) -> Response:
     """The command that merges as the form is, and what is wrong with it."""
     studio, wanted = studio_of(request), read_merge(await read_form(request))
-    methods, _ = await _list_methods(studio)
+    methods, _ = await _list_methods(studio, len(wanted.adapters))
     faults, (_, argv) = wanted.find_faults(studio, methods), wanted.write_command(studio, methods)
     return render(request, "parts/merge_command.html", faults=faults, argv=argv)
 
@@ -273,10 +292,10 @@ async def merge(request: Request) -> Response:
     """Put the merge into the queue."""
     studio, form = studio_of(request), await read_form(request)
     wanted = read_merge(form)
-    methods, _ = await _list_methods(studio)
+    methods, _ = await _list_methods(studio, len(wanted.adapters))
     if faults := wanted.find_faults(studio, methods):
-        chosen = (form.get("adapter1", ""), form.get("adapter2", ""))
-        return _render(request, chosen, form.get("grid", ""), faults, 422, wanted=wanted)
+        chosen, grid = _list_chosen(form), form.get("grid", "")
+        return _render(request, chosen, grid, faults, 422, wanted=wanted)
     _, argv = wanted.write_command(studio, methods)
     job = studio.add_job("merge", argv, device="cpu")
     return go_to(f"/draw/jobs/{job.id}")

@@ -74,6 +74,7 @@ def _tell_live(studio: Studio, run: Run) -> dict[str, Any]:
         "happened": tell_last(events),
         "offset": end,
         "config": run.config,
+        "answer": run.answer,
         "is_reported": run.files.report.is_file(),
     }
 
@@ -200,13 +201,15 @@ async def resume(request: Request) -> Response:
         return not_found()
     studio = studio_of(request)
     if studio.job_of(run) is None:
-        trainings = [
-            job.id for job in studio.jobs if (job.asked.run, job.asked.kind) == (run.name, "train")
+        begun = [
+            job.id
+            for job in studio.jobs
+            if job.asked.run == run.name and job.asked.kind in ("train", "study")
         ]
-        if not trainings:
+        if not begun:
             # Only its own command knows which photos it was taught from.
             return refuse(say("run.cannot_resume"), 409)
-        _ask_again(studio, trainings[-1])
+        _ask_again(studio, begun[-1])
     return go_to(f"/runs/{run.id}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,21 @@ from dreamloom.evaluation.looks import Look, read_looks
 
 _DEEPEST = 3
 _MOST_POINTS = 1500
+_OF_STUDY = re.compile(r".+/(class-images|pictures|runs)/[0-9a-f]{16}")
+"""What a study makes on its way; see `dreamloom.experiments.study.work`."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study has answered.
+
+    Args:
+        question: What was asked.
+        sentence: Its answer.
+    """
+
+    question: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,21 @@ class Run:
             return None
 
     @property
+    def is_of_study(self) -> bool:
+        """Whether a study made it on its way, whose own folder stands for all of them."""
+        study = self.folder.parents[1]
+        return _OF_STUDY.fullmatch(self.name) is not None and RunFolder(study).is_run()
+
+    @property
+    def answer(self) -> Answer | None:
+        """What it has answered; None where it is no study, or one that is not done."""
+        try:
+            found = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))
+            return Answer(str(found["question"]), str(found["answer"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    @property
     def is_trained(self) -> bool:
         """Whether there is an adapter."""
         return self.files.adapter.is_file()
@@ -87,10 +118,16 @@ class Run:
         return [look for look in read_looks(self.files.validation_samples) if look.images]
 
 
-def list_runs(root: Path) -> list[Run]:
-    """Find all runs below a root, the one that changed last first; runs inside runs, too."""
+def list_runs(root: Path, of_studies: bool = False) -> list[Run]:
+    """Find all runs below a root, the one that changed last first; runs inside runs, too.
+
+    Args:
+        root: Where to look.
+        of_studies: Whether to list what studies have made on their way as well.
+    """
     found = [Run(root, folder) for folder in _walk(root, _DEEPEST)]
-    return sorted(found, key=lambda run: run.changed_at, reverse=True)
+    shown = [run for run in found if of_studies or not run.is_of_study]
+    return sorted(shown, key=lambda run: run.changed_at, reverse=True)
 
 
 def find_run(root: Path, run_id: str) -> Run | None:
