@@ -216,6 +216,12 @@ class Drawing:
     active: Sequence[ActiveAdapter]
     named: SetName
 
+    def count_steps(self) -> int:
+        """Count the denoising steps of all pictures."""
+        given = self.settings
+        of_each = given.images_per_prompt * len(given.schedulers) * sum(given.steps)
+        return len(self.prompts) * of_each
+
 
 def draw_set(drawing: Drawing, observe: Observer = silent) -> ImageSet:
     """Draw a set, unless it was done."""
@@ -246,7 +252,7 @@ def _list_drawings(
         ),
         "table": (prompts[:1], table),
     }
-    return {
+    drawings = {
         name: Drawing(
             root,
             config,
@@ -257,6 +263,7 @@ def _list_drawings(
         )
         for name, (what, adapter) in _SETS.items()
     }
+    return dict(sorted(drawings.items(), key=lambda item: -item[1].count_steps()))
 
 
 def list_prompts(config: LoomConfig) -> list[Prompt]:
