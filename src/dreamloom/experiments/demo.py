@@ -52,8 +52,6 @@ from dreamloom.training.train import train_adapter
 STAGE = "demo"
 _MOST_WORKERS = 3  # so many trainings are there
 SUBJECT_WEIGHT, STYLE_WEIGHT = 1.0, 1.0
-STYLE_SHARE = 2 / 3
-"""The style's updates as a share of the subject's: its pictures differ less among themselves."""
 TABLE = {"schedulers": ("ddim", "pndm"), "steps": (50, 80)}
 """The seed study's table: every scheduler with every number of steps."""
 QUICK_TABLE = {**TABLE, "steps": (20, 40), "images_per_prompt": 2}
@@ -82,8 +80,7 @@ def run_demo(out: Path, config: LoomConfig, runtime: Runtime, observe: Observer 
     subject = config.subject.model_copy(
         update={"phrase": "pixel", "class_noun": "picture", "photo_prompt": "pixel, a photo"}
     )
-    train = config.train.model_copy(update={"steps": round(STYLE_SHARE * config.train.steps)})
-    pixel_config = config.model_copy(update={"subject": subject, "train": train})
+    pixel_config = config.model_copy(update={"subject": subject})
     pixel_art = examples_folder() / "pixel-art"
     # The longest first, so that none of those who work is left with it alone.
     lessons = {
