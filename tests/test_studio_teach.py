@@ -130,3 +130,13 @@ def test_a_run_is_named_by_its_subject_and_never_takes_a_folder_that_is_there(st
     assert studio.new_run_folder("rraj person") == "rraj-person-2"
     assert studio.new_run_folder("../../etc") == "etc"
     assert studio.new_run_folder("…") == "run"
+
+
+def test_a_training_is_planned_for_what_is_here(client: TestClient, studio: Studio):
+    (photos,) = list(studio.photo_sets)
+    asked = {"photos": photos.id, "preset": "quick", "prior": "none", "sent": "1"}
+    here = client.post("/teach/plan", data=asked | {"device": "cpu"}).text
+    assert re.search(r"Memory: [\d.]+ GiB that this \w+ has free", here), here
+    assert "Fits:" in here
+    gpu = client.post("/teach/plan", data=asked | {"gpu_memory": "16GiB"}).text
+    assert "Memory: 16 GiB" in gpu

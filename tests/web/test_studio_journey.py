@@ -95,11 +95,7 @@ def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: Run
     assert page.get_by_text("Take the adapter after").is_visible()
     assert page.get_by_text("(base model) to").first.is_visible()
     assert_pictures_load(page, "table.looks img")
-    page.locator("#split summary").click()
-    page.locator("#split .under[src]").wait_for(state="attached")
-    assert_pictures_load(page, "#split img")
-    over, under = (page.locator(f"#split .{one}").get_attribute("src") for one in ("over", "under"))
-    assert over != under
+    compare_two_looks(page)
 
     # The report stands in the page.
     page.get_by_role("link", name="Report", exact=True).click()
@@ -112,6 +108,15 @@ def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: Run
     draw_with(page, studio, merged)
     assert watch.errors == []
     assert all(url.startswith((studio.origin, "data:", "blob:")) for url in watch.asked)
+
+
+def compare_two_looks(page: Any) -> None:
+    """Lay two looks over each other."""
+    page.locator("#split summary").click()
+    page.locator("#split .under[src]").wait_for(state="attached")
+    assert_pictures_load(page, "#split img")
+    over, under = (page.locator(f"#split .{one}").get_attribute("src") for one in ("over", "under"))
+    assert over != under
 
 
 def assert_pictures_load(page: Any, selector: str) -> None:

@@ -69,6 +69,7 @@ class MemoryPlan:
         setting = self.choice.setting
         return {
             "base": self.base,
+            "memory": self.memory.said,
             "memory_gib": round(self.memory.gib, 3),
             "usable_gib": round(self.memory.usable_bytes / GIB, 3),
             "fits": self.choice.fits,

@@ -23,7 +23,8 @@ PRIORS = ("generated", "base", "none")
 _LOOKS = 5
 """How often a training is looked at, unless told otherwise."""
 _PACKS = {"picturebook": "picturebook-v1"}
-_GPU_MEMORY = ("12GiB", "16GiB", "24GiB", "48GiB", "80GiB")
+HERE = "here"
+_GPU_MEMORY = (HERE, "12GiB", "16GiB", "24GiB", "48GiB", "80GiB")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Wanted:
         looks: Whether the training draws pictures on its way.
         then: Whether it is drawn with, scored and reported afterwards.
         minutes: In how many minutes it begins.
-        gpu_memory: The GPU that is planned for where there is none here.
+        gpu_memory: The GPU that is planned for; `HERE` plans for what this machine has.
     """
 
     photos: str = ""
@@ -54,7 +55,7 @@ class Wanted:
     looks: bool = True
     then: bool = True
     minutes: float = 0.0
-    gpu_memory: str = "16GiB"
+    gpu_memory: str = HERE
 
     def faults(self, photos: PhotoSetFolder | None) -> dict[str, str]:
         """Say what is wrong, by the control's name."""
@@ -209,7 +210,8 @@ def _plan_argv(
     count = str(len(photos.names())) if photos else "6"
     return [
         *("plan", "--base", wanted.base, "--photos", count, "--prior", wanted.prior),
-        *("--preset", wanted.preset, "--gpu-memory", wanted.gpu_memory, "--json"),
+        *("--preset", wanted.preset, "--device", wanted.device, "--json"),
+        *(() if wanted.gpu_memory == HERE else ("--gpu-memory", wanted.gpu_memory)),
         *_set_options(wanted, given),
     ]
 
