@@ -94,8 +94,7 @@ def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: Run
     page.locator("table.looks img").nth(5).wait_for()
     assert page.get_by_text("Take the adapter after").is_visible()
     assert page.get_by_text("(base model) to").first.is_visible()
-    assert_pictures_load(page, "table.looks img")
-    compare_two_looks(page)
+    compare_looks(page)
 
     # The report stands in the page.
     page.get_by_role("link", name="Report", exact=True).click()
@@ -110,8 +109,9 @@ def test_from_six_photos_to_a_merged_picture_and_the_report(browser, studio: Run
     assert all(url.startswith((studio.origin, "data:", "blob:")) for url in watch.asked)
 
 
-def compare_two_looks(page: Any) -> None:
-    """Lay two looks over each other."""
+def compare_looks(page: Any) -> None:
+    """See them beside each other, and two of them laid over each other."""
+    assert_pictures_load(page, "table.looks img")
     page.locator("#split summary").click()
     page.locator("#split .under[src]").wait_for(state="attached")
     assert_pictures_load(page, "#split img")
