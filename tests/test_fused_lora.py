@@ -26,6 +26,7 @@ from dreamloom.models.packed_linear import (
     restore_forward,
 )
 from dreamloom.models.peft_adapter import AttachedAdapter
+from dreamloom.models.quantized_layers import QuantizedLinear
 from dreamloom.models.sdxl import SDXLModel
 
 SPEC = AdapterSpec(
@@ -352,6 +353,18 @@ def test_only_small_float32_models_on_the_processor_get_copies(
         assert pick_order(nn.Sequential(nn.Linear(8, 8)).double()) == "plain"
     monkeypatch.setattr("dreamloom.models.packed_linear.MOST_COPIED_BYTES", 255)
     assert pick_order(model) == "plain"
+
+
+def test_what_is_large_in_convolutions_or_in_fewer_bits_keeps_one_copy_as_well(monkeypatch):
+    """Of SDXL with linear layers in bf16, copies of its convolutions took 4 GiB."""
+    convolutions = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(8, 8, 3))
+    stored = nn.Sequential(nn.Linear(2, 2), nn.Linear(64, 64)).requires_grad_(False)
+    stored[1] = QuantizedLinear(stored[1], "bf16")
+    for model in (convolutions, stored):
+        assert pick_order(model) != "plain"
+    monkeypatch.setattr("dreamloom.models.packed_linear.MOST_COPIED_BYTES", 1024)
+    for model in (convolutions, stored):
+        assert pick_order(model) == "plain"
 
 
 def test_trained_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:

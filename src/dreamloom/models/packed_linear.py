@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 MOST_COPIED_BYTES = 2**30
-"""Components with larger linear weights than this keep the one copy that they have."""
+"""Components with larger weights than this keep the one copy that they have."""
 
 Order = Literal["plain", "turned", "packed"]
 """How frozen weights lie beside themselves: not at all, transposed, or packed by oneDNN."""
@@ -97,7 +97,9 @@ def pick_order(owner: nn.Module) -> Order:
     weights = [layer.weight for layer in owner.modules() if type(layer) is nn.Linear]
     if any(one.device.type != "cpu" or one.dtype != torch.float32 for one in weights):
         return "plain"
-    if sum(one.numel() * one.element_size() for one in weights) > MOST_COPIED_BYTES:
+    # All weights count, those of convolutions and those in fewer bits as well.
+    held = [*owner.parameters(), *owner.buffers()]
+    if sum(one.numel() * one.element_size() for one in held) > MOST_COPIED_BYTES:
         return "plain"
     if is_processor_intels() and torch.backends.mkl.is_available():
         return "turned"
