@@ -109,9 +109,18 @@ def find_memory(said: str | None, config: LoomConfig) -> DeviceMemory:
                 f"How much memory {device.type} has is not known.", "Name it: --gpu-memory 12GiB."
             )
         has = found
-    if config.memory.limit != "auto":
-        return read_memory(config.memory.limit, is_host=has.is_host)
-    return has
+    return apply_limit(has, config)
+
+
+def apply_limit(memory: DeviceMemory, config: LoomConfig) -> DeviceMemory:
+    """Take ``memory.limit`` instead of what a device has, where the settings name one.
+
+    Raises:
+        ConfigError: If it is no size.
+    """
+    if config.memory.limit == "auto":
+        return memory
+    return read_memory(config.memory.limit, is_host=memory.is_host)
 
 
 def read_device_memory(device: torch.device) -> DeviceMemory | None:

@@ -11,7 +11,7 @@ from dreamloom.core.config.loading import load_config, load_run_settings
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime, spare_memory
 from dreamloom.core.run_folder import RunFolder
-from dreamloom.memory.device_memory import DeviceMemory, read_device_memory, read_memory
+from dreamloom.memory.device_memory import DeviceMemory, apply_limit, read_device_memory
 from dreamloom.memory.plan import apply_plan, plan_run
 from dreamloom.memory.plan_drawing import plan_drawing
 from dreamloom.memory.predict import Setting
@@ -134,9 +134,7 @@ def fit_asking(base: str, device: str = "auto") -> Fitted:
 
 def _find_memory(config: LoomConfig, runtime: Runtime) -> DeviceMemory | None:
     has = read_device_memory(runtime.device)
-    if has is None or config.memory.limit == "auto":
-        return has
-    return read_memory(config.memory.limit, is_host=has.is_host)
+    return None if has is None else apply_limit(has, config)
 
 
 def _is_small(base: str, memory: DeviceMemory) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.errors import ConfigError
 from dreamloom.memory.choose import EIGHT_BIT, Choice, Work, choose_setting
-from dreamloom.memory.device_memory import DeviceMemory, read_memory
+from dreamloom.memory.device_memory import DeviceMemory, apply_limit
 from dreamloom.memory.predict import GIB, Setting, count_flops
 from dreamloom.memory.table import MemoryTable
 from dreamloom.memory.telling import (
@@ -165,8 +165,7 @@ def plan_run(
     Raises:
         ConfigError: If nothing fits, or the resolution fits no latents.
     """
-    if config.memory.limit != "auto":
-        memory = read_memory(config.memory.limit, is_host=memory.is_host)
+    memory = apply_limit(memory, config)
     table = find_table(config.base, on_count)
     work, limits = read_work(config, table, memory), read_limits(config, memory)
     choice = choose_setting(table, work, memory.usable_bytes, limits)
@@ -213,13 +212,12 @@ def _nothing_fits(
 ) -> ConfigError:
     needed, usable = choice.memory_use.peak_bytes, memory.usable_bytes
     ways = _list_ways(config, table, memory)
-    hint = f"{tell_more_memory(memory).capitalize()}."
     return ConfigError(
         f"Nothing fits in {memory.said}: the least that {config.base} can do with needs "
         f"{tell_bytes(needed)} in its phase {choice.memory_use.peak_phase!r}, "
         f"{tell_bytes(needed - usable)} more than the {tell_bytes(usable)} that tensors "
         "may hold there.",
-        f"Try {' or '.join(ways)}." if ways else hint,
+        f"Try {' or '.join(ways)}." if ways else f"{tell_more_memory(memory).capitalize()}.",
     )
 
 
