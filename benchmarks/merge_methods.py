@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from dreamloom.experiments.study.pool import open_crew
+
 from dreamloom.core.config.loading import load_config
 from dreamloom.core.config.settings import LoomConfig
 from dreamloom.core.device import pick_runtime
@@ -41,7 +43,6 @@ from dreamloom.experiments.merge_search.summarise import (
     decide_together,
     join_retention,
 )
-from dreamloom.experiments.study.pool import open_crew
 from dreamloom.inference.generate import ActiveAdapter, Prompt, generate_images
 from dreamloom.lora.reading import read_adapter
 from dreamloom.lora.writing import write_adapter
