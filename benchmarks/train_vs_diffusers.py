@@ -13,7 +13,7 @@ medians over the rounds. What differs: with text encoders, the script also teach
 last layer, which SDXL does not read.
 
 With ``--check`` twenty updates of both sides meet the same noise, timesteps, pictures and first
-weights, and their adapters are compared; ours once without and once with compiled blocks.
+weights, and their adapters are compared.
 """
 
 import argparse
@@ -54,7 +54,6 @@ class Case:
         return ["--px", str(self.px), *(["--text"] if self.text else []), *own]
 
 
-COMPILED = ("--set", "train.compile=blocks")
 CASES = [
     *(
         Case(f"{px} px, text encoders {'taught' if text else 'frozen'}", px, text)
@@ -62,24 +61,6 @@ CASES = [
         for text in (False, True)
     ),
     Case("128 px, script with checkpointing", 128, script=("--checkpointing",), bar=2.7),
-    Case(
-        "128 px, script with checkpointing, blocks compiled",
-        128,
-        script=("--checkpointing",),
-        ours=COMPILED,
-        bar=2.7,
-    ),
-    *(
-        Case(
-            f"{px} px, text encoders {'taught' if text else 'frozen'}, blocks compiled",
-            px,
-            text,
-            ours=COMPILED,
-            bar=2.0,
-        )
-        for px in (128, 256)
-        for text in (False, True)
-    ),
 ]
 
 
@@ -110,17 +91,11 @@ def measure(case: Case, given: argparse.Namespace, work: Path) -> dict[str, Any]
     """Compare both sides over some rounds."""
     seconds: dict[str, list[float]] = {"script": [], "ours": []}
     peaks: dict[str, float] = {}
-    first: list[float] = []
-    if case.ours == COMPILED:
-        # The first run fills the compiler's cache.
-        first.append(run("ours", case, given, work)["cpu_seconds_to_first_step"])
     for _ in range(given.rounds):
         for who in ("script", "ours"):
             found = run(who, case, given, work)
             seconds[who].append(statistics.median(found["cpu_seconds"][WARM_UP:]))
             peaks[who] = found["peak_mib"]
-            if who == "ours" and case.ours == COMPILED:
-                first.append(found["cpu_seconds_to_first_step"])
     medians = {who: statistics.median(values) for who, values in seconds.items()}
     return {
         "case": case.name,
@@ -129,7 +104,6 @@ def measure(case: Case, given: argparse.Namespace, work: Path) -> dict[str, Any]
         "ratio": medians["script"] / medians["ours"],
         "bar": case.bar,
         "peak_mib": peaks,
-        "compiling_seconds_to_first_step": first,
     }
 
 
@@ -196,23 +170,19 @@ def compare(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     for case in chosen:
         rows.append(measure(case, given, work))
         print(tell(rows[-1]), flush=True)
-        first = rows[-1]["compiling_seconds_to_first_step"]
-        if first:
-            print(f"  to the first step: {first[0]:.1f} s, then with a cache {first[-1]:.1f} s")
     return {"cases": rows}
 
 
 def check(given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Let both sides learn the same, ours without and with compiled blocks; compare adapters."""
+    """Let both sides learn the same; compare adapters."""
     found = {}
     for text in (False, True):
         with TemporaryDirectory(dir=work) as folder:
             learn("script", Case("check", 128, text), given, work, Path(folder))
-            for name, ours in (("", ()), (", blocks compiled", COMPILED)):
-                name = f"text encoders {'taught' if text else 'frozen'}{name}"
-                told = learn("ours", Case("check", 128, text, ours=ours), given, work, Path(folder))
-                found[name] = json.loads(told.splitlines()[-1])
-                print(f"{name}: {found[name]}", flush=True)
+            told = learn("ours", Case("check", 128, text), given, work, Path(folder))
+            name = f"text encoders {'taught' if text else 'frozen'}"
+            found[name] = json.loads(told.splitlines()[-1])
+            print(f"{name}: {found[name]}", flush=True)
     return {"check": found}
 
 

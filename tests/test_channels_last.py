@@ -1,6 +1,7 @@
 """Weights laid out for drawing compute the same and come back as they were."""
 
 import torch
+from diffusers.models.attention import FeedForward
 from torch import nn
 
 from dreamloom.models.channels_last import fastest_layout
@@ -50,6 +51,21 @@ def test_layers_that_compute_in_their_own_way_and_half_precision_are_left():
     with fastest_layout(half):
         assert "forward" not in vars(half[2])
         assert half[0].weight.is_contiguous()
+
+
+@torch.no_grad()
+def test_hooks_on_what_is_inside_a_feed_forward_layer_are_called():
+    layer, x, told = (
+        FeedForward(8, activation_fn="geglu").requires_grad_(False),
+        torch.ones(2, 8),
+        [],
+    )
+    layer.net[2].register_forward_hook(lambda inner, given, out: out + 1)
+    layer.net[0].proj.register_forward_pre_hook(lambda inner, given: told.append(given[0]))
+    expected = layer(x)
+    with fastest_layout(layer):
+        assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert len(told) == 2
 
 
 def test_an_error_while_drawing_leaves_nothing_behind():

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compiling import NEEDS_COMPILER
 from dreamloom.models.convolutions import can_be_packed, pack_convolutions
-from dreamloom.models.native import NativeConvolution
 from dreamloom.models.packed_linear import restore_forward
 
 SHAPES = [(2, 8, 8), (2, 4, 12), (1, 8, 8), (2, 8, 8)]
@@ -46,20 +44,6 @@ def test_pictures_and_gradients_are_the_same_whatever_the_shape(
     packed = pack_convolutions([layer])
     assert packed == [layer]
     assert name_node(layer) == "_FrozenBackward"
-    torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
-    restore_forward(packed)
-    assert all(map(torch.equal, run(layer), before))
-
-
-@NEEDS_COMPILER
-@CHANNELS
-@BIAS
-def test_a_native_convolution_computes_the_same(channels: tuple[int, int], bias: bool) -> None:
-    layer = make_convolution(channels, bias)
-    before = run(layer)
-    packed = pack_convolutions([layer])
-    vars(layer)["forward"] = NativeConvolution(vars(layer)["forward"])
-    assert "ConvolutionNode" in name_node(layer)
     torch.testing.assert_close(run(layer), before, rtol=1e-4, atol=1e-4)
     restore_forward(packed)
     assert all(map(torch.equal, run(layer), before))

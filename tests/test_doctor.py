@@ -73,7 +73,7 @@ def test_it_says_that_all_works_and_what_could_be_added():
     assert done.exit_code == 0, done.output
     for part in ("needed", "extras", "machine", "models", "folders"):
         assert f"\n{part}\n" in f"\n{done.output}"
-    assert f"torch            {torch.__version__}" in done.output
+    assert re.search(rf"torch +{re.escape(torch.__version__)}", done.output)
     assert "the processor (" in done.output
     assert "All that is needed works" in done.output
 
@@ -96,7 +96,7 @@ def test_a_torch_that_cannot_be_imported_is_told_and_ends_with_1(tmp_path):
     assert "https://pytorch.org/get-started/locally/" in done.stdout
     assert re.search(r'to mend it: pip install --force-reinstall "torch==[\d.]+"\n', done.stdout)
     assert "mend torch first" in done.stdout
-    assert "device           cannot be told: torch is broken" in done.stdout
+    assert re.search("device +cannot be told: torch is broken", done.stdout)
     assert done.stdout.splitlines()[-1].startswith("Broken: torch, ")
     assert done.stderr == ""
 
@@ -190,14 +190,6 @@ def test_a_gpu_is_named_with_its_memory_and_precisions():
     assert "GiB of which" in found.detail
     assert "fp16" in found.detail
     assert carry_out("torch.compile", checks.check_compiler).state == "ok"
-
-
-def test_missing_tools_are_told_with_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None)
-    found = carry_out("compiled blocks", checks.check_native)
-    assert found.state == "lacking"
-    assert found.detail.endswith("and no ninja")
-    assert "dreamloom[native]" in found.mend
 
 
 def test_folders_that_are_full_or_closed_are_told(tmp_path, monkeypatch):

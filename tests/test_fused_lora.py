@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiling import NEEDS_COMPILER
 from dreamloom.core.device import Runtime, pick_runtime
-from dreamloom.core.errors import ConfigError
 from dreamloom.models.attention import AttentionMaps
 from dreamloom.models.base import AdapterSpec, Framing
 from dreamloom.models.families import load_model
 from dreamloom.models.lowrank import InputCache, SharedInput
-from dreamloom.models.native import load_native
 from dreamloom.models.packed_linear import (
     Order,
     PackedLinear,
@@ -338,7 +335,6 @@ def test_a_layer_whose_weights_lie_otherwise_computes_the_same(order: Order, bia
     assert "forward" not in vars(layer)
     plain = PackedLinear(layer.weight, layer.bias, "plain")
     assert torch.equal(plain.apply(x[0]), nn.functional.linear(x[0], layer.weight, layer.bias))
-    assert plain.copies == (None, None, None)
 
 
 def test_only_small_float32_models_on_the_processor_get_copies(
@@ -380,70 +376,10 @@ def test_trained_text_is_encoded_as_the_pipeline_does(tiny: SDXLModel) -> None:
         torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-6)
 
 
-# What learns, what is recomputed and how weights are packed: by default the widest.
-@NEEDS_COMPILER
-@pytest.mark.parametrize(
-    ("target_modules", "gradient_checkpointing", "order"),
-    [
-        pytest.param("attention", "none", "turned", marks=pytest.mark.slow),
-        pytest.param("attention", "full", "turned", marks=pytest.mark.slow),
-        ("all", "none", "packed"),
-        pytest.param("all", "full", "packed", marks=pytest.mark.slow),
-    ],
-)
-def test_native_blocks_compute_the_same(
-    tiny: SDXLModel,
-    target_modules: Any,
-    gradient_checkpointing: Any,
-    order: Order,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whatever learns, on both kinds of processors, and with prompts that never learn."""
-    monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: order)
-    before = weights_by_name(tiny)
-    for text in (True, False):
-        spec = replace(SPEC, target_modules=target_modules, text_encoders=text)
-        plain, native = (
-            run_compiled(tiny, spec, gradient_checkpointing, compiled) for compiled in (False, True)
-        )
-        for one, other in zip(plain, native, strict=True):
-            assert far(other, one) < 2e-5
-    after = weights_by_name(tiny)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert not any("forward" in vars(m) for o in components(tiny).values() for m in o.modules())
-
-
-@NEEDS_COMPILER
-def test_native_layers_stand_in_for_blocks_and_the_layers_of_text_encoders(tiny: SDXLModel) -> None:
-    tiny.attach_adapter(replace(SPEC, target_modules="attention"), compiled=True)
-    kinds = {"unet": "BasicTransformerBlock", "text_encoder": "CLIPEncoderLayer"}
-    for part, kind in kinds.items():
-        modules = [m for m in components(tiny)[part].modules() if type(m).__name__ == kind]
-        native = [one for one in modules if "forward" in vars(one)]
-        # SDXL does not read the first encoder's last layer.
-        assert len(native) == len(modules) - (part == "text_encoder")
-    # A mask is nothing that they know.
-    blocks = (m for m in tiny._pipeline.unet.modules() if type(m).__name__ == kinds["unet"])
-    block: Any = next(blocks)
-    rng = torch.Generator().manual_seed(3)
-    x = torch.randn(1, 4, block.norm1.normalized_shape[0], generator=rng)
-    told = torch.randn(1, 3, block.attn2.to_k.in_features, generator=rng)
-    mask = torch.tensor([[[0.0, 0.0, -1e4]]])
-    with torch.no_grad():
-        masked = block(x, encoder_hidden_states=told, encoder_attention_mask=mask)
-        short, whole = (block(x, encoder_hidden_states=one) for one in (told[:, :2], told))
-    assert far([masked], [short]) < 1e-5 < far([masked], [whole])
-
-
 @pytest.mark.slow  # the compiler takes a minute for each case
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("gradient_checkpointing", ["none", "full"])
-def test_compiled_blocks_compute_the_same(
-    tiny: SDXLModel, gradient_checkpointing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU: on a processor nothing is left to torch's compiler."""
-    monkeypatch.setattr("dreamloom.models.fused_lora.FusedLora._is_for_native", lambda self: False)
-    monkeypatch.setattr("dreamloom.models.fused_lora.pick_order", lambda owner: "plain")
+def test_compiled_blocks_compute_the_same(tiny: SDXLModel, gradient_checkpointing: Any) -> None:
     before = weights_by_name(tiny)
     spec = replace(SPEC, target_modules="attention", text_encoders=False)
     plain, compiled = (
@@ -487,26 +423,3 @@ def weights_by_name(model: SDXLModel) -> dict[str, Tensor]:
         for part, owner in components(model).items()
         for name, weight in owner.named_parameters()
     }
-
-
-def test_without_a_compiler_it_is_told_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setattr("shutil.which", lambda tool, path=None: None if tool == "ninja" else tool)
-    with pytest.raises(ConfigError, match=r"no ninja\. .*dreamloom\[native\].*train\.compile=off"):
-        load_native.__wrapped__()
-    assert not [*tmp_path.rglob("*")]
-
-
-@NEEDS_COMPILER
-def test_code_that_does_not_compile_leaves_nothing_and_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("no program")
-    monkeypatch.setattr("dreamloom.models.native._SOURCE", broken)
-    with pytest.raises(ConfigError, match="cannot be compiled here"):
-        load_native.__wrapped__()
-    assert not [one for one in tmp_path.rglob("*") if one.is_file() and one != broken]

@@ -332,9 +332,16 @@ def test_the_floor_of_new_prompts_is_what_the_untrained_model_draws(
     train(run, model, sets, config, {2: [PAINTING, SAMPLE]}, judge)
     sampler = Sampler("ddim", 1, float(config.generate.guidance))
     (untrained,) = model.sample([Shot(AFTER[0], 0)], sampler)
-    assert judge.pictures == [untrained.tobytes()]
+    (drawn,) = judge.pictures
+    # Adapted layers that are switched off compute in another order than those without an adapter.
+    assert largest_gap(drawn, untrained.tobytes()) <= 1
     with Image.open(run.validation_samples / "000002" / "0000.png") as taught:
-        assert taught.tobytes() != untrained.tobytes()
+        assert largest_gap(taught.tobytes(), untrained.tobytes()) > 1
+
+
+def largest_gap(one: bytes, other: bytes) -> int:
+    """The most that a level of two pictures differs by."""
+    return max(abs(here - there) for here, there in zip(one, other, strict=True))
 
 
 def test_stop_does_what_ctrl_c_does(

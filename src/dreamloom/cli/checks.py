@@ -32,7 +32,6 @@ EXTRAS = {
     "detectors": "detectors of eyes and teeth in photographs",
     "dlib": "a second opinion on whose face it is",
     "heic": "photos in HEIC",
-    "native": "blocks compiled for a processor (train.compile=blocks)",
     "optimizers": "optimizers in 8 bits, and further ones",
     "trackers": "losses sent to TensorBoard",
     "cluster": "studies on several machines (--on ray)",
@@ -104,14 +103,12 @@ def list_checks(device: str = "auto") -> Iterator[tuple[str, str, Check]]:
         yield "extras", name, check_extra
     yield "machine", "device", partial(check_device, device=device)
     yield "machine", "memory", check_memory
-    yield "machine", "compiled blocks", check_native
     yield "machine", "torch.compile", partial(check_compiler, device=device)
     yield "models", "picturebook", check_picturebook
     yield "models", "sdxl", check_sdxl
     yield "models", "encoders", check_encoders
     yield "folders", "encoders", check_encoders_folder
     yield "folders", "hub", check_hub_folder
-    yield "folders", "compiled blocks", check_build_folder
     yield "folders", "here", check_current_folder
 
 
@@ -242,15 +239,6 @@ def check_memory(name: str) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def check_native(name: str) -> Finding:
-    """Say whether blocks can be compiled for a processor."""
-    from dreamloom.models.build_tools import GET_TOOLS, list_missing_tools
-
-    if missing := list_missing_tools():
-        return Finding(name, "lacking", f"there is no {' and no '.join(missing)}", GET_TOOLS)
-    return Finding(name, "ok", "a C++ compiler and ninja are here for train.compile=blocks")
-
-
 def check_compiler(name: str, device: str = "auto") -> Finding:
     """Say whether torch can compile for a GPU."""
     from dreamloom.core.device import pick_runtime
@@ -335,13 +323,6 @@ def check_hub_folder(name: str) -> Finding:
         return found
     detail = f"{found.detail}; HF_HUB_OFFLINE is set, so nothing is fetched"
     return Finding(name, found.state, detail, found.mend)
-
-
-def check_build_folder(name: str) -> Finding:
-    """Look at the folder of compiled blocks."""
-    from dreamloom.models.build_tools import build_folder
-
-    return look_at_folder(name, build_folder(), _LEAST_DISK // 10, "set TORCH_EXTENSIONS_DIR")
 
 
 def check_current_folder(name: str) -> Finding:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from dreamloom.models.convolutions import pack_convolutions
+from dreamloom.models.feedforward import fuse_feed_forwards
+from dreamloom.models.frozen_attention import freeze_attentions
 from dreamloom.models.packed_linear import order_layers, pick_order, restore_forward
 
 
@@ -15,8 +19,9 @@ from dreamloom.models.packed_linear import order_layers, pick_order, restore_for
 def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     """Lay out a denoiser's weights for the time of a block in which nothing is trained.
 
-    On a CPU its convolutions read weights whose channels lie last, and its linear layers those of
-    `frozen`. The values stay as they are. Elsewhere, in half precision, and in large models nothing
+    On a CPU its convolutions read weights whose channels lie last or that are packed, its linear
+    layers those of `packed_linear`, and what a prompt becomes is computed once for all steps. The
+    values stay as they are. Elsewhere, in half precision, and in large models nothing
     is done: there the copies would cost more than they bring.
 
     Args:
@@ -26,16 +31,26 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     if order == "plain":
         yield
         return
-    plain = (layer for layer in denoiser.modules() if type(layer) is nn.Linear)
-    ordered = order_layers(
-        (one for one in plain if "forward" not in vars(one) and not one.weight.requires_grad), order
-    )
+    attentions: list[Any] = freeze_attentions(denoiser.modules(), order)
+    held = {layer for one in attentions for layer in (one.to_q, one.to_k, one.to_v)}
+    frozen = [
+        layer
+        for layer in denoiser.modules()
+        if type(layer) is nn.Linear
+        and layer not in held
+        and "forward" not in vars(layer)
+        and not layer.weight.requires_grad
+    ]
+    feed_forwards = fuse_feed_forwards(denoiser, frozen, order)
+    fused = {layer for one in feed_forwards for layer in one.modules()}
+    ordered = order_layers((one for one in frozen if one not in fused), order)
     # What is being trained is left: DoRA looks at its factors as rows of their memory.
     convolutions = [
         layer
         for layer in denoiser.modules()
         if type(layer) is nn.Conv2d and not layer.weight.requires_grad
     ]
+    packed = pack_convolutions(convolutions)
     try:
         for layer in convolutions:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
@@ -43,4 +58,4 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer in convolutions:
             layer.weight.data = layer.weight.data.contiguous()
-        restore_forward(ordered)
+        restore_forward([*attentions, *feed_forwards, *ordered, *packed])

@@ -1,6 +1,6 @@
 """torch.compile for a denoiser's repeated blocks: what lies between matrix products is one kernel.
 
-The compiler sees plain operations. For a processor there is `native` instead.
+The compiler sees plain operations.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class PackedConvolution:
 
 def _convolve(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
     result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x.contiguous(), packed, bias, *_PLACES, "none", [], ""
+        x, packed, bias, *_PLACES, "none", [], ""
     )
     return result
 

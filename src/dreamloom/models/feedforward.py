@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from dreamloom.models.packed_linear import Order, PackedLinear, replace_forward
+from dreamloom.models.packed_linear import Order, PackedLinear, has_hooks, replace_forward
 
 
 class FusedFeedForward:
     """The forward pass of one gated feed-forward layer with packed weights.
+
+    A compiler, and hooks on what is inside, are left to diffusers' own forward pass.
 
     Args:
         layer: The layer; its own weights stay as they are.
@@ -26,13 +28,16 @@ class FusedFeedForward:
     def __init__(self, layer: FeedForward, order: Order) -> None:
         self._layer = layer
         self._dtype = layer.net[2].weight.dtype
-        self._maps = tuple(
-            PackedLinear(one.weight, one.bias, order) for one in (layer.net[0].proj, layer.net[2])
-        )
+        self._inner = (layer.net[0].proj, layer.net[2])
+        self._maps = tuple(PackedLinear(one.weight, one.bias, order) for one in self._inner)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **others: Any) -> Tensor:
         """Compute the layer's output."""
-        if torch.compiler.is_compiling() or hidden_states.dtype != self._dtype:
+        if (
+            torch.compiler.is_compiling()
+            or hidden_states.dtype != self._dtype
+            or has_hooks(*self._inner)
+        ):
             theirs: Tensor = FeedForward.forward(self._layer, hidden_states, *args, **others)
             return theirs
         ours: Tensor = _Gated.apply(hidden_states, *self._maps)  # type: ignore[no-untyped-call]

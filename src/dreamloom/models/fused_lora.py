@@ -20,7 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from dreamloom.models.attention import AttentionMaps, FusedAttention, FusedTextAttention
 from dreamloom.models.attention import can_be_fused as attention_can_be_fused
 from dreamloom.models.compiled import CompiledBlocks
-from dreamloom.models.convolutions import PackedConvolution, pack_convolutions
+from dreamloom.models.convolutions import pack_convolutions
 from dreamloom.models.feedforward import fuse_feed_forwards
 from dreamloom.models.lowrank import (
     AdaptedForward,
@@ -30,19 +30,7 @@ from dreamloom.models.lowrank import (
     ScaledFactors,
     SharedInput,
 )
-from dreamloom.models.native import (
-    NativeBlock,
-    NativeConvolution,
-    NativeTextLayer,
-    list_native_blocks,
-    list_native_layers,
-)
-from dreamloom.models.packed_linear import (
-    order_layers,
-    pick_order,
-    replace_forward,
-    restore_forward,
-)
+from dreamloom.models.packed_linear import order_layers, pick_order, restore_forward
 from dreamloom.models.rank_masks import MaskedForward, RankMasks
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
@@ -77,7 +65,6 @@ class FusedLora:
         self._by_layer: dict[Any, LowRankMap] = {}
         self._attentions: dict[Any, AttentionMaps] = {}
         self._owner = owner
-        self._native: list[nn.Module] = []
         self._ordered: list[nn.Module] = []
         self._feed_forwards: list[FeedForward] = []
         self._set_up()
@@ -95,7 +82,8 @@ class FusedLora:
         self._masters = torch.cat([weight.data.flatten() for weight in weights])
         # The same tensor where the types agree.
         self._working = self._masters.to(self._dtype)
-        self._order = pick_order(self._owner)
+        # The compiler sees plain operations alone.
+        self._order = "plain" if self._is_compiled else pick_order(self._owner)
         sizes = [weight.numel() for weight in weights]
         for weight, place in zip(weights, self._masters.split(sizes), strict=True):
             weight.data = place.view_as(weight)
@@ -118,15 +106,15 @@ class FusedLora:
                 for one in others
                 if one not in adapted and not any(w.requires_grad for w in one.parameters())
             ]
-            if not self._is_compiled:
-                self._feed_forwards = fuse_feed_forwards(self._owner, frozen, self._order)
+            self._feed_forwards = fuse_feed_forwards(self._owner, frozen, self._order)
             held = {layer for one in self._feed_forwards for layer in (one.net[0].proj, one.net[2])}
             self._ordered = [
                 *order_layers((one for one in frozen if one not in held), self._order),
                 *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
             ]
-        if self._is_compiled:
-            self._compile()
+        if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
+            whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
+            self._blocks = CompiledBlocks(self._owner, whole)
 
     def _fuse_group(
         self, group: list[ScaledFactors], downs: list[Tensor], ups: list[Tensor]
@@ -178,37 +166,6 @@ class FusedLora:
             attention.forward = forward(attention, fused)
             self._attentions[attention] = fused
 
-    def _is_for_native(self) -> bool:
-        first = next(self._owner.parameters())
-        return first.device.type == "cpu" and self._dtype == torch.float32
-
-    def _compile(self) -> None:
-        """Let repeated blocks be compiled: on a processor by `native`, else by torch's compiler."""
-        if not self._is_for_native():
-            if hasattr(self._owner, "_repeated_blocks"):
-                whole = {
-                    one: maps for one, maps in self._attentions.items() if maps.out is not None
-                }
-                self._blocks = CompiledBlocks(self._owner, whole)
-            return
-        find, attentions = self._by_layer.get, self._attentions
-        self._native = [
-            *replace_forward(
-                list_native_blocks(self._owner, attentions),
-                lambda one: NativeBlock(
-                    one, (attentions[one.attn1], attentions[one.attn2]), find, self._order
-                ),
-            ),
-            *replace_forward(
-                list_native_layers(self._owner, attentions),
-                lambda one: NativeTextLayer(one, attentions[one.self_attn], find, self._order),
-            ),
-        ]
-        for layer in self._ordered:
-            packed = vars(layer)["forward"]
-            if isinstance(packed, PackedConvolution):
-                vars(layer)["forward"] = NativeConvolution(packed)
-
     @torch.no_grad()
     def _bring_up_to_date(self, module: nn.Module, inputs: Any) -> None:
         del module, inputs
@@ -227,8 +184,7 @@ class FusedLora:
             one.part()
         self._maps.clear()
         self._by_layer.clear()
-        restore_forward([*self._native, *self._attentions])
-        self._native.clear()
+        restore_forward(self._attentions)
         self._attentions.clear()
         restore_forward([*self._ordered, *self._feed_forwards])
         self._ordered, self._feed_forwards = [], []

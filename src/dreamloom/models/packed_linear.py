@@ -13,7 +13,7 @@ import functools
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -27,14 +27,6 @@ MOST_COPIED_BYTES = 2**30
 
 Order = Literal["plain", "turned", "packed"]
 """How frozen weights lie beside themselves: not at all, transposed, or packed by oneDNN."""
-
-
-class Copies(NamedTuple):
-    """A frozen weight's copies; those that its order has."""
-
-    transposed: Float[Tensor, "inputs outputs"] | None = None
-    forth: Any = None
-    back: Any = None
 
 
 class PackedLinear:
@@ -72,15 +64,10 @@ class PackedLinear:
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
         if self._is_packed:
-            return _multiply(gradient, self.copies.back, None)
+            if self._back is None:
+                self._back = _pack(self.weight.t().contiguous())
+            return _multiply(gradient, self._back, None)
         return gradient @ self.weight
-
-    @property
-    def copies(self) -> Copies:
-        """All copies for both ways."""
-        if self._is_packed and self._back is None:
-            self._back = _pack(self.weight.t().contiguous())
-        return Copies(self._transposed, self._forth, self._back)
 
 
 def _pack(weight: Tensor) -> Any:
@@ -183,6 +170,11 @@ def replace_forward(layers: Iterable[_Layer], make: Callable[[Any], object]) -> 
 def order_layers(layers: Iterable[nn.Linear], order: Order) -> list[nn.Linear]:
     """Let frozen layers compute with ordered weights, until `restore_forward`; return them."""
     return replace_forward(layers, lambda layer: OrderedForward(layer, order))
+
+
+def has_hooks(*layers: nn.Module) -> bool:
+    """Say whether somebody looks at, or adds to, what layers are given or answer."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def restore_forward(layers: Iterable[nn.Module]) -> None:

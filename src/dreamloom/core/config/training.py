@@ -77,8 +77,8 @@ class TrainConfig(Section):
     update_penalty: float = Field(0.0, ge=0)
     """Weight of the updates' squared Frobenius norms in the loss; 0 leaves them out."""
     compile: Auto | Literal["off", "blocks"] = "off"
-    """blocks compiles what repeats: the U-Net's blocks, on a processor the text encoders', too;
-    auto does so on GPUs from 500 steps on."""
+    """blocks lets torch compile what repeats, the U-Net's blocks; auto does so on GPUs from 500
+    steps on."""
     checkpointing_steps: int = Field(100, ge=1)
     """Steps between checkpoints."""
     log_gradient_noise: bool = False
