@@ -13,6 +13,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from run_training import (
     Clock,
     run_ours,
     run_script,
+    stand_in_for_torchvision,
 )
 
 
@@ -35,6 +37,12 @@ def launch_ours(given: argparse.Namespace) -> Path:
     """Train by our own stage."""
     run_ours(given)
     return given.out / "ours" / "adapter.safetensors"
+
+
+def launch_ours_all(given: argparse.Namespace) -> Path:
+    """Train all linear layers of the transformers, as kohya does by itself."""
+    given.set.append("train.target_modules=linear")
+    return launch_ours(given)
 
 
 # ------------------------------------------------------------------ diffusers' scripts
@@ -48,11 +56,37 @@ def launch_diffusers(given: argparse.Namespace) -> Path:
 
 
 def launch_advanced(given: argparse.Namespace) -> Path:
-    """Run diffusers' advanced script, with latents cached."""
-    name = "train_dreambooth_lora_sdxl_advanced.py"
-    given.script = given.checkout / "examples/advanced_diffusion_training" / name
-    run_script(given, ["--cache_latents"])
-    return given.out / "script" / "pytorch_lora_weights.safetensors"
+    """Run diffusers' advanced script, with latents cached.
+
+    Its prior preservation ends in a TypeError while text encoders are frozen, so photos and class
+    images are all photos here, two an update.
+    """
+    stand_in_for_torchvision()
+    name = "examples/advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py"
+    script = given.checkout / name
+    sys.argv = [
+        str(script),
+        *("--pretrained_model_name_or_path", str(given.model)),
+        *("--instance_data_dir", str(_mix_pictures(given))),
+        *("--instance_prompt", PHOTO_PROMPT, "--output_dir", str(given.out / "advanced")),
+        *("--resolution", str(given.px), "--train_batch_size", "2", "--center_crop"),
+        *("--learning_rate", str(RATE), "--lr_scheduler", "constant", "--lr_warmup_steps", "0"),
+        *("--rank", str(RANK), "--adam_weight_decay", str(DECAY), "--cache_latents"),
+        *("--max_train_steps", str(given.updates + 1), "--checkpointing_steps", "100000"),
+        *("--seed", "0", "--mixed_precision", "no", "--report_to", "tensorboard"),
+    ]
+    runpy.run_path(str(script), run_name="__main__")
+    return given.out / "advanced" / "pytorch_lora_weights.safetensors"
+
+
+def _mix_pictures(given: argparse.Namespace) -> Path:
+    """Put photos and class images into one folder."""
+    folder = given.out / "mixed"
+    folder.mkdir()
+    for kind in ("photos", "priors"):
+        for file in sorted((given.pictures / kind).iterdir()):
+            shutil.copy(file, folder / f"{kind}-{file.name}")
+    return folder
 
 
 # ------------------------------------------------------------------ kohya
@@ -117,12 +151,90 @@ def _fit_kohya(model: Path) -> None:
         setattr(strategy_sdxl, constant, str(model / folder))
 
 
+# ------------------------------------------------------------------ OneTrainer
+
+
+def launch_onetrainer(given: argparse.Namespace) -> Path:
+    """Run OneTrainer's command line with a configuration for SDXL LoRA.
+
+    Class images are a second concept, and batches of two are drawn from both.
+    """
+    os.chdir(given.checkout)
+    sys.path[:0] = [str(given.checkout), str(given.checkout / "scripts")]
+    # It knows a folder in diffusers' layout by this file.
+    (given.model / "meta.json").touch()
+    concepts = []
+    for folder, prompt in (("photos", PHOTO_PROMPT), ("priors", CLASS_PROMPT)):
+        words = given.out / f"{folder}.txt"
+        words.write_text(prompt)
+        concepts.append(
+            {
+                "name": folder,
+                "path": str(given.pictures / folder),
+                "image": {"enable_crop_jitter": False, "enable_random_flip": False},
+                "text": {"prompt_source": "concept", "prompt_path": str(words)},
+            }
+        )
+    frozen = {"train": False, "weight_dtype": "FLOAT_32", "gradient_checkpointing": False}
+    (given.out / "concepts.json").write_text(json.dumps(concepts))
+    (given.out / "samples.json").write_text("[]")
+    config = {
+        "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+        "training_method": "LORA",
+        "base_model_name": str(given.model),
+        "workspace_dir": str(given.out / "workspace"),
+        "cache_dir": str(given.out / "cache"),
+        "concept_file_name": str(given.out / "concepts.json"),
+        "sample_definition_file_name": str(given.out / "samples.json"),
+        "sample_after_unit": "NEVER",
+        "backup_after_unit": "NEVER",
+        "backup_before_save": False,
+        "tensorboard": False,
+        "output_model_destination": str(given.out / "onetrainer.safetensors"),
+        "output_model_format": "KOHYA_LORA",
+        "output_dtype": "FLOAT_32",
+        "resolution": str(given.px),
+        "batch_size": 2,
+        "epochs": math.ceil((given.updates + 1) / 4),
+        "learning_rate": RATE,
+        "learning_rate_scheduler": "CONSTANT",
+        "learning_rate_warmup_steps": 0,
+        "layer_filter": "attn1,attn2",
+        "lora_rank": RANK,
+        "lora_alpha": float(RANK),
+        "lora_weight_dtype": "FLOAT_32",
+        "train_dtype": "FLOAT_32",
+        "fallback_train_dtype": "FLOAT_32",
+        "train_device": "cpu",
+        "temp_device": "cpu",
+        "dataloader_threads": 1,
+        "latent_caching": True,
+        "optimizer": {
+            **{"optimizer": "ADAMW", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+            **{"weight_decay": DECAY, "stochastic_rounding": False, "foreach": None},
+        },
+        "unet": {**frozen, "train": True},
+        "text_encoder": frozen,
+        "text_encoder_2": frozen,
+        "vae": frozen,
+    }
+    file = given.out / "config.json"
+    file.write_text(json.dumps(config))
+    script = given.checkout / "scripts" / "train.py"
+    preset = given.checkout / "training_presets" / "SDXL" / "#sdxl 1.0 LoRA.json"
+    sys.argv = [str(script), "--preset-path", str(preset), "--config-path", str(file)]
+    runpy.run_path(str(script), run_name="__main__")
+    return given.out / "onetrainer.safetensors"
+
+
 LAUNCHERS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "ours": launch_ours,
+    "ours-all": launch_ours_all,
     "diffusers": launch_diffusers,
     "advanced": launch_advanced,
     "kohya": launch_kohya,
     "kohya-all": launch_kohya_all,
+    "onetrainer": launch_onetrainer,
 }
 """The trainers by name."""
 
