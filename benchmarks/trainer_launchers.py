@@ -252,6 +252,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args(namespace=argparse.Namespace(text=False, gradient_checkpointing=False))
 
 
+def read_peak_mib() -> float:
+    """Read what this program held at most; what getrusage tells begins with its parent's."""
+    file = Path("/proc/self/status")
+    lines = file.read_text().splitlines() if file.exists() else []
+    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(peaks[0]) / 1024 if peaks else 0.0
+
+
 def main() -> None:
     """Train, write the times, and say where the adapter is."""
     given = parse()
@@ -262,6 +270,7 @@ def main() -> None:
         raise RuntimeError(f"only {len(clock.times)} optimizer steps were seen")
     clock.write(given.result)
     told = json.loads(given.result.read_text())
+    told["peak_mib"] = read_peak_mib() or told["peak_mib"]
     given.result.write_text(json.dumps({**told, "adapter": str(adapter)}))
 
 
