@@ -227,6 +227,65 @@ def launch_onetrainer(given: argparse.Namespace) -> Path:
     return given.out / "onetrainer.safetensors"
 
 
+# ------------------------------------------------------------------ ai-toolkit
+
+
+def launch_aitoolkit(given: argparse.Namespace) -> Path:
+    """Run ai-toolkit's command line: class images are regularization images, half of each batch."""
+    os.chdir(given.checkout)
+    sys.path.insert(0, str(given.checkout))
+    datasets = [
+        {
+            "folder_path": str(given.pictures / folder),
+            "default_caption": prompt,
+            "resolution": [given.px],
+            "cache_latents": True,
+            "is_reg": is_prior,
+            "num_workers": 0,
+        }
+        for folder, prompt, is_prior in (
+            ("photos", PHOTO_PROMPT, False),
+            ("priors", CLASS_PROMPT, True),
+        )
+    ]
+    process = {
+        "type": "sd_trainer",
+        "training_folder": str(given.out),
+        "device": "cpu",
+        "network": {
+            "type": "lora",
+            "linear": RANK,
+            "linear_alpha": RANK,
+            "network_kwargs": {"only_if_contains": ["attn1", "attn2"]},
+        },
+        "save": {"dtype": "float32", "save_every": 100_000},
+        "datasets": datasets,
+        "train": {
+            "batch_size": 2,
+            "steps": given.updates + 1,
+            "train_unet": True,
+            "train_text_encoder": False,
+            "cache_text_embeddings": True,
+            "gradient_checkpointing": False,
+            "noise_scheduler": "ddpm",
+            "optimizer": "adamw",
+            "optimizer_params": {"weight_decay": DECAY},
+            "lr": RATE,
+            "dtype": "fp32",
+            "disable_sampling": True,
+            "skip_first_sample": True,
+        },
+        "model": {"name_or_path": str(given.model), "is_xl": True},
+    }
+    config = {"name": "aitoolkit", "process": [process]}
+    file = given.out / "config.json"
+    file.write_text(json.dumps({"job": "extension", "config": config, "meta": {"name": "x"}}))
+    script = given.checkout / "run.py"
+    sys.argv = [str(script), str(file)]
+    runpy.run_path(str(script), run_name="__main__")
+    return given.out / "aitoolkit" / "aitoolkit.safetensors"
+
+
 LAUNCHERS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "ours": launch_ours,
     "ours-all": launch_ours_all,
@@ -235,6 +294,7 @@ LAUNCHERS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "kohya": launch_kohya,
     "kohya-all": launch_kohya_all,
     "onetrainer": launch_onetrainer,
+    "aitoolkit": launch_aitoolkit,
 }
 """The trainers by name."""
 
@@ -264,6 +324,8 @@ def main() -> None:
     """Train, write the times, and say where the adapter is."""
     given = parse()
     torch.set_num_threads(1)
+    # Some write what they cache beside the pictures.
+    given.pictures = shutil.copytree(given.pictures, given.out / "pictures")
     clock = Clock(given.updates)
     adapter = LAUNCHERS[given.trainer](given)
     if len(clock.times) < given.updates + 1 or math.isnan(clock.times[0][0]):
