@@ -30,6 +30,7 @@ with random weights: 6.5 GiB on disk, and trainers hold up to 20 GiB in float32.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,7 @@ from typing import Any
 import torch
 from small_sdxl import make_pictures
 from train_vs_diffusers import WARM_UP, describe_machine, quiet_environment
-from trainer_base import Judge, count_update, make_base
+from trainer_base import count_update, make_base
 from trainer_launchers import LAUNCHERS
 
 from dreamloom.core.device import measure_matrix_rate
@@ -61,7 +62,7 @@ class Row:
         rounds: Median seconds of processor time per update.
         peak_mib: Most resident memory.
         first: Seconds of processor time until the first optimizer step.
-        loss: With its adapter.
+        loss: With its adapter, or why there is none.
         failed: The last line of its error.
     """
 
@@ -70,7 +71,7 @@ class Row:
     rounds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
     first: list[float] = field(default_factory=list)
-    loss: float | None = None
+    loss: float | str | None = None
     failed: str = ""
 
     @property
@@ -86,14 +87,14 @@ class Size:
     Args:
         px: Their side.
         flop: Operations of one update with attention layers taught.
-        base_loss: Loss of the base alone.
         rows: One for each trainer.
+        base_loss: Loss of the base alone.
     """
 
     px: int
     flop: float
-    base_loss: float
     rows: list[Row]
+    base_loss: float | str | None = None
 
 
 def measure_rate() -> float:
@@ -126,15 +127,14 @@ def train(row: Row, updates: int, given: argparse.Namespace, folder: Path) -> di
     return dict(json.loads(result.read_text()))
 
 
-def take_turn(row: Row, judge: Judge, given: argparse.Namespace) -> None:
+def take_turn(row: Row, first: bool, given: argparse.Namespace) -> None:
     """Train once more by one trainer, and add what was found to its row."""
-    checked = given.check > 0 and row.loss is None
+    updates = given.check if first and given.check else given.updates
     with TemporaryDirectory(dir=given.work) as scratch:
-        folder = Path(scratch)
         try:
-            found = train(row, given.check if checked else given.updates, given, folder)
-            if checked:
-                row.loss = judge.measure(Path(found["adapter"]))
+            found = train(row, updates, given, Path(scratch))
+            if first and given.check:
+                shutil.copy(found["adapter"], name_adapter(row, given))
         except Exception as error:
             # Whatever it is, the others go on.
             row.failed = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -144,38 +144,51 @@ def take_turn(row: Row, judge: Judge, given: argparse.Namespace) -> None:
     row.peak_mib = max(row.peak_mib, found["peak_mib"])
 
 
-def start_judge(px: int, given: argparse.Namespace, folder: Path) -> Judge:
-    """Load the base model and the photos once for all adapters of this size."""
-    return Judge(
-        argparse.Namespace(
-            model=given.base,
-            pictures=given.work / str(px),
-            out=folder,
-            px=px,
-            updates=1,
-            text=False,
-            gradient_checkpointing=False,
-            set=[],
+def name_adapter(row: Row, given: argparse.Namespace) -> Path:
+    """Say where the adapter of a trainer is kept."""
+    folder = given.work / "adapters" / str(row.px)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder / f"{row.trainer}.safetensors")
+
+
+def judge(size: Size, given: argparse.Namespace) -> None:
+    """Measure the losses of the base and of all adapters, in a process of its own."""
+    trained = [row for row in size.rows if row.rounds]
+    with TemporaryDirectory(dir=given.work) as scratch:
+        result = Path(scratch) / "losses.json"
+        command = [
+            *(sys.executable, str(HERE / "trainer_base.py"), "--model", str(given.base)),
+            *("--pictures", str(given.work / str(size.px)), "--px", str(size.px)),
+            *("--out", scratch, "--result", str(result)),
+            *(str(name_adapter(row, given)) for row in trained),
+        ]
+        done = subprocess.run(
+            command, env=quiet_environment(), capture_output=True, text=True, check=False
         )
-    )
+        if done.returncode:
+            raise RuntimeError(f"no loss was measured:\n{done.stderr[-2000:]}")
+        losses = json.loads(result.read_text())
+    size.base_loss = losses["base"]
+    for row in trained:
+        row.loss = losses[row.trainer]
 
 
 def compare(sizes: list[Size], rates: list[float], px: int, given: argparse.Namespace) -> None:
     """Let all trainers take their turns at one size."""
-    with TemporaryDirectory(dir=given.work) as scratch:
-        judge = start_judge(px, given, Path(scratch))
-        rows = [Row(name, px) for name in given.names]
-        size = Size(px, count_update(given.base, px), judge.measure(None), rows)
-        sizes.append(size)
-        for number in range(given.rounds):
-            for row in rows:
-                if row.failed:
-                    continue
-                rates.append(measure_rate())
-                take_turn(row, judge, given)
-                told = row.failed or f"{row.rounds[-1]:.3f} s"
-                print(f"  {px} px, round {number + 1}, {row.trainer}: {told}", flush=True)
-                keep(sizes, rates, given)
+    rows = [Row(name, px) for name in given.names]
+    size = Size(px, count_update(given.base, px), rows)
+    sizes.append(size)
+    for number in range(given.rounds):
+        for row in rows:
+            if row.failed:
+                continue
+            rates.append(measure_rate())
+            take_turn(row, number == 0, given)
+            told = row.failed or f"{row.rounds[-1]:.3f} s"
+            print(f"  {px} px, round {number + 1}, {row.trainer}: {told}", flush=True)
+            keep(sizes, rates, given)
+        if number == 0 and given.check:
+            judge(size, given)
 
 
 def keep(sizes: list[Size], rates: list[float], given: argparse.Namespace) -> None:
@@ -212,7 +225,7 @@ def tell(size: Size, rate: float) -> str:
     told = describe(size, rate)
     lines = [
         f"\n{size.px} px: {size.flop / 1e9:.1f} GFLOP an update, matrix rate "
-        f"{rate / 1e9:.1f} GFLOP/s, loss of the base {size.base_loss:.5f}\n",
+        f"{rate / 1e9:.1f} GFLOP/s, loss of the base {tell_number(size.base_loss, '.5f')}\n",
         "| trainer | s/update | times ours | share of the limit | to the first step, s "
         "| peak MiB | loss |",
         "|---|---|---|---|---|---|---|",
@@ -222,7 +235,7 @@ def tell(size: Size, rate: float) -> str:
             lines.append(f"| {row['trainer']} | failed: {row['failed'][:160]} | | | | | |")
             continue
         times, share, loss = (
-            "–" if row[name] is None else format(row[name], form)
+            tell_number(row[name], form)
             for name, form in (("times_ours", ".2f"), ("share", ".0%"), ("loss", ".5f"))
         )
         lines.append(
@@ -230,6 +243,11 @@ def tell(size: Size, rate: float) -> str:
             f"| {row['seconds_to_first_step']:.1f} | {row['peak_mib']:.0f} | {loss} |"
         )
     return "\n".join(lines)
+
+
+def tell_number(value: float | str | None, form: str) -> str:
+    """Write a number, or what is said in its place."""
+    return format(value, form) if isinstance(value, float) else value or "–"
 
 
 def split_pair(text: str) -> tuple[str, str]:

@@ -4,9 +4,9 @@ The base is that of `small_sdxl.py` with a first text encoder of 12 layers, for 
 the eleventh; or SDXL at its real size. It is spelled as older libraries read it, too.
 """
 
+import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from run_training import RANK, make_config, prepare_ours
@@ -82,38 +82,50 @@ def count_update(model: Path, px: int) -> float:
     return float(counter.get_total_flops())
 
 
-class Judge:
-    """Measures the loss of the base and of adapters on the same photos, noise and timesteps.
+# ------------------------------------------------------------------ a process of its own
 
-    Args:
-        given: What `run_training.py` is given: model, pictures, px, out.
-    """
 
-    def __init__(self, given: Any) -> None:
-        from dreamloom.training.batches import prepare_batches
-        from dreamloom.training.train import plan_batches
+def measure_losses(given: argparse.Namespace) -> dict[str, float | str]:
+    """Measure the loss of the base, as ``base``, and with each adapter; or say why not."""
+    from dreamloom.core.errors import DreamLoomError
+    from dreamloom.lora.reading import read_adapter
+    from dreamloom.training.batches import prepare_batches
+    from dreamloom.training.step import measure_batch
+    from dreamloom.training.train import plan_batches
 
-        self.config = make_config(given)
-        _, self.model, photos, priors = prepare_ours(given)
-        prompts = (self.config.photo_prompt(), self.config.class_prompt())
-        self.batches = prepare_batches(
-            self.model, photos, priors, prompts, plan_batches(self.config)
-        )
+    config = make_config(given)
+    _, model, photos, priors = prepare_ours(given)
+    prompts = (config.photo_prompt(), config.class_prompt())
+    batches = prepare_batches(model, photos, priors, prompts, plan_batches(config))
 
-    def measure(self, file: Path | None) -> float:
-        """Measure the loss with an adapter, or of the base alone."""
-        from dreamloom.lora.reading import read_adapter
-
-        parts = [] if file is None else [(read_adapter(file), 1.0)]
-        with torch.no_grad(), self.model.apply_adapters(parts):
-            return self._measure()
-
-    def _measure(self) -> float:
-        from dreamloom.training.step import measure_batch
-
-        values = [
-            measure_batch(self.model, self.batches, batch, draw, self.config).values
-            for draw in DRAWS
-            for batch in self.batches.validation()
-        ]
+    def measure(file: Path | None) -> float | str:
+        try:
+            parts = [] if file is None else [(read_adapter(file), 1.0)]
+            with torch.no_grad(), model.apply_adapters(parts):
+                values = [
+                    measure_batch(model, batches, batch, draw, config).values
+                    for draw in DRAWS
+                    for batch in batches.validation()
+                ]
+        except DreamLoomError as error:
+            return str(error).splitlines()[0]
         return float(torch.cat(values).mean())
+
+    return {"base": measure(None), **{file.stem: measure(file) for file in given.adapters}}
+
+
+def main() -> None:
+    """Measure losses, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("adapters", type=Path, nargs="*")
+    for name in ("model", "pictures", "out", "result"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--px", type=int, required=True)
+    common = {"updates": 1, "text": False, "gradient_checkpointing": False, "set": []}
+    given = parser.parse_args(namespace=argparse.Namespace(**common))
+    torch.set_num_threads(1)
+    given.result.write_text(json.dumps(measure_losses(given)))
+
+
+if __name__ == "__main__":
+    main()

@@ -231,7 +231,7 @@ def launch_onetrainer(given: argparse.Namespace) -> Path:
 
 
 def launch_aitoolkit(given: argparse.Namespace) -> Path:
-    """Run ai-toolkit's command line: class images are regularization images, half of each batch."""
+    """Run ai-toolkit's command line; every second batch is of class images."""
     os.chdir(given.checkout)
     sys.path.insert(0, str(given.checkout))
     datasets = [
