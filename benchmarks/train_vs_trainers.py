@@ -24,7 +24,9 @@ is the best of those measured between the runs.
 The loss is measured by our code on the same photos, noise and timesteps for the base and for each
 adapter, as its trainer wrote it after ``--check`` updates in the first round; so a trainer that
 leaves out work does not pass for a fast one. With ``--full-size`` the base is SDXL at its real size
-with random weights: 6.5 GiB on disk, and trainers hold up to 20 GiB in float32.
+with random weights: 6.5 GiB on disk, and trainers hold 15 GiB and more in float32.
+
+SimpleTuner is not among them: it and what it requires ask for Python 3.12, where it was not tried.
 """
 
 import argparse
