@@ -297,7 +297,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--px", type=int, required=True)
     parser.add_argument("--updates", type=int, required=True)
     parser.add_argument("--text", action="store_true", help="train the text encoders too")
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--checkpointing", dest="gradient_checkpointing", action="store_true")
     parser.add_argument("--set", action="append", default=[], help="one of our settings")
     parser.add_argument("--result", type=Path, required=True)
     return parser.parse_known_args(arguments)

@@ -28,8 +28,14 @@ from dreamloom.models import sdxl_configs
 _WORDS = ("a", "photo", "of", "person", "rraj")
 
 
-def make_small_sdxl(folder: Path, seed: int = 0) -> Path:
-    """Save the model in diffusers' layout, unless it is there already; return its folder."""
+def make_small_sdxl(folder: Path, seed: int = 0, text_layers: int = 4) -> Path:
+    """Save the model in diffusers' layout, unless it is there already; return its folder.
+
+    Args:
+        folder: Where.
+        seed: Of the weights.
+        text_layers: How deep the first text encoder is; SDXL's has 12.
+    """
     if (folder / "model_index.json").exists():
         return folder
     tokenizer, tokenizer_2 = sdxl_configs.make_tokenizers(_merge_words())
@@ -38,7 +44,7 @@ def make_small_sdxl(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         StableDiffusionXLPipeline(
             vae=_make_autoencoder(),
-            text_encoder=CLIPTextModel(_describe_text(tokenizer, 96, 4, "quick_gelu")),
+            text_encoder=CLIPTextModel(_describe_text(tokenizer, 96, text_layers, "quick_gelu")),
             text_encoder_2=CLIPTextModelWithProjection(_describe_text(tokenizer_2, 160, 8, "gelu")),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
