@@ -51,11 +51,14 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
         if type(layer) is nn.Conv2d and not layer.weight.requires_grad
     ]
     packed = pack_convolutions(convolutions)
+    own = [layer.weight.data for layer in convolutions]
     try:
         for layer in convolutions:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
         yield
     finally:
-        for layer in convolutions:
-            layer.weight.data = layer.weight.data.contiguous()
+        # The same tensors: a copy may differ in its strides, by which kernels are chosen, and what
+        # is trained after a drawing would round otherwise than what is trained without.
+        for layer, weight in zip(convolutions, own, strict=True):
+            layer.weight.data = weight
         restore_forward([*attentions, *feed_forwards, *ordered, *packed])

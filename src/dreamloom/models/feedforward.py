@@ -81,7 +81,8 @@ def fuse_feed_forwards(
     def can_be_one_node(layer: Any) -> bool:
         first, *rest = layer.net
         return (
-            type(first) is GEGLU
+            "forward" not in vars(layer)
+            and type(first) is GEGLU
             and len(rest) == 2
             and rest[0].p == 0
             and {first.proj, rest[1]} <= never_learn
