@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing.context import SpawnContext, SpawnProcess
-from queue import Empty
 from typing import Any, ParamSpec, TypeVar
 
 from dreamloom.core.device import prepare_threads
@@ -91,12 +90,8 @@ class Crew:
 
     def _listen(self, observe: Observer) -> None:
         """Pass on what was told since."""
-        while True:
-            try:
-                event = self.events.get_nowait()
-            except Empty:
-                return
-            observe(event)
+        while not self.events.empty():
+            observe(self.events.get())
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,8 @@ def open_crew(workers: int, on: str = "here", threads: int = 1) -> Iterator[Crew
     """
     if on not in PLACES:
         raise ConfigError(f"--on {on} is no place to work.", offer(on, PLACES))
-    events = SpawnContext().Queue() if workers > 1 and on == "here" else None
+    # A queue with a thread of its own would tell the last things after the work is known as done.
+    events = SpawnContext().SimpleQueue() if workers > 1 and on == "here" else None
     place: AbstractContextManager[Executor | None] = nullcontext()
     if on == "ray":
         place = _open_ray(workers)
