@@ -39,18 +39,17 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: flags of both sides."""
+    """What is compared, and flags of the script alone."""
 
     name: str
     px: int
     text: bool = False
     script: tuple[str, ...] = ()
-    ours: tuple[str, ...] = ()
     bar: float = 1.6
 
     def flags(self, who: str) -> list[str]:
         """List the arguments of one side."""
-        own = self.script if who == "script" else self.ours
+        own = self.script if who == "script" else ()
         return ["--px", str(self.px), *(["--text"] if self.text else []), *own]
 
 

@@ -53,13 +53,13 @@ class FrozenAttention:
             )
             return theirs
         if query is None:
-            parts = _apply(self._joint, hidden_states).chunk(3, -1)
+            parts = self._joint.apply_to_last(hidden_states).chunk(3, -1)
         else:
             assert encoder_hidden_states is not None
-            known = self._cache.find(encoder_hidden_states, lambda x: _apply(self._joint, x))
+            known = self._cache.find(encoder_hidden_states, self._joint.apply_to_last)
             if known is None:
-                known = _apply(self._joint, encoder_hidden_states)
-            parts = (_apply(query, hidden_states), *known.chunk(2, -1))
+                known = self._joint.apply_to_last(encoder_hidden_states)
+            parts = (query.apply_to_last(hidden_states), *known.chunk(2, -1))
         out: Tensor = attention.to_out[0](mix_heads(parts, attention.heads))
         return out
 
@@ -70,10 +70,6 @@ def _join(layers: tuple[nn.Linear, ...], order: Order) -> PackedLinear:
     if layers[0].bias is not None:
         bias = torch.cat([one.bias for one in layers])
     return PackedLinear(torch.cat([one.weight for one in layers]), bias, order)
-
-
-def _apply(one: PackedLinear, x: Tensor) -> Tensor:
-    return one.apply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def freeze_attentions(modules: Iterable[nn.Module], order: Order) -> list[nn.Module]:

@@ -61,6 +61,10 @@ class PackedLinear:
             return rows @ self._transposed
         return torch.addmm(self.bias, rows, self._transposed)
 
+    def apply_to_last(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        """Compute the outputs of what has more than rows."""
+        return self.apply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
         if self._is_packed:
@@ -151,7 +155,7 @@ class OrderedForward:
 
     def apply(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Compute the outputs."""
-        return self._map.apply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return self._map.apply_to_last(x)
 
     def pull_back(self, gradient: Float[Tensor, "... outputs"]) -> Float[Tensor, "... inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
