@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dreamloom.models.convolutions import pack_convolutions
-from dreamloom.models.feedforward import fuse_feed_forwards
+from dreamloom.models.feedforward import freeze_linears
 from dreamloom.models.frozen_attention import freeze_attentions
-from dreamloom.models.packed_linear import order_layers, pick_order, restore_forward
+from dreamloom.models.packed_linear import pick_order, restore_forward
 
 
 @contextmanager
@@ -41,9 +41,7 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
         and "forward" not in vars(layer)
         and not layer.weight.requires_grad
     ]
-    feed_forwards = fuse_feed_forwards(denoiser, frozen, order)
-    fused = {layer for one in feed_forwards for layer in one.modules()}
-    ordered = order_layers((one for one in frozen if one not in fused), order)
+    linears = freeze_linears(denoiser, frozen, order)
     # What is being trained is left: DoRA looks at its factors as rows of their memory.
     convolutions = [
         layer
@@ -61,4 +59,4 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
         # is trained after a drawing would round otherwise than what is trained without.
         for layer, weight in zip(convolutions, own, strict=True):
             layer.weight.data = weight
-        restore_forward([*attentions, *feed_forwards, *ordered, *packed])
+        restore_forward([*attentions, *linears, *packed])

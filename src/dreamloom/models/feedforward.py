@@ -12,7 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from dreamloom.models.packed_linear import Order, PackedLinear, has_hooks, replace_forward
+from dreamloom.models.packed_linear import (
+    Order,
+    PackedLinear,
+    has_hooks,
+    order_layers,
+    replace_forward,
+)
 
 
 class FusedFeedForward:
@@ -91,3 +97,15 @@ def fuse_feed_forwards(
     layers = (one for one in owner.modules() if type(one) is FeedForward)
     fused = filter(can_be_one_node, layers)
     return replace_forward(fused, lambda layer: FusedFeedForward(layer, order))
+
+
+def freeze_linears(owner: nn.Module, frozen: Iterable[nn.Linear], order: Order) -> list[nn.Module]:
+    """Let linear layers that never learn compute so, those of a gated feed-forward layer as one.
+
+    Returns:
+        What has another forward pass until `restore_forward`.
+    """
+    layers = list(frozen)
+    fused = fuse_feed_forwards(owner, layers, order)
+    held = {layer for one in fused for layer in (one.net[0].proj, one.net[2])}
+    return [*fused, *order_layers((one for one in layers if one not in held), order)]

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
 
@@ -21,7 +20,7 @@ from dreamloom.models.attention import AttentionMaps, FusedAttention, FusedTextA
 from dreamloom.models.attention import can_be_fused as attention_can_be_fused
 from dreamloom.models.compiled import CompiledBlocks
 from dreamloom.models.convolutions import pack_convolutions
-from dreamloom.models.feedforward import fuse_feed_forwards
+from dreamloom.models.feedforward import freeze_linears
 from dreamloom.models.lowrank import (
     AdaptedForward,
     InputCache,
@@ -30,7 +29,7 @@ from dreamloom.models.lowrank import (
     ScaledFactors,
     SharedInput,
 )
-from dreamloom.models.packed_linear import order_layers, pick_order, restore_forward
+from dreamloom.models.packed_linear import pick_order, restore_forward
 from dreamloom.models.rank_masks import MaskedForward, RankMasks
 
 _SHARING = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))
@@ -66,7 +65,6 @@ class FusedLora:
         self._attentions: dict[Any, AttentionMaps] = {}
         self._owner = owner
         self._ordered: list[nn.Module] = []
-        self._feed_forwards: list[FeedForward] = []
         self._set_up()
         self._hook = owner.register_forward_pre_hook(self._bring_up_to_date)
 
@@ -106,10 +104,8 @@ class FusedLora:
                 for one in others
                 if one not in adapted and not any(w.requires_grad for w in one.parameters())
             ]
-            self._feed_forwards = fuse_feed_forwards(self._owner, frozen, self._order)
-            held = {layer for one in self._feed_forwards for layer in (one.net[0].proj, one.net[2])}
             self._ordered = [
-                *order_layers((one for one in frozen if one not in held), self._order),
+                *freeze_linears(self._owner, frozen, self._order),
                 *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
             ]
         if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
@@ -186,8 +182,8 @@ class FusedLora:
         self._by_layer.clear()
         restore_forward(self._attentions)
         self._attentions.clear()
-        restore_forward([*self._ordered, *self._feed_forwards])
-        self._ordered, self._feed_forwards = [], []
+        restore_forward(self._ordered)
+        self._ordered = []
 
     def remove(self) -> None:
         """Give the layers PEFT's own form back, and the base's weights memory of their own."""
