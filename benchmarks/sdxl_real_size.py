@@ -39,7 +39,7 @@ from small_sdxl import make_pictures, make_small_sdxl
 from train_vs_diffusers import describe_machine
 
 from dreamloom.core.config.loading import load_config
-from dreamloom.core.device import find_device, measure_matrix_rate, pick_runtime
+from dreamloom.core.device import find_device, pick_runtime
 from dreamloom.core.events import Event, LossLogged, Progress, ValidationSampled
 from dreamloom.memory.device_memory import (
     CONTEXT_BYTES,
@@ -51,6 +51,7 @@ from dreamloom.memory.host import has_bf16_units
 from dreamloom.memory.plan import plan_run
 from dreamloom.memory.predict import GIB, count_flops
 from dreamloom.memory.work import find_table
+from dreamloom.models.matrix_products import measure_matrix_rate
 from dreamloom.models.meta_model import make_meta_model
 from dreamloom.pipeline.train import train_folder
 

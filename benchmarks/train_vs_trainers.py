@@ -48,7 +48,7 @@ from train_vs_diffusers import WARM_UP, describe_machine, quiet_environment
 from trainer_base import count_update, make_base
 from trainer_launchers import LAUNCHERS
 
-from dreamloom.core.device import measure_matrix_rate
+from dreamloom.models.matrix_products import measure_matrix_rate
 
 HERE = Path(__file__).parent
 OURS = ("ours", "ours-all")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dreamloom.core.config.loading import load_config, to_toml
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime
+from dreamloom.core.device import Runtime, pick_runtime
 from dreamloom.core.errors import ConfigError
 from dreamloom.core.events import Event, LossLogged
 from dreamloom.core.manifests import ClassImageSet, PhotoSet
@@ -22,6 +22,7 @@ from dreamloom.memory.device_memory import DeviceMemory, read_memory
 from dreamloom.memory.fit import fit_asking, fit_drawing, fit_open, fit_training
 from dreamloom.models.base import MemoryOptions, Model
 from dreamloom.models.families import load_model
+from dreamloom.models.matrix_products import measure_matrix_rate
 from dreamloom.pipeline.session import resolve_defaults
 from dreamloom.training.train import check_training, train_adapter
 from studio_set import claimed, small_config

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -145,34 +145,6 @@ def device_memory_bytes(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return int(torch.cuda.get_device_properties(device).total_memory)
-
-
-def measure_matrix_rate(
-    device: torch.device,
-    dtype: torch.dtype,
-    side: int | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Measure how many TFLOP/s a device's matrix products do, in a fraction of a second.
-
-    Args:
-        device: Where.
-        dtype: Of the matrices.
-        side: Of the square matrices, 2·side³ operations each; None is 8192, on a processor 2048.
-        clock: Gives seconds; `time.process_time` counts a processor's alone.
-    """
-    side = side or (2048 if device.type == "cpu" else 8192)
-    left = torch.randn(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
-    for _ in range(4):
-        wait(device)
-        start = clock()
-        left @ left
-        wait(device)
-        # The first also loads the kernel.
-        best = min(best, clock() - start)
-    return 2 * side**3 / best / 1e12
 
 
 def return_freed_memory() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dreamloom.core.config.loading import load_config, load_run_settings
 from dreamloom.core.config.settings import LoomConfig
-from dreamloom.core.device import Runtime, measure_matrix_rate, pick_runtime, spare_memory
+from dreamloom.core.device import Runtime, pick_runtime, spare_memory
 from dreamloom.core.run_folder import RunFolder
 from dreamloom.memory.device_memory import DeviceMemory, apply_limit, read_device_memory
 from dreamloom.memory.plan import apply_plan, plan_run
@@ -17,6 +17,7 @@ from dreamloom.memory.plan_drawing import plan_drawing
 from dreamloom.memory.predict import Setting
 from dreamloom.memory.work import find_folder
 from dreamloom.models.base import MemoryOptions
+from dreamloom.models.matrix_products import measure_matrix_rate
 
 # A base whose weights are this small beside a device's memory is not worth a plan.
 _SMALL_SHARE = 1 / 32

@@ -21,8 +21,8 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
 
     On a CPU its convolutions read weights whose channels lie last or that are packed, its linear
     layers those of `packed_linear`, and what a prompt becomes is computed once for all steps. The
-    values stay as they are. Elsewhere, in half precision, and in large models nothing
-    is done: there the copies would cost more than they bring.
+    values stay as they are. Nothing is done elsewhere and in half precision; in large models only
+    what needs no copies, which would cost more than they bring.
 
     Args:
         denoiser: Its layers may have adapters; those that compute in a way of their own are left.
@@ -31,7 +31,10 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     if order == "plain":
         yield
         return
-    attentions: list[Any] = freeze_attentions(denoiser.modules(), order)
+    makes_copies = order != "onednn"
+    attentions: list[Any] = []
+    if makes_copies:
+        attentions = freeze_attentions(denoiser.modules(), order)
     held = {layer for one in attentions for layer in (one.to_q, one.to_k, one.to_v)}
     frozen = [
         layer
@@ -46,7 +49,7 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     convolutions = [
         layer
         for layer in denoiser.modules()
-        if type(layer) is nn.Conv2d and not layer.weight.requires_grad
+        if makes_copies and type(layer) is nn.Conv2d and not layer.weight.requires_grad
     ]
     packed = pack_convolutions(convolutions)
     own = [layer.weight.data for layer in convolutions]

@@ -104,10 +104,10 @@ class FusedLora:
                 for one in others
                 if one not in adapted and not any(w.requires_grad for w in one.parameters())
             ]
-            self._ordered = [
-                *freeze_linears(self._owner, frozen, self._order),
-                *pack_convolutions(one for one in self._owner.modules() if one not in adapted),
-            ]
+            self._ordered = freeze_linears(self._owner, frozen, self._order)
+            if self._order != "onednn":
+                unadapted = (one for one in self._owner.modules() if one not in adapted)
+                self._ordered += pack_convolutions(unadapted)
         if self._is_compiled and hasattr(self._owner, "_repeated_blocks"):
             whole = {one: maps for one, maps in self._attentions.items() if maps.out is not None}
             self._blocks = CompiledBlocks(self._owner, whole)

@@ -4,15 +4,12 @@ On a CPU a matrix product spends part of its time bringing the weight into the o
 kernel reads. A frozen weight can be brought into that order once. On Intel's processors that is
 its transpose, for MKL and the forward pass; on others oneDNN's own order, once for each way, by
 the ops that torch's compiler uses for frozen models. The copies cost memory, so large models do
-without.
+without; on others' processors oneDNN then reads the weights as they lie.
 """
 
 from __future__ import annotations
 
-import functools
-import platform
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -20,13 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dreamloom.models.matrix_products import multiply, prefers_onednn
+
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 MOST_COPIED_BYTES = 2**30
 """Components with larger weights than this keep the one copy that they have."""
 
-Order = Literal["plain", "turned", "packed"]
-"""How frozen weights lie beside themselves: not at all, transposed, or packed by oneDNN."""
+Order = Literal["plain", "onednn", "turned", "packed"]
+"""How frozen weights lie beside themselves: not at all, whether torch multiplies them by its own
+choice or oneDNN does; transposed; or packed by oneDNN."""
 
 
 class PackedLinear:
@@ -45,6 +45,7 @@ class PackedLinear:
         order: Order,
     ) -> None:
         self.weight, self.bias = weight, bias
+        self._is_onednns = order == "onednn"
         self._is_packed = order == "packed"
         self._transposed = weight.detach().t().contiguous() if order == "turned" else None
         self._forth: Any = _pack(weight) if self._is_packed else None
@@ -54,7 +55,9 @@ class PackedLinear:
     def apply(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Compute the outputs."""
         if self._is_packed:
-            return _multiply(rows, self._forth, self.bias)
+            return _multiply_packed(rows, self._forth, self.bias)
+        if self._is_onednns:
+            return multiply(rows, self.weight, self.bias)
         if self._transposed is None:
             return linear(rows, self.weight, self.bias)
         if self.bias is None:
@@ -70,7 +73,9 @@ class PackedLinear:
         if self._is_packed:
             if self._back is None:
                 self._back = _pack(self.weight.t().contiguous())
-            return _multiply(gradient, self._back, None)
+            return _multiply_packed(gradient, self._back, None)
+        if self._is_onednns:
+            return multiply(gradient, self.weight.t(), None)
         return gradient @ self.weight
 
 
@@ -78,7 +83,7 @@ def _pack(weight: Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
-def _multiply(rows: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
+def _multiply_packed(rows: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return result
 
@@ -90,22 +95,10 @@ def pick_order(owner: nn.Module) -> Order:
         return "plain"
     # All weights count, those of convolutions and those in fewer bits as well.
     held = [*owner.parameters(), *owner.buffers()]
-    if sum(one.numel() * one.element_size() for one in held) > MOST_COPIED_BYTES:
-        return "plain"
-    if is_processor_intels() and torch.backends.mkl.is_available():
-        return "turned"
-    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return "packed" if packs else "plain"
-
-
-@functools.cache
-def is_processor_intels() -> bool:
-    """Say whether Intel made this computer's processor."""
-    # Timing both ways would choose otherwise from one start to the next, and the last digits of a
-    # training that was broken off would differ.
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(errors="ignore") if info.exists() else platform.processor()
-    return "GenuineIntel" in text
+    is_large = sum(one.numel() * one.element_size() for one in held) > MOST_COPIED_BYTES
+    if prefers_onednn():
+        return "onednn" if is_large else "packed"
+    return "turned" if torch.backends.mkl.is_available() and not is_large else "plain"
 
 
 class PackedForward(Protocol):

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dreamloom.models.matrix_products import multiply
 from dreamloom.models.quantization import Quantization, QuantizedTensor, dequantize, quantize
 
 # They are few, small, and every picture depends on them at each step.
@@ -85,11 +86,11 @@ class _Multiply(torch.autograd.Function):
         ctx.layer = layer
         weight = layer.weight.to(inputs.dtype)
         bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
-        return nn.functional.linear(inputs, weight, bias)
+        return multiply(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.weight.to(gradient.dtype), None
+        return multiply(gradient, ctx.layer.weight.to(gradient.dtype).t()), None
 
 
 def quantize_linears(
