@@ -19,6 +19,7 @@ import time
 import types
 from collections.abc import Callable
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ RANK, RATE, TEXT_RATE, DECAY = 16, 1e-4, 5e-5, 1e-2
 """What both sides train with."""
 
 
+PHASES = ("forward", "backward", "optimizer")
+"""Parts of an update that are timed; the rest of it is what lies between them."""
+
+
 class Clock:
-    """Writes down when each optimizer step begins.
+    """Writes down when each optimizer step begins, and how long the phases before it took.
 
     Args:
         updates: The training is left when one more step than these has begun: neither side's
@@ -43,25 +48,60 @@ class Clock:
         self.updates = updates
         self.times: list[tuple[float, float]] = []
         self.on_step: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+        self._spent = dict.fromkeys(PHASES, 0.0)
+        # What was spent on each phase before each step.
+        self._spent_before: list[dict[str, float]] = []
+        self.time_phase(torch.optim.AdamW, "step", "optimizer")
+        self.time_phase(torch.autograd, "backward", "backward")
         step = torch.optim.AdamW.step
 
         def timed(optimizer: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
             self.times.append((time.process_time(), time.perf_counter()))
+            self._spent_before.append(dict(self._spent))
             self.on_step(optimizer)
             return step(optimizer, *args, **kwargs)
 
         torch.optim.AdamW.step = timed
 
+    def time_phase(self, owner: Any, name: str, phase: str) -> None:
+        """Count the processor time of a function towards a phase."""
+        call = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._spent[phase] += time.process_time() - began
+
+        setattr(owner, name, timed)
+
     def write(self, file: Path) -> None:
         """Write the seconds of each update and before the first, and the most resident memory."""
-        pairs = list(zip(self.times, self.times[1:], strict=False))
+        pairs = list(pairwise(self.times))
         found = {
             "cpu_seconds_to_first_step": self.times[0][0],
             "cpu_seconds": [end[0] - begin[0] for begin, end in pairs],
             "wall_seconds": [end[1] - begin[1] for begin, end in pairs],
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "phases": {
+                phase: [
+                    after[phase] - before[phase] for before, after in pairwise(self._spent_before)
+                ]
+                for phase in PHASES
+            },
+            "peak_mib": read_peak_mib(),
         }
         file.write_text(json.dumps(found))
+
+
+def read_peak_mib() -> float:
+    """Read what this program held at most."""
+    # What getrusage tells begins with the parent's, where Linux tells its own.
+    file = Path("/proc/self/status")
+    lines = file.read_text().splitlines() if file.exists() else []
+    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    held = int(peaks[0]) if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held / 1024
 
 
 # ------------------------------------------------------------------ diffusers' script

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_sdxl import make_pictures, make_small_sdxl
+from small_sdxl import make_pictures, make_real_sdxl, make_small_sdxl
 from train_vs_diffusers import describe_machine
 
 from dreamloom.core.config.loading import load_config
@@ -52,7 +52,6 @@ from dreamloom.memory.plan import plan_run
 from dreamloom.memory.predict import GIB, count_flops
 from dreamloom.memory.work import find_table
 from dreamloom.models.matrix_products import measure_matrix_rate
-from dreamloom.models.meta_model import make_meta_model
 from dreamloom.pipeline.train import train_folder
 
 HERE = Path(__file__).parent
@@ -518,14 +517,7 @@ def make_base(given: argparse.Namespace) -> Path:
     """Make the random base model, unless it is there."""
     if given.small:
         return make_small_sdxl(given.work / "small")
-    folder = given.work / "base"
-    if not (folder / "model_index.json").is_file():
-        began = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            make_meta_model(torch.float16).save_pretrained(folder)
-        print(f"made the base model in {time.perf_counter() - began:.0f} s", flush=True)
-    return folder
+    return make_real_sdxl(given.work / "base")
 
 
 def measure_rates(given: argparse.Namespace) -> dict[str, float]:

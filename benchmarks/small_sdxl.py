@@ -1,8 +1,8 @@
-"""An SDXL of about 98 M parameters with random weights, and pictures, for the benchmarks.
+"""An SDXL of about 98 M parameters or of its real size with random weights, and pictures.
 
-It has SDXL's structure at a fifth of its width: transformers of 1, 2 and 10 layers, heads of 64
-channels, two text encoders, pooled text and time ids. Where SDXL is wide, its layers take longer
-for what they compute; here more of the time goes to calling them.
+The small one has SDXL's structure at a fifth of its width: transformers of 1, 2 and 10 layers,
+heads of 64 channels, two text encoders, pooled text and time ids. Where SDXL is wide, its layers
+take longer for what they compute; here more of the time goes to calling them.
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from dreamloom.models import sdxl_configs
+from dreamloom.models.meta_model import make_meta_model
 
 _WORDS = ("a", "photo", "of", "person", "rraj")
 
@@ -52,6 +53,15 @@ def make_small_sdxl(folder: Path, seed: int = 0, text_layers: int = 4) -> Path:
             scheduler=EulerDiscreteScheduler.from_config(schedule),
             add_watermarker=False,
         ).save_pretrained(folder)
+    return folder
+
+
+def make_real_sdxl(folder: Path) -> Path:
+    """Save SDXL at its real size with random weights, 6.5 GiB in fp16, unless it is there."""
+    if not (folder / "model_index.json").exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            make_meta_model(torch.float16).save_pretrained(folder)
     return folder
 
 

@@ -19,7 +19,9 @@ They run by turns, each time in a process of its own. An update's time is the pr
 two optimizer steps; the first two are left out. A round's figure is the median of its updates, the
 table's that of the rounds. The share of the limit is the operations of one update, counted by torch
 on the U-Net that is taught, over what a large product of matrices does in that time; its rate
-is the best of those measured between the runs.
+is the best of those measured between the runs, by the faster of torch's two libraries. A second
+table says the same by phase: the denoiser's forward pass, autograd's backward pass, the optimizer's
+step, and the rest of an update. Encoding is in what precedes the first step.
 
 The loss is measured by our code on the same photos, noise and timesteps for the base and for each
 adapter, as its trainer wrote it after ``--check`` updates in the first round; so a trainer that
@@ -43,6 +45,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from run_training import PHASES
 from small_sdxl import make_pictures
 from train_vs_diffusers import WARM_UP, describe_machine, quiet_environment
 from trainer_base import count_update, make_base
@@ -64,6 +67,7 @@ class Row:
         rounds: Median seconds of processor time per update.
         peak_mib: Most resident memory.
         first: Seconds of processor time until the first optimizer step.
+        phases: For each phase the median seconds of each round.
         loss: With its adapter, or why there is none.
         failed: The last line of its error.
     """
@@ -73,6 +77,7 @@ class Row:
     rounds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
     first: list[float] = field(default_factory=list)
+    phases: dict[str, list[float]] = field(default_factory=lambda: {one: [] for one in PHASES})
     loss: float | str | None = None
     failed: str = ""
 
@@ -88,13 +93,13 @@ class Size:
 
     Args:
         px: Their side.
-        flop: Operations of one update with attention layers taught.
+        flop: Operations of one update with attention layers taught, by phase.
         rows: One for each trainer.
         base_loss: Loss of the base alone.
     """
 
     px: int
-    flop: float
+    flop: dict[str, float]
     rows: list[Row]
     base_loss: float | str | None = None
 
@@ -143,6 +148,8 @@ def take_turn(row: Row, first: bool, given: argparse.Namespace) -> None:
             return
     row.rounds.append(statistics.median(found["cpu_seconds"][WARM_UP:]))
     row.first.append(found["cpu_seconds_to_first_step"])
+    for phase, seconds in found["phases"].items():
+        row.phases[phase].append(statistics.median(seconds[WARM_UP:]))
     row.peak_mib = max(row.peak_mib, found["peak_mib"])
 
 
@@ -204,16 +211,18 @@ def keep(sizes: list[Size], rates: list[float], given: argparse.Namespace) -> No
 def describe(size: Size, rate: float) -> dict[str, Any]:
     """Put the figures of one size into words for a file."""
     ours = {row.trainer: row.seconds for row in size.rows if row.trainer in OURS and row.rounds}
-    rows = []
+    rows, flop = [], sum(size.flop.values())
     for row in size.rows:
         told = {"trainer": row.trainer, "failed": row.failed}
         if row.rounds:
             own = ours.get("ours-all" if row.trainer.endswith("-all") else "ours")
+            phases = {phase: statistics.median(seconds) for phase, seconds in row.phases.items()}
             told |= {
+                "phases": {**phases, "rest": row.seconds - sum(phases.values())},
                 "seconds": row.seconds,
                 "times_ours": row.seconds / own if own else None,
                 "rounds": row.rounds,
-                "share": None if row.trainer.endswith("-all") else size.flop / row.seconds / rate,
+                "share": None if row.trainer.endswith("-all") else flop / row.seconds / rate,
                 "peak_mib": row.peak_mib,
                 "seconds_to_first_step": statistics.median(row.first),
                 "loss": row.loss,
@@ -226,7 +235,7 @@ def tell(size: Size, rate: float) -> str:
     """Make the table of one size."""
     told = describe(size, rate)
     lines = [
-        f"\n{size.px} px: {size.flop / 1e9:.1f} GFLOP an update, matrix rate "
+        f"\n{size.px} px: {sum(size.flop.values()) / 1e9:.1f} GFLOP an update, matrix rate "
         f"{rate / 1e9:.1f} GFLOP/s, loss of the base {tell_number(size.base_loss, '.5f')}\n",
         "| trainer | s/update | times ours | share of the limit | to the first step, s "
         "| peak MiB | loss |",
@@ -244,7 +253,25 @@ def tell(size: Size, rate: float) -> str:
             f"| {row['trainer']} | {row['seconds']:.3f} | {times} | {share} "
             f"| {row['seconds_to_first_step']:.1f} | {row['peak_mib']:.0f} | {loss} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *tell_phases(size, rate, told["trainers"])])
+
+
+def tell_phases(size: Size, rate: float, rows: list[dict[str, Any]]) -> list[str]:
+    """Make the lines of the table of phases."""
+    lines = [
+        "",
+        "| trainer, seconds (share of the limit) | " + " | ".join([*PHASES, "rest"]) + " |",
+    ]
+    lines.append("|---" * (len(PHASES) + 2) + "|")
+    for row in rows:
+        cells = [
+            f"{seconds:.3f} ({flop / seconds / rate:.0%})" if flop else f"{seconds:.3f}"
+            for phase, seconds in row.get("phases", {}).items()
+            for flop in (None if row["trainer"].endswith("-all") else size.flop.get(phase),)
+        ]
+        if cells:
+            lines.append(f"| {row['trainer']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def tell_number(value: float | str | None, form: str) -> str:

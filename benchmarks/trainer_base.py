@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from run_training import RANK, make_config, prepare_ours
 from safetensors.torch import load_file, save_file
-from small_sdxl import make_small_sdxl
+from small_sdxl import make_real_sdxl, make_small_sdxl
 from torch.utils.flop_counter import FlopCounterMode
 
 DRAWS = tuple(range(-1, -17, -1))
@@ -24,11 +24,7 @@ def make_base(folder: Path, full_size: bool) -> Path:
     if (folder / "spelled").exists():
         return folder
     if full_size:
-        from dreamloom.models.meta_model import make_meta_model
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            make_meta_model(torch.float16).save_pretrained(folder)
+        make_real_sdxl(folder)
     else:
         make_small_sdxl(folder, text_layers=12)
     _spell_for_older_libraries(folder)
@@ -53,8 +49,8 @@ def _spell_for_older_libraries(folder: Path) -> None:
         (folder / name / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-def count_update(model: Path, px: int) -> float:
-    """Count the operations of one update, forward and backward, of two images.
+def count_update(model: Path, px: int) -> dict[str, float]:
+    """Count the operations of one update of two images by phase: forward and backward.
 
     It is that of the U-Net alone, as diffusers computes it, with a LoRA in its attention layers.
     """
@@ -78,8 +74,9 @@ def count_update(model: Path, px: int) -> float:
                 torch.randn(2, 77, sizes["cross_attention_dim"]),
                 added_cond_kwargs=beside,
             ).sample
+            forward = float(counter.get_total_flops())
             predicted.square().mean().backward()
-    return float(counter.get_total_flops())
+    return {"forward": forward, "backward": counter.get_total_flops() - forward}
 
 
 # ------------------------------------------------------------------ a process of its own

@@ -97,6 +97,9 @@ def launch_kohya(given: argparse.Namespace, attention_only: bool = True) -> Path
     sys.path.insert(0, str(given.checkout))
     os.chdir(given.checkout)
     _fit_kohya(given.model)
+    from library.sdxl_original_unet import SdxlUNet2DConditionModel
+
+    given.clock.time_phase(SdxlUNet2DConditionModel, "forward", "forward")
     if attention_only:
         from networks.lora import LoRANetwork
 
@@ -312,27 +315,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args(namespace=argparse.Namespace(text=False, gradient_checkpointing=False))
 
 
-def read_peak_mib() -> float:
-    """Read what this program held at most; what getrusage tells begins with its parent's."""
-    file = Path("/proc/self/status")
-    lines = file.read_text().splitlines() if file.exists() else []
-    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return int(peaks[0]) / 1024 if peaks else 0.0
-
-
 def main() -> None:
     """Train, write the times, and say where the adapter is."""
     given = parse()
     torch.set_num_threads(1)
     # Some write what they cache beside the pictures.
     given.pictures = shutil.copytree(given.pictures, given.out / "pictures")
-    clock = Clock(given.updates)
+    clock = given.clock = Clock(given.updates)
+    if not given.trainer.startswith("kohya"):
+        from diffusers import UNet2DConditionModel
+
+        clock.time_phase(UNet2DConditionModel, "forward", "forward")
     adapter = LAUNCHERS[given.trainer](given)
     if len(clock.times) < given.updates + 1 or math.isnan(clock.times[0][0]):
         raise RuntimeError(f"only {len(clock.times)} optimizer steps were seen")
     clock.write(given.result)
     told = json.loads(given.result.read_text())
-    told["peak_mib"] = read_peak_mib() or told["peak_mib"]
     given.result.write_text(json.dumps({**told, "adapter": str(adapter)}))
 
 

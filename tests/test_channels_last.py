@@ -1,6 +1,7 @@
 """Weights laid out for drawing compute the same and come back as they were."""
 
 import torch
+from diffusers import Transformer2DModel
 from diffusers.models.attention import FeedForward
 from torch import nn
 
@@ -77,3 +78,27 @@ def test_an_error_while_drawing_leaves_nothing_behind():
         pass
     assert layers[0].weight.is_contiguous()
     assert "forward" not in vars(layers[2])
+
+
+@torch.no_grad()
+def test_a_transformer_leaves_channels_last_and_is_itself_again_afterwards():
+    torch.manual_seed(0)
+    transformer = Transformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=16,
+        cross_attention_dim=12,
+        use_linear_projection=True,
+        norm_num_groups=4,
+    ).requires_grad_(False)
+    x, prompts = torch.randn(2, 16, 4, 6), torch.randn(2, 5, 12)
+    plain = transformer(x, prompts).sample
+    own = set(vars(transformer))
+    with fastest_layout(transformer):
+        x = x.contiguous(memory_format=torch.channels_last)
+        drawn = transformer(x, prompts).sample
+        assert drawn.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(drawn, plain, atol=1e-5)
+    assert plain.is_contiguous()
+    assert set(vars(transformer)) == own
+    assert torch.equal(transformer(x.contiguous(), prompts).sample, plain)

@@ -7,12 +7,35 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from diffusers import Transformer2DModel
+from torch import Tensor, nn
 
 from dreamloom.models.convolutions import pack_convolutions
 from dreamloom.models.feedforward import freeze_linears
 from dreamloom.models.frozen_attention import freeze_attentions
 from dreamloom.models.packed_linear import pick_order, restore_forward
+
+_OUTPUT = "_get_output_for_continuous_inputs"
+"""diffusers' method that turns a transformer's tokens into a picture again."""
+
+
+class _ChannelsLastOutput:
+    """That method, without the copy that brings the channels to the front.
+
+    What follows would bring them back to the end, layer by layer.
+    """
+
+    def __init__(self, transformer: Transformer2DModel) -> None:
+        self._transformer = transformer
+
+    def __call__(
+        self, hidden_states: Tensor, residual: Tensor, height: int, width: int, **others: Any
+    ) -> Tensor:
+        """Compute the transformer's output."""
+        del others
+        projected: Tensor = self._transformer.proj_out(hidden_states)
+        picture: Tensor = projected.unflatten(1, (height, width)).permute(0, 3, 1, 2) + residual
+        return picture
 
 
 @contextmanager
@@ -52,12 +75,21 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
         if makes_copies and type(layer) is nn.Conv2d and not layer.weight.requires_grad
     ]
     packed = pack_convolutions(convolutions)
+    transformers = [
+        one
+        for one in denoiser.modules()
+        if makes_copies and isinstance(one, Transformer2DModel) and one.use_linear_projection
+    ]
     own = [layer.weight.data for layer in convolutions]
     try:
         for layer in convolutions:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        for transformer in transformers:
+            vars(transformer)[_OUTPUT] = _ChannelsLastOutput(transformer)
         yield
     finally:
+        for transformer in transformers:
+            vars(transformer).pop(_OUTPUT, None)
         # The same tensors: a copy may differ in its strides, by which kernels are chosen, and what
         # is trained after a drawing would round otherwise than what is trained without.
         for layer, weight in zip(convolutions, own, strict=True):
