@@ -39,8 +39,8 @@ class _ChannelsLastOutput:
 
 
 @contextmanager
-def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
-    """Lay out a denoiser's weights for the time of a block in which nothing is trained.
+def fastest_layout(denoiser: nn.Module, decoder: nn.Module | None = None) -> Iterator[None]:
+    """Lay out what draws for the time of a block in which nothing is trained.
 
     On a CPU its convolutions read weights whose channels lie last or that are packed, its linear
     layers those of `packed_linear`, and what a prompt becomes is computed once for all steps. The
@@ -49,6 +49,7 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
 
     Args:
         denoiser: Its layers may have adapters; those that compute in a way of their own are left.
+        decoder: Its convolutions are laid out if the denoiser's are.
     """
     order = pick_order(denoiser)
     if order == "plain":
@@ -71,8 +72,10 @@ def fastest_layout(denoiser: nn.Module) -> Iterator[None]:
     # What is being trained is left: DoRA looks at its factors as rows of their memory.
     convolutions = [
         layer
-        for layer in denoiser.modules()
-        if makes_copies and type(layer) is nn.Conv2d and not layer.weight.requires_grad
+        for part in (denoiser, decoder)
+        if makes_copies and part is not None
+        for layer in part.modules()
+        if type(layer) is nn.Conv2d and not layer.weight.requires_grad
     ]
     packed = pack_convolutions(convolutions)
     transformers = [

@@ -111,12 +111,13 @@ def quantize_linears(
     if kind == "whole":
         return 0
     found = [
-        (parent, name, layer)
+        (parent, name)
         for full_name, parent in module.named_modules()
         for name, layer in parent.named_children()
         if type(layer) is nn.Linear
         and not set(f"{full_name}.{name}".split(".")).intersection(_LEFT_WHOLE)
     ]
-    for parent, name, layer in found:
-        setattr(parent, name, QuantizedLinear(layer, kind, device))
+    for parent, name in found:
+        # No name is left for the layer: its whole weight goes before the next one is turned.
+        setattr(parent, name, QuantizedLinear(getattr(parent, name), kind, device))
     return len(found)

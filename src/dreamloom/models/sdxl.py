@@ -414,7 +414,7 @@ class SDXLModel:
         )
         at_once = len(batches) if self.memory_options.cpu_offload else 1
         pictures: dict[int, Image.Image] = {}
-        with fastest_layout(self._pipeline.unet):
+        with fastest_layout(self._pipeline.unet, self._pipeline.vae):
             for start in range(0, len(batches), at_once):
                 drawn, numbers = [], []
                 for some in batches[start : start + at_once]:
