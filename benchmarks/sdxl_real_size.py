@@ -171,8 +171,10 @@ ON_PROCESSOR = (
         2,
     ),
     Training("1024 px, as planned, photos alone", 1024, (*_SMALL_RUN, "priors.kind=none"), 2),
+    Training("256 px, class images drawn", 256, (*_SMALL_RUN, "priors.kind=generated"), 2),
     *(
-        [Training("256 px, computed in bf16", 256, (*_SMALL_RUN, "precision=bf16"), 2)]
+        # Where the processor multiplies in bf16 itself, the plan chooses that.
+        [Training("256 px, computed in fp32", 256, (*_SMALL_RUN, "precision=fp32"), 2)]
         if has_bf16_units()
         else []
     ),

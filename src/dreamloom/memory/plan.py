@@ -13,10 +13,10 @@ from dreamloom.memory.device_memory import DeviceMemory, apply_limit
 from dreamloom.memory.predict import GIB, Setting, count_flops
 from dreamloom.memory.table import MemoryTable
 from dreamloom.memory.telling import (
-    COMPILED,
     QUANTIZED,
     RECOMPUTED,
     tell_bytes,
+    tell_compiled,
     tell_count,
     tell_duration,
     tell_flops,
@@ -118,7 +118,7 @@ class MemoryPlan:
             lines.append("the optimizer keeps its states in 8 bits: without, nothing fits")
         lines.append(
             f"{tell_count(setting.drawn_at_once, 'picture')} drawn at a time; attention by torch's "
-            f"own fused kernels; {COMPILED[self.compile]}"
+            f"own fused kernels; {tell_compiled(self.compile, self.memory)}"
         )
         parts = ", ".join(f"{name} {tell_flops(count)}" for name, count in self.flops.items())
         operations = f"{tell_flops(sum(self.flops.values()))} in all ({parts})"

@@ -26,6 +26,13 @@ COMPILED = {
 }
 
 
+def tell_compiled(setting: str, memory: DeviceMemory) -> str:
+    """Say what is compiled; ``auto`` compiles nothing on a processor."""
+    if memory.is_host and setting != "blocks":
+        return "repeated blocks not compiled"
+    return COMPILED[setting]
+
+
 def tell_more_memory(memory: DeviceMemory) -> str:
     """Say what to do where nothing fits."""
     if memory.is_host:
