@@ -384,7 +384,9 @@ def _compare(file: Path, other: Any) -> float:
 def merge(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Merge the adapter with itself at another weight."""
     adapter = given.work / "adapter.safetensors"
-    return run_command("merge", f"{adapter}:1", f"{adapter}:0.5", "--out", folder / "merged")
+    return run_command(
+        "merge", f"{adapter}:1", f"{adapter}:0.5", "--out", folder / "merged.safetensors"
+    )
 
 
 def bake(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -396,8 +398,8 @@ def bake(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def extract(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Take the adapter out of the model that it was baked into."""
     baked = given.work / "cases" / "baked" / "baked"
-    words = ("extract", baked, "--base", given.base, "--rank", "4", "--out", folder / "extracted")
-    return run_command(*words)
+    words = ("extract", baked, "--base", given.base, "--rank", "4", "--out")
+    return run_command(*words, folder / "extracted.safetensors")
 
 
 def read_single_file(given: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Runtime: the device and precision that were asked for, and dice that can be thrown again."""
 
+import os
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,3 +147,24 @@ def test_effort_on_a_gpu_is_that_of_the_block_alone():
         with measure_effort(runtime) as effort:
             torch.empty(mib * 2**20, dtype=torch.uint8, device="cuda")
         assert mib <= effort.peak_mib < mib + 8
+
+
+_LARGE_PAGES = """
+import dreamloom
+from dreamloom.core import device
+import torch
+whole = torch.ones(2**24)
+pages = open("/proc/self/smaps_rollup").read().split("AnonHugePages:")[1].split()[0]
+print(int(pages))
+"""
+
+
+def test_large_tensors_lie_in_large_pages_where_linux_has_them():
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    bare = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LARGE_PAGES], capture_output=True, text=True, check=True, env=bare
+    )
+    assert int(done.stdout) > 0

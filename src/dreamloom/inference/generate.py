@@ -57,7 +57,7 @@ from dreamloom.models.lora_schedule import (
     parse_curve,
     set_lora_schedules,
 )
-from dreamloom.models.session import follow_noise_schedule, tell_other_base
+from dreamloom.models.session import check_fit, follow_noise_schedule, tell_other_base
 
 
 @dataclass(frozen=True)
@@ -343,8 +343,7 @@ def check_request(
         if composition.method == "k-lora":
             refuse_other_kinds(adapter, str(part.path), "can be worn by k-lora")
         strength = LoraSchedule(part.weight) if isinstance(part.weight, Curve) else part.weight
-        with model.apply_adapters([(adapter, strength)]):
-            pass  # it fits
+        check_fit(model, adapter, strength)
     return adapters
 
 

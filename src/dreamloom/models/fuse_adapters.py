@@ -84,7 +84,7 @@ def fused_adapters(
                         change = adapter.layers[name].update().to(original.device)
                     else:
                         change = change_of(adapter.peft, name, original)
-                    target.copy_((target.float() + weight * change).to(target.dtype))
+                    target.copy_(change.mul_(weight).add_(target.float()))
         yield
     finally:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from dreamloom.lora.adapter import Adapter
 from dreamloom.lora.base_names import BASE_KEY, FINGERPRINT_KEY
 from dreamloom.models.base import NO_SAVINGS, MemoryOptions, Model
 from dreamloom.models.families import load_model
+from dreamloom.models.lora_schedule import LoraSchedule, Strength
 
 _OPEN: dict[tuple[str, Runtime, MemoryOptions], Model] = {}
 """What is open, by what it was asked with; how much is drawn at once can change."""
@@ -82,3 +83,17 @@ def refuse_other_base(named: str, adapter: Adapter, model: Model) -> None:
         raise AdapterError(
             f"{told}.", "Name that base model with --base, or train the adapter again."
         )
+
+
+def check_fit(model: Model, adapter: Adapter, strength: Strength) -> None:
+    """Refuse an adapter that a base model cannot wear.
+
+    Raises:
+        AdapterError: If it does not fit.
+    """
+    if adapter.peft is None and not adapter.tokens and not isinstance(strength, LoraSchedule):
+        # Finding its layers tells; to apply it takes a large model seconds and copies of weights.
+        model.layers_of(adapter)
+        return
+    with model.apply_adapters([(adapter, strength)]):
+        pass
