@@ -238,3 +238,6 @@ def test_the_limit_in_the_settings_holds_on_a_processor():
     plan = plan_run(config("memory.limit=9GiB"), host(64))
     assert plan.memory.is_host
     assert plan.choice.memory_use.peak_bytes < 9 * GIB
+    with pytest.raises(ConfigError, match="Nothing fits in 3 GiB") as caught:
+        plan_run(config("memory.limit=3GiB"), host(64))
+    assert "et memory.limit higher" in caught.value.hint

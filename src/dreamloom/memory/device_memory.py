@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -36,11 +36,13 @@ class DeviceMemory:
         nbytes: How much that is; of a computer, what is free.
         said: In words.
         is_host: Whether it is the computer's own, which a processor computes in.
+        is_set: Whether ``memory.limit`` sets it.
     """
 
     nbytes: int
     said: str
     is_host: bool = False
+    is_set: bool = False
 
     @property
     def gib(self) -> float:
@@ -120,7 +122,7 @@ def apply_limit(memory: DeviceMemory, config: LoomConfig) -> DeviceMemory:
     """
     if config.memory.limit == "auto":
         return memory
-    return read_memory(config.memory.limit, is_host=memory.is_host)
+    return replace(read_memory(config.memory.limit, is_host=memory.is_host), is_set=True)
 
 
 def read_device_memory(device: torch.device) -> DeviceMemory | None:

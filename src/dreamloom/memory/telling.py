@@ -35,6 +35,8 @@ def tell_compiled(setting: str, memory: DeviceMemory) -> str:
 
 def tell_more_memory(memory: DeviceMemory) -> str:
     """Say what to do where nothing fits."""
+    if memory.is_set:
+        return "set memory.limit higher"
     if memory.is_host:
         return "close other programs, or take a computer with more memory"
     return "take a GPU with more memory"
