@@ -1,6 +1,7 @@
 """Adapters whose weights follow a drawing, against drawings that are made by hand."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,10 @@ def test_other_kinds_than_lora_follow_a_schedule_too(tiny: SDXLModel, kind: Adap
 
 
 def test_a_weight_of_0_throughout_draws_the_bases_picture_bit_for_bit(
-    tiny: SDXLModel, pair: tuple[Adapter, Adapter]
+    tiny: SDXLModel, pair: tuple[Adapter, Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Layers that somebody listens to are multiplied one by one, which may round otherwise.
+    monkeypatch.setattr("dreamloom.models.sdxl.fastest_layout", lambda *parts: nullcontext())
     base = draw(tiny, [])
     for conditional_only in (False, True):
         lora_schedule = LoraSchedule(Curve.constant(0.0), conditional_only=conditional_only)
