@@ -125,21 +125,6 @@ def draw_here(given: argparse.Namespace) -> None:
 # ------------------------------------------------------------------ all of them
 
 
-def write_single_file(base: Path, file: Path) -> None:
-    """Write the base model as a checkpoint in the original layout."""
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-    from safetensors.torch import save_file
-
-    sys.path.append(str(HERE.parent / "tests"))
-    from original_layout import original_layout
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float16)
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    state = original_layout(*(getattr(pipeline, name) for name in names))
-    save_file({name: weight.contiguous() for name, weight in state.items()}, file)
-
-
 def count_picture(base: Path, px: int, steps: int) -> float:
     """Count the operations of one guided picture: the U-Net's and the decoder's."""
     import torch
@@ -168,6 +153,8 @@ def count_picture(base: Path, px: int, steps: int) -> float:
 
 def draw_apart(who: str, given: argparse.Namespace) -> dict[str, Any]:
     """Draw by one program in a process of its own."""
+    from train_vs_diffusers import quiet_environment
+
     result = given.work / f"{who}.json"
     result.unlink(missing_ok=True)
     command = [
@@ -176,9 +163,8 @@ def draw_apart(who: str, given: argparse.Namespace) -> dict[str, Any]:
         *("--px", str(given.px), "--steps", str(given.steps)),
         *(["--comfyui", str(given.comfyui)] if given.comfyui else []),
     ]
-    quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False
+        command, env=quiet_environment(), capture_output=True, text=True, check=False
     )
     if done.returncode or not result.is_file():
         raise SystemExit(f"{who} failed:\n{done.stderr[-2000:]}")
@@ -213,7 +199,7 @@ def main() -> None:
     import torch
     from draw_vs_diffusers import measure_decibels
     from PIL import Image
-    from small_sdxl import make_real_sdxl
+    from small_sdxl import make_real_sdxl, write_single_file
     from train_vs_diffusers import describe_machine
 
     from dreamloom.models.matrix_products import measure_matrix_rate

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_sdxl import make_pictures, make_real_sdxl, make_small_sdxl
+from small_sdxl import make_pictures, make_real_sdxl, make_small_sdxl, write_single_file
 from train_vs_diffusers import describe_machine
 
 from dreamloom.core.config.loading import load_config
@@ -404,18 +404,8 @@ def extract(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def read_single_file(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Write the base model in the original layout, and draw the same from it as from its folder."""
-    from diffusers import StableDiffusionXLPipeline
-    from safetensors.torch import save_file
-
-    sys.path.append(str(HERE.parent / "tests"))
-    from original_layout import original_layout
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(given.base, torch_dtype=torch.float16)
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    state = original_layout(*(getattr(pipeline, name) for name in names))
     file = folder / "model.safetensors"
-    save_file({name: weight.contiguous() for name, weight in state.items()}, file)
-    del pipeline, state
+    write_single_file(given.base, file)
     rows, pictures = [], []
     for number, base in enumerate((file, given.base)):
         rows.append(

@@ -5,6 +5,7 @@ heads of 64 channels, two text encoders, pooled text and time ids. Where SDXL is
 take longer for what they compute; here more of the time goes to calling them.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -63,6 +65,17 @@ def make_real_sdxl(folder: Path) -> Path:
             torch.manual_seed(0)
             make_meta_model(torch.float16).save_pretrained(folder)
     return folder
+
+
+def write_single_file(base: Path, file: Path) -> None:
+    """Write a base model as a checkpoint in the original layout, in fp16."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    from original_layout import original_layout
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float16)
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    state = original_layout(*(getattr(pipeline, name) for name in names))
+    save_file({name: weight.contiguous() for name, weight in state.items()}, file)
 
 
 def make_pictures(folder: Path, count: int, side_px: int, seed: int) -> Path:

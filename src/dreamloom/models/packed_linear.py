@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from dreamloom.models.matrix_products import multiply, prefers_onednn
+from dreamloom.models.matrix_products import multiply_by_onednn, prefers_onednn
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -45,19 +45,19 @@ class PackedLinear:
         order: Order,
     ) -> None:
         self.weight, self.bias = weight, bias
-        self._is_onednns = order == "onednn"
         self._is_packed = order == "packed"
         self._transposed = weight.detach().t().contiguous() if order == "turned" else None
-        self._forth: Any = _pack(weight) if self._is_packed else None
+        # The same op reads packed weights and those that lie as the layer has them.
+        self._forth: Any = weight if order == "onednn" else None
+        if self._is_packed:
+            self._forth = _pack(weight)
         # Made when it is first needed: whoever only draws never goes back.
         self._back: Any = None
 
     def apply(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Compute the outputs."""
-        if self._is_packed:
-            return _multiply_packed(rows, self._forth, self.bias)
-        if self._is_onednns:
-            return multiply(rows, self.weight, self.bias)
+        if self._forth is not None:
+            return multiply_by_onednn(rows, self._forth, self.bias)
         if self._transposed is None:
             return linear(rows, self.weight, self.bias)
         if self.bias is None:
@@ -70,22 +70,16 @@ class PackedLinear:
 
     def pull_back(self, gradient: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows inputs"]:
         """Compute the inputs' gradient from that of the outputs."""
-        if self._is_packed:
-            if self._back is None:
-                self._back = _pack(self.weight.t().contiguous())
-            return _multiply_packed(gradient, self._back, None)
-        if self._is_onednns:
-            return multiply(gradient, self.weight.t(), None)
-        return gradient @ self.weight
+        if self._forth is None:
+            return gradient @ self.weight
+        if self._is_packed and self._back is None:
+            self._back = _pack(self.weight.t().contiguous())
+        back = self._back if self._is_packed else self.weight.t()
+        return multiply_by_onednn(gradient, back, None)
 
 
 def _pack(weight: Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-
-
-def _multiply_packed(rows: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return result
 
 
 def pick_order(owner: nn.Module) -> Order:
